@@ -1,0 +1,212 @@
+"""The typed configuration tree. Every option, its type, default and meaning is here and nowhere else.
+
+Reading YAML into it is in :mod:`m4oe_ds.config_loader`; the DeepSpeed JSON stays DeepSpeed's and is only checked
+(:mod:`m4oe_ds.deepspeed_json`). ``docs/configuration.md`` is generated from the sentences below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+CONFIG_VERSION = 1
+
+
+def option(default: Any, sentence: str) -> Any:
+    """A field with a default and the sentence that documents it; mutable defaults are copied per instance."""
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"doc": sentence})
+    return dataclasses.field(default=default, metadata={"doc": sentence})
+
+
+def section(cls: type, sentence: str) -> Any:
+    """A nested section with all its defaults."""
+    return dataclasses.field(default_factory=cls, metadata={"doc": sentence})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int = option(0, "Save every so many optimizer steps; 0 = at the end of each epoch only.")
+    keep_last: int = option(2, "Newest checkpoints to keep; the best one is kept besides.")
+    metric: str = option("loss", "Validation figure that decides the best: `loss`, `auroc` or `balanced_accuracy`.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    name: str = option("run", "Name shown in logs and the report.")
+    seed: int = option(0, "The one seed every generator is derived from.")
+    num_epochs: int = option(100, "Passes over the training split (paper: 100).")
+    max_steps: int = option(0, "Stop after so many optimizer steps; 0 = no limit.")
+    log_every_steps: int = option(10, "Write a log line every so many optimizer steps.")
+    eval_every_epochs: int = option(1, "Evaluate on the validation split every so many epochs; 0 = never.")
+    tensorboard: bool = option(True, "Write TensorBoard events beside log.jsonl.")
+    checkpoint: CheckpointConfig = section(CheckpointConfig, "When to save and what to keep.")
+    expects: dict[str, Any] = option(
+        {}, "Dotted keys of the DeepSpeed JSON and the values this recipe relies on; a difference stops the run."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    enabled: bool = option(False, "Augment training images; everything below is inactive otherwise.")
+    rotation_degrees: float = option(10.0, "Largest rotation, uniform in both directions.")
+    translation: float = option(0.04, "Largest shift as a fraction of the image side.")
+    scale: float = option(0.08, "Largest relative change of size.")
+    gamma: float = option(0.15, "Largest relative change of the grey-scale exponent.")
+    contrast: float = option(0.1, "Largest relative change of contrast.")
+    noise: float = option(0.01, "Standard deviation of Gaussian noise, in units of the full grey scale.")
+    vertical_flip: bool = option(False, "Mirror top to bottom with probability one half.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    dataset: str = option("embed", "Data set whose schema applies: embed, rsna, vindr or gamma.")
+    root: str = option("", "Folder holding one sub-folder of shards per split.")
+    modalities: tuple[str, ...] = option((), "Modalities to use, by name; empty = all of the data set.")
+    tasks: tuple[str, ...] = option((), "Tasks to train, by name; empty = all of the data set.")
+    image_size: tuple[int, ...] = option((224, 224), "Height and width fed to the embedders, in pixels.")
+    complete_only: bool = option(False, "Use only samples that have every modality (what the paper implies).")
+    workers: int = option(2, "Reader processes per rank; 0 reads in the training process.")
+    verify: Literal["full", "size"] = option("full", "Check shards at start by sha256 (`full`) or by size alone.")
+    max_bad_fraction: float = option(0.001, "Stop when more than this share of the samples of a split is unreadable.")
+    augment: AugmentConfig = section(AugmentConfig, "Training-time augmentation.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderConfig:
+    backbone: str = option("vit_base_patch16_224", "Any timm model name, ViT or convolutional.")
+    options: dict[str, Any] = option({}, "Further keyword arguments for timm, e.g. {patch_size: 8, depth: 2}.")
+    weights: str = option("", "Empty = random; a path to local weights; or `hub` to download (needs a network).")
+    replicate_grey: bool = option(False, "Repeat grey images to three identical channels, as the release does.")
+    share: bool = option(False, "One embedder for all modalities instead of one each; adds a modality embedding.")
+    freeze: bool = option(False, "Do not train the embedders.")
+    modality_embed: bool = option(False, "Add a learned vector per modality to its tokens.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    norm: bool = option(True, "Compare unit vectors times a learned scale, as the authors' release does.")
+    scale_init: float = option(1.0, "Initial router scale; routing is close to uniform at 1 and sharpens with it.")
+    dispatch_normalized: bool = option(False, "Dispatch the unit-norm tokens (the release) instead of the raw ones.")
+    combine: Literal["joint", "per_task"] = option("joint", "Combine softmax over all slots, or within each task.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MSoEConfig:
+    num_experts: int = option(32, "Experts of each modality's Soft-MoE (paper: 32).")
+    depth: int = option(2, "Blocks per modality.")
+    num_heads: int = option(8, "Attention heads.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MToEConfig:
+    num_experts: int = option(128, "Experts of the modality-task mixture (paper: 128).")
+    num_heads: int = option(8, "Attention heads.")
+    task_embed_std: float = option(0.0, "Standard deviation of the initial task embeddings; 0 = zeros.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    num_experts: int = option(16, "Experts of the fusion tower's Soft-MoE.")
+    depth: int = option(2, "Blocks of the fusion tower, shared by all tasks.")
+    num_heads: int = option(8, "Attention heads.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    name: str = option("m4oe", "Registered model name; `m4oe models` lists them.")
+    dim: int = option(768, "Token width d.")
+    mlp_ratio: float = option(4.0, "Hidden width of an expert in units of d.")
+    use_mtoe: bool = option(True, "Ablation switch: without it a learned task query takes the place of g_k.")
+    use_msoe: bool = option(True, "Ablation switch: without it pooled embedder tokens take the place of z_i.")
+    embedder: EmbedderConfig = section(EmbedderConfig, "Image embedders.")
+    router: RouterConfig = section(RouterConfig, "Router of every mixture layer.")
+    msoe: MSoEConfig = section(MSoEConfig, "Modality-specific Soft-MoE towers.")
+    mtoe: MToEConfig = section(MToEConfig, "Modality-task mixture of experts.")
+    fusion: FusionConfig = section(FusionConfig, "Fusion tower.")
+    activation_checkpointing: bool = option(False, "Recompute block activations in backward to save memory.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MutualInformationConfig:
+    source: Literal["dispatch", "gate", "joint", "combine", "official"] = option(
+        "dispatch", "Softmax of the router logits that defines P(M,E|T); `official` is the release's own term."
+    )
+    aggregate: Literal["batch", "sample"] = option(
+        "batch", "Average P over the global micro-batch before the information, or the information over samples."
+    )
+    task_weight: Literal["prior", "sum"] = option("prior", "Weight tasks by P(T), or add them up as eq. 6 prints it.")
+    task_prior: Literal["batch", "dataset", "uniform"] = option("batch", "Where P(T) comes from: label counts or 1/p.")
+    mask_by_label: bool = option(True, "A sample counts for task k only if it has that label.")
+    detach_tokens: bool = option(False, "Let the term's gradient reach the router only, not the layers below it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskLossConfig:
+    kind: Literal["auto", "cross_entropy", "focal", "bce_dice"] = option(
+        "auto", "`auto`: cross-entropy for classes, BCE + Dice for masks."
+    )
+    weight: float = option(1.0, "Factor of this task's loss.")
+    gamma: float = option(2.0, "Focusing exponent of the focal loss.")
+    class_weight: Literal["none", "complement", "balanced"] = option(
+        "none", "`complement`: 1 - class frequency (the release); `balanced`: N / (classes * N_class)."
+    )
+    label_smoothing: float = option(0.0, "Label smoothing of the cross-entropy.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    alpha: float = option(0.05, "Weight of the mutual information, subtracted from the loss (paper: 0.05).")
+    mutual_information: MutualInformationConfig = section(MutualInformationConfig, "The term's definition.")
+    default: TaskLossConfig = section(TaskLossConfig, "Loss of every task not listed under `tasks`.")
+    tasks: dict[str, TaskLossConfig] = option({}, "Losses of single tasks, by task name.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    kind: Literal["step", "cosine", "constant"] = option("step", "Shape of the learning-rate factor over time.")
+    step_epochs: int = option(5, "`step`: epochs between two decays (paper: 5).")
+    gamma: float = option(0.1, "`step`: factor of each decay (paper: 0.1).")
+    warmup_steps: int = option(0, "Linear warm-up from 0 over so many optimizer steps, for any kind.")
+    min_factor: float = option(0.0, "The factor never falls below this.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    ep_size: int = option(0, "Ranks that share the experts; 0 = as many as the world size and expert counts allow.")
+    timeout_minutes: float = option(10.0, "A collective that takes longer fails the run.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    splits: tuple[str, ...] = option(("val", "test"), "Splits evaluated at the end of training.")
+    resamples: int = option(1000, "Patient-clustered bootstrap resamples for the intervals.")
+    micro_batch: int = option(0, "Samples per forward and rank; 0 = as in training.")
+    num_examples: int = option(6, "Patients shown with their views and modality contributions in the report.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    config_version: int = option(CONFIG_VERSION, "Version of this tree.")
+    run: RunConfig = section(RunConfig, "Length, cadence, seed.")
+    data: DataConfig = section(DataConfig, "Shards and what is read from them.")
+    model: ModelConfig = section(ModelConfig, "Architecture.")
+    loss: LossConfig = section(LossConfig, "Task losses and the mutual-information term.")
+    schedule: ScheduleConfig = section(ScheduleConfig, "Factors of the base rate, which the DeepSpeed JSON owns.")
+    parallel: ParallelConfig = section(ParallelConfig, "Expert parallelism.")
+    evaluation: EvaluationConfig = section(EvaluationConfig, "Final evaluation.")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dict (lists for tuples) of a configuration dataclass, ready for YAML."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+    result: dict[str, Any] = plain(config)
+    return result

@@ -1,0 +1,57 @@
+"""The batch every model takes and the trainer moves between devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples by name; positions carry no meaning except in ``present`` and ``label_mask``.
+
+    Attributes:
+        views: ``{modality: [B, C, H, W]}`` float32, standardised; absent modalities are zeros.
+        present: ``[B, m]`` bool, columns in the order of ``modalities``; True = the modality exists.
+        labels: ``{task: [B] int64}`` (-1 missing), or ``[B, 1, H, W]`` float32 for a segmentation task.
+        label_mask: ``[B, p]`` bool, columns in the order of ``tasks``; True = the label exists and the sample is valid.
+        valid: ``[B]`` bool; False = padding sample that must leave no trace.
+        keys: B sample keys; groups: B patient pseudonyms.
+        modalities, tasks: the column names.
+    """
+
+    views: dict[str, Tensor]
+    present: Tensor
+    labels: dict[str, Tensor]
+    label_mask: Tensor
+    valid: Tensor
+    keys: tuple[str, ...]
+    groups: tuple[str, ...]
+    modalities: tuple[str, ...]
+    tasks: tuple[str, ...]
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.valid.shape[0])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
+        """Copy on another device; ``dtype`` is applied to the views only."""
+        return replace(
+            self,
+            views={name: view.to(device=device, dtype=dtype, non_blocking=True) for name, view in self.views.items()},
+            present=self.present.to(device, non_blocking=True),
+            labels={name: label.to(device, non_blocking=True) for name, label in self.labels.items()},
+            label_mask=self.label_mask.to(device, non_blocking=True),
+            valid=self.valid.to(device, non_blocking=True),
+            extras={name: extra.to(device, non_blocking=True) for name, extra in self.extras.items()},
+        )
+
+    def pin_memory(self) -> Batch:
+        """Copy in page-locked memory (called by ``torch.utils.data.DataLoader``)."""
+        return replace(
+            self,
+            views={name: view.pin_memory() for name, view in self.views.items()},
+            labels={name: label.pin_memory() for name, label in self.labels.items()},
+        )

@@ -1,0 +1,69 @@
+"""Pre-norm vision-transformer blocks whose MLP is injected: dense, Soft-MoE or MToE."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from m4oe_ds.compat import declare_torchvision_operators
+from m4oe_ds.layers.mtoe import MToE
+from m4oe_ds.layers.routing import Routing
+
+declare_torchvision_operators()
+from timm.layers import Attention, Mlp  # noqa: E402  (needs the operators declared first)
+
+
+class DenseMLP(Mlp):
+    """timm's MLP d -> hidden -> d with the return type of the mixture layers."""
+
+    def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, None]:
+        """``[B, M, d] -> ([B, M, d], None)``."""
+        return super().forward(tokens), None
+
+
+def _attend(attention: Attention, tokens: Tensor, token_mask: Tensor | None) -> Tensor:
+    """Self-attention in which masked tokens are not attended to (their own rows are computed and ignored)."""
+    mask = None if token_mask is None else token_mask[:, None, None, :]  # [B, 1, 1, M], broadcast over heads and queries
+    return attention(tokens, attn_mask=mask)
+
+
+class Block(nn.Module):
+    """Pre-norm block: u = x + MSA(LN(x)); y = u + mlp(LN(u)).
+
+    Args:
+        dim: width d.
+        num_heads: attention heads.
+        mlp: module ``(tokens, token_mask) -> (tokens, Routing or None)``.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp: nn.Module) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attention = Attention(dim, num_heads=num_heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = mlp
+
+    def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, Routing | None]:
+        """``[B, M, d] -> [B, M, d]`` and the routing of the MLP, if it has one."""
+        tokens = tokens + _attend(self.attention, self.norm1(tokens), token_mask)
+        update, routing = self.mlp(self.norm2(tokens), token_mask)
+        return tokens + update, routing
+
+
+class MToEBlock(nn.Module):
+    """Pre-norm block that splits into one stream per task: u = x + MSA(LN(x)); g_k = u + MToE(LN(u))_k.
+
+    The authors' block is not released; this is resolution A7 in docs/decisions/0001.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mtoe: MToE) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attention = Attention(dim, num_heads=num_heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mtoe = mtoe
+
+    def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """``[B, M, d] -> [B, p, M, d]`` and the routing ``[B, M, n, p]``."""
+        tokens = tokens + _attend(self.attention, self.norm1(tokens), token_mask)
+        update, routing = self.mtoe(self.norm2(tokens), token_mask)  # [B, p, M, d]
+        return tokens.unsqueeze(1) + update, routing

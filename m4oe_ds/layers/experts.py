@@ -1,0 +1,99 @@
+"""Expert MLPs as stacked tensors, and the seam at which expert parallelism is handed to a layer."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from m4oe_ds.errors import ShapeError
+
+
+class ExpertExecutor(Protocol):
+    """Runs slot rows through their experts: ``[B, n, s, d] -> [B, n, s, d]``, wherever the weights live."""
+
+    num_experts: int
+
+    def __call__(self, slots: Tensor) -> Tensor: ...
+
+
+ExpertsFactory = Callable[[int, int, int], nn.Module]  # (num_experts, dim, hidden) -> an ExpertExecutor module
+
+
+class ExpertWeights(nn.Module):
+    """Stacked two-layer MLPs d -> h -> d with GELU: the weights of ``len(expert_ids)`` experts.
+
+    f_j(x) = gelu(x w1[j] + w3[j, :h]) w2[j] + w3[j, h:]
+
+    Exactly three tensors, both biases packed in the third, because that is the form DeepSpeed's expert checkpoints take.
+
+    Args:
+        expert_ids: global ids of the experts held here, in order; they seed the initial values.
+        dim: d. hidden: h.
+    """
+
+    def __init__(self, expert_ids: Sequence[int], dim: int, hidden: int) -> None:
+        super().__init__()
+        count = len(expert_ids)
+        self.expert_ids, self.dim, self.hidden = tuple(expert_ids), dim, hidden
+        self.w1 = nn.Parameter(torch.empty(count, dim, hidden))
+        self.w2 = nn.Parameter(torch.empty(count, hidden, dim))
+        self.w3 = nn.Parameter(torch.zeros(count, 1, hidden + dim))
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int, name: str) -> None:
+        """Xavier-uniform weights and zero biases; expert j depends on (seed, name, j) alone, not on who holds it."""
+        bound = math.sqrt(6.0 / (self.dim + self.hidden))
+        for row, expert_id in enumerate(self.expert_ids):
+            digest = hashlib.sha256(f"{seed}/{name}/{expert_id}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") & (2**63 - 1))
+            for weight in (self.w1, self.w2):
+                values = torch.empty(weight.shape[1:]).uniform_(-bound, bound, generator=generator)
+                weight[row].copy_(values)
+        self.w3.zero_()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """``[n_local, rows, d] -> [n_local, rows, d]``."""
+        hidden = torch.baddbmm(self.w3[..., : self.hidden], rows, self.w1)  # [n_local, rows, h]
+        return torch.baddbmm(self.w3[..., self.hidden :], functional.gelu(hidden), self.w2)
+
+    def extra_repr(self) -> str:
+        """Sizes shown by ``print(model)``."""
+        return f"experts={len(self.expert_ids)}, dim={self.dim}, hidden={self.hidden}"
+
+
+class LocalExperts(nn.Module):
+    """Executor with all n experts in this process.
+
+    Args:
+        num_experts: n. dim: d. hidden: h.
+    """
+
+    def __init__(self, num_experts: int, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.experts = ExpertWeights(range(num_experts), dim, hidden)
+
+    def forward(self, slots: Tensor) -> Tensor:
+        """``[B, n, s, d] -> [B, n, s, d]``; slot rows of expert j go through f_j.
+
+        Raises:
+            ShapeError: n differs from ``num_experts``.
+        """
+        if slots.ndim != 4 or slots.shape[1] != self.num_experts:
+            raise ShapeError(f"{self.num_experts} experts got slots of shape {tuple(slots.shape)}")
+        batch, experts, count, dim = slots.shape
+        rows = slots.transpose(0, 1).reshape(experts, batch * count, dim)  # [n, B*s, d]
+        return self.experts(rows).view(experts, batch, count, dim).transpose(0, 1)
+
+
+def initialise_experts(model: nn.Module, seed: int) -> None:
+    """Draws every expert of ``model`` from (seed, module path, global expert id), so any sharding starts equal."""
+    for name, module in model.named_modules():
+        if isinstance(module, ExpertWeights) and not module.w1.is_meta:
+            module.reset_parameters(seed, name)

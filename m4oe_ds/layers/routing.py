@@ -1,0 +1,128 @@
+"""Router logits and the two softmaxes made from them: dispatch (over tokens) and combine (over the slots of a token)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from m4oe_ds.errors import ShapeError
+
+CombineMode = Literal["joint", "per_task"]
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """Router logits of one layer and the weights derived from them, computed when first asked for.
+
+    Attributes:
+        logits: ``[B, M, n, p]`` float32 or float64, before masking.
+        token_mask: ``[B, M]`` bool, True = token takes part; None = all do.
+        combine_mode: ``joint`` normalises over all n*p slots of a token (M4oE eq. 2); ``per_task`` over the n experts of
+            each task.
+    """
+
+    logits: Tensor
+    token_mask: Tensor | None = None
+    combine_mode: CombineMode = "joint"
+
+    @cached_property
+    def dispatch(self) -> Tensor:
+        """D ``[B, M, n, p]``: softmax of the logits over tokens, 0 for masked tokens (M4oE eq. 1)."""
+        logits = self.logits
+        if self.token_mask is not None:
+            # The lowest finite value, not -inf: a sample without any token (padding) gets weights instead of NaN.
+            logits = logits.masked_fill(~self.token_mask[:, :, None, None], torch.finfo(logits.dtype).min)
+        return logits.softmax(dim=1)
+
+    @cached_property
+    def combine(self) -> Tensor:
+        """C ``[B, M, n, p]``: softmax over the slots of a token, rows of masked tokens 0 (M4oE eq. 2)."""
+        if self.combine_mode == "per_task":
+            weights = self.logits.softmax(dim=2)
+        else:
+            weights = self.logits.flatten(2, 3).softmax(dim=2).view_as(self.logits)  # [B, M, n*p], expert-major
+        if self.token_mask is not None:
+            weights = weights * self.token_mask[:, :, None, None]
+        return weights
+
+    def detach(self) -> Routing:
+        """The same routing without its autograd graph."""
+        return Routing(self.logits.detach(), self.token_mask, self.combine_mode)
+
+
+class Router(nn.Module):
+    """Similarity of tokens to the slots of the experts.
+
+    logits[b,t,j,k] = scale * unit(x[b,t]) . unit(phi[:,j,k])   (``router_norm``), or x[b,t] . phi[:,j,k]
+
+    Source: M4oE section 3.2 with the normalisation of the authors' release (resolution A3 in docs/decisions/0001).
+
+    Args:
+        dim: token width d.
+        num_experts: n.
+        num_slots: slots per expert; tasks p for an MToE.
+        router_norm: compare directions (unit vectors, epsilon 1e-6) times a learned scale.
+        scale_init: initial value of that scale. At 1 and d = 768 the softmax is uniform within 20 %.
+        dispatch_normalized: dispatch the unit-norm tokens instead of the raw ones.
+        combine: see :class:`Routing`.
+
+    Numerics: logits are computed in float32 whatever the dtype of the tokens (float64 stays float64), because
+    I(M;E|T) starts near 1e-5 nats and would drown in bfloat16.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        num_slots: int,
+        *,
+        router_norm: bool = True,
+        scale_init: float = 1.0,
+        dispatch_normalized: bool = False,
+        combine: CombineMode = "joint",
+    ) -> None:
+        super().__init__()
+        if combine not in ("joint", "per_task"):
+            raise ValueError(f"combine must be 'joint' or 'per_task', got {combine!r}")
+        self.router_norm, self.scale_init = router_norm, scale_init
+        self.dispatch_normalized, self.combine_mode = dispatch_normalized, combine
+        self.phi = nn.Parameter(torch.empty(dim, num_experts, num_slots))  # [d, n, p]
+        if router_norm:
+            self.scale = nn.Parameter(torch.empty(1))
+        else:
+            self.register_parameter("scale", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Phi from N(0, 1/d), scale to its initial value."""
+        nn.init.normal_(self.phi, std=1.0 / math.sqrt(self.phi.shape[0]))
+        if self.scale is not None:
+            nn.init.constant_(self.scale, self.scale_init)
+
+    def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> tuple[Routing, Tensor]:
+        """Routing of tokens ``[B, M, d]`` and the tokens to dispatch (raw or unit-norm, dtype of the input).
+
+        Raises:
+            ShapeError: width differs from ``dim``, or the mask is not ``[B, M]``.
+        """
+        if tokens.ndim != 3 or tokens.shape[2] != self.phi.shape[0]:
+            raise ShapeError(f"router of width {self.phi.shape[0]} got tokens of shape {tuple(tokens.shape)}")
+        if token_mask is not None and token_mask.shape != tokens.shape[:2]:
+            raise ShapeError(f"token_mask {tuple(token_mask.shape)} does not match tokens {tuple(tokens.shape[:2])}")
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        with torch.autocast(tokens.device.type, enabled=False):
+            x, phi = tokens.to(dtype), self.phi.to(dtype)
+            if self.router_norm:
+                x = functional.normalize(x, dim=-1, eps=1e-6)
+                phi = functional.normalize(phi, dim=0, eps=1e-6)
+            logits = torch.matmul(x, phi.flatten(1)).unflatten(2, phi.shape[1:])  # [B, M, n, p]
+            if self.scale is not None:
+                logits = logits * self.scale.to(dtype)
+        dispatched = x.to(tokens.dtype) if self.dispatch_normalized and self.router_norm else tokens
+        return Routing(logits, token_mask, self.combine_mode), dispatched

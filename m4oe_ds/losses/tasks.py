@@ -1,0 +1,72 @@
+"""Masked task losses. Each returns a sum over labelled samples and their count; the trainer divides once, globally."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class LossParts(NamedTuple):
+    """Numerator and denominator of a mean that may run over several micro-batches and ranks.
+
+    Attributes:
+        sum: scalar, sum of the per-sample losses; carries the gradient, also (as zero) when ``count`` is 0.
+        count: scalar float, number of samples summed.
+    """
+
+    sum: Tensor
+    count: Tensor
+
+
+def _masked(per_sample: Tensor, mask: Tensor) -> LossParts:
+    # where, not multiplication: a masked sample's inf or NaN must not leak into the sum
+    kept = torch.where(mask, per_sample, torch.zeros_like(per_sample))
+    return LossParts(kept.sum(), mask.sum().to(per_sample.dtype))
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, mask: Tensor, class_weight: Tensor | None = None, label_smoothing: float = 0.0
+) -> LossParts:
+    """Cross-entropy of ``logits [B, C]`` against ``labels [B]`` where ``mask [B]`` is True, in float32.
+
+    ``class_weight [C]`` multiplies a sample's loss; the count stays the number of samples.
+    """
+    logits = logits.float()
+    targets = torch.where(mask, labels, torch.zeros_like(labels))
+    weight = None if class_weight is None else class_weight.to(logits)
+    per_sample = functional.cross_entropy(
+        logits, targets, weight=weight, reduction="none", label_smoothing=label_smoothing
+    )
+    return _masked(per_sample, mask)
+
+
+def focal(
+    logits: Tensor, labels: Tensor, mask: Tensor, gamma: float = 2.0, class_weight: Tensor | None = None
+) -> LossParts:
+    """Focal loss -w_y (1 - p_y)^gamma log p_y (Lin et al., 2017) of ``logits [B, C]``, in float32."""
+    log_probability = functional.log_softmax(logits.float(), dim=-1)
+    targets = torch.where(mask, labels, torch.zeros_like(labels))
+    log_p = log_probability.gather(1, targets[:, None]).squeeze(1)  # [B]
+    per_sample = -((1.0 - log_p.exp()) ** gamma) * log_p
+    if class_weight is not None:
+        per_sample = per_sample * class_weight.to(per_sample)[targets]
+    return _masked(per_sample, mask)
+
+
+def binary_cross_entropy_dice(logits: Tensor, target: Tensor, mask: Tensor, smooth: float = 1.0) -> LossParts:
+    """Per image: mean binary cross-entropy + (1 - soft Dice), in float32 (resolution A16 in docs/decisions/0001).
+
+    Args:
+        logits: ``[B, 1, H, W]``. target: ``[B, 1, H, W]`` in {0, 1}. mask: ``[B]`` bool.
+        smooth: added to numerator and denominator of the Dice ratio, in pixels.
+    """
+    logits, target = logits.float(), target.float()
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).mean(1)
+    probability = logits.sigmoid().flatten(1)
+    truth = target.flatten(1)
+    overlap = (probability * truth).sum(1)
+    dice = (2 * overlap + smooth) / (probability.sum(1) + truth.sum(1) + smooth)
+    return _masked(entropy + 1.0 - dice, mask)

@@ -1,0 +1,111 @@
+"""What every model, ours or compared, takes and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from m4oe_ds.data.batch import Batch
+from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.layers.routing import Routing
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The problem a model is built for.
+
+    Attributes:
+        modalities: names, in the order of ``Batch.present``.
+        channels: input channels of each modality.
+        tasks: questions, in the order of ``Batch.label_mask``.
+        image_size: height and width of every view, in pixels.
+    """
+
+    modalities: tuple[str, ...]
+    channels: tuple[int, ...]
+    tasks: tuple[TaskSpec, ...]
+    image_size: tuple[int, int]
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Task names in order."""
+        return tuple(task.name for task in self.tasks)
+
+
+@dataclass
+class Tokens:
+    """Embedder outputs.
+
+    Attributes:
+        by_modality: ``{modality: [B, l_i, d]}``.
+        present: ``[B, m]`` bool.
+    """
+
+    by_modality: dict[str, Tensor]
+    present: Tensor
+
+
+@dataclass
+class Fused:
+    """Task representations after fusion.
+
+    Attributes:
+        features: ``{task: [B, d] or [B, l, d]}``.
+        routing: routing of every mixture layer, by module path; the MToE layer is called ``mtoe``.
+        aux: named auxiliary losses, unweighted.
+        modality_of_token: ``[M]`` modality index of the tokens of ``routing["mtoe"]``.
+    """
+
+    features: dict[str, Tensor]
+    routing: dict[str, Routing] = field(default_factory=dict)
+    aux: dict[str, Tensor] = field(default_factory=dict)
+    modality_of_token: Tensor | None = None
+
+
+@dataclass
+class ModelOutput:
+    """Predictions of a batch.
+
+    Attributes:
+        logits: ``{task: [B, C]}`` or ``[B, 1, H, W]`` mask logits.
+        routing, aux, modality_of_token: see :class:`Fused`.
+    """
+
+    logits: dict[str, Tensor]
+    routing: dict[str, Routing] = field(default_factory=dict)
+    aux: dict[str, Tensor] = field(default_factory=dict)
+    modality_of_token: Tensor | None = None
+
+
+class MultiModalModel(nn.Module):
+    """Base of all models: ``forward = predict(fuse(encode(batch)))``. No loss, optimizer or training step in here."""
+
+    spec: ModelSpec
+
+    def encode(self, batch: Batch) -> Tokens:
+        """Tokens of every modality on its own."""
+        raise TypeError(f"{type(self).__name__} does not define encode")
+
+    def fuse(self, tokens: Tokens, batch: Batch) -> Fused:
+        """One representation per task from the tokens of all modalities."""
+        raise TypeError(f"{type(self).__name__} does not define fuse")
+
+    def predict(self, fused: Fused) -> ModelOutput:
+        """Logits of every task."""
+        raise TypeError(f"{type(self).__name__} does not define predict")
+
+    def forward(self, batch: Batch) -> ModelOutput:
+        """Predictions for a batch."""
+        return self.predict(self.fuse(self.encode(batch), batch))
+
+    def shared_layer(self) -> nn.Module:
+        """The last layer that all tasks use (where gradient conflict is measured)."""
+        raise TypeError(f"{type(self).__name__} does not define shared_layer")
+
+
+class HasExperts(Protocol):
+    """What a module must offer to take part in expert parallelism: see :mod:`m4oe_ds.layers.experts`."""
+
+    num_experts: int

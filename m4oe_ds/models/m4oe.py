@@ -1,0 +1,248 @@
+"""The paper's model: embedders, modality-specific MSoE towers, shared MToE block, fusion tower, task heads.
+
+    X_i = embedder_i(view_i);  Z_i = MSoE_i(X_i);  G_1..G_p = MToE([X_1; ..; X_m]);  H_k = [mean G_k; mean Z_1; ..];
+    prediction_k = head_k(fusion(H_k))                         (M4oE section 3; resolutions in docs/decisions/0001)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from m4oe_ds.config import ModelConfig
+from m4oe_ds.data.batch import Batch
+from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.errors import ConfigError
+from m4oe_ds.layers import Block, MToE, MToEBlock, Routing, SoftMoE
+from m4oe_ds.layers.experts import ExpertsFactory
+from m4oe_ds.models.embedders import Embedders
+from m4oe_ds.models.heads import ClassificationHead, SegmentationHead
+from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, MultiModalModel, Tokens
+
+# the modality that owns the mask of a segmentation task
+MASK_OWNER = {"cup": "fundus"}
+
+
+class SoftMoETower(nn.Module):
+    """Pre-norm blocks whose MLP is a Soft-MoE with one slot per expert.
+
+    Args:
+        make_mlp: makes the Soft-MoE of one block. dim, depth, num_heads: of the blocks.
+        recompute: recompute activations in backward instead of storing them.
+    """
+
+    def __init__(
+        self, make_mlp: Callable[[], SoftMoE], dim: int, depth: int, num_heads: int, recompute: bool = False
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(dim, num_heads, make_mlp()) for _ in range(depth))
+        self.recompute = recompute
+
+    def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, list[Routing]]:
+        """``[B, l, d] -> [B, l, d]`` and the routing of every block."""
+        routings = []
+        for block in self.blocks:
+            tokens, routing = run(block, self.recompute and self.training, tokens, token_mask)
+            routings.append(routing)
+        return tokens, routings
+
+
+def run(block: nn.Module, recompute: bool, tokens: Tensor, token_mask: Tensor | None) -> Any:
+    """Calls a block, under activation checkpointing if asked (non-re-entrant: gradients of routing pass too)."""
+    if recompute:
+        return checkpoint(block, tokens, token_mask, use_reentrant=False)
+    return block(tokens, token_mask)
+
+
+class M4oE(MultiModalModel):
+    """Multi-modal multi-task mixture of experts.
+
+    Args:
+        spec: modalities, tasks, image size.
+        config: widths, depths, expert counts and the switches ``use_mtoe`` and ``use_msoe``.
+        experts_factory: makes the expert executor of each mixture layer.
+    """
+
+    def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
+        super().__init__()
+        self.spec, self.config = spec, config
+        dim, hidden = config.dim, round(config.mlp_ratio * config.dim)
+        router = {
+            "router_norm": config.router.norm,
+            "scale_init": config.router.scale_init,
+            "dispatch_normalized": config.router.dispatch_normalized,
+            "combine": config.router.combine,
+        }
+
+        def tower(num_experts: int, depth: int, num_heads: int) -> SoftMoETower:
+            return SoftMoETower(
+                lambda: SoftMoE(dim, num_experts, hidden=hidden, experts_factory=experts_factory, **router),
+                dim,
+                depth,
+                num_heads,
+                config.activation_checkpointing,
+            )
+
+        self.embedders = Embedders(config.embedder, spec.modalities, spec.channels, spec.image_size, dim)
+        self.msoe = (
+            nn.ModuleDict(
+                {
+                    name: tower(config.msoe.num_experts, config.msoe.depth, config.msoe.num_heads)
+                    for name in spec.modalities
+                }
+            )
+            if config.use_msoe
+            else None
+        )
+        if config.use_mtoe:
+            mtoe = MToE(
+                dim,
+                config.mtoe.num_experts,
+                len(spec.tasks),
+                hidden=hidden,
+                experts_factory=experts_factory,
+                task_embed_std=config.mtoe.task_embed_std,
+                **router,
+            )
+            self.mtoe: MToEBlock | None = MToEBlock(dim, config.mtoe.num_heads, mtoe)
+            self.task_query = None
+        else:
+            self.mtoe = None
+            self.task_query = nn.Parameter(torch.randn(len(spec.tasks), dim) * 0.02)
+        self.fusion = tower(config.fusion.num_experts, config.fusion.depth, config.fusion.num_heads)
+        self.heads = nn.ModuleDict({task.name: self._head(task) for task in spec.tasks})
+        self.dense_projection = nn.ModuleDict(
+            {
+                task.name: nn.ModuleDict(
+                    {"shared": nn.Linear(dim, dim), "specific": nn.Linear(dim, dim, bias=False)}
+                )
+                for task in spec.tasks
+                if task.kind == "segmentation"
+            }
+        )
+
+    def _head(self, task: TaskSpec) -> nn.Module:
+        if task.kind == "classification":
+            return ClassificationHead(self.config.dim, task.num_classes)
+        embedder = self.embedders.by_modality[self._owner(task.name)]
+        if not embedder.is_transformer:
+            raise ConfigError(f"task {task.name} needs a vision-transformer embedder", "model.embedder.backbone")
+        return SegmentationHead(self.config.dim, embedder.backbone.patch_embed.grid_size, self.spec.image_size)
+
+    def _owner(self, task: str) -> str:
+        return "shared" if self.embedders.shared else MASK_OWNER.get(task, self.spec.modalities[0])
+
+    def encode(self, batch: Batch) -> Tokens:
+        """Embedder tokens X_i ``{modality: [B, l_i, d]}``."""
+        views = {name: batch.views[name] for name in self.spec.modalities}
+        return Tokens(self.embedders(views), batch.present)
+
+    def fuse(self, tokens: Tokens, batch: Batch) -> Fused:
+        """Task features H_k after the fusion tower; the routing of every mixture layer."""
+        x = [tokens.by_modality[name] for name in self.spec.modalities]
+        present = tokens.present  # [B, m]
+        routing: dict[str, Routing] = {}
+
+        z = list(x)
+        if self.msoe is not None:
+            for i, name in enumerate(self.spec.modalities):
+                # An absent modality's zeros go through as well: every rank makes the same exchanges.
+                z[i], steps = self.msoe[name](x[i])
+                routing.update({f"msoe.{name}.{depth}": step for depth, step in enumerate(steps)})
+        pooled = torch.stack([tokens_i.mean(1) for tokens_i in z], dim=1)  # [B, m, d]
+
+        lengths = torch.tensor([tokens_i.shape[1] for tokens_i in x], device=present.device)
+        modality_of_token = torch.repeat_interleave(
+            torch.arange(len(x), device=present.device), lengths, output_size=sum(t.shape[1] for t in x)
+        )  # [M]
+        token_mask = present[:, modality_of_token]  # [B, M]
+        if self.mtoe is not None:
+            g, routing["mtoe"] = run(
+                self.mtoe, self.config.activation_checkpointing and self.training, torch.cat(x, 1), token_mask
+            )  # [B, p, M, d]
+            weight = token_mask.to(g.dtype)
+            share = weight / weight.sum(1, keepdim=True).clamp_min(1.0)
+            task_token = torch.einsum("bktd,bt->bkd", g, share)  # mean over present tokens
+        else:
+            assert self.task_query is not None
+            g = None
+            task_token = self.task_query.to(pooled.dtype).expand(len(present), -1, -1)
+        features = self._fusion(task_token, pooled, present, g, z, routing)
+        return Fused(features, routing, modality_of_token=modality_of_token)
+
+    def _fusion(
+        self,
+        task_token: Tensor,
+        pooled: Tensor,
+        present: Tensor,
+        g: Tensor | None,
+        z: list[Tensor],
+        routing: dict[str, Routing],
+    ) -> dict[str, Tensor]:
+        """H_k through the fusion tower: all classification tasks as one batch, then each dense task."""
+        features: dict[str, Tensor] = {}
+        classify = [k for k, task in enumerate(self.spec.tasks) if task.kind == "classification"]
+        if classify:
+            count = len(classify)
+            h = torch.cat(
+                [task_token[:, classify, None], pooled[:, None].expand(-1, count, -1, -1)], dim=2
+            )  # [B, p, m+1, d]
+            mask = torch.cat([present.new_ones(len(present), 1), present], 1)  # [B, m+1]
+            mask = mask[:, None].expand(-1, count, -1).flatten(0, 1)
+            h, steps = self.fusion(h.flatten(0, 1), mask)
+            routing.update({f"fusion.{depth}": step for depth, step in enumerate(steps)})
+            h = h.unflatten(0, (-1, count))
+            features.update({self.spec.tasks[k].name: h[:, i] for i, k in enumerate(classify)})
+        for k, task in enumerate(self.spec.tasks):
+            if task.kind == "segmentation":
+                features[task.name] = self._dense_fusion(k, task, task_token, pooled, present, g, z)
+        return features
+
+    def _dense_fusion(
+        self,
+        k: int,
+        task: TaskSpec,
+        task_token: Tensor,
+        pooled: Tensor,
+        present: Tensor,
+        g: Tensor | None,
+        z: list[Tensor],
+    ) -> Tensor:
+        """Patch tokens of the modality that owns the mask, fused with the pooled tokens of the others."""
+        owner = MASK_OWNER.get(task.name, self.spec.modalities[0])
+        s = self.spec.modalities.index(owner)
+        prefix = self.embedders.by_modality[self._owner(task.name)].num_prefix_tokens
+        start = sum(tokens.shape[1] for tokens in z[:s]) + prefix
+        patches = z[s][:, prefix:]
+        project = self.dense_projection[task.name]
+        h = project["specific"](patches)
+        if g is not None:
+            h = h + project["shared"](g[:, k, start : start + patches.shape[1]])
+        else:
+            h = h + project["shared"](task_token[:, k, None])
+        h = h * present[:, s, None, None].to(h.dtype)  # an absent owner leaves the task token to decide, not its zeros
+        others = [i for i in range(pooled.shape[1]) if i != s]
+        sequence = torch.cat([h, task_token[:, k, None], pooled[:, others]], dim=1)
+        mask = torch.cat(
+            [present[:, s, None].expand(-1, h.shape[1]), present.new_ones(len(present), 1), present[:, others]], 1
+        )
+        sequence, _ = self.fusion(sequence, mask)
+        return sequence[:, : h.shape[1]]
+
+    def predict(self, fused: Fused) -> ModelOutput:
+        """Logits of every task."""
+        logits = {task.name: self.heads[task.name](fused.features[task.name]) for task in self.spec.tasks}
+        return ModelOutput(logits, fused.routing, fused.aux, fused.modality_of_token)
+
+    def shared_layer(self) -> nn.Module:
+        """Experts of the last fusion block."""
+        return self.fusion.blocks[-1].mlp.experts
+
+
+def build(spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> M4oE:
+    """Registry entry."""
+    return M4oE(spec, config, experts_factory)

@@ -1,0 +1,90 @@
+"""Static table of models: answering "which models are there" imports neither torch nor any of them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from m4oe_ds.config import Config
+from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from m4oe_ds.layers.experts import ExpertsFactory
+    from m4oe_ds.models.interface import ModelSpec, MultiModalModel
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered model.
+
+    Attributes:
+        builder: ``module:function`` taking (spec, model config, experts_factory).
+        paper: what it implements. fidelity: ``ours``, ``re-implemented`` or ``reconstructed``.
+    """
+
+    builder: str
+    paper: str
+    fidelity: str
+
+
+MODELS: dict[str, Entry] = {
+    "m4oe": Entry(
+        "m4oe_ds.models.m4oe:build",
+        "Dynamic Modeling of Patients, Modalities and Tasks via Multi-modal Multi-task Mixture of Experts (ICLR 2025)",
+        "ours",
+    ),
+}
+
+
+def available() -> tuple[str, ...]:
+    """Registered names, sorted."""
+    return tuple(sorted(MODELS))
+
+
+def spec_for(config: Config) -> ModelSpec:
+    """Modalities, tasks and image size of a configuration, in the order of the data set's schema."""
+    from m4oe_ds.models.interface import ModelSpec
+
+    dataset = DATASETS[config.data.dataset]
+    modalities = config.data.modalities or dataset.modalities
+    tasks = config.data.tasks or tuple(task.name for task in dataset.tasks)
+    height, width = config.data.image_size
+    return ModelSpec(
+        modalities=tuple(name for name in dataset.modalities if name in modalities),
+        channels=tuple(c for name, c in zip(dataset.modalities, dataset.channels, strict=True) if name in modalities),
+        tasks=tuple(task for task in dataset.tasks if task.name in tasks),
+        image_size=(height, width),
+    )
+
+
+def build(config: Config, experts_factory: ExpertsFactory | None = None) -> MultiModalModel:
+    """The model of a configuration, initialised from ``config.run.seed`` alone.
+
+    Args:
+        config: the resolved tree.
+        experts_factory: makes the expert executor of each mixture layer; default keeps all experts in this process.
+            Initial expert values depend on the seed, the layer and the global expert id, not on the factory.
+
+    Raises:
+        ConfigError: unknown model name (with the nearest known one).
+    """
+    import torch
+
+    from m4oe_ds.layers.experts import LocalExperts, initialise_experts
+
+    entry = MODELS.get(config.model.name)
+    if entry is None:
+        close = difflib.get_close_matches(config.model.name, available(), n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"unknown model.name {config.model.name!r}", fix=f"{hint}known: {', '.join(available())}")
+    module, _, function = entry.builder.partition(":")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        model: MultiModalModel = getattr(importlib.import_module(module), function)(
+            spec_for(config), config.model, experts_factory or LocalExperts
+        )
+    initialise_experts(model, config.run.seed)
+    return model

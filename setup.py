@@ -1,0 +1,55 @@
+"""Package metadata; tool settings live in pyproject.toml, the versions the tests ran with in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "m4oe_ds" / "__init__.py").read_text()).group(1)
+
+DICOM = ["pydicom>=3.0.2", "python-gdcm>=3.2", "pylibjpeg[openjpeg,rle]>=2.1", "pyjpegls>=1.5"]
+
+setup(
+    name="m4oe_ds",
+    version=VERSION,
+    description="Multi-modal multi-task mixture of experts for medical imaging, trained with DeepSpeed",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["m4oe_ds", "m4oe_ds.*", "data_tools", "data_tools.*"]),
+    package_data={"m4oe_ds.report": ["templates/*"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision",
+        "deepspeed==0.19.8",  # internal APIs are used behind m4oe_ds/parallel, tested against exactly this version
+        "timm>=1.0.20",
+        "webdataset>=1.0.2",
+        "numpy>=2.0",
+        "scipy>=1.14",
+        "scikit-learn>=1.6",
+        "pandas>=2.2",
+        "pillow>=10.3",
+        "blosc2>=3.0",
+        "pyyaml>=6.0",
+        "safetensors>=0.5",
+        "tensorboard>=2.18",
+        "matplotlib>=3.9",
+        "jinja2>=3.1",
+        "tqdm>=4.66",
+        *DICOM,
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "soft-moe-pytorch==0.1.9",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+        ],
+    },
+    entry_points={"console_scripts": ["m4oe=m4oe_ds.cli:main"]},
+)
