@@ -89,6 +89,9 @@ class RouterConfig:
     norm: bool = option(True, "Compare unit vectors times a learned scale, as the authors' release does.")
     scale_init: float = option(1.0, "Initial router scale; routing is close to uniform at 1 and sharpens with it.")
     dispatch_normalized: bool = option(False, "Dispatch the unit-norm tokens (the release) instead of the raw ones.")
+    detach_information: bool = option(
+        False, "Let the mutual-information term reach the MToE router only, not the layers below it."
+    )
     combine: Literal["joint", "per_task"] = option("joint", "Combine softmax over all slots, or within each task.")
 
 
@@ -139,7 +142,6 @@ class MutualInformationConfig:
     task_weight: Literal["prior", "sum"] = option("prior", "Weight tasks by P(T), or add them up as eq. 6 prints it.")
     task_prior: Literal["batch", "dataset", "uniform"] = option("batch", "Where P(T) comes from: label counts or 1/p.")
     mask_by_label: bool = option(True, "A sample counts for task k only if it has that label.")
-    detach_tokens: bool = option(False, "Let the term's gradient reach the router only, not the layers below it.")
 
 
 @dataclass(frozen=True, kw_only=True)

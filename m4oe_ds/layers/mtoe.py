@@ -25,7 +25,7 @@ class MToE(nn.Module):
         hidden: hidden width of an expert; default 4 d.
         experts_factory: makes the executor; default keeps all experts in this process.
         task_embed_std: standard deviation of the initial task embeddings; 0 = zeros as in the authors' release.
-        router_norm, scale_init, dispatch_normalized, combine: see :class:`m4oe_ds.layers.routing.Router`.
+        router_norm, scale_init, dispatch_normalized, combine, detach_information: see :class:`m4oe_ds.layers.routing.Router`.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class MToE(nn.Module):
         scale_init: float = 1.0,
         dispatch_normalized: bool = False,
         combine: CombineMode = "joint",
+        detach_information: bool = False,
     ) -> None:
         super().__init__()
         self.router = Router(
@@ -51,6 +52,7 @@ class MToE(nn.Module):
             scale_init=scale_init,
             dispatch_normalized=dispatch_normalized,
             combine=combine,
+            detach_information=detach_information,
         )
         self.task_embed = nn.Parameter(torch.zeros(num_tasks, dim))  # [p, d], shared by the experts
         if task_embed_std > 0:

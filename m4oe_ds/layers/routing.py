@@ -25,11 +25,18 @@ class Routing:
         token_mask: ``[B, M]`` bool, True = token takes part; None = all do.
         combine_mode: ``joint`` normalises over all n*p slots of a token (M4oE eq. 2); ``per_task`` over the n experts of
             each task.
+        detached_logits: the same values with a graph that ends at the tokens, if the router was asked for it.
     """
 
     logits: Tensor
     token_mask: Tensor | None = None
     combine_mode: CombineMode = "joint"
+    detached_logits: Tensor | None = None
+
+    @property
+    def information_logits(self) -> Tensor:
+        """Logits that the mutual-information term differentiates (resolution A13)."""
+        return self.logits if self.detached_logits is None else self.detached_logits
 
     @cached_property
     def dispatch(self) -> Tensor:
@@ -71,6 +78,7 @@ class Router(nn.Module):
         scale_init: initial value of that scale. At 1 and d = 768 the softmax is uniform within 20 %.
         dispatch_normalized: dispatch the unit-norm tokens instead of the raw ones.
         combine: see :class:`Routing`.
+        detach_information: let the mutual-information term reach phi and scale, but not the layers below.
 
     Numerics: logits are computed in float32 whatever the dtype of the tokens (float64 stays float64), because
     I(M;E|T) starts near 1e-5 nats and would drown in bfloat16.
@@ -86,8 +94,10 @@ class Router(nn.Module):
         scale_init: float = 1.0,
         dispatch_normalized: bool = False,
         combine: CombineMode = "joint",
+        detach_information: bool = False,
     ) -> None:
         super().__init__()
+        self.detach_information = detach_information
         if combine not in ("joint", "per_task"):
             raise ValueError(f"combine must be 'joint' or 'per_task', got {combine!r}")
         self.router_norm, self.scale_init = router_norm, scale_init
@@ -121,8 +131,32 @@ class Router(nn.Module):
             if self.router_norm:
                 x = functional.normalize(x, dim=-1, eps=1e-6)
                 phi = functional.normalize(phi, dim=0, eps=1e-6)
-            logits = torch.matmul(x, phi.flatten(1)).unflatten(2, phi.shape[1:])  # [B, M, n, p]
             if self.scale is not None:
-                logits = logits * self.scale.to(dtype)
+                phi = phi * self.scale.to(dtype)
+            logits = self._logits(x, phi)
+            detached = self._logits(x.detach(), phi) if self.detach_information else None
         dispatched = x.to(tokens.dtype) if self.dispatch_normalized and self.router_norm else tokens
-        return Routing(logits, token_mask, self.combine_mode), dispatched
+        return Routing(logits, token_mask, self.combine_mode, detached), dispatched
+
+    @staticmethod
+    def _logits(x: Tensor, phi: Tensor) -> Tensor:
+        return torch.matmul(x, phi.flatten(1)).unflatten(2, phi.shape[1:])  # [B, M, n, p]
+
+
+def modality_contribution(routing: Routing, modality_of_token: Tensor, num_modalities: int) -> Tensor:
+    """Share of each modality in each task's answer, per sample: ``[B, p, m]``, rows sum to 1.
+
+    c[b,k,i] = sum_j e[b,j,k] W[b,i,j,k];  W: dispatch mass on the tokens of modality i;
+    e[b,j,k] = sum_t C[b,t,j,k] / sum_{t,j'} C[b,t,j',k]        (M4oE Fig. 5)
+
+    Routing mass is not causal importance: see the caveat in docs/architecture.md.
+
+    Args:
+        routing: of an MToE layer. modality_of_token: ``[M]`` integers below ``num_modalities``.
+    """
+    dispatch, combine = routing.dispatch, routing.combine
+    batch, _, experts, tasks = dispatch.shape
+    mass = dispatch.new_zeros(batch, num_modalities, experts, tasks).index_add(1, modality_of_token, dispatch)
+    weight = combine.sum(1)  # [B, n, p]
+    weight = weight / weight.sum(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    return torch.einsum("bjk,bijk->bki", weight, mass)

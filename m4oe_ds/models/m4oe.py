@@ -106,6 +106,7 @@ class M4oE(MultiModalModel):
                 hidden=hidden,
                 experts_factory=experts_factory,
                 task_embed_std=config.mtoe.task_embed_std,
+                detach_information=config.router.detach_information,
                 **router,
             )
             self.mtoe: MToEBlock | None = MToEBlock(dim, config.mtoe.num_heads, mtoe)

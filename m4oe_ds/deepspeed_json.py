@@ -1,0 +1,145 @@
+"""The DeepSpeed JSON: read, checked against the run, passed on as it is.
+
+It owns precision, ZeRO, batch sizes, optimizer (with the base learning rate) and clipping. Only the few keys this
+trainer relies on are checked; the rest is DeepSpeed's own validation. Nothing is copied between it and our YAML.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m4oe_ds.errors import ConfigError
+
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """``train`` = ``micro`` (samples per forward and rank) * ``accumulation`` * world size."""
+
+    train: int
+    micro: int
+    accumulation: int
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The JSON as a dict.
+
+    Raises:
+        ConfigError: missing, not JSON, or a duplicate key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError("no such DeepSpeed configuration", str(path), "see ds_configs/ for those shipped")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"duplicate key {key}", str(path))
+        return dict(pairs)
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"not valid JSON: {error.msg}", f"{path}:{error.lineno}") from None
+    if not isinstance(content, dict):
+        raise ConfigError("must be a JSON object", str(path))
+    return content
+
+
+def batch_sizes(content: Mapping[str, Any], world: int, path: str) -> BatchSizes:
+    """Train, micro and accumulation sizes for ``world`` ranks; one or two of them are derived.
+
+    Raises:
+        ConfigError: none given, or the three contradict each other at this world size.
+    """
+    train, micro = content.get("train_batch_size"), content.get("train_micro_batch_size_per_gpu")
+    accumulation = content.get("gradient_accumulation_steps")
+    for name, value in (("train_batch_size", train), ("train_micro_batch_size_per_gpu", micro),
+                        ("gradient_accumulation_steps", accumulation)):  # fmt: skip
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ConfigError(f"{name} must be a whole number from 1, got {value!r}", path)
+    if train is None and micro is None:
+        raise ConfigError("needs train_batch_size or train_micro_batch_size_per_gpu", path)
+    if train is not None and micro is None:
+        accumulation = accumulation or 1
+        if train % (world * accumulation):
+            raise ConfigError(
+                f"train_batch_size={train} is not a multiple of {world} ranks x {accumulation} accumulation steps",
+                path,
+                "change one of the three",
+            )
+        micro = train // (world * accumulation)
+    elif train is not None and accumulation is None:
+        if train % (world * micro):
+            raise ConfigError(
+                f"train_batch_size={train} is not a multiple of {world} ranks x {micro} samples per rank",
+                path,
+                "change one of the three",
+            )
+        accumulation = train // (world * micro)
+    accumulation = accumulation or 1
+    assert micro is not None
+    train = micro * accumulation * world if train is None else train
+    if train != micro * accumulation * world:
+        raise ConfigError(
+            f"train_batch_size={train} is not {micro} samples x {accumulation} accumulation steps x {world} ranks",
+            path,
+            "change one of the three",
+        )
+    return BatchSizes(train, micro, accumulation)
+
+
+def check(content: Mapping[str, Any], path: str, expects: Mapping[str, Any], config_path: str) -> None:
+    """What this trainer relies on, and what the recipe's ``run.expects`` states.
+
+    Raises:
+        ConfigError: one line per finding, both places named where two files disagree.
+    """
+    problems = []
+    for key, expected in expects.items():
+        found = _lookup(content, key)
+        if found is _MISSING:
+            problems.append(f"{path} has no {key}, but run.expects says {expected!r} ({config_path}); edit one of them")
+        elif found != expected:
+            problems.append(
+                f"{key} is {found!r} in {path} but run.expects says {expected!r} ({config_path}); edit one of them"
+            )
+    stage = _lookup(content, "zero_optimization.stage")
+    if stage not in (1, 2, 3):
+        shown = "missing" if stage is _MISSING else stage
+        problems.append(
+            f"{path}: zero_optimization.stage is {shown}; use 1, 2 or 3 (stage 0 clips wrongly with sharded experts)"
+        )
+    if "gradient_clipping" not in content:
+        problems.append(f"{path}: gradient_clipping is missing and DeepSpeed's default is 1.0; write it, 0.0 for none")
+    optimizer = content.get("optimizer", {})
+    if not isinstance(_lookup(content, "optimizer.params.lr"), (int, float)):
+        problems.append(f"{path}: optimizer.params.lr is missing; the learning rate is owned by this file")
+    if str(optimizer.get("type", "")).lower() in ("adam", "adamw") and "adam_w_mode" not in optimizer.get("params", {}):
+        if str(optimizer["type"]).lower() == "adam":
+            problems.append(
+                f"{path}: DeepSpeed's Adam decays weights as AdamW unless optimizer.params.adam_w_mode is false; write it"
+            )
+    if "scheduler" in content:
+        problems.append(f"{path}: scheduler must go; `schedule` of the YAML configuration owns the learning-rate factors")
+    if _lookup(content, "bf16.enabled") is True and _lookup(content, "data_types.grad_accum_dtype") != "fp32":
+        problems.append(f"{path}: bf16 accumulates gradients in bf16 unless data_types.grad_accum_dtype is fp32; write it")
+    if _lookup(content, "zero_optimization.reduce_scatter") is False:
+        problems.append(f"{path}: zero_optimization.reduce_scatter must stay true for sharded experts")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _lookup(content: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = content
+    for part in dotted.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return _MISSING
+        value = value[part]
+    return value

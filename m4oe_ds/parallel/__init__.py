@@ -1,0 +1,1 @@
+"""The only place with process groups: launch, topology, exchange of slots, DeepSpeed adapter, reductions."""

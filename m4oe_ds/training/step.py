@@ -1,0 +1,118 @@
+"""One optimizer step: global label counts first, then one backward per micro-batch.
+
+DeepSpeed averages the losses of the ranks with equal weight and divides by the accumulation steps. With missing labels
+ranks hold different numbers of labels, so each task's loss sum is multiplied by (ranks * accumulation steps) and divided
+by the global label count: what the engine then averages is exactly the mean over all labelled samples of the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m4oe_ds.data.batch import Batch
+from m4oe_ds.errors import UserError
+from m4oe_ds.losses.objective import Objective
+from m4oe_ds.parallel import reduce
+
+
+@dataclass
+class StepReport:
+    """Figures of one optimizer step, still on the device and local to this rank; :meth:`collect` makes them global.
+
+    Attributes:
+        loss_sums: ``[p]`` sums of the task losses on this rank. counts: ``[p]`` labels over all ranks.
+        information: ``[]`` mutual information in nats, averaged over the micro-batches, equal on all ranks.
+        aux: ``[]`` weighted auxiliary losses of this rank.
+        has_information: the model has task-slotted routing.
+    """
+
+    loss_sums: Tensor
+    counts: Tensor
+    information: Tensor
+    aux: Tensor
+    has_information: bool
+    grad_norm: float | None
+
+    def collect(self, objective: Objective) -> dict[str, Any]:
+        """Global figures: ``loss`` (the objective's value), ``losses`` per task (None without labels), ``mi``.
+
+        Collectives: one all-reduce of p + 1 numbers over all ranks.
+        """
+        packed = torch.cat([self.loss_sums, self.aux.reshape(1) / reduce.world_size()])
+        packed = reduce.sum_over_ranks(packed.double()).cpu()
+        counts = self.counts.double().cpu()
+        losses: dict[str, float | None] = {}
+        total = float(packed[-1])
+        for k, task in enumerate(objective.tasks):
+            losses[task.name] = float(packed[k] / counts[k]) if counts[k] > 0 else None
+            total += losses[task.name] or 0.0
+        information = float(self.information)
+        total -= objective.information.alpha * information
+        return {
+            "loss": total,
+            "losses": losses,
+            "mi": information if self.has_information else None,
+            "labels": {task.name: int(counts[k]) for k, task in enumerate(objective.tasks)},
+            "grad_norm": self.grad_norm,
+        }
+
+
+def train_step(engine: Any, batches: Sequence[Batch], objective: Objective, dtype: torch.dtype) -> StepReport:
+    """Forward, backward and optimizer step over this rank's micro-batches of one step.
+
+    Args:
+        engine: DeepSpeed engine in training mode. batches: one per accumulation step, equal sizes on all ranks.
+        objective: the loss. dtype: of the views.
+
+    Collectives: one all-reduce of the label counts, one of the modality masses per micro-batch, and the engine's own;
+        every rank must call it, also one without any label.
+    """
+    device, world, accumulation = engine.device, reduce.world_size(), len(batches)
+    counts = reduce.sum_over_ranks(objective.label_counts(batches).to(device))  # [p]
+    scale = world * accumulation / counts.clamp_min(1.0)  # [p]
+    sums = torch.zeros(len(objective.tasks), device=device)
+    information, aux_total = torch.zeros((), device=device), torch.zeros((), device=device)
+    has_information = False
+    for batch in batches:
+        batch = batch.to(device, dtype)
+        output = engine(batch)
+        local = torch.stack([part.sum for part in objective.task_parts(output, batch).values()])  # [p]
+        loss = (local * scale).sum()
+        # Skipping the term at alpha = 0 must not skip its collective: every rank has the same alpha, so all skip or none.
+        with torch.set_grad_enabled(objective.information.alpha != 0):
+            term = objective.mutual_information(output, batch, reduce.sum_over_ranks, world)
+        if term is not None:
+            has_information = True
+            information += term.detach() / accumulation
+            if objective.information.alpha != 0:
+                loss = loss - objective.information.alpha * term
+        for name, value in output.aux.items():
+            weighted = objective.aux_weights.get(name, 1.0) * value
+            aux_total += weighted.detach() / accumulation
+            loss = loss + weighted
+        engine.backward(loss)
+        sums += local.detach()
+        engine.step()
+    norm = engine.get_global_grad_norm()
+    return StepReport(sums, counts, information, aux_total, has_information, None if norm is None else float(norm))
+
+
+def check_finite(figures: dict[str, Any], step: int) -> None:
+    """Stops the run when a logged figure is not a number.
+
+    Raises:
+        UserError: names the step and the figure.
+    """
+    named = {"loss": figures["loss"], "mi": figures["mi"]}
+    named.update({f"loss of {task}": value for task, value in figures["losses"].items()})
+    for name, value in named.items():
+        if value is not None and not math.isfinite(value):
+            raise UserError(
+                f"{name} is {value}", f"step {step}", "lower the learning rate, or resume from the last checkpoint"
+            )

@@ -1,0 +1,119 @@
+"""A small but complete M4oE problem: every layer kind, four modalities, missing labels spread unevenly over samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from m4oe_ds import config_loader, deepspeed_json
+from m4oe_ds.config import Config
+from m4oe_ds.data.batch import Batch
+from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
+from m4oe_ds.models import spec_for
+from m4oe_ds.models.interface import ModelSpec
+
+TINY = (
+    "model.dim=16",
+    "model.embedder.backbone=vit_tiny_patch16_224",
+    "model.embedder.options={patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}",
+    "model.router.scale_init=8",
+    "data.image_size=[16, 16]",
+    "model.msoe={num_experts: 4, depth: 1, num_heads: 2}",
+    "model.mtoe={num_experts: 8, num_heads: 2}",
+    "model.fusion={num_experts: 4, depth: 1, num_heads: 2}",
+)
+
+
+def config(*overrides: str) -> Config:
+    """The small M4oE, all seven EMBED tasks."""
+    return config_loader.load(None, (*TINY, *overrides))
+
+
+def samples(spec: ModelSpec, count: int, seed: int) -> Batch:
+    """``count`` random samples; the first quarter has no labels at all, one modality is absent here and there."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = spec.image_size
+    labels, mask = {}, torch.rand(count, len(spec.tasks), generator=generator) < 0.6
+    mask[: count // 4] = False
+    for k, task in enumerate(spec.tasks):
+        drawn = torch.randint(task.num_classes, (count,), generator=generator)
+        labels[task.name] = torch.where(mask[:, k], drawn, torch.full_like(drawn, -1))
+    present = torch.rand(count, len(spec.modalities), generator=generator) < 0.8
+    present[:, 0] = True
+    views = {
+        name: torch.randn(count, channels, height, width, generator=generator) * present[:, i, None, None, None]
+        for i, (name, channels) in enumerate(zip(spec.modalities, spec.channels, strict=True))
+    }
+    return Batch(
+        views, present, labels, mask, torch.ones(count, dtype=torch.bool), tuple(f"k{i}" for i in range(count)),
+        tuple(f"g{i}" for i in range(count)), spec.modalities, spec.task_names,
+    )  # fmt: skip
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows ``start`` to ``stop`` of a batch."""
+    return Batch(
+        {name: view[start:stop] for name, view in batch.views.items()},
+        batch.present[start:stop],
+        {name: label[start:stop] for name, label in batch.labels.items()},
+        batch.label_mask[start:stop],
+        batch.valid[start:stop],
+        batch.keys[start:stop],
+        batch.groups[start:stop],
+        batch.modalities,
+        batch.tasks,
+    )
+
+
+def objective(spec: ModelSpec, alpha: float = 0.05) -> Objective:
+    """Cross-entropy for every task and the mutual information of the global batch."""
+    losses = {task.name: TaskLoss("cross_entropy") for task in spec.tasks}
+    return Objective(spec.tasks, losses, InformationTerm(alpha=alpha), len(spec.modalities))
+
+
+def deepspeed_config(stage: int, train: int, accumulation: int, clipping: float, **extra: Any) -> dict[str, Any]:
+    """fp32 Adam under ZeRO ``stage``."""
+    return {
+        "train_batch_size": train,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clipping,
+        "optimizer": {
+            "type": "Adam",
+            "params": {"lr": 1e-3, "torch_adam": True, "adam_w_mode": False},
+        },
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": 1000000,
+            "allgather_bucket_size": 1000000,
+            "stage3_prefetch_bucket_size": 100000,
+            "stage3_param_persistence_threshold": 0,
+            "overlap_comm": False,
+        },
+        **extra,
+    }
+
+
+def trajectory(
+    cfg: Config, ds: dict[str, Any], steps: int, rank: int, world: int, seed: int = 1
+) -> list[dict[str, Any]]:
+    """Global figures of ``steps`` optimizer steps; the samples of a step do not depend on the world size."""
+    from m4oe_ds.training import engine as engines
+    from m4oe_ds.training.step import train_step
+
+    sizes = deepspeed_json.batch_sizes(ds, world, "test")
+    engine, _ = engines.create(cfg, ds, sizes, world)
+    engine.train()
+    spec = spec_for(cfg)
+    goal = objective(spec, cfg.loss.alpha)
+    figures = []
+    for step in range(steps):
+        everything = samples(spec, sizes.train, seed=seed * 1000 + step)
+        micro = sizes.micro
+        batches = [
+            part(everything, (a * world + rank) * micro, (a * world + rank + 1) * micro)
+            for a in range(sizes.accumulation)
+        ]
+        figures.append(train_step(engine, batches, goal, torch.float32).collect(goal))
+    engine.destroy()
+    return figures
