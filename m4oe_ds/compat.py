@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 _LIBRARY = None  # keeps the operator schemas registered
 
 
@@ -28,10 +30,8 @@ def declare_torchvision_operators() -> None:
         return
     library = Path(spec.origin).parent / "_C.so"
     if library.exists():
-        try:
+        with contextlib.suppress(OSError):  # the very fault this function exists for: what is missing is declared below
             torch.ops.load_library(str(library))
-        except OSError:
-            pass  # the very fault this function exists for; the missing operators are declared below
     missing = [name for name in ("nms", "qnms") if not _operator_exists(f"torchvision::{name}")]
     if missing:
         _LIBRARY = torch.library.Library("torchvision", "DEF" if len(missing) == 2 else "FRAGMENT")

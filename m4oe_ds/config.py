@@ -60,6 +60,13 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhantomConfig:
+    patients: int = option(0, "Synthetic patients to generate when `data.root` does not exist; 0 = never.")
+    seed: int = option(0, "Seed of the synthetic archive.")
+    image_size: tuple[int, ...] = option((128, 104), "Rows and columns of the images stored in the shards.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     dataset: str = option("embed", "Data set whose schema applies: embed, rsna, vindr or gamma.")
     root: str = option("", "Folder holding one sub-folder of shards per split.")
@@ -71,6 +78,7 @@ class DataConfig:
     verify: Literal["full", "size"] = option("full", "Check shards at start by sha256 (`full`) or by size alone.")
     max_bad_fraction: float = option(0.001, "Stop when more than this share of the samples of a split is unreadable.")
     augment: AugmentConfig = section(AugmentConfig, "Training-time augmentation.")
+    phantom: PhantomConfig = section(PhantomConfig, "Synthetic data to make where there is none (demo).")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,8 +58,9 @@ def batch_sizes(content: Mapping[str, Any], world: int, path: str) -> BatchSizes
     Raises:
         ConfigError: none given, or the three contradict each other at this world size.
     """
-    train, micro = content.get("train_batch_size"), content.get("train_micro_batch_size_per_gpu")
-    accumulation = content.get("gradient_accumulation_steps")
+    train: Any = content.get("train_batch_size")
+    micro: Any = content.get("train_micro_batch_size_per_gpu")
+    accumulation: Any = content.get("gradient_accumulation_steps")
     for name, value in (("train_batch_size", train), ("train_micro_batch_size_per_gpu", micro),
                         ("gradient_accumulation_steps", accumulation)):  # fmt: skip
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -84,7 +85,6 @@ def batch_sizes(content: Mapping[str, Any], world: int, path: str) -> BatchSizes
             )
         accumulation = train // (world * micro)
     accumulation = accumulation or 1
-    assert micro is not None
     train = micro * accumulation * world if train is None else train
     if train != micro * accumulation * world:
         raise ConfigError(
@@ -121,15 +121,18 @@ def check(content: Mapping[str, Any], path: str, expects: Mapping[str, Any], con
     optimizer = content.get("optimizer", {})
     if not isinstance(_lookup(content, "optimizer.params.lr"), (int, float)):
         problems.append(f"{path}: optimizer.params.lr is missing; the learning rate is owned by this file")
-    if str(optimizer.get("type", "")).lower() in ("adam", "adamw") and "adam_w_mode" not in optimizer.get("params", {}):
-        if str(optimizer["type"]).lower() == "adam":
-            problems.append(
-                f"{path}: DeepSpeed's Adam decays weights as AdamW unless optimizer.params.adam_w_mode is false; write it"
-            )
+    if str(optimizer.get("type", "")).lower() == "adam" and "adam_w_mode" not in optimizer.get("params", {}):
+        problems.append(
+            f"{path}: DeepSpeed's Adam decays weights as AdamW unless optimizer.params.adam_w_mode is false; write it"
+        )
     if "scheduler" in content:
-        problems.append(f"{path}: scheduler must go; `schedule` of the YAML configuration owns the learning-rate factors")
+        problems.append(
+            f"{path}: scheduler must go; `schedule` of the YAML configuration owns the learning-rate factors"
+        )
     if _lookup(content, "bf16.enabled") is True and _lookup(content, "data_types.grad_accum_dtype") != "fp32":
-        problems.append(f"{path}: bf16 accumulates gradients in bf16 unless data_types.grad_accum_dtype is fp32; write it")
+        problems.append(
+            f"{path}: bf16 accumulates gradients in bf16 unless data_types.grad_accum_dtype is fp32; write it"
+        )
     if _lookup(content, "zero_optimization.reduce_scatter") is False:
         problems.append(f"{path}: zero_optimization.reduce_scatter must stay true for sharded experts")
     if problems:

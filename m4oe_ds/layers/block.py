@@ -22,7 +22,9 @@ class DenseMLP(Mlp):
 
 def _attend(attention: Attention, tokens: Tensor, token_mask: Tensor | None) -> Tensor:
     """Self-attention in which masked tokens are not attended to (their own rows are computed and ignored)."""
-    mask = None if token_mask is None else token_mask[:, None, None, :]  # [B, 1, 1, M], broadcast over heads and queries
+    mask = (
+        None if token_mask is None else (token_mask | ~token_mask.any(1, keepdim=True))[:, None, None, :]
+    )  # [B, 1, 1, M], broadcast over heads and queries
     return attention(tokens, attn_mask=mask)
 
 

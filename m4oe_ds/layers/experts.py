@@ -44,6 +44,8 @@ class ExpertWeights(nn.Module):
         self.w1 = nn.Parameter(torch.empty(count, dim, hidden))
         self.w2 = nn.Parameter(torch.empty(count, hidden, dim))
         self.w3 = nn.Parameter(torch.zeros(count, 1, hidden + dim))
+        if not self.w1.is_meta:
+            self.reset_parameters(0, "")
 
     @torch.no_grad()
     def reset_parameters(self, seed: int, name: str) -> None:

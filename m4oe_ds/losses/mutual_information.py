@@ -78,13 +78,13 @@ def information(probability: Tensor) -> Tensor:
     """
     p = probability.double()
     tiny = torch.finfo(p.dtype).tiny
+    p = p / p.sum(dim=(-3, -2), keepdim=True).clamp_min(tiny)
     of_modality = p.sum(dim=-2, keepdim=True)  # [..., m, 1, p]
     of_expert = p.sum(dim=-3, keepdim=True)  # [..., 1, n, p]
     product = of_modality * of_expert
     ratio = p / product.clamp_min(tiny)
     cells = ratio * ratio.clamp_min(tiny).log() - ratio + 1.0
-    total = p.sum(dim=(-3, -2))  # 1 up to rounding
-    return (product * cells).sum(dim=(-3, -2)) - (total.square() - total)
+    return (product * cells).sum(dim=(-3, -2))
 
 
 def conditional_mutual_information(

@@ -31,9 +31,12 @@ class Output(Protocol):
 class Labels(Protocol):
     """What the objective reads from a batch."""
 
-    labels: dict[str, Tensor]
-    label_mask: Tensor
-    valid: Tensor
+    @property
+    def labels(self) -> dict[str, Tensor]: ...
+    @property
+    def label_mask(self) -> Tensor: ...
+    @property
+    def valid(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)

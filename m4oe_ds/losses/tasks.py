@@ -18,7 +18,7 @@ class LossParts(NamedTuple):
     """
 
     sum: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  (tuple.count is not missed)
 
 
 def _masked(per_sample: Tensor, mask: Tensor) -> LossParts:
@@ -34,7 +34,7 @@ def cross_entropy(
 
     ``class_weight [C]`` multiplies a sample's loss; the count stays the number of samples.
     """
-    logits = logits.float()
+    logits = torch.where(mask[:, None], logits, 0.0).float()
     targets = torch.where(mask, labels, torch.zeros_like(labels))
     weight = None if class_weight is None else class_weight.to(logits)
     per_sample = functional.cross_entropy(
@@ -47,10 +47,10 @@ def focal(
     logits: Tensor, labels: Tensor, mask: Tensor, gamma: float = 2.0, class_weight: Tensor | None = None
 ) -> LossParts:
     """Focal loss -w_y (1 - p_y)^gamma log p_y (Lin et al., 2017) of ``logits [B, C]``, in float32."""
-    log_probability = functional.log_softmax(logits.float(), dim=-1)
+    log_probability = functional.log_softmax(torch.where(mask[:, None], logits, 0.0).float(), dim=-1)
     targets = torch.where(mask, labels, torch.zeros_like(labels))
     log_p = log_probability.gather(1, targets[:, None]).squeeze(1)  # [B]
-    per_sample = -((1.0 - log_p.exp()) ** gamma) * log_p
+    per_sample = -((1.0 - log_p.exp()).clamp_min(torch.finfo(log_p.dtype).tiny) ** gamma) * log_p
     if class_weight is not None:
         per_sample = per_sample * class_weight.to(per_sample)[targets]
     return _masked(per_sample, mask)
@@ -63,7 +63,8 @@ def binary_cross_entropy_dice(logits: Tensor, target: Tensor, mask: Tensor, smoo
         logits: ``[B, 1, H, W]``. target: ``[B, 1, H, W]`` in {0, 1}. mask: ``[B]`` bool.
         smooth: added to numerator and denominator of the Dice ratio, in pixels.
     """
-    logits, target = logits.float(), target.float()
+    keep = mask[:, None, None, None]
+    logits, target = torch.where(keep, logits, 0.0).float(), torch.where(keep, target, 0.0).float()
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).mean(1)
     probability = logits.sigmoid().flatten(1)
     truth = target.flatten(1)

@@ -1,7 +1,7 @@
 """The paper's model: embedders, modality-specific MSoE towers, shared MToE block, fusion tower, task heads.
 
-    X_i = embedder_i(view_i);  Z_i = MSoE_i(X_i);  G_1..G_p = MToE([X_1; ..; X_m]);  H_k = [mean G_k; mean Z_1; ..];
-    prediction_k = head_k(fusion(H_k))                         (M4oE section 3; resolutions in docs/decisions/0001)
+X_i = embedder_i(view_i);  Z_i = MSoE_i(X_i);  G_1..G_p = MToE([X_1; ..; X_m]);  H_k = [mean G_k; mean Z_1; ..];
+prediction_k = head_k(fusion(H_k))                         (M4oE section 3; resolutions in docs/decisions/0001)
 """
 
 from __future__ import annotations
@@ -118,9 +118,7 @@ class M4oE(MultiModalModel):
         self.heads = nn.ModuleDict({task.name: self._head(task) for task in spec.tasks})
         self.dense_projection = nn.ModuleDict(
             {
-                task.name: nn.ModuleDict(
-                    {"shared": nn.Linear(dim, dim), "specific": nn.Linear(dim, dim, bias=False)}
-                )
+                task.name: nn.ModuleDict({"shared": nn.Linear(dim, dim), "specific": nn.Linear(dim, dim, bias=False)})
                 for task in spec.tasks
                 if task.kind == "segmentation"
             }

@@ -38,9 +38,7 @@ class LaunchEnvironment:
     source: str
 
 
-def resolve(
-    environ: Mapping[str, str], expand_hosts: Callable[[str], list[str]] | None = None
-) -> LaunchEnvironment:
+def resolve(environ: Mapping[str, str], expand_hosts: Callable[[str], list[str]] | None = None) -> LaunchEnvironment:
     """Launch environment from variables; launcher variables win over SLURM's, else a single process.
 
     A job allocation without a job step (``salloc``, or the body of a batch script) is a single process.

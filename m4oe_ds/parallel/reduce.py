@@ -66,3 +66,19 @@ def broadcast_text(text: str, device: torch.device) -> str:
         payload = torch.zeros(int(length), dtype=torch.uint8, device=device)
     dist.broadcast(payload, 0)
     return bytes(payload.cpu().tolist()).decode().rstrip("\0")
+
+
+def agree(problems: list[str], device: torch.device) -> list[str]:
+    """Every rank's problems on every rank: all stop together or none does. Collectives: two all-reduces and gathers."""
+    if world_size() == 1:
+        return problems
+    data = "\n".join(problems).encode()
+    longest = int(maximum_over_ranks(torch.tensor(len(data), device=device)))
+    if longest == 0:
+        return []
+    row = torch.zeros(1, longest, dtype=torch.uint8, device=device)
+    if data:
+        row[0, : len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
+    rows = gather_rows(row).cpu()
+    texts = [bytes(item.tolist()).rstrip(b"\0").decode() for item in rows]
+    return [line for text in texts for line in text.splitlines()]

@@ -32,7 +32,8 @@ def run_ranks(
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=_entry, args=(function, rank, world, str(folder), timeout_s, args)) for rank in range(world)
+        context.Process(target=_entry, args=(function, rank, world, str(folder), timeout_s, args))
+        for rank in range(world)
     ]
     for process in processes:
         process.start()

@@ -1,0 +1,34 @@
+# Each target is what a user would type, inside a virtual environment made on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-fast lint bench clean
+
+demo: $(READY)
+	@bash tools/demo.sh $(BIN)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# A CUDA machine brings its own torch: make demo PIP_CONSTRAINTS=
+PIP_CONSTRAINTS ?= -c constraints.txt
+
+$(READY): setup.py constraints.txt
+	@echo "making the environment $(VENV) (once, about two minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_CONSTRAINTS) -e ".[test]"
+	@touch $(READY)
+
+clean:
+	rm -rf runs/demo data/demo data/demo.*

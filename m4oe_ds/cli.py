@@ -1,0 +1,103 @@
+"""The ``m4oe`` command: a table of sub-commands, each importing its work when it runs, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from m4oe_ds.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """All sub-commands and their options."""
+    top = argparse.ArgumentParser(prog="m4oe", description="Multi-modal multi-task mixture of experts: after training.")
+    top.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    evaluate = commands.add_parser("evaluate", help="evaluate a finished run on a split, at any number of ranks")
+    evaluate.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
+    evaluate.add_argument("--split", default="test", help="split to evaluate (default: test)")
+    evaluate.add_argument("--data", default="", metavar="DIR", help="other shards than those it was trained on")
+    evaluate.set_defaults(work=_evaluate)
+
+    report = commands.add_parser("report", help="write report.html from a run folder")
+    report.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
+    report.set_defaults(work=_report)
+
+    models = commands.add_parser("models", help="list the registered models")
+    models.set_defaults(work=_models)
+
+    config = commands.add_parser("config", help="check a configuration and print it with all defaults")
+    config.add_argument("config", metavar="YAML", help="configuration file")
+    config.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
+    config.add_argument("--count", action="store_true", help="also count the model's parameters, allocating none")
+    config.set_defaults(work=_config)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one sub-command; a user error becomes one line on standard error and its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        options.work(options)
+    except UserError as error:
+        if options.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from m4oe_ds.evaluation.metrics import format_table
+    from m4oe_ds.training.evaluate import evaluate_run
+
+    metrics = evaluate_run(Path(options.run), options.split, options.data)
+    if metrics is not None:
+        print(format_table(metrics))
+        print(f"metrics of {options.split}: {Path(options.run) / 'metrics.json'}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from m4oe_ds.report.html import render
+
+    print(f"report: {render(Path(options.run))}")
+
+
+def _models(_: argparse.Namespace) -> None:
+    from m4oe_ds.models.registry import MODELS
+
+    for name, entry in sorted(MODELS.items()):
+        print(f"{name:12} {entry.fidelity:16} {entry.paper}")
+
+
+def _config(options: argparse.Namespace) -> None:
+    import yaml
+
+    from m4oe_ds import config_loader
+    from m4oe_ds.config import to_dict
+
+    config = config_loader.load(options.config, options.set)
+    print(yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None), end="")
+    if options.count:
+        import torch
+
+        from m4oe_ds.models import build
+
+        with torch.device("meta"):
+            model = build(config)
+        parts: dict[str, int] = {}
+        for name, parameter in model.named_parameters():
+            part = name.split(".", 1)[0]
+            parts[part] = parts.get(part, 0) + parameter.numel()
+        for part, count in parts.items():
+            print(f"# {part:18} {count:>15,}")
+        print(f"# {'total':18} {sum(parts.values()):>15,}")

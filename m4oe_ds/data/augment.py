@@ -1,0 +1,73 @@
+"""Seeded augmentation of one sample's views: small affine changes, grey-scale changes, noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """Strengths; see ``data.augment`` in docs/configuration.md. All zero = the identity."""
+
+    rotation_degrees: float = 0.0
+    translation: float = 0.0
+    scale: float = 0.0
+    gamma: float = 0.0
+    contrast: float = 0.0
+    noise: float = 0.0
+    vertical_flip: bool = False
+
+
+def augment(
+    views: dict[str, Tensor], masks: dict[str, Tensor], options: AugmentOptions, generator: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Augmented copies; a pure function of its arguments and the generator's state.
+
+    Args:
+        views: ``{modality: [C, H, W]}`` float32 in [0, 1]. masks: ``{task: [1, H, W]}`` float32 in {0, 1}; they follow
+            the geometry of the fundus view, the only one that has masks.
+        generator: seeded per (run, epoch, sample), so that workers and ranks do not matter.
+    """
+    result = {}
+    moved = dict(masks)
+    for name, view in views.items():
+        theta = _affine(options, generator)
+        result[name] = _grey(_warp(view, theta, "bilinear"), options, generator)
+        if name == "fundus":
+            moved = {task: _warp(mask, theta, "nearest") for task, mask in masks.items()}
+    return result, moved
+
+
+def _uniform(limit: float, generator: torch.Generator) -> float:
+    return (2.0 * float(torch.rand((), generator=generator)) - 1.0) * limit
+
+
+def _affine(options: AugmentOptions, generator: torch.Generator) -> Tensor:
+    """``[2, 3]`` map from output to input coordinates in [-1, 1]."""
+    angle = math.radians(_uniform(options.rotation_degrees, generator))
+    zoom = 1.0 + _uniform(options.scale, generator)
+    shift_x = 2.0 * _uniform(options.translation, generator)
+    shift_y = 2.0 * _uniform(options.translation, generator)
+    flip = -1.0 if options.vertical_flip and float(torch.rand((), generator=generator)) < 0.5 else 1.0
+    cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
+    return torch.tensor([[cos, -sin * flip, shift_x], [sin, cos * flip, shift_y]])
+
+
+def _warp(image: Tensor, theta: Tensor, mode: str) -> Tensor:
+    grid = functional.affine_grid(theta[None], [1, *image.shape], align_corners=False)
+    return functional.grid_sample(image[None], grid, mode=mode, padding_mode="zeros", align_corners=False)[0]
+
+
+def _grey(view: Tensor, options: AugmentOptions, generator: torch.Generator) -> Tensor:
+    exponent = 1.0 + _uniform(options.gamma, generator)
+    contrast = 1.0 + _uniform(options.contrast, generator)
+    tissue = view > 0  # background stays background
+    changed = view.clamp_min(0).pow(exponent) * contrast
+    if options.noise:
+        changed = changed + options.noise * torch.randn(view.shape, generator=generator)
+    return torch.where(tissue, changed, view)

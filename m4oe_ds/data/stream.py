@@ -1,0 +1,262 @@
+"""Shards to batches in a deterministic order, equal steps on every rank, resumable at any step.
+
+Every sample is addressable (shard, byte range), so the order of an epoch is one permutation of the whole split, and which
+rank or worker reads a position is arithmetic. Reading goes through WebDataset's tar reader.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from m4oe_ds.data import codecs
+from m4oe_ds.data.augment import AugmentOptions, augment
+from m4oe_ds.data.batch import Batch
+from m4oe_ds.data.collate import Sample, collate
+from m4oe_ds.data.manifest import Manifest, read_sample
+from m4oe_ds.data.order import epoch_order, generator, position
+from m4oe_ds.data.quarantine import Quarantine
+from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.errors import DataError
+
+os.environ.setdefault("WDS_SECURE", "1")  # no pipe: or file: addresses, no pickles in archives
+
+PADDING = (-1, -1)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a sample becomes tensors.
+
+    Attributes:
+        modalities, tasks: to read. image_size: height and width of the views.
+        normalise: ``{modality: (mean, std)}`` on the 0..1 scale. augment: None = off. seed: of the run.
+    """
+
+    modalities: tuple[str, ...]
+    tasks: tuple[TaskSpec, ...]
+    image_size: tuple[int, int]
+    normalise: Mapping[str, tuple[float, float]]
+    augment: AugmentOptions | None
+    seed: int
+
+    def sample(self, members: Mapping[str, bytes], epoch: int) -> Sample:
+        """Decodes, resizes, augments and standardises one sample.
+
+        Raises:
+            DataError: members missing or damaged.
+        """
+        if "meta.json" not in members:
+            raise DataError("a sample has no meta.json")
+        try:
+            meta = json.loads(members["meta.json"])
+            key, group, labels, stored = meta["key"], meta["group"], meta["labels"], meta["modalities"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"a sample's meta.json is damaged ({type(error).__name__})") from None
+        by_name = {name.split(".", 1)[0]: (name.rsplit(".", 1)[-1], data) for name, data in members.items()}
+        views, masks = {}, {}
+        for name in self.modalities:
+            if name in stored:
+                if name not in by_name:
+                    raise DataError(f"member {name} is missing")
+                codec, data = by_name[name]
+                views[name] = self._image(codecs.decode(data, codec))
+        for task in self.tasks:
+            if task.kind == "segmentation" and task.name in by_name:
+                codec, data = by_name[task.name]
+                mask = torch.from_numpy((codecs.decode(data, codec) > 0).astype(np.float32))[None, None]
+                masks[task.name] = functional.interpolate(mask, self.image_size, mode="nearest")[0]
+        if self.augment is not None:
+            state = torch.Generator()
+            state.manual_seed(int(generator(self.seed, "augment", epoch, key).integers(2**62)))
+            views, masks = augment(views, masks, self.augment, state)
+        for name, view in views.items():
+            mean, std = self.normalise.get(name, (0.0, 1.0))
+            views[name] = (view - mean) / std
+        return Sample(key, group, views, labels, masks)
+
+    def _image(self, array: np.ndarray) -> Tensor:
+        """``[C, H, W]`` float32 in [0, 1] at the wanted size (area interpolation when shrinking)."""
+        full = 65535.0 if array.dtype == np.uint16 else 255.0
+        image = torch.from_numpy(array.astype(np.float32) / full)
+        if image.ndim == 2:
+            image = image[None]
+        elif image.shape[-1] == 3:
+            image = image.permute(2, 0, 1)
+        if tuple(image.shape[-2:]) != self.image_size:
+            image = functional.interpolate(
+                image[None], self.image_size, mode="bilinear", antialias=True, align_corners=False
+            )[0]
+        return image
+
+
+class _Samples(Dataset[Any]):
+    """Map-style access for the loader: an item is (shard, index, epoch); a failure comes back as text, not raised."""
+
+    def __init__(self, folder: Path, manifest: Manifest, reading: Reading) -> None:
+        self.folder, self.manifest, self.reading = folder, manifest, reading
+
+    def __getitem__(self, item: tuple[int, int, int]) -> Sample | str | None:
+        shard_id, index, epoch = item
+        if shard_id < 0:
+            return None
+        shard = self.manifest.shards[shard_id]
+        try:
+            members = read_sample(self.folder / shard.name, shard.offsets[index], shard.offsets[index + 1])
+            return self.reading.sample(members, epoch)
+        except DataError as error:
+            return f"{shard.name}[{index}]\n{error}"
+
+
+class ShardStream:
+    """One rank's batches of one split.
+
+    Args:
+        folder: split folder with ``manifest.json``. modalities, tasks: what to read, in batch order.
+        image_size: height and width. micro_batch: samples per batch. accumulation: batches per optimizer step.
+        rank, world: this reader among all. seed: of the run. workers: reader processes; 0 = read in this one.
+        augment: training augmentation, or None. normalise: ``{modality: (mean, std)}``; default this split's own.
+        complete_only: use only samples that have every modality. max_bad_fraction: see :class:`Quarantine`.
+
+    Raises:
+        DataError: split missing, or without a modality or task asked for.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        modalities: Sequence[str],
+        tasks: Sequence[TaskSpec],
+        image_size: tuple[int, int],
+        micro_batch: int,
+        rank: int,
+        world: int,
+        seed: int,
+        accumulation: int = 1,
+        workers: int = 0,
+        augment: AugmentOptions | None = None,
+        normalise: Mapping[str, tuple[float, float]] | None = None,
+        complete_only: bool = False,
+        max_bad_fraction: float = 0.001,
+    ) -> None:
+        self.folder, self.manifest = Path(folder), Manifest.load(Path(folder))
+        lacking = [name for name in modalities if name not in self.manifest.modalities]
+        lacking += [task.name for task in tasks if task.name not in {t.name for t in self.manifest.tasks}]
+        if lacking:
+            raise DataError(
+                f"these shards have no {', '.join(lacking)}", str(folder), "change data.modalities or data.tasks"
+            )
+        self.micro_batch, self.accumulation, self.workers = micro_batch, accumulation, workers
+        self.rank, self.world, self.seed = rank, world, seed
+        if normalise is None:
+            normalise = {n: (s["mean"], max(s["std"], 1e-6)) for n, s in self.manifest.pixel_statistics.items()}
+        self.reading = Reading(tuple(modalities), tuple(tasks), image_size, dict(normalise), augment, seed)
+        present = self.manifest.sample_present(modalities)
+        self.eligible: np.ndarray = np.asarray(present.all(1) if complete_only else present.any(1))
+        self.num_samples = int(self.eligible.sum())
+        self.quarantine = Quarantine(self.num_samples, max_bad_fraction)
+        self._channels = tuple(3 if name == "fundus" else self._volume(name) for name in modalities)
+
+    def _volume(self, modality: str) -> int:
+        return 256 if modality == "oct" else 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch, equal on every rank; a remainder smaller than one global batch is left out.
+
+        Raises:
+            DataError: fewer samples than one global batch.
+        """
+        batch = self.micro_batch * self.world * self.accumulation
+        if self.num_samples < batch:
+            raise DataError(
+                f"{self.num_samples} samples do not fill one global batch of {batch}",
+                str(self.folder),
+                "lower train_batch_size in the DeepSpeed JSON",
+            )
+        return self.num_samples // batch
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
+        """Steps ``start_step`` to the end of an epoch; each is this rank's ``accumulation`` micro-batches."""
+        order = epoch_order(self.manifest, self.seed, epoch, self.eligible)
+        rows = [
+            [
+                position(
+                    step,
+                    micro,
+                    self.rank,
+                    row,
+                    micro_batch=self.micro_batch,
+                    world=self.world,
+                    accumulation=self.accumulation,
+                )  # fmt: skip
+                for row in range(self.micro_batch)
+            ]
+            for step in range(start_step, self.steps_per_epoch)
+            for micro in range(self.accumulation)
+        ]
+        items = [[(int(order[r, 0]), int(order[r, 1]), epoch) for r in batch] for batch in rows]
+        held: list[Batch] = []
+        for batch in self._batches(items):
+            held.append(batch)
+            if len(held) == self.accumulation:
+                yield held
+                held = []
+
+    def evaluation(self) -> Iterator[Batch]:
+        """Every sample once over all ranks, in manifest order; padded so that every rank makes as many batches."""
+        samples = [item for item, keep in zip(self.manifest.samples(), self.eligible, strict=True) if keep]
+        per_round = self.micro_batch * self.world
+        samples += [PADDING] * (-len(samples) % per_round)
+        items = []
+        for start in range(0, len(samples), per_round):
+            mine = samples[start + self.rank * self.micro_batch : start + (self.rank + 1) * self.micro_batch]
+            items.append([(*item, 0) for item in mine])
+        yield from self._batches(items)
+
+    def _batches(self, items: list[list[tuple[int, int, int]]]) -> Iterator[Batch]:
+        if not items:
+            return
+        loader = DataLoader(
+            _Samples(self.folder, self.manifest, self.reading),
+            batch_sampler=items,  # type: ignore[arg-type]  # the items are the indices
+            num_workers=self.workers,
+            collate_fn=_as_list,
+            worker_init_fn=_one_thread,
+            prefetch_factor=4 if self.workers else None,
+            # the loader must not draw from the global generator: training state would depend on it
+            generator=torch.Generator().manual_seed(0),
+        )
+        pin = torch.cuda.is_available()
+        for found in loader:
+            samples = [self._accept(sample) for sample in found]
+            batch = collate(
+                samples, self.reading.modalities, self._channels, self.reading.tasks, self.reading.image_size
+            )
+            yield batch.pin_memory() if pin else batch
+
+    def _accept(self, sample: Sample | str | None) -> Sample | None:
+        if isinstance(sample, str):
+            where, _, reason = sample.partition("\n")
+            self.quarantine.add(where, reason)
+            return None
+        return sample
+
+
+def _as_list(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)

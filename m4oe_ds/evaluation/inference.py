@@ -1,0 +1,222 @@
+"""Every sample of a split exactly once, at any number of ranks: padding leaves no trace, rows are joined by key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m4oe_ds.data.batch import Batch
+from m4oe_ds.errors import DataError
+from m4oe_ds.layers.routing import modality_contribution
+from m4oe_ds.losses.objective import Objective
+from m4oe_ds.models.interface import ModelOutput, ModelSpec
+from m4oe_ds.parallel import reduce
+
+_KEY_BYTES = 64
+
+
+@dataclass
+class Predictions:
+    """One split's answers, rows sorted by key, equal on all ranks.
+
+    Attributes:
+        keys, groups: ``[N]`` sample keys and patient pseudonyms.
+        labels: ``{task: [N] int64}``, -1 missing (classification tasks).
+        probabilities: ``{task: [N, C] float32}``.
+        dice: ``{task: [N] float32}``, NaN missing (segmentation tasks).
+        contribution: ``[N, p, m] float32`` modality shares, or None for a model without task-slotted routing.
+        token_share: ``[m]`` share of each modality in the tokens, what uniform routing would give.
+        losses: mean loss per task over its labelled samples; None without labels.
+        examples: views ``[E, m, h, w] uint8``, presence and keys of a few samples.
+    """
+
+    keys: np.ndarray
+    groups: np.ndarray
+    labels: dict[str, np.ndarray]
+    probabilities: dict[str, np.ndarray]
+    dice: dict[str, np.ndarray]
+    contribution: np.ndarray | None
+    token_share: np.ndarray
+    losses: dict[str, float | None]
+    examples: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """Sum of the task losses."""
+        return sum(value for value in self.losses.values() if value is not None)
+
+    def save(self, path: Path, spec: ModelSpec) -> None:
+        """Writes ``predictions/<split>.npz`` (arrays only, no pickled objects)."""
+        arrays: dict[str, Any] = {
+            "keys": self.keys,
+            "groups": self.groups,
+            "tasks": np.array(spec.task_names),
+            "modalities": np.array(spec.modalities),
+            "token_share": self.token_share,
+        }
+        arrays.update({f"label_{name}": value for name, value in self.labels.items()})
+        arrays.update({f"prob_{name}": value for name, value in self.probabilities.items()})
+        arrays.update({f"dice_{name}": value for name, value in self.dice.items()})
+        if self.contribution is not None:
+            arrays["contribution"] = self.contribution
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+    def save_examples(self, path: Path) -> None:
+        """Writes ``predictions/examples.npz``: a few samples' views with their contributions."""
+        if not self.examples or self.contribution is None:
+            return
+        rows = {key: row for row, key in enumerate(self.keys)}
+        chosen = [rows[key] for key in self.examples["keys"]]
+        np.savez_compressed(path, contribution=self.contribution[chosen], **self.examples)
+
+
+@torch.no_grad()
+def predict_split(
+    forward: Callable[[Batch], ModelOutput],
+    batches: Iterable[Batch],
+    spec: ModelSpec,
+    objective: Objective,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_examples: int = 0,
+) -> Predictions:
+    """Runs a model over this rank's batches and joins the rows of all ranks.
+
+    Args:
+        forward: the engine (or a module) in evaluation mode. batches: equal numbers on every rank; padding samples
+            have ``valid`` False. objective: for the losses. dtype: of the views. num_examples: samples whose views are
+            kept for the report.
+
+    Collectives: the engine's own and one all-gather per array; every rank must call it.
+    """
+    columns: dict[str, list[Tensor]] = {}
+    sums = torch.zeros(len(spec.tasks), dtype=torch.float64, device=device)
+    counts = torch.zeros_like(sums)
+    token_share = np.full(len(spec.modalities), 1.0 / len(spec.modalities))
+    kept = 0
+    per_rank = -(-num_examples // reduce.world_size())
+    for host in batches:
+        batch = host.to(device, dtype)
+        output = forward(batch)
+        for k, part in enumerate(objective.task_parts(output, batch).values()):
+            sums[k] += part.sum.double()
+            counts[k] += part.count.double()
+        rows = _rows(output, batch, spec)
+        if output.modality_of_token is not None:
+            token_share = (
+                torch.bincount(output.modality_of_token, minlength=len(spec.modalities)).double().cpu().numpy()
+            )
+            token_share = token_share / token_share.sum()
+        example = torch.zeros(len(batch), dtype=torch.bool, device=device)
+        if kept < per_rank:
+            wanted = batch.valid.nonzero().flatten()[: per_rank - kept]
+            example[wanted] = True
+            kept += len(wanted)
+        rows["example"] = example
+        if num_examples:
+            rows["thumbnail"] = _thumbnails(batch, example)
+        for name, value in rows.items():
+            columns.setdefault(name, []).append(value)
+    if not columns:
+        raise DataError("no batches to evaluate", fix="check that the split has samples")
+    joined = {name: reduce.gather_rows(torch.cat(values)).cpu().numpy() for name, values in columns.items()}
+    losses = reduce.sum_over_ranks(torch.stack([sums, counts])).cpu().numpy()
+    return _assemble(joined, losses, spec, token_share, num_examples)
+
+
+def _rows(output: ModelOutput, batch: Batch, spec: ModelSpec) -> dict[str, Tensor]:
+    """One row per sample of everything that is kept."""
+    device = batch.valid.device
+    rows = {
+        "valid": batch.valid,
+        "key": _encode(batch.keys).to(device),
+        "group": _encode(batch.groups).to(device),
+        "present": batch.present,
+    }
+    for k, task in enumerate(spec.tasks):
+        logits = output.logits[task.name].float()
+        mask = batch.label_mask[:, k]
+        if task.kind == "classification":
+            rows[f"prob_{task.name}"] = logits.softmax(-1)
+            labels = batch.labels[task.name]
+            rows[f"label_{task.name}"] = torch.where(mask, labels, torch.full_like(labels, -1))
+        else:
+            predicted, truth = logits > 0, batch.labels[task.name] > 0.5
+            overlap = (predicted & truth).flatten(1).sum(1).float()
+            size = (predicted.flatten(1).sum(1) + truth.flatten(1).sum(1)).float()
+            dice = torch.where(size > 0, 2 * overlap / size.clamp_min(1), torch.ones_like(size))
+            rows[f"dice_{task.name}"] = torch.where(mask, dice, torch.full_like(dice, float("nan")))
+    routing = output.routing.get("mtoe")
+    if routing is not None and output.modality_of_token is not None:
+        rows["contribution"] = modality_contribution(routing, output.modality_of_token, len(spec.modalities)).float()
+    return rows
+
+
+def _thumbnails(batch: Batch, example: Tensor) -> Tensor:
+    """Views of the example samples as ``[B, m, h, w]`` uint8, each stretched to its own range; zeros elsewhere."""
+    height, width = next(iter(batch.views.values())).shape[-2:]
+    images = torch.zeros(len(batch), len(batch.modalities), height, width, dtype=torch.uint8, device=batch.valid.device)
+    for b in example.nonzero().flatten().tolist():
+        for i, name in enumerate(batch.modalities):
+            view = batch.views[name][b].float().mean(0)
+            low, high = view.min(), view.max()
+            images[b, i] = ((view - low) / (high - low).clamp_min(1e-6) * 255).to(torch.uint8)
+    return images
+
+
+def _assemble(
+    joined: dict[str, np.ndarray], losses: np.ndarray, spec: ModelSpec, token_share: np.ndarray, num_examples: int
+) -> Predictions:
+    """Valid rows of all ranks in the order of their keys."""
+    keys = _decode(joined["key"])
+    valid = np.flatnonzero(joined["valid"])
+    order = valid[np.argsort(keys[valid], kind="stable")]
+    keys = keys[order]
+    if len(np.unique(keys)) != len(keys):
+        raise DataError("a sample was evaluated twice", fix="this is a bug in the stream; please report it")
+    classify = [task.name for task in spec.tasks if task.kind == "classification"]
+    dense = [task.name for task in spec.tasks if task.kind == "segmentation"]
+    examples = {}
+    if num_examples:
+        chosen = order[joined["example"][order]][:num_examples]
+        examples = {
+            "keys": _decode(joined["key"])[chosen],
+            "views": joined["thumbnail"][chosen],
+            "present": joined["present"][chosen],
+        }
+    return Predictions(
+        keys=keys,
+        groups=_decode(joined["group"])[order],
+        labels={name: joined[f"label_{name}"][order] for name in classify},
+        probabilities={name: joined[f"prob_{name}"][order] for name in classify},
+        dice={name: joined[f"dice_{name}"][order] for name in dense},
+        contribution=joined["contribution"][order] if "contribution" in joined else None,
+        token_share=token_share,
+        losses={
+            task.name: float(losses[0, k] / losses[1, k]) if losses[1, k] > 0 else None
+            for k, task in enumerate(spec.tasks)
+        },
+        examples=examples,
+    )
+
+
+def _encode(texts: tuple[str, ...]) -> Tensor:
+    """Texts as ``[B, 64]`` uint8, so that ranks exchange tensors and not pickled objects."""
+    rows = np.zeros((len(texts), _KEY_BYTES), dtype=np.uint8)
+    for row, text in zip(rows, texts, strict=True):
+        data = text.encode("ascii")
+        if len(data) > _KEY_BYTES:
+            raise DataError(f"sample key of {len(data)} characters; at most {_KEY_BYTES} are supported")
+        row[: len(data)] = np.frombuffer(data, dtype=np.uint8)
+    return torch.from_numpy(rows)
+
+
+def _decode(rows: np.ndarray) -> np.ndarray:
+    return np.array([bytes(row).rstrip(b"\0").decode("ascii") for row in rows])

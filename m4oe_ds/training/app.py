@@ -1,0 +1,212 @@
+"""One training run from its files to its run folder. ``train.py`` is a thin shell around :func:`run`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m4oe_ds import config_loader, deepspeed_json
+from m4oe_ds.config import Config, to_dict
+from m4oe_ds.errors import CheckpointError, ConfigError
+from m4oe_ds.evaluation.metrics import evaluate_split, format_table
+from m4oe_ds.models import spec_for
+from m4oe_ds.parallel import launch, reduce
+from m4oe_ds.training import assemble, weights
+from m4oe_ds.training import engine as engines
+from m4oe_ds.training.checkpoint import CheckpointStore
+from m4oe_ds.training.loop import Loop, Outcome, predictions_dict
+from m4oe_ds.training.records import environment, write_json, write_yaml
+from m4oe_ds.training.seeds import seed_everything
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Attributes:
+        ds_config: path of the DeepSpeed JSON. config: path of our YAML. overrides: ``--set`` options.
+        resume: ``auto``, ``never`` or a checkpoint folder. output: run folder; empty = ``runs/<run.name>``.
+    """
+
+    ds_config: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    resume: str = "auto"
+    output: str = ""
+
+
+def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
+    """Reads and checks everything that can be checked without a process group.
+
+    Raises:
+        ConfigError: any contradiction, before anything is started.
+    """
+    config = config_loader.load(request.config, request.overrides)
+    ds_config = deepspeed_json.read(request.ds_config)
+    deepspeed_json.check(ds_config, request.ds_config, config.run.expects, request.config)
+    world = launch.resolve(os.environ).world
+    deepspeed_json.batch_sizes(ds_config, world, request.ds_config)
+    from m4oe_ds.parallel.topology import choose_ep_size
+
+    choose_ep_size(config.parallel.ep_size, world, engines.expert_counts(config), f"{request.config}: parallel.ep_size")
+    return config, ds_config, Path(request.output or f"runs/{config.run.name}")
+
+
+def run(request: Request, config: Config, ds_config: dict[str, Any], folder: Path) -> None:
+    """Trains, evaluates and writes the run folder.
+
+    Raises:
+        UserError: bad data, checkpoint or environment, with one line to act on.
+    """
+    place = launch.resolve(os.environ)
+    if not torch.cuda.is_available():
+        # ranks share the cores; more threads than cores slow every rank down
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.local_size))
+    device = launch.start(place, config.parallel.timeout_minutes)
+    sizes = deepspeed_json.batch_sizes(ds_config, place.world, request.ds_config)
+    with _timed("data"):
+        splits = ("train", *dict.fromkeys(("val", *config.evaluation.splits)))
+        manifests = assemble.load_manifests(config, splits)
+        assemble.verify(config, manifests, device)
+    spec = spec_for(config)
+    if reduce.rank() == 0:
+        _prepare_folder(folder, request)
+    reduce.barrier()
+    seed_everything(config.run.seed, place.rank)
+    with _timed("engine"):
+        engine, topology = engines.create(config, ds_config, sizes, place.world)
+    objective = assemble.objective(config, spec, manifests["train"], device)
+    stamp = assemble.stamp(config, ds_config, topology.stamp(), manifests["train"])
+    store = CheckpointStore(folder / "checkpoints", stamp, config.run.checkpoint.keep_last)
+    loop = Loop(config, engine, spec, objective, manifests, store, folder, sizes.micro, sizes.accumulation)
+    resumed = _resume(loop, store, request)
+    facts = _facts(config, engine, topology, manifests["train"], sizes, place)
+    if reduce.rank() == 0:
+        write_yaml(folder / "config.yaml", to_dict(config))
+        write_json(folder / "ds_config.json", ds_config)
+        write_json(folder / "environment.json", environment(**facts, resumed_from=resumed))
+        _announce(facts, loop, folder, resumed)
+    outcome = loop.run()
+    if outcome.stopped_by:
+        _say(f"stopped by signal {outcome.stopped_by} at step {outcome.position.step}; resume with --resume auto")
+    else:
+        finish(loop, outcome, folder, facts)
+    launch.stop()
+
+
+def finish(loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any]) -> None:
+    """Evaluates the best checkpoint on the requested splits, writes weights, metrics, predictions and report."""
+    store, config = loop.store, loop.config
+    best = store.pointer("BEST")
+    if best is not None and best != store.pointer("LATEST"):
+        store.load(loop.engine, best, weights_only=True)
+    weights.save(loop.engine, folder / "weights" / "model.safetensors")
+    metrics: dict[str, Any] = {}
+    for number, split in enumerate(config.evaluation.splits):
+        examples = config.evaluation.num_examples if number == len(config.evaluation.splits) - 1 else 0
+        predictions = loop.predict(split, examples)
+        if reduce.rank() == 0:
+            predictions.save(folder / "predictions" / f"{split}.npz", loop.spec)
+            if examples:
+                predictions.save_examples(folder / "predictions" / "examples.npz")
+            metrics[split] = evaluate_split(
+                predictions_dict(predictions), loop.spec.tasks, resamples=config.evaluation.resamples
+            )
+            metrics[split]["loss"] = predictions.loss
+    if reduce.rank() == 0:
+        metrics["checkpoint"] = {"tag": best, "selected_by": f"validation {config.run.checkpoint.metric}"}
+        write_json(folder / "metrics.json", metrics)
+        from m4oe_ds.report.html import render
+
+        report = render(folder)
+        note = " (synthetic data)" if facts["synthetic"] else ""
+        for split in config.evaluation.splits:
+            print(f"\n{split} split{note}\n{format_table(metrics[split])}")
+        print(f"\ntrained {outcome.position.step} steps in {outcome.seconds:.0f} s; report: {report}", flush=True)
+    reduce.barrier()
+
+
+def _resume(loop: Loop, store: CheckpointStore, request: Request) -> str | None:
+    """Loads the checkpoint that ``--resume`` names; returns its tag."""
+    if request.resume == "never":
+        return None
+    if request.resume != "auto":
+        path = Path(request.resume)
+        if not (path / "manifest.json").is_file():
+            raise CheckpointError(
+                "not a checkpoint of this trainer (no manifest.json)", str(path), "name a step-* folder"
+            )
+        loop.resume(path.name, CheckpointStore(path.parent, store.stamp, store.keep_last))
+        return path.name
+    tag = store.newest_valid()
+    if tag is not None:
+        loop.resume(tag)
+    return tag
+
+
+def _prepare_folder(folder: Path, request: Request) -> None:
+    if request.resume == "never" and (folder / "log.jsonl").is_file():
+        raise ConfigError("already holds a run", str(folder), "choose another --output, or --resume auto to go on")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _facts(config: Config, engine: Any, topology: Any, manifest: Any, sizes: Any, place: Any) -> dict[str, Any]:
+    total = dense = 0
+    parts: dict[str, int] = {}
+    for name, parameter in engine.module.named_parameters():
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        count *= topology.ep_size if not getattr(parameter, "allreduce", True) else 1
+        total += count
+        dense += count if getattr(parameter, "allreduce", True) else 0
+        part = name.split(".", 1)[0]
+        parts[part] = parts.get(part, 0) + count
+    return {
+        "dataset": manifest.dataset,
+        "synthetic": bool(manifest.synthetic),
+        "seed": config.run.seed,
+        "world": place.world,
+        "ep_size": topology.ep_size,
+        "launched_by": place.source,
+        "device": str(engine.device.type),
+        "batch": vars(sizes),
+        "num_parameters": total,
+        "num_expert_parameters": total - dense,
+        "parameters_per_part": parts,
+        "data_digest": manifest.digest,
+    }
+
+
+def _announce(facts: dict[str, Any], loop: Loop, folder: Path, resumed: str | None) -> None:
+    data = f"{facts['dataset']}{' (synthetic phantoms)' if facts['synthetic'] else ''}"
+    print(
+        f"{facts['num_parameters']:,} parameters, {facts['num_expert_parameters']:,} of them in experts over "
+        f"{facts['ep_size']} of {facts['world']} ranks on {facts['device']}\n"
+        f"{data}: {loop.train.num_samples} training samples, {loop.steps_per_epoch} steps of {loop.global_batch} per epoch, "
+        f"{loop.total_steps} steps in all -> {folder}" + (f"\nresuming from {resumed}" if resumed else ""),
+        flush=True,
+    )
+
+
+def _say(text: str) -> None:
+    if reduce.rank() == 0:
+        print(text, flush=True)
+
+
+@contextlib.contextmanager
+def _timed(what: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds = time.monotonic() - started
+    if math.isfinite(seconds) and seconds > 5:
+        _say(f"{what} ready after {seconds:.0f} s")

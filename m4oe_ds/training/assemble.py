@@ -1,0 +1,152 @@
+"""Configuration to objective, streams and stamps: the pieces the loop runs on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from m4oe_ds.config import Config, TaskLossConfig, to_dict
+from m4oe_ds.data.augment import AugmentOptions
+from m4oe_ds.data.manifest import Manifest, verify_shards
+from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.stream import ShardStream
+from m4oe_ds.errors import ConfigError, DataError
+from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
+from m4oe_ds.models.interface import ModelSpec
+from m4oe_ds.parallel import reduce
+
+
+def load_manifests(config: Config, splits: tuple[str, ...]) -> dict[str, Manifest]:
+    """Manifests of the splits.
+
+    Raises:
+        DataError: folder or manifest missing, or made for another data set.
+    """
+    root = Path(config.data.root)
+    if not config.data.root or not root.is_dir():
+        raise DataError(
+            f"no shard folder {config.data.root!r}",
+            "data.root",
+            "convert an archive with `python -m data_tools.convert`",
+        )
+    manifests = {}
+    for split in splits:
+        manifests[split] = Manifest.load(root / split)
+        if manifests[split].dataset != config.data.dataset:
+            raise DataError(
+                f"holds {manifests[split].dataset}, but data.dataset is {config.data.dataset}", str(root / split)
+            )
+    return manifests
+
+
+def verify(config: Config, manifests: Mapping[str, Manifest], device: torch.device) -> None:
+    """Checks shards against their manifests, each rank a share, and stops every rank if any found a problem.
+
+    Raises:
+        DataError: one line per broken shard. Collectives: every rank must call it.
+    """
+    problems: list[str] = []
+    for split, manifest in manifests.items():
+        problems += verify_shards(
+            Path(config.data.root) / split,
+            manifest,
+            mode=config.data.verify,
+            rank=reduce.rank(),
+            world=reduce.world_size(),
+        )
+    problems = reduce.agree(problems, device)
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def stream(
+    config: Config, split: str, spec: ModelSpec, micro: int, accumulation: int, train_manifest: Manifest
+) -> ShardStream:
+    """This rank's stream of a split, standardised with the pixel statistics of the training split."""
+    statistics = train_manifest.pixel_statistics
+    normalise = {
+        name: (float(statistics[name]["mean"]), max(float(statistics[name]["std"]), 1e-6))
+        for name in spec.modalities
+        if name in statistics
+    }
+    options = {key: value for key, value in to_dict(config.data.augment).items() if key != "enabled"}
+    augment = AugmentOptions(**options) if config.data.augment.enabled and split == "train" else None
+    return ShardStream(
+        Path(config.data.root) / split,
+        modalities=spec.modalities,
+        tasks=spec.tasks,
+        image_size=spec.image_size,
+        micro_batch=micro,
+        accumulation=accumulation,
+        rank=reduce.rank(),
+        world=reduce.world_size(),
+        seed=config.run.seed,
+        workers=config.data.workers,
+        augment=augment,
+        normalise=normalise,
+        complete_only=config.data.complete_only,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+
+
+def objective(config: Config, spec: ModelSpec, manifest: Manifest, device: torch.device) -> Objective:
+    """Task losses (with class weights from the training labels) and the mutual-information term."""
+    losses = {
+        task.name: _task_loss(config.loss.tasks.get(task.name, config.loss.default), task, manifest, device)
+        for task in spec.tasks
+    }
+    mi = config.loss.mutual_information
+    labels = torch.tensor(
+        [float((manifest.sample_labels(task.name) >= 0).sum()) for task in spec.tasks], dtype=torch.float64
+    )
+    prior = {
+        "batch": None,
+        "dataset": (labels / labels.sum().clamp_min(1)).to(device),
+        "uniform": torch.full_like(labels, 1.0 / len(spec.tasks)).to(device),
+    }[mi.task_prior]
+    term = InformationTerm(config.loss.alpha, mi.source, mi.aggregate, mi.task_weight, prior, mi.mask_by_label)
+    return Objective(spec.tasks, losses, term, len(spec.modalities))
+
+
+def _task_loss(config: TaskLossConfig, task: TaskSpec, manifest: Manifest, device: torch.device) -> TaskLoss:
+    kind = config.kind
+    if kind == "auto":
+        kind = "cross_entropy" if task.kind == "classification" else "bce_dice"
+    if (kind == "bce_dice") != (task.kind == "segmentation"):
+        raise ConfigError(f"loss {kind} does not fit the {task.kind} task {task.name}", f"loss.tasks.{task.name}.kind")
+    weight = None
+    if config.class_weight != "none" and task.kind == "classification":
+        labels = manifest.sample_labels(task.name)
+        counts = np.bincount(labels[labels >= 0], minlength=task.num_classes).astype(np.float64)
+        if config.class_weight == "complement":
+            values = 1.0 - counts / max(counts.sum(), 1.0)
+        else:
+            values = counts.sum() / (task.num_classes * np.maximum(counts, 1.0))
+        weight = torch.tensor(values, dtype=torch.float32, device=device)
+    return TaskLoss(kind, config.weight, config.gamma, config.label_smoothing, weight)
+
+
+def stamp(config: Config, ds_config: Mapping[str, Any], topology: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """What a checkpoint must share with the run that loads it."""
+    import deepspeed
+
+    precision = next((name for name in ("bf16", "fp16") if ds_config.get(name, {}).get("enabled")), "fp32")
+    architecture = to_dict(config.model) | {"tasks": config.data.tasks, "modalities": config.data.modalities}
+    return {
+        **topology,
+        "zero_stage": ds_config["zero_optimization"]["stage"],
+        "precision": precision,
+        "deepspeed": deepspeed.__version__,
+        "model": _digest(architecture),
+        "data": _digest({"manifest": manifest.digest, "seed": config.run.seed}),
+    }
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:12]

@@ -1,0 +1,255 @@
+"""Epochs, cadence, evaluation and stopping."""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m4oe_ds.config import Config
+from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.errors import CheckpointError, DataError
+from m4oe_ds.evaluation.inference import Predictions, predict_split
+from m4oe_ds.evaluation.metrics import evaluate_split
+from m4oe_ds.losses.objective import Objective
+from m4oe_ds.models.interface import ModelSpec
+from m4oe_ds.parallel import reduce
+from m4oe_ds.training import assemble, schedule
+from m4oe_ds.training.checkpoint import CheckpointStore, Position
+from m4oe_ds.training.engine import compute_dtype
+from m4oe_ds.training.preemption import StopRequest
+from m4oe_ds.training.records import Recorder
+from m4oe_ds.training.step import StepReport, check_finite, train_step
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """How training ended: ``finished``, or ``stopped`` by a signal (a checkpoint was saved; resume goes on)."""
+
+    position: Position
+    stopped_by: int
+    best_tag: str | None
+    seconds: float
+
+
+class Loop:
+    """Training of one engine on one set of shards.
+
+    Args:
+        config: resolved tree. engine: from :func:`m4oe_ds.training.engine.create`. spec, objective: of the model.
+        manifests: by split, ``train`` required. store: checkpoints. folder: run folder.
+        micro, accumulation: batch sizes of the DeepSpeed JSON.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Any,
+        spec: ModelSpec,
+        objective: Objective,
+        manifests: dict[str, Manifest],
+        store: CheckpointStore,
+        folder: Path,
+        micro: int,
+        accumulation: int,
+    ) -> None:
+        self.config, self.engine, self.spec, self.objective = config, engine, spec, objective
+        self.manifests, self.store, self.folder = manifests, store, folder
+        self.micro, self.accumulation = micro, accumulation
+        self.dtype = compute_dtype(engine)
+        self.train = assemble.stream(config, "train", spec, micro, accumulation, manifests["train"])
+        self.steps_per_epoch = self.train.steps_per_epoch
+        self.total_steps = config.run.num_epochs * self.steps_per_epoch
+        if config.run.max_steps:
+            self.total_steps = min(self.total_steps, config.run.max_steps)
+        self.base_rates = [group["lr"] for group in engine.optimizer.param_groups]
+        self.global_batch = micro * accumulation * reduce.world_size()
+        self.best = math.inf
+        self.position = Position(0, 0, 0, 0)
+
+    def resume(self, tag: str, store: CheckpointStore | None = None) -> None:
+        """Continues from a checkpoint; the data stream goes on behind the last sample it used."""
+        self.position, progress = (store or self.store).load(self.engine, tag)
+        if progress["steps_per_epoch"] != self.steps_per_epoch:
+            raise CheckpointError(
+                f"an epoch had {progress['steps_per_epoch']} steps and now has {self.steps_per_epoch}",
+                f"checkpoint {tag}",
+                "use the batch size and data it was written with, or --resume never",
+            )
+        self.best = progress["best"] if progress["best"] is not None else math.inf
+
+    def run(self) -> Outcome:
+        """Trains to the end, or until a signal asks to stop.
+
+        Collectives: every rank must call it.
+        """
+        started = time.monotonic()
+        run = self.config.run
+        recorder = Recorder(
+            self.folder,
+            self.total_steps,
+            enabled=reduce.rank() == 0,
+            tensorboard=run.tensorboard,
+            first_step=self.position.step,
+        )
+        stopped = 0
+        with StopRequest() as request:
+            while self.position.step < self.total_steps and not stopped:
+                stopped = self._epoch(recorder, request)
+        recorder.close()
+        if self.position.step > 0 and self.store.pointer("LATEST") != _tag(self.position):
+            self._save()
+        return Outcome(self.position, stopped, self.store.pointer("BEST"), time.monotonic() - started)
+
+    def _epoch(self, recorder: Recorder, request: StopRequest) -> int:
+        """Steps to the end of the epoch (or of training); returns the signal that asked to stop, if any."""
+        run = self.config.run
+        epoch, first = self.position.epoch, self.position.step_in_epoch
+        clock, samples_since = time.monotonic(), 0
+        self.engine.train()
+        for offset, batches in enumerate(self.train.epoch(epoch, start_step=first)):
+            step = self.position.step  # steps done before this one
+            rate = schedule.apply(
+                self.engine,
+                self.base_rates,
+                schedule.factor(self.config.schedule, step, self.steps_per_epoch, self.total_steps),
+            )
+            report = train_step(self.engine, batches, self.objective, self.dtype)
+            inside = first + offset + 1
+            over = inside == self.steps_per_epoch
+            self.position = Position(
+                step + 1, epoch + over, 0 if over else inside, self.position.samples + self.global_batch
+            )
+            samples_since += self.global_batch
+            recorder.step()
+            if (step + 1) % run.log_every_steps == 0 or step + 1 == self.total_steps or step == 0:
+                elapsed = time.monotonic() - clock
+                self._log(recorder, report, rate, epoch, samples_since / max(elapsed, 1e-9))
+                clock, samples_since = time.monotonic(), 0
+            stop = request.agreed(self.engine.device)
+            if over:
+                self._end_of_epoch(recorder, epoch)
+                self.engine.train()
+            elif stop or (run.checkpoint.every_steps and (step + 1) % run.checkpoint.every_steps == 0):
+                self._save()
+            if stop or self.position.step >= self.total_steps:
+                return stop
+        return 0
+
+    def _log(self, recorder: Recorder, report: StepReport, rate: float, epoch: int, samples_per_s: float) -> None:
+        figures = report.collect(self.objective)
+        check_finite(figures, self.position.step)
+        cuda = torch.cuda.is_available()
+        memory = (
+            torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+        recorder.write(
+            {
+                "step": self.position.step,
+                "epoch": epoch,
+                "samples": self.position.samples,
+                **figures,
+                "router_scale": self._router_scales(),
+                "lr": rate,
+                "skipped_steps": int(getattr(self.engine, "skipped_steps", 0)),
+                "samples_per_s": samples_per_s,
+                "max_memory_bytes": memory,
+            }
+        )
+
+    def _router_scales(self) -> dict[str, float]:
+        """Learned router scales by layer; under ZeRO-3 a partitioned scale has no local value and is left out."""
+        return {
+            name.removesuffix(".router.scale"): float(parameter.detach().float().mean())
+            for name, parameter in self.engine.module.named_parameters()
+            if name.endswith("router.scale") and parameter.numel()
+        }
+
+    def _end_of_epoch(self, recorder: Recorder, epoch: int) -> None:
+        """Validation, checkpoint, and the best so far."""
+        every = self.config.run.eval_every_epochs
+        last = self.position.step >= self.total_steps
+        score = None
+        if "val" in self.manifests and every and ((epoch + 1) % every == 0 or last):
+            predictions = self.predict("val")
+            score, figures = self._score(predictions)
+            record = {
+                "event": "validation",
+                "step": self.position.step,
+                "epoch": epoch,
+                "loss": predictions.loss,
+                "losses": predictions.losses,
+                **figures,
+            }
+            recorder.write(record)
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.get("auroc", {}).items())
+            recorder.say(
+                f"epoch {epoch}: validation loss {predictions.loss:.4f}" + (f", AUROC {shown}" if shown else "")
+            )
+        better = score is not None and score < self.best
+        if better:
+            assert score is not None
+            self.best = score
+        tag = self._save()
+        if better or self.store.pointer("BEST") is None:
+            self.store.mark_best(tag)
+        self.store.retain()
+
+    def _score(self, predictions: Predictions) -> tuple[float, dict[str, Any]]:
+        """What decides the best checkpoint (smaller is better), and the validation figures to log."""
+        metric = self.config.run.checkpoint.metric
+        report = evaluate_split(predictions_dict(predictions), self.spec.tasks, resamples=0)
+        figures: dict[str, Any] = {}
+        for name in ("auroc", "balanced_accuracy"):
+            values = {
+                task: entry["metrics"][name]["value"]
+                for task, entry in report["tasks"].items()
+                if name in entry.get("metrics", {}) and entry["metrics"][name]["value"] is not None
+            }
+            if values:
+                figures[name] = values
+        if metric == "loss":
+            return predictions.loss, figures
+        values = figures.get(metric, {})
+        return (-sum(values.values()) / len(values) if values else math.inf), figures
+
+    def _save(self) -> str:
+        progress = {
+            "steps_per_epoch": self.steps_per_epoch,
+            "best": None if math.isinf(self.best) else self.best,
+        }
+        tag = self.store.save(self.engine, self.position, progress)
+        self.store.retain()
+        return tag
+
+    def predict(self, split: str, num_examples: int = 0) -> Predictions:
+        """Predictions of a split with the current weights. Collectives: every rank must call it."""
+        if split not in self.manifests:
+            raise DataError(f"no split {split!r} was loaded", fix=f"known: {', '.join(self.manifests)}")
+        micro = self.config.evaluation.micro_batch or self.micro
+        stream = assemble.stream(self.config, split, self.spec, micro, 1, self.manifests["train"])
+        self.engine.eval()
+        return predict_split(
+            self.engine, stream.evaluation(), self.spec, self.objective, self.engine.device, self.dtype, num_examples
+        )
+
+
+def predictions_dict(predictions: Predictions) -> dict[str, Any]:
+    """Arrays by the names of ``predictions/<split>.npz``, as the metrics take them."""
+    arrays: dict[str, Any] = {"keys": predictions.keys, "groups": predictions.groups}
+    arrays.update({f"label_{name}": value for name, value in predictions.labels.items()})
+    arrays.update({f"prob_{name}": value for name, value in predictions.probabilities.items()})
+    arrays.update({f"dice_{name}": value for name, value in predictions.dice.items()})
+    return arrays
+
+
+def _tag(position: Position) -> str:
+    return f"step-{position.step:08d}"

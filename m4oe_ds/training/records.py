@@ -1,0 +1,173 @@
+"""What a run writes about itself: log.jsonl, TensorBoard, environment.json, the progress line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+PACKAGES = ("torch", "deepspeed", "timm", "torchvision", "webdataset", "numpy", "pydicom", "m4oe_ds")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON through a temporary file, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_yaml(path: Path, content: Any) -> None:
+    """Writes YAML that :mod:`m4oe_ds.config_loader` reads back."""
+    path.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None), encoding="utf-8")
+
+
+def environment(**facts: Any) -> dict[str, Any]:
+    """Versions, git commit, hardware and whatever else the caller knows; no host name, user or path."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    devices = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "git": _git_commit(),
+        "hardware": {"gpus": devices, "cpu": platform.machine(), "cpu_cores": os.cpu_count()},
+        **facts,
+    }
+
+
+def _git_commit() -> dict[str, Any]:
+    folder = Path(__file__).resolve().parents[2]
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "modified": None}
+    return {"commit": commit, "modified": bool(changed.strip())}
+
+
+class Recorder:
+    """Rank 0's log: one JSON object per logged step, TensorBoard scalars, and a progress line with the time left.
+
+    Args:
+        folder: run folder. total_steps: of the whole run. enabled: False on all other ranks. tensorboard: write events.
+        first_step: step a resumed run starts from; later lines of an earlier run are cut off.
+    """
+
+    def __init__(
+        self, folder: Path, total_steps: int, *, enabled: bool, tensorboard: bool = True, first_step: int = 0
+    ) -> None:
+        self.folder, self.total_steps, self.enabled = folder, total_steps, enabled
+        self._started, self._first_step = time.monotonic(), first_step
+        self._bar: Any = None
+        self._writer: Any = None
+        if not enabled:
+            return
+        path = folder / "log.jsonl"
+        _truncate_log(path, first_step)
+        self._log = path.open("a", encoding="utf-8")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=total_steps, initial=first_step, unit="step", desc="training", file=sys.stderr, mininterval=1.0,
+            dynamic_ncols=True, disable=None if os.environ.get("M4OE_PROGRESS") != "1" else False,
+        )  # fmt: skip
+
+    def step(self) -> None:
+        """Moves the progress line by one step."""
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends one line to log.jsonl (flushed, so that a killed run keeps it) and the scalars to TensorBoard."""
+        if not self.enabled:
+            return
+        self._log.write(json.dumps(record, allow_nan=True) + "\n")
+        self._log.flush()
+        kind = record.get("event", "train")
+        for name, value in _scalars(record):
+            if self._writer is not None:
+                self._writer.add_scalar(f"{kind}/{name}", value, record["step"])
+        if kind == "train" and self._bar is not None:
+            self._bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['samples_per_s']:.1f} samples/s")
+            if self._bar.disable:  # no terminal: a plain line now and then
+                self._line(record)
+
+    def _line(self, record: dict[str, Any]) -> None:
+        done = record["step"] - self._first_step
+        left = (time.monotonic() - self._started) / max(done, 1) * (self.total_steps - record["step"])
+        if done == 1 or record["step"] % max(self.total_steps // 20, 1) == 0 or record["step"] == self.total_steps:
+            self.say(
+                f"step {record['step']}/{self.total_steps}  epoch {record['epoch']}  loss {record['loss']:.4f}  "
+                f"{record['samples_per_s']:.1f} samples/s  {left:.0f} s left"
+            )
+
+    def say(self, text: str) -> None:
+        """A line for the person watching, without breaking the progress line."""
+        if self.enabled:
+            if self._bar is not None:
+                self._bar.write(text, file=sys.stdout)
+            else:
+                print(text)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Closes files and the progress line."""
+        if not self.enabled:
+            return
+        self._log.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in record.items():
+        if name in ("step", "event", "labels"):
+            continue
+        if isinstance(value, dict):
+            found += [(f"{name}/{key}", item) for key, item in value.items() if isinstance(item, (int, float))]
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found.append((name, value))
+    return found
+
+
+def _truncate_log(path: Path, first_step: int) -> None:
+    """Drops lines after ``first_step``: steps a killed run logged beyond its last checkpoint are done again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a line cut short by the kill; its step is done again
+        if record.get("step", 0) <= first_step:
+            kept.append(line)
+    temporary = path.with_name(".log.jsonl.tmp")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)

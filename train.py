@@ -1,0 +1,61 @@
+"""Trains M4oE: ``deepspeed train.py --ds_config ds_configs/zero2.json``. Also runs under ``srun`` and plain ``python``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from m4oe_ds.errors import UserError
+
+DEFAULT_CONFIG = str(Path(__file__).resolve().parent / "configs" / "demo.yaml")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command-line options; everything else is configuration."""
+    options = argparse.ArgumentParser(prog="train.py", description=__doc__)
+    options.add_argument("--ds_config", required=True, metavar="JSON", help="DeepSpeed configuration (see ds_configs/)")
+    options.add_argument(
+        "--config", default=DEFAULT_CONFIG, metavar="YAML", help="our configuration (default: the demo)"
+    )
+    options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
+    options.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="go on from the newest checkpoint")
+    options.add_argument("--output", default="", metavar="DIR", help="run folder (default: runs/<run.name>)")
+    options.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
+    options.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    return options
+
+
+def main() -> int:
+    """Parses, prepares phantom data if the configuration asks for it, and runs."""
+    arguments = parser().parse_args()
+    first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    try:
+        from m4oe_ds.training import app
+
+        request = app.Request(
+            arguments.ds_config, arguments.config, tuple(arguments.set), arguments.resume, arguments.output
+        )
+        config, ds_config, folder = app.prepare(request)
+        if first:
+            from data_tools.demo import ensure_phantom_shards
+
+            ensure_phantom_shards(config.data)
+        app.run(request, config, ds_config, folder)
+    except UserError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        elif first:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A rank that failed alone must not wait in a destructor for the collectives of the others.
+    os._exit(code) if code else sys.exit(0)
