@@ -17,7 +17,7 @@ CODECS = ("b2", "png")
 MAX_PIXELS = 1 << 28  # a header that claims more is damaged; nothing is allocated for it
 _MAGIC = b"M4B2"
 _HEADER = struct.Struct("<4sBBBxIII")  # magic, version, dtype code, dimensions, shape (leading 1s if fewer than 3)
-_DTYPES = {1: np.dtype("<u1"), 2: np.dtype("<u2")}
+_DTYPES: dict[int, np.dtype] = {1: np.dtype("<u1"), 2: np.dtype("<u2")}
 
 
 def encode(array: np.ndarray, codec: str = "b2") -> bytes:

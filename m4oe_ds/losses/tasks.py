@@ -18,7 +18,7 @@ class LossParts(NamedTuple):
     """
 
     sum: Tensor
-    count: Tensor  # type: ignore[assignment]  (tuple.count is not missed)
+    count: Tensor  # type: ignore[assignment]  # tuple.count is not missed
 
 
 def _masked(per_sample: Tensor, mask: Tensor) -> LossParts:

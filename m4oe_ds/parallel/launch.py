@@ -95,8 +95,6 @@ def start(environment: LaunchEnvironment, timeout_minutes: float = 10.0) -> torc
         EnvironmentProblem: the group does not form.
     """
     cuda = torch.cuda.is_available()
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, value in {
         "RANK": environment.rank,
         "WORLD_SIZE": environment.world,

@@ -108,8 +108,8 @@ def run(request: Request, config: Config, ds_config: dict[str, Any], folder: Pat
 def finish(loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any]) -> None:
     """Evaluates the best checkpoint on the requested splits, writes weights, metrics, predictions and report."""
     store, config = loop.store, loop.config
-    best = store.pointer("BEST")
-    if best is not None and best != store.pointer("LATEST"):
+    best = outcome.best_tag
+    if best is not None and best != store.agreed_pointer("LATEST"):
         store.load(loop.engine, best, weights_only=True)
     weights.save(loop.engine, folder / "weights" / "model.safetensors")
     metrics: dict[str, Any] = {}

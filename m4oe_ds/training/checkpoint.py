@@ -114,8 +114,15 @@ class CheckpointStore:
         """Complete checkpoints, oldest first."""
         return sorted(path.parent.name for path in self.folder.glob("step-*/manifest.json"))
 
+    def agreed_pointer(self, name: str) -> str | None:
+        """Tag that ``LATEST`` or ``BEST`` names as rank 0 sees it: ranks that read the file themselves could differ.
+
+        Collectives: two broadcasts; every rank must call it.
+        """
+        return reduce.broadcast_text(self.pointer(name) or "", _device()) or None
+
     def pointer(self, name: str) -> str | None:
-        """Tag that ``LATEST`` or ``BEST`` names, if it exists."""
+        """Tag that ``LATEST`` or ``BEST`` names on this rank's view of the file system, if it exists."""
         path = self.folder / name
         tag = path.read_text().strip() if path.is_file() else None
         return tag if tag and (self.folder / tag / "manifest.json").is_file() else None
@@ -125,7 +132,8 @@ class CheckpointStore:
 
         Collectives: every rank verifies a share of the files and all agree; every rank must call it.
         """
-        for tag in reversed(self.tags()):
+        known = reduce.broadcast_text("\n".join(self.tags()), _device()).split()
+        for tag in reversed(known):
             problems = self.verify(tag)
             if not problems:
                 return tag

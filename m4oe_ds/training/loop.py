@@ -105,9 +105,9 @@ class Loop:
             while self.position.step < self.total_steps and not stopped:
                 stopped = self._epoch(recorder, request)
         recorder.close()
-        if self.position.step > 0 and self.store.pointer("LATEST") != _tag(self.position):
+        if self.position.step > 0 and self.store.agreed_pointer("LATEST") != _tag(self.position):
             self._save()
-        return Outcome(self.position, stopped, self.store.pointer("BEST"), time.monotonic() - started)
+        return Outcome(self.position, stopped, self.store.agreed_pointer("BEST"), time.monotonic() - started)
 
     def _epoch(self, recorder: Recorder, request: StopRequest) -> int:
         """Steps to the end of the epoch (or of training); returns the signal that asked to stop, if any."""

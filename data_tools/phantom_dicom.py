@@ -1,0 +1,119 @@
+"""Writes a phantom mammogram as a DICOM file: Digital Mammography X-Ray Image, For Presentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SYNTAXES = ("ExplicitVRLittleEndian", "JPEG2000Lossless", "RLELossless", "JPEGLSLossless")
+_GLYPHS = {  # 5 x 7 dots, one number per row
+    "C": (14, 17, 16, 16, 16, 17, 14),
+    "L": (16, 16, 16, 16, 16, 16, 31),
+    "M": (17, 27, 21, 21, 17, 17, 17),
+    "O": (14, 17, 17, 17, 17, 17, 14),
+    "R": (30, 17, 17, 30, 20, 18, 17),
+    " ": (0, 0, 0, 0, 0, 0, 0),
+}
+
+
+@dataclass(frozen=True)
+class DicomFacts:
+    """What the header of one file says. ``window``: one or more (centre, width) pairs; times ``HHMMSS``."""
+
+    patient: str
+    accession: str
+    study_uid: str
+    series_uid: str
+    sop_uid: str
+    date: str
+    time: str
+    study_description: str
+    series_description: str
+    side: str
+    view: str
+    sex: str
+    manufacturer: str
+    model: str
+    bits: int
+    window: tuple[tuple[int, int], ...]
+    syntax: str = "ExplicitVRLittleEndian"
+    monochrome1: bool = False
+
+
+def burn_in_marker(pixels: NDArray[np.uint16], text: str, side: str, top: int) -> NDArray[np.uint16]:
+    """Writes e.g. ``R MLO`` into the air beside the breast, in grey value ``top``; the chest wall of R is at right."""
+    dots = np.zeros((7, 6 * len(text)), np.uint16)
+    for place, letter in enumerate(text):
+        for row, code in enumerate(_GLYPHS[letter]):
+            for bit in range(5):
+                dots[row, 6 * place + bit] = (code >> (4 - bit)) & 1
+    stamp = np.kron(dots, np.ones((2, 2), np.uint16)) * np.uint16(top)
+    out = pixels.copy()
+    left = 8 if side == "R" else pixels.shape[1] - stamp.shape[1] - 6
+    area = out[8 : 8 + stamp.shape[0], left : left + stamp.shape[1]]
+    np.maximum(area, stamp, out=area)
+    return out
+
+
+def _dataset(facts: DicomFacts) -> Any:
+    from pydicom.dataset import Dataset
+    from pydicom.uid import UID, DigitalMammographyXRayImageStorageForPresentation
+
+    ds = Dataset()
+    ds.SOPClassUID = DigitalMammographyXRayImageStorageForPresentation
+    ds.SOPInstanceUID, ds.SeriesInstanceUID = UID(facts.sop_uid), UID(facts.series_uid)
+    ds.StudyInstanceUID = UID(facts.study_uid)
+    ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = facts.date.replace("-", "")
+    ds.StudyTime = ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = facts.time
+    ds.AccessionNumber, ds.Modality, ds.PresentationIntentType = facts.accession, "MG", "FOR PRESENTATION"
+    ds.Manufacturer, ds.ManufacturerModelName = facts.manufacturer, facts.model
+    ds.StudyDescription, ds.SeriesDescription = facts.study_description, facts.series_description
+    ds.PatientName, ds.PatientID, ds.PatientSex, ds.PatientBirthDate = "SYNTHETIC^PHANTOM", facts.patient, facts.sex, ""
+    ds.ReferringPhysicianName, ds.StudyID, ds.SeriesNumber, ds.InstanceNumber = "", "1", 1, 1
+    ds.BodyPartExamined, ds.ImageLaterality, ds.ViewPosition = "BREAST", facts.side, facts.view
+    ds.BreastImplantPresent, ds.PositionerType, ds.OrganExposed = "NO", "MAMMOGRAPHIC", "BREAST"
+    ds.ImageType = ["DERIVED", "PRIMARY", "", "GENERATED_2D" if facts.bits == 10 else ""]
+    toward = "A" if facts.side == "L" else "P"
+    down = ("R" if facts.side == "L" else "L") if facts.view != "MLO" else ("FR" if facts.side == "L" else "FL")
+    ds.PatientOrientation = [toward, down]
+    return ds
+
+
+def write_mammogram(path: Path, pixels: NDArray[np.uint16], facts: DicomFacts) -> None:
+    """Writes one file.
+
+    Args:
+        path: target; its folder is made.
+        pixels: uint16 [rows, cols] with bright tissue; stored inverted when ``facts.monochrome1``.
+        facts: header values; ``facts.syntax`` names a transfer syntax of pydicom, one of ``SYNTAXES``.
+    """
+    import pydicom.uid
+    from pydicom import dcmwrite
+    from pydicom.dataset import FileMetaDataset
+
+    ds = _dataset(facts)
+    ds.Rows, ds.Columns = pixels.shape
+    ds.SamplesPerPixel, ds.PixelRepresentation = 1, 0
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, facts.bits, facts.bits - 1
+    ds.PhotometricInterpretation = "MONOCHROME1" if facts.monochrome1 else "MONOCHROME2"
+    ds.PresentationLUTShape = "INVERSE" if facts.monochrome1 else "IDENTITY"
+    ds.ImagerPixelSpacing = [0.56, 0.56]
+    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType, ds.BurnedInAnnotation = 0, 1, "US", "NO"
+    centres = [(2**facts.bits - 1 - centre) if facts.monochrome1 else centre for centre, _ in facts.window]
+    widths = [width for _, width in facts.window]
+    ds.WindowCenter, ds.WindowWidth = (centres, widths) if len(widths) > 1 else (centres[0], widths[0])
+    ds.LossyImageCompression = "00"
+    top = np.uint16(2**facts.bits - 1)
+    ds.PixelData = (top - pixels if facts.monochrome1 else pixels).astype("<u2").tobytes()
+    ds["PixelData"].VR = "OW"
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    if facts.syntax != "ExplicitVRLittleEndian":
+        ds.compress(getattr(pydicom.uid, facts.syntax), generate_instance_uid=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dcmwrite(path, ds, enforce_file_format=True)

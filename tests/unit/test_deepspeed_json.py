@@ -1,0 +1,196 @@
+"""The DeepSpeed JSON: batch sizes that contradict each other, and the keys this trainer relies on."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m4oe_ds import deepspeed_json
+from m4oe_ds.deepspeed_json import BatchSizes
+from m4oe_ds.errors import ConfigError
+
+SOUND: dict[str, Any] = {
+    "train_batch_size": 32,
+    "gradient_clipping": 0.0,
+    "optimizer": {"type": "Adam", "params": {"lr": 1e-4, "adam_w_mode": False}},
+    "zero_optimization": {"stage": 2},
+}
+
+
+def changed(dotted: str, value: Any = None) -> dict[str, Any]:
+    """The sound configuration with one key set, or removed if ``value`` is None."""
+    content = copy.deepcopy(SOUND)
+    *parents, last = dotted.split(".")
+    place = content
+    for part in parents:
+        place = place.setdefault(part, {})
+    if value is None:
+        place.pop(last, None)
+    else:
+        place[last] = value
+    return content
+
+
+def findings(content: dict[str, Any], expects: dict[str, Any] | None = None) -> list[str]:
+    try:
+        deepspeed_json.check(content, "ds.json", expects or {}, "run.yaml")
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
+# -------------------------------------------------------------------------------------------------- batch sizes
+
+
+@pytest.mark.parametrize(
+    ("train", "micro", "accumulation", "world", "expected"),
+    [
+        (32, None, None, 4, BatchSizes(32, 8, 1)),
+        (32, None, 2, 4, BatchSizes(32, 4, 2)),
+        (32, 4, None, 4, BatchSizes(32, 4, 2)),
+        (None, 4, 3, 2, BatchSizes(24, 4, 3)),
+        (None, 4, None, 2, BatchSizes(8, 4, 1)),
+        (24, 4, 3, 2, BatchSizes(24, 4, 3)),
+    ],
+)
+def test_missing_sizes_are_derived(
+    train: int | None, micro: int | None, accumulation: int | None, world: int, expected: BatchSizes
+) -> None:
+    content = {
+        "train_batch_size": train,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+    }
+    given = {key: value for key, value in content.items() if value is not None}
+    assert deepspeed_json.batch_sizes(given, world, "ds.json") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "world", "numbers"),
+    [
+        ({"train_batch_size": 10}, 4, ("train_batch_size=10", "4 ranks")),
+        ({"train_batch_size": 12, "gradient_accumulation_steps": 5}, 2, ("train_batch_size=12", "5 accumulation")),
+        ({"train_batch_size": 10, "train_micro_batch_size_per_gpu": 3}, 2, ("train_batch_size=10", "3 samples")),
+        (
+            {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 3},
+            2,
+            ("train_batch_size=16", "4 samples", "3 accumulation", "2 ranks"),
+        ),
+    ],
+)
+def test_contradicting_sizes_name_the_numbers(content: dict[str, int], world: int, numbers: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        deepspeed_json.batch_sizes(content, world, "ds.json")
+    for number in numbers:
+        assert number in str(caught.value)
+    assert str(caught.value).startswith("ds.json: ")
+
+
+@pytest.mark.parametrize("value", ["auto", 0, -4, 2.5, True])
+@pytest.mark.parametrize(
+    "key", ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"]
+)
+def test_a_size_must_be_a_positive_whole_number(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{key} must be a whole number"):
+        deepspeed_json.batch_sizes({"train_batch_size": 8, key: value}, 1, "ds.json")
+
+
+def test_no_size_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs train_batch_size or train_micro_batch_size_per_gpu"):
+        deepspeed_json.batch_sizes({"gradient_accumulation_steps": 2}, 1, "ds.json")
+
+
+# -------------------------------------------------------------------------------------------------------- check
+
+
+def test_the_sound_configuration_passes() -> None:
+    assert findings(SOUND) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (changed("zero_optimization.stage", 0), "zero_optimization.stage is 0"),
+        (changed("zero_optimization"), "zero_optimization.stage is missing"),
+        (changed("gradient_clipping"), "gradient_clipping is missing"),
+        (changed("optimizer.params.adam_w_mode"), "adam_w_mode"),
+        (changed("optimizer.params.lr"), "optimizer.params.lr is missing"),
+        (changed("optimizer.params.lr", "auto"), "optimizer.params.lr"),
+        (changed("scheduler", {"type": "WarmupLR"}), "scheduler must go"),
+        (changed("bf16", {"enabled": True}), "data_types.grad_accum_dtype"),
+        (changed("zero_optimization.reduce_scatter", False), "reduce_scatter must stay true"),
+    ],
+)
+def test_each_contradiction_is_found_alone(content: dict[str, Any], named: str) -> None:
+    (line,) = findings(content)
+    assert named in line
+    assert line.startswith("ds.json: ")
+
+
+def test_adam_in_small_letters_is_adam_and_adamw_needs_no_mode() -> None:
+    small = changed("optimizer", {"type": "adam", "params": {"lr": 1e-4}})
+    assert len(findings(small)) == 1
+    assert findings(changed("optimizer", {"type": "AdamW", "params": {"lr": 1e-4}})) == []
+
+
+def test_bf16_with_fp32_accumulation_or_disabled_passes() -> None:
+    full = changed("bf16", {"enabled": True})
+    assert findings({**full, "data_types": {"grad_accum_dtype": "fp32"}}) == []
+    assert findings(changed("bf16", {"enabled": False})) == []
+    (line,) = findings({**full, "data_types": {"grad_accum_dtype": "bf16"}})
+    assert "grad_accum_dtype" in line
+
+
+def test_all_findings_come_together() -> None:
+    assert len(findings({"scheduler": {}, "bf16": {"enabled": True}}, {"train_batch_size": 8})) == 6
+
+
+def test_an_unmet_expectation_names_key_values_and_both_files() -> None:
+    (line,) = findings(SOUND, {"optimizer.params.lr": 0.001, "zero_optimization.stage": 2})
+    for part in ("optimizer.params.lr", "0.0001", "0.001", "ds.json", "run.yaml"):
+        assert part in line
+
+
+def test_an_expectation_of_an_absent_key_names_both_files() -> None:
+    (line,) = findings(SOUND, {"fp16.enabled": True})
+    for part in ("fp16.enabled", "ds.json", "run.yaml"):
+        assert part in line
+
+
+# --------------------------------------------------------------------------------------------------------- read
+
+
+def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(SOUND))
+    assert deepspeed_json.read(path) == SOUND
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "b": {"c": 1, "c": 2}}', '{"c": 1, "a": 1, "c": 1}'])
+def test_duplicate_keys_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="duplicate key c") as caught:
+        deepspeed_json.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_broken_json_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text('{\n  "a": 1,\n  "b": ,\n  "c": 2\n}\n')
+    with pytest.raises(ConfigError) as caught:
+        deepspeed_json.read(path)
+    assert str(caught.value).startswith(f"{path}:3: not valid JSON")
+
+
+def test_a_list_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    with pytest.raises(ConfigError, match="no such DeepSpeed configuration"):
+        deepspeed_json.read(path)
+    path.write_text("[1]")
+    with pytest.raises(ConfigError, match="must be a JSON object"):
+        deepspeed_json.read(path)

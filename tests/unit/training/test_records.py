@@ -1,0 +1,159 @@
+"""The run's own files: a log that survives a kill, JSON written whole, the scalars of a record."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from m4oe_ds import config_loader
+from m4oe_ds.config import to_dict
+from m4oe_ds.training import records
+from m4oe_ds.training.records import Recorder
+
+
+def record(step: int, **more: Any) -> dict[str, Any]:
+    return {"step": step, "epoch": 0, "loss": 1.0 / step, "samples_per_s": 10.0, **more}
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def run(folder: Path, first: int, last: int) -> None:
+    """Logs steps ``first + 1`` to ``last``."""
+    recorder = Recorder(folder, 10, enabled=True, tensorboard=False, first_step=first)
+    for step in range(first + 1, last + 1):
+        recorder.write(record(step))
+        recorder.step()
+    recorder.close()
+
+
+def test_every_record_is_one_line_at_once(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 10, enabled=True, tensorboard=False)
+    recorder.write(record(1))
+    recorder.write({"event": "eval", "step": 1, "loss": 0.5})
+    assert lines(tmp_path) == [record(1), {"event": "eval", "step": 1, "loss": 0.5}]  # before close: a kill loses nothing
+    recorder.close()
+
+
+def test_resuming_cuts_off_what_is_done_again(tmp_path: Path) -> None:
+    run(tmp_path, 0, 7)
+    run(tmp_path, 4, 6)
+    assert [entry["step"] for entry in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_fresh_start_in_the_same_folder_leaves_no_old_steps(tmp_path: Path) -> None:
+    run(tmp_path, 0, 5)
+    run(tmp_path, 0, 2)
+    assert [entry["step"] for entry in lines(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("kept", range(0, 60, 7))
+def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path, kept: int) -> None:
+    run(tmp_path, 0, 3)
+    whole = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text(whole + json.dumps(record(4))[:kept])
+    run(tmp_path, 3, 5)
+    assert [entry["step"] for entry in lines(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_evaluation_lines_up_to_the_step_stay(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 10, enabled=True, tensorboard=False)
+    for step in (1, 2, 3):
+        recorder.write(record(step))
+        recorder.write({"event": "eval", "step": step, "loss": 0.1})
+    recorder.close()
+    Recorder(tmp_path, 10, enabled=True, tensorboard=False, first_step=2).close()
+    assert [(entry.get("event"), entry["step"]) for entry in lines(tmp_path)] == [
+        (None, 1), ("eval", 1), (None, 2), ("eval", 2),
+    ]  # fmt: skip
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 10, enabled=False)
+    recorder.write(record(1))
+    recorder.step()
+    recorder.say("hello")
+    recorder.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_events_hold_the_scalars(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recorder = Recorder(tmp_path, 10, enabled=True, tensorboard=True)
+    recorder.write(record(1, task={"density": 0.25}))
+    recorder.write(record(2))
+    recorder.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
+    assert [(e.step, e.value) for e in events.Scalars("train/task/density")] == [(1, 0.25)]
+
+
+def test_scalars_are_the_numbers_of_a_record_one_level_deep() -> None:
+    found = records._scalars(
+        {
+            "step": 3,
+            "event": "eval",
+            "labels": {"density": 4},
+            "loss": 0.5,
+            "count": 2,
+            "skipped": True,
+            "name": "x",
+            "missing": None,
+            "task": {"density": 0.25, "note": "text", "deep": {"a": 1}},
+        }
+    )
+    assert found == [("loss", 0.5), ("count", 2), ("task/density", 0.25)]
+
+
+def test_json_is_written_whole_and_replaces_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    records.write_json(path, {"a": 1})
+    records.write_json(path, {"a": [2, None]})
+    assert json.loads(path.read_text()) == {"a": [2, None]}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize("content", [{"a": float("nan")}, {"a": object()}])
+def test_what_json_cannot_hold_leaves_the_old_file(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "result.json"
+    records.write_json(path, {"a": 1})
+    with pytest.raises((ValueError, TypeError)):
+        records.write_json(path, content)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_failure_before_the_exchange_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "result.json"
+    records.write_json(path, {"a": 1})
+
+    def killed(self: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        records.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_the_resolved_configuration_is_read_back_equal(tmp_path: Path) -> None:
+    config = config_loader.load(None, ["run.name='010'", "loss.alpha=1e-5", "run.expects={a.b: 1}"])
+    records.write_yaml(tmp_path / "config.yaml", to_dict(config))
+    assert config_loader.load(tmp_path / "config.yaml") == config
+    assert list(yaml.safe_load((tmp_path / "config.yaml").read_text()))[0] == "config_version"
+
+
+def test_the_environment_names_versions_but_neither_host_nor_user() -> None:
+    facts = records.environment(world=2)
+    assert facts["world"] == 2
+    assert facts["versions"]["torch"].startswith("2.")
+    text = json.dumps(facts)
+    assert f'"{os.uname().nodename}"' not in text
+    assert str(Path.home()) + "/" not in text
