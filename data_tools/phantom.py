@@ -173,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--workers", type=int, default=None, help="processes; default: the processors, at most 8")
     parser.add_argument("--faults", choices=("full", "none"), default="full", help="plant known faults; default full")
-    parser.add_argument("--risk-prevalence", type=float, default=0.35, help="women with cancer in 5 years; default 0.35")
+    parser.add_argument(
+        "--risk-prevalence", type=float, default=0.35, help="women with cancer in 5 years; default 0.35"
+    )
     options = parser.parse_args(arguments)
     try:
         made = generate(

@@ -12,6 +12,7 @@ Axes: volume ``[z, y, x]`` with z head to feet, y across the breast, x from the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def _oblique(volume: Image) -> Image:
 
 def _pectoral(rng: np.random.Generator) -> Image:
     """The pectoral muscle of an MLO view: a bright triangle in the upper corner at the chest wall."""
-    across, down = rng.uniform(0.22, 0.36) * COLS, rng.uniform(0.42, 0.52) * ROWS
+    across, down = rng.uniform(0.22, 0.36) * COLS, rng.uniform(0.42, 0.62) * ROWS
     y, x = np.ogrid[:ROWS, :COLS]
     return np.clip((1.0 - x / across - y / down) * 8.0, 0.0, 1.0).astype(np.float32)
 
@@ -140,42 +141,57 @@ def make_breast(rng: np.random.Generator, density: int) -> Breast:
     return Breast(tissue, fat, masks, axes)
 
 
-def lesion_position(lesion: Lesion, view: str, axes: tuple[float, float, float]) -> tuple[float, float]:
-    """Where a lesion's centre lies in a view with the chest wall at the left: (row, column) in pixels."""
-    z, y, x = (value * axis for value, axis in zip(lesion.centre, axes, strict=True))
+def lesion_position(
+    centre: tuple[float, float, float], view: str, axes: tuple[float, float, float]
+) -> tuple[float, float]:
+    """Where a lesion's centre (z, y, x in semi-axes) lies in a view with the chest wall at the left: (row, column) in pixels."""
+    z, y, x = (value * axis for value, axis in zip(centre, axes, strict=True))
     across = y if view == "cc" else (y - z) * np.sqrt(0.5)
     return ((across + HEIGHT / 2) * ROWS / HEIGHT, x * COLS / WIDTH)
+
+
+@lru_cache(maxsize=16)  # the images of a breast share their few shapes; one costs as much as the noise of an image
+def _shape(
+    kind: str,
+    centre: tuple[float, float, float],
+    diameter: float,
+    seed: int,
+    view: str,
+    axes: tuple[float, float, float],
+) -> tuple[Image, Image]:
+    """The layers of :func:`draw_lesion`, write-protected because they are shared."""
+    row, col = lesion_position(centre, view, axes)
+    radius = 0.5 * diameter * axes[2] * COLS / WIDTH
+    y, x = np.ogrid[:ROWS, :COLS]
+    dy, dx = (y - row).astype(np.float32), (x - col).astype(np.float32)
+    distance = np.sqrt(dy * dy + dx * dx) / np.float32(radius)
+    rng = np.random.default_rng([seed, ("cc", "mlo").index(view)])
+    specks = np.zeros((ROWS, COLS), np.float32)
+    if kind == "smooth":
+        soft = np.clip((1.08 - distance) * 6.0, 0.0, 1.0)
+    elif kind == "spiculated":
+        arms = rng.integers(9, 13)
+        ray = np.cos(np.arctan2(dy, dx) * arms / 2.0 + rng.uniform(0, np.pi)) ** 8
+        soft = np.maximum(np.exp(-((distance / 0.95) ** 4)), 0.75 * ray * np.clip((2.6 - distance) / 1.6, 0.0, 1.0))
+    else:  # an asymmetric dense spot with calcifications
+        soft = np.exp(-((distance / 1.05) ** 4))
+        for _ in range(int(rng.integers(12, 20))):
+            at = rng.normal(0.0, 0.5 * radius, 2)
+            speck_y, speck_x = round(float(row + at[0])), round(float(col + at[1]))
+            if 1 <= speck_y < ROWS - 2 and 1 <= speck_x < COLS - 2:
+                specks[speck_y : speck_y + 2, speck_x : speck_x + 2] = rng.uniform(0.6, 1.0)
+    soft = soft.astype(np.float32)
+    soft.flags.writeable = specks.flags.writeable = False
+    return soft, specks
 
 
 def draw_lesion(lesion: Lesion, view: str, axes: tuple[float, float, float]) -> tuple[Image, Image]:
     """Draws a lesion at contrast 1.
 
     Returns:
-        ``(soft, calcifications)``: two float32 [ROWS, COLS] layers with peaks near 1.
+        ``(soft, calcifications)``: two float32 [ROWS, COLS] layers with peaks near 1, not to be written to.
     """
-    row, col = lesion_position(lesion, view, axes)
-    radius = 0.5 * lesion.diameter * axes[2] * COLS / WIDTH
-    y, x = np.ogrid[:ROWS, :COLS]
-    dy, dx = (y - row).astype(np.float32), (x - col).astype(np.float32)
-    distance = np.sqrt(dy * dy + dx * dx) / radius
-    rng = np.random.default_rng([lesion.seed, ("cc", "mlo").index(view)])
-    specks = np.zeros((ROWS, COLS), np.float32)
-    if lesion.kind == "smooth":
-        return np.clip((1.08 - distance) * 6.0, 0.0, 1.0).astype(np.float32), specks
-    if lesion.kind == "spiculated":
-        angle = np.arctan2(dy, dx)
-        arms = rng.integers(9, 13)
-        ray = np.cos(angle * arms / 2.0 + rng.uniform(0, np.pi)) ** 8
-        spicules = 0.75 * ray * np.clip((2.6 - distance) / 1.6, 0.0, 1.0)
-        core = np.exp(-((distance / 0.95) ** 4))
-        return np.maximum(core, spicules).astype(np.float32), specks
-    soft = np.exp(-((distance / 1.05) ** 4)).astype(np.float32)  # an asymmetric dense spot
-    for _ in range(int(rng.integers(12, 20))):
-        at = rng.normal(0.0, 0.5 * radius, 2)
-        speck_y, speck_x = int(round(row + at[0])), int(round(col + at[1]))
-        if 1 <= speck_y < ROWS - 2 and 1 <= speck_x < COLS - 2:
-            specks[speck_y : speck_y + 2, speck_x : speck_x + 2] = rng.uniform(0.6, 1.0)
-    return soft, specks
+    return _shape(lesion.kind, lesion.centre, lesion.diameter, lesion.seed, view, axes)
 
 
 def clean_image(breast: Breast, modality: str, lesions: tuple[Lesion, ...], gland: bool = True) -> Image:
@@ -206,7 +222,7 @@ def noise_image(rng: np.random.Generator, modality: str) -> Image:
     if modality.startswith("ffdm"):
         return np.float32(110.0) * noise
     near = noise + np.roll(noise, 1, 0)
-    return np.float32(9.0) * (near + np.roll(near, 1, 1)) / 2
+    return (np.float32(4.5) * (near + np.roll(near, 1, 1))).astype(np.float32)
 
 
 def render(breast: Breast, modality: str, lesions: tuple[Lesion, ...], rng: np.random.Generator) -> NDArray[np.uint16]:

@@ -15,15 +15,50 @@ from typing import Any
 import numpy as np
 
 YEAR = 365.25
-CLINICAL_COLUMNS = (
-    "empi_anon,acc_anon,cohort_num,study_date_anon,desc,asses,tissueden,side,numfind,total_L_find,total_R_find,"
-    "path_severity,bside,procdate_anon,pdate_anon,type,path1,age_at_study,ETHNICITY_DESC"
-).split(",")
-METADATA_COLUMNS = (
-    "Unnamed: 0,empi_anon,acc_anon,cohort_num,study_date_anon,StudyDescription,SeriesDescription,FinalImageType,"
-    "ImageLateralityFinal,ViewPosition,spot_mag,Manufacturer,ManufacturerModelName,PatientSex,WindowCenter,WindowWidth,"
-    "VOILUTFunction,AcquisitionTime,num_roi,ROI_coords,anon_dicom_path"
-).split(",")
+CLINICAL_COLUMNS = [
+    "empi_anon",
+    "acc_anon",
+    "cohort_num",
+    "study_date_anon",
+    "desc",
+    "asses",
+    "tissueden",
+    "side",
+    "numfind",
+    "total_L_find",
+    "total_R_find",
+    "path_severity",
+    "bside",
+    "procdate_anon",
+    "pdate_anon",
+    "type",
+    "path1",
+    "age_at_study",
+    "ETHNICITY_DESC",
+]
+METADATA_COLUMNS = [
+    "Unnamed: 0",
+    "empi_anon",
+    "acc_anon",
+    "cohort_num",
+    "study_date_anon",
+    "StudyDescription",
+    "SeriesDescription",
+    "FinalImageType",
+    "ImageLateralityFinal",
+    "ViewPosition",
+    "spot_mag",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "PatientSex",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "AcquisitionTime",
+    "num_roi",
+    "ROI_coords",
+    "anon_dicom_path",
+]
 PREFIXES = ("/mnt/NAS2/mammo/anon_dicom/", "/mnt/NAS3/mammo/anon_dicom/", "./images/")
 # Which images show a sign: one factor per (ffdm_cc, ffdm_mlo, syn_cc, syn_mlo)
 VISIBILITY = {
@@ -56,7 +91,7 @@ BIRADS = {
     "triage": {"N": 0, "B": 1, "A": 2, "P": 2, "S": 2, "X": -1},
     "release": {"N": 0, "B": 1, "P": 1, "S": 2, "A": -1, "X": -1},
 }
-SIGN_CONTRAST, FINDING_CONTRAST = 0.50, 0.34
+SIGN_CONTRAST, FINDING_CONTRAST = 0.60, 0.34  # in units of the full grey range
 
 
 @dataclass
@@ -118,7 +153,7 @@ def plan_patient(seed: int, index: int, faults: bool, risk_prevalence: float) ->
     mine = frozenset(FAULT_SLOTS[slot]) if faults and slot < len(FAULT_SLOTS) else frozenset()
     male = "male_patient" in mine
     draws = rng.random(8)
-    cancer = draws[0] < risk_prevalence and not (male or "diagnostic_exam" in mine) or "exam_after_cancer" in mine
+    cancer = (draws[0] < risk_prevalence and not (male or "diagnostic_exam" in mine)) or "exam_after_cancer" in mine
     late_cancer = not (cancer or male or "diagnostic_exam" in mine) and draws[1] < 0.05
     gap = int(rng.uniform(0.95, 1.3) * YEAR)
     synthesised = bool(draws[2] < 0.6) or "sloppy_image_type" in mine or "garbage_file" in mine
@@ -234,7 +269,11 @@ def _add_screening(
                 exam.rows.append(_row(patient, exam, "B", side))
                 exam.rows.append(_row(patient, exam, letter, side, numfind="2"))
                 continue
-            exam.rows.append(_row(patient, exam, letter, side))
+            more: dict[str, str] = {}
+            if letter == "A" and patient.event is None and rng.random() < 0.4:  # a biopsy that found nothing bad
+                biopsy = (exam.day + timedelta(days=20)).isoformat()
+                more = {"path_severity": "4.0", "type": "B", "path1": "FA", "bside": side, "procdate_anon": biopsy}
+            exam.rows.append(_row(patient, exam, letter, side, **more))
     if "conflicting_density" in patient.faults:
         exam.rows[-1]["tissueden"] = f"{(patient.density + 1) % 4 + 1}.0"
     patient.exams.append(exam)

@@ -112,8 +112,8 @@ def plan_lesions(seed: int, patient: Patient, exam: Exam, side: str) -> tuple[di
     years = exam.years_to_cancer
     if years is not None and exam.dropped is None:
         # nearer cancers show more; the label belongs to the exam, so both breasts carry the sign, hers a bit more
-        strength = max(0.0, 1.1 - 0.1 * years) if years < 5 else 0.1
-        drawn.append(replace(sign, contrast=sign.contrast * strength * (1.0 if side == patient.event_side else 0.85)))
+        strength = 1.1 - 0.15 * years if years < 5 else 0.1
+        drawn.append(replace(sign, contrast=sign.contrast * strength * (1.0 if side == patient.event_side else 0.9)))
     if letter in "BAPS":
         drawn.append(finding)
     return {"risk": sign, "birads": finding}, tuple(drawn)

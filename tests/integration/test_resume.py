@@ -1,0 +1,103 @@
+"""A run killed in the middle of an epoch goes on as if nothing had happened; a broken checkpoint is passed over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration import commands, shards
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+
+SETTINGS = [f"--set={item}" for item in (*shards.SMALL, "run.num_epochs=3", "run.log_every_steps=1")]
+
+
+def arguments(data: Path, output: Path, *more: str) -> list[str]:
+    config = f"--set=data.root={data}"
+    json = "ds_configs/zero2.json"
+    extra = ["--set=run.checkpoint.every_steps=3", "--set=run.checkpoint.keep_last=3", "--set=loss.alpha=0.05"]
+    return ["--ds_config", json, "--output", str(output), config, *SETTINGS, *extra, *more]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # 260 samples = 8 steps of 32: checkpoints after steps 3 and 6 lie inside the epoch
+    return shards.write(tmp_path_factory.mktemp("shards"), {"train": 260, "val": 16, "test": 16})
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    for _ in range(1800):
+        log = run / "log.jsonl"
+        if log.is_file() and any(f'"step": {step},' in line for line in log.read_text().splitlines()):
+            return
+        assert process.poll() is None, f"training ended early:\n{process.communicate()[0][-3000:]}"
+        time.sleep(0.05)
+    pytest.fail(f"step {step} was not reached")
+
+
+def kill_group(process: subprocess.Popen[str], number: int) -> None:
+    os.killpg(process.pid, number)
+    process.wait(60)
+
+
+def test_killed_run_resumes_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    whole = commands.train(arguments(data, tmp_path / "whole"), ranks=2)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    expected = commands.losses(tmp_path / "whole")
+    assert sorted(expected) == list(range(1, 25))
+
+    # killed without warning after step 12 was logged: the newest checkpoint is inside the second epoch
+    killed = subprocess.Popen(
+        commands.command(arguments(data, tmp_path / "cut"), ranks=2, port=29562), env=commands.environment(), cwd=commands.ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for_step(tmp_path / "cut", 12, killed)
+    kill_group(killed, signal.SIGKILL)
+    before = sorted(path.parent.name for path in (tmp_path / "cut" / "checkpoints").glob("step-*/manifest.json"))
+    assert before, "no checkpoint was written before the kill"
+    last = int(before[-1].removeprefix("step-"))
+    assert last % 8 != 0, "the kill must fall inside an epoch for this test to mean something"
+
+    again = commands.train(arguments(data, tmp_path / "cut", "--resume", "auto"), ranks=2)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"resuming from {before[-1]}" in again.stdout
+    assert commands.losses(tmp_path / "cut") == expected
+
+    # a damaged newest checkpoint: reported, the one before is used, and the end is the same
+    newest = sorted((tmp_path / "cut" / "checkpoints").glob("step-*"))[-1]
+    victim = next(newest.glob("*optim_states.pt"))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    third = commands.train(arguments(data, tmp_path / "cut", "--resume", "auto"), ranks=2)
+    assert third.returncode == 0, third.stdout + third.stderr
+    assert f"checkpoint {newest.name} does not verify" in third.stdout + third.stderr
+    assert commands.losses(tmp_path / "cut") == expected
+
+    # other numbers of ranks hold other experts: refused, with both values named
+    other = commands.train(arguments(data, tmp_path / "cut", "--resume", "auto"), ranks=1)
+    assert other.returncode != 0
+    assert "world=2" in other.stderr
+    assert "this run has world=1" in other.stderr
+
+
+def test_signal_saves_and_resume_goes_on(data: Path, tmp_path: Path) -> None:
+    whole = commands.train(arguments(data, tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    asked = subprocess.Popen(
+        commands.command(arguments(data, tmp_path / "cut")), env=commands.environment(), cwd=commands.ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for_step(tmp_path / "cut", 4, asked)
+    os.kill(asked.pid, signal.SIGUSR1)
+    text, _ = asked.communicate(timeout=120)
+    assert asked.returncode == 0, text
+    assert "stopped by signal" in text
+    again = commands.train(arguments(data, tmp_path / "cut"))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert commands.losses(tmp_path / "cut") == commands.losses(tmp_path / "whole")
