@@ -180,9 +180,9 @@ def _shape(
             speck_y, speck_x = round(float(row + at[0])), round(float(col + at[1]))
             if 1 <= speck_y < ROWS - 2 and 1 <= speck_x < COLS - 2:
                 specks[speck_y : speck_y + 2, speck_x : speck_x + 2] = rng.uniform(0.6, 1.0)
-    soft = soft.astype(np.float32)
-    soft.flags.writeable = specks.flags.writeable = False
-    return soft, specks
+    layer: Image = soft.astype(np.float32)
+    layer.flags.writeable = specks.flags.writeable = False
+    return layer, specks
 
 
 def draw_lesion(lesion: Lesion, view: str, axes: tuple[float, float, float]) -> tuple[Image, Image]:

@@ -91,6 +91,7 @@ BIRADS = {
     "triage": {"N": 0, "B": 1, "A": 2, "P": 2, "S": 2, "X": -1},
     "release": {"N": 0, "B": 1, "P": 1, "S": 2, "A": -1, "X": -1},
 }
+SINGLE = ({"L"}, {"R"})
 SIGN_CONTRAST, FINDING_CONTRAST = 0.60, 0.34  # in units of the full grey range
 
 
@@ -366,12 +367,14 @@ def make_patient(root: Path, seed: int, index: int, faults: bool, risk_prevalenc
 
 def _count_table_faults(patient: Patient, counts: Counter[str]) -> None:
     """Counts the faults that sit in the clinical table; those of images are counted where they are made."""
-    first = patient.exams[0]
-    for name in ("missing_contralateral_row", "male_patient", "several_findings"):
-        counts[name] += int(name in patient.faults)
+    counts["male_patient"] += int(patient.male)
+    for exam in patient.exams:
+        sides = [row["side"] for row in exam.rows]
+        counts["missing_contralateral_row"] += int(exam.screening and len(exam.letters) == 2 and set(sides) in SINGLE)
+        counts["several_findings"] += int(len(sides) > len(set(sides)))
     for name in ("conflicting_density", "assessment_x"):
         counts[name] += sum(exam.screening for exam in patient.exams) if name in patient.faults else 0
     counts["diagnostic_exam"] += sum(not exam.screening for exam in patient.exams)
     counts["exam_after_cancer"] += sum(exam.dropped == "prior_cancer" for exam in patient.exams)
     counts["signed_a_day_later"] += sum(exam.signed != exam.day for exam in patient.exams)
-    counts["foreign_path_prefix"] += int(patient.prefix != PREFIXES[0] and bool(first))
+    counts["foreign_path_prefix"] += int(patient.prefix != PREFIXES[0])

@@ -100,7 +100,9 @@ def test_scientific_notation_is_a_number_in_free_form_values_too() -> None:
 
 
 def test_free_form_values_keep_their_types() -> None:
-    config = config_loader.load(None, ["model.embedder.options={patch_size: 8, a: 0.5, b: text, c: [1, true], d: {e: 1}}"])
+    config = config_loader.load(
+        None, ["model.embedder.options={patch_size: 8, a: 0.5, b: text, c: [1, true], d: {e: 1}}"]
+    )
     assert config.model.embedder.options == {"patch_size": 8, "a": 0.5, "b": "text", "c": [1, True], "d": {"e": 1}}
 
 

@@ -91,9 +91,7 @@ def test_contradicting_sizes_name_the_numbers(content: dict[str, int], world: in
 
 
 @pytest.mark.parametrize("value", ["auto", 0, -4, 2.5, True])
-@pytest.mark.parametrize(
-    "key", ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"]
-)
+@pytest.mark.parametrize("key", ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"])
 def test_a_size_must_be_a_positive_whole_number(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{key} must be a whole number"):
         deepspeed_json.batch_sizes({"train_batch_size": 8, key: value}, 1, "ds.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_png_refuses_what_it_cannot_hold(array: np.ndarray) -> None:
 
 
 def test_unknown_codecs_are_refused() -> None:
-    with pytest.raises(ValueError, match="'jpg'.*b2, png"):
+    with pytest.raises(ValueError, match=r"'jpg'.*b2, png"):
         codecs.encode(np.zeros((2, 2), np.uint8), "jpg")
     with pytest.raises(DataError, match="'jpg'"):
         codecs.decode(b"", "jpg")
@@ -193,9 +194,22 @@ def test_a_header_that_claims_a_huge_image_is_refused_without_memory(shape: tupl
     assert peak_while_refusing(bytes(data), "b2") < 1 << 20
 
 
-def test_a_png_that_claims_a_huge_image_is_refused_without_memory() -> None:
-    import zlib
+def test_a_damaged_stream_whose_own_size_agrees_with_a_huge_header_is_refused_without_memory() -> None:
+    data = bytearray(codecs.encode(np.zeros((8, 8), np.uint8), "b2"))
+    struct.pack_into("<III", data, 8, 1, 1 << 14, 1 << 15)
+    struct.pack_into("<i", data, 20 + 4, 1 << 29)  # the uncompressed size in the Blosc2 chunk header
+    assert peak_while_refusing(bytes(data), "b2") < 1 << 20
 
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"tRNS", b"gAMA", b"cHRM", b"pHYs", b"fcTL"])
+def test_a_png_chunk_cut_short_is_a_data_error(kind: bytes) -> None:
+    data = codecs.encode(np.zeros((8, 8), np.uint8), "png")
+    chunk = struct.pack(">I", 0) + kind + struct.pack(">I", zlib.crc32(kind))
+    with pytest.raises(DataError, match="png data does not decode"):
+        codecs.decode(data[:33] + chunk + data[33:], "png")  # after the signature and the header
+
+
+def test_a_png_that_claims_a_huge_image_is_refused_without_memory() -> None:
     data = bytearray(codecs.encode(np.zeros((8, 8), np.uint8), "png"))
     struct.pack_into(">II", data, 16, 1 << 16, 1 << 16)
     struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))

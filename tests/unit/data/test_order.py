@@ -92,6 +92,9 @@ def test_samples_are_mixed_within_a_window_and_shards_are_permuted() -> None:
     assert split.num_samples < WINDOW_SAMPLES
     neighbours = (order[1:, 0] == order[:-1, 0]).mean()
     assert neighbours < 0.12  # 0.05 expected of a full shuffle of 20 shards, 1 of none
+    stretches = epoch_order(split, 0, 0, window_samples=500)  # two windows of ten shards
+    neighbours = (stretches[1:, 0] == stretches[:-1, 0]).reshape(-1)
+    assert max(neighbours[:500].mean(), neighbours[500:].mean()) < 0.2  # 0.1 expected
     one_by_one = epoch_order(split, 0, 0, window_samples=1)[:, 0]
     visited = [shard for shard, _ in itertools.groupby(one_by_one)]
     assert sorted(visited) == list(range(20))
@@ -110,7 +113,14 @@ def test_every_sample_is_equally_likely_to_come_first() -> None:
 def test_purposes_are_independent_streams() -> None:
     drawn = {
         int(generator(*purpose).integers(2**62))
-        for purpose in [(0, "order", 1), (0, "order", 2), (1, "order", 1), (0, "augment", 1), (0, "order", 1, "x"), (0, "order")]
+        for purpose in [
+            (0, "order", 1),
+            (0, "order", 2),
+            (1, "order", 1),
+            (0, "augment", 1),
+            (0, "order", 1, "x"),
+            (0, "order"),
+        ]
     }
     assert len(drawn) == 6
     assert generator(0, "a", 12).integers(2**62) != generator(0, "a", 1, 2).integers(2**62)
@@ -119,7 +129,9 @@ def test_purposes_are_independent_streams() -> None:
 # ----------------------------------------------------------------------------------------------------- position
 
 
-@pytest.mark.parametrize(("micro_batch", "world", "accumulation"), [(1, 1, 1), (3, 2, 1), (2, 3, 4), (5, 1, 2), (1, 4, 3)])
+@pytest.mark.parametrize(
+    ("micro_batch", "world", "accumulation"), [(1, 1, 1), (3, 2, 1), (2, 3, 4), (5, 1, 2), (1, 4, 3)]
+)
 def test_positions_are_visited_once_and_a_step_is_a_block(micro_batch: int, world: int, accumulation: int) -> None:
     steps = 4
     block = micro_batch * world * accumulation

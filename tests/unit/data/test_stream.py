@@ -278,9 +278,21 @@ def test_evaluation_visits_every_sample_once(tmp_path: Path, count: int, world: 
     ranks = [list(stream(folder, rank, world, micro_batch=micro_batch).evaluation()) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1  # every rank takes part in every collective
     assert all(len(batch) == micro_batch for batches in ranks for batch in batches)
-    found = [key for batches in ranks for batch in batches for key, valid in zip(batch.keys, batch.valid, strict=True) if valid]
+    found = [
+        key
+        for batches in ranks
+        for batch in batches
+        for key, valid in zip(batch.keys, batch.valid, strict=True)
+        if valid
+    ]
     assert Counter(number_of(key) for key in found) == Counter(range(count))
-    padding = [key for batches in ranks for batch in batches for key, valid in zip(batch.keys, batch.valid, strict=True) if not valid]
+    padding = [
+        key
+        for batches in ranks
+        for batch in batches
+        for key, valid in zip(batch.keys, batch.valid, strict=True)
+        if not valid
+    ]
     assert set(padding) <= {""}
     assert len(found) + len(padding) < count + micro_batch * world
 

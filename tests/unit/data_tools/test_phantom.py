@@ -105,6 +105,11 @@ def test_faults_are_in_the_tables(archive: Path) -> None:
     assert len(paths) - len(set(paths)) == counts["duplicate_metadata_row"]
     assert sum(row["asses"] == "X" for row in clinical) == counts["assessment_x"]
     assert any(row["tissueden"] == "5.0" for row in clinical)
+    sides: dict[str, list[str]] = {}
+    for row in clinical:
+        if "screen" in row["desc"].lower():
+            sides.setdefault(row["acc_anon"], []).append(row["side"])
+    assert sum(set(one) in ({"L"}, {"R"}) for one in sides.values()) == counts["missing_contralateral_row"]
     assert {row["PatientSex"] for row in metadata} == {"F", "M"}
     assert any("Diagnostic" in row["StudyDescription"] for row in metadata)
     assert {re.match(r".*?(?=cohort_)", path)[0] for path in paths} == set(phantom_embed.PREFIXES)

@@ -118,7 +118,9 @@ def test_a_task_without_labels_gives_a_finite_loss_and_no_gradient_in_its_head(n
     column = model.spec.task_names.index("risk3")
     mask = torch.ones_like(batch.label_mask)
     mask[:, column] = False
-    labels = {task: torch.where(mask[:, k], value.clamp_min(0), -1) for k, (task, value) in enumerate(batch.labels.items())}
+    labels = {
+        task: torch.where(mask[:, k], value.clamp_min(0), -1) for k, (task, value) in enumerate(batch.labels.items())
+    }
     batch = dataclasses.replace(batch, label_mask=mask, labels=labels)
     loss = total(model, batch)
     assert torch.isfinite(loss)
@@ -145,7 +147,13 @@ def test_no_label_at_all_gives_a_finite_loss_and_no_gradient_of_the_tasks(name: 
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("model.use_mtoe=false",), ("model.use_msoe=false",), ("model.embedder.share=true",), ("model.router.norm=false",)],
+    [
+        (),
+        ("model.use_mtoe=false",),
+        ("model.use_msoe=false",),
+        ("model.embedder.share=true",),
+        ("model.router.norm=false",),
+    ],
     ids=lambda value: ",".join(value) or "default",
 )
 def test_every_parameter_gets_a_gradient(name: str, overrides: tuple[str, ...]) -> None:

@@ -93,7 +93,7 @@ def test_a_shared_embedder_tells_modalities_apart_by_a_learned_vector_alone() ->
 
 
 def test_sharing_needs_equal_channels() -> None:
-    with pytest.raises(ConfigError, match="model.embedder.share needs equal channels.*'oct': 256"):
+    with pytest.raises(ConfigError, match=r"model\.embedder\.share needs equal channels.*'oct': 256"):
         Embedders(changed(VIT, share=True), ("fundus", "oct"), (3, 256), SIZE, 16)
 
 

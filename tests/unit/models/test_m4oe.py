@@ -121,7 +121,9 @@ def test_a_mask_depends_on_where_things_are_in_the_fundus_image() -> None:
     moved["fundus"] = moved["fundus"].clone()
     moved["fundus"][:, :, :16, :16] += 5.0
     with torch.no_grad():
-        difference = (model(dataclasses.replace(batch, views=moved)).logits["cup"] - model(batch).logits["cup"]).abs()[0, 0]
+        difference = (model(dataclasses.replace(batch, views=moved)).logits["cup"] - model(batch).logits["cup"]).abs()[
+            0, 0
+        ]
     assert difference[:16, :16].mean() > 1.5 * difference[32:, 32:].mean()
 
 
@@ -135,6 +137,27 @@ def test_an_absent_fundus_image_still_gives_a_finite_mask() -> None:
         second = model(dataclasses.replace(batch, views=noise)).logits["cup"]
     assert torch.isfinite(first).all()
     torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+
+
+def test_the_mask_is_made_of_the_patch_tokens_of_the_fundus_image_of_the_mixture() -> None:
+    """Without the class token, in order; an absent image's patches are not attended to."""
+    config = problem.config(*GAMMA)
+    model, seen = build(config).eval(), {}
+    model.mtoe.register_forward_hook(lambda _module, _inputs, output: seen.update(g=output[0]))
+    model.dense_projection["cup"]["shared"].register_forward_pre_hook(
+        lambda _module, inputs: seen.update(projected=inputs[0])
+    )
+    model.fusion.register_forward_pre_hook(lambda _module, inputs: seen.update(mask=inputs[1]))  # the last call
+    batch = dataclasses.replace(
+        gamma_samples(config), present=torch.tensor([[True, True], [False, True], [True, False]])
+    )
+    with torch.no_grad():
+        model(batch)
+    patches = 4 * 3
+    assert torch.equal(seen["projected"], seen["g"][:, 1, 1 : 1 + patches])
+    assert seen["mask"].tolist() == [
+        [True] * patches + [True, True], [False] * patches + [True, True], [True] * patches + [True, False]
+    ]  # fmt: skip
 
 
 def test_a_convolutional_backbone() -> None:

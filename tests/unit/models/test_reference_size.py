@@ -52,9 +52,7 @@ def full(*overrides: str) -> nn.Module:
         (["model.embedder.replicate_grey=true", "data.dataset=rsna"], 2, 2, 1_548_536_839),
     ],
 )
-def test_the_reference_size_without_heads(
-    overrides: list[str], modalities: int, tasks: int, reference: int
-) -> None:
+def test_the_reference_size_without_heads(overrides: list[str], modalities: int, tasks: int, reference: int) -> None:
     assert by_hand(modalities, tasks, 3) == reference
     model = full(*overrides)
     assert size(model) - size(model.heads) == reference

@@ -43,9 +43,7 @@ def test_a_size_that_does_not_divide_an_expert_count_names_the_count() -> None:
 @pytest.mark.parametrize("ep_size", [1, 2, 4, 8])
 def test_the_ranks_of_a_group_hold_every_expert_once_in_order(ep_size: int) -> None:
     held = [
-        expert
-        for ep_rank in range(ep_size)
-        for expert in Topology(8, ep_rank, ep_size, ep_rank, "g").local_experts(16)
+        expert for ep_rank in range(ep_size) for expert in Topology(8, ep_rank, ep_size, ep_rank, "g").local_experts(16)
     ]
     assert held == list(range(16))
 

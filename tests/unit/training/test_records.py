@@ -37,7 +37,10 @@ def test_every_record_is_one_line_at_once(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, 10, enabled=True, tensorboard=False)
     recorder.write(record(1))
     recorder.write({"event": "eval", "step": 1, "loss": 0.5})
-    assert lines(tmp_path) == [record(1), {"event": "eval", "step": 1, "loss": 0.5}]  # before close: a kill loses nothing
+    assert lines(tmp_path) == [
+        record(1),
+        {"event": "eval", "step": 1, "loss": 0.5},
+    ]  # before close: a kill loses nothing
     recorder.close()
 
 
@@ -147,7 +150,7 @@ def test_the_resolved_configuration_is_read_back_equal(tmp_path: Path) -> None:
     config = config_loader.load(None, ["run.name='010'", "loss.alpha=1e-5", "run.expects={a.b: 1}"])
     records.write_yaml(tmp_path / "config.yaml", to_dict(config))
     assert config_loader.load(tmp_path / "config.yaml") == config
-    assert list(yaml.safe_load((tmp_path / "config.yaml").read_text()))[0] == "config_version"
+    assert next(iter(yaml.safe_load((tmp_path / "config.yaml").read_text()))) == "config_version"
 
 
 def test_the_environment_names_versions_but_neither_host_nor_user() -> None:

@@ -1,0 +1,158 @@
+"""Reads one mammogram: header, checks, decoded values. Errors name no file: paths of archives identify people."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m4oe_ds.errors import EnvironmentProblem
+
+# What decodes a transfer syntax best (package names); others may do too
+_PACKAGES = {
+    "1.2.840.10008.1.2.4.50": "python-gdcm",
+    "1.2.840.10008.1.2.4.51": "python-gdcm",
+    "1.2.840.10008.1.2.4.57": "python-gdcm",
+    "1.2.840.10008.1.2.4.70": "python-gdcm",
+    "1.2.840.10008.1.2.4.80": "pyjpegls",
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pylibjpeg and pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.91": "pylibjpeg and pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.201": "pylibjpeg and pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.202": "pylibjpeg and pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.203": "pylibjpeg and pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.5": "pylibjpeg and pylibjpeg-rle",
+}
+
+
+class BadImage(Exception):
+    """One image that cannot be used; ``reason`` is a fixed word for counts and the quarantine."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+    def __reduce__(self) -> tuple[type[BadImage], tuple[str]]:
+        return type(self), (self.reason,)
+
+
+def syntax_name(uid: Any) -> str:
+    """Name of a transfer syntax, ``private or unknown`` where it has none."""
+    name = str(getattr(uid, "name", ""))
+    return name if name and name != str(uid) else "private or unknown"
+
+
+def _read(path: Path, **options: Any) -> Any:
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        return dcmread(path, **options)
+    except FileNotFoundError:
+        raise BadImage("missing_file") from None
+    except InvalidDicomError:
+        raise BadImage("not_dicom") from None
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError):
+        raise BadImage("unreadable_header") from None
+
+
+def transfer_syntax(path: Path) -> Any:
+    """Transfer syntax UID of a file, read from its first few hundred bytes.
+
+    Raises:
+        BadImage: missing or not DICOM.
+    """
+    with quiet():
+        uid = _read(path, stop_before_pixels=True, specific_tags=["Rows"]).file_meta.get("TransferSyntaxUID")
+    if uid is None:
+        raise BadImage("no_transfer_syntax")
+    return uid
+
+
+def require_decoders(syntaxes: Iterable[Any]) -> None:
+    """Checks that every transfer syntax can be decoded here.
+
+    Raises:
+        EnvironmentProblem: names the syntax and the package to install.
+    """
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    for uid in sorted({str(uid) for uid in syntaxes}):
+        try:
+            available = get_decoder(UID(uid)).is_available
+        except NotImplementedError:
+            continue  # a video or private syntax: its images are quarantined one by one
+        if not available:
+            package = _PACKAGES.get(uid, "numpy")
+            raise EnvironmentProblem(
+                f"no decoder for {syntax_name(UID(uid))} images", "DICOM files", f"install {package} with pip"
+            )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the warnings and log lines of pydicom, which quote header values and paths."""
+    chatty = logging.getLogger("pydicom")
+    level = chatty.level
+    chatty.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        chatty.setLevel(level)
+
+
+def _check_header(ds: Any) -> None:
+    """Rejects what is not a single grey image made for viewing."""
+    if "PixelData" not in ds:
+        raise BadImage("no_pixels")
+    if "PROCESSING" in str(ds.get("PresentationIntentType") or "").upper():
+        raise BadImage("for_processing")
+    frames = str(ds.get("NumberOfFrames") or "1").strip()
+    if frames != "1":
+        raise BadImage("multi_frame")
+    if ds.get("SamplesPerPixel", 1) != 1:
+        raise BadImage("colour")
+
+
+def read_mammogram(path: Path) -> tuple[Any, NDArray[Any]]:
+    """Header and stored values of one file.
+
+    Returns:
+        ``(ds, stored)``: pydicom Dataset and an integer array [H, W].
+
+    Raises:
+        BadImage: see the reasons in the code; EnvironmentProblem: no decoder for its transfer syntax.
+    """
+    with quiet():
+        ds = _read(path)
+        _check_header(ds)
+        uid = ds.file_meta.get("TransferSyntaxUID")
+        if uid is None:
+            raise BadImage("no_transfer_syntax")
+        require_decoders([uid])
+        try:
+            stored = np.asarray(ds.pixel_array)
+        except (ValueError, RuntimeError, AttributeError, KeyError, TypeError, EOFError, OSError, IndexError):
+            raise BadImage("undecodable_pixels") from None
+        except NotImplementedError:
+            raise BadImage("unsupported_transfer_syntax") from None
+    if stored.ndim != 2:
+        raise BadImage("multi_frame")
+    bits = int(ds.get("BitsStored") or 16)
+    signed = int(ds.get("PixelRepresentation") or 0) == 1
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else (0, 2**bits)
+    least, most = int(stored.min()), int(stored.max())
+    if most >= high or least < low:
+        raise BadImage("beyond_bits_stored")
+    if least == most:
+        raise BadImage("constant")
+    return ds, stored

@@ -1,0 +1,158 @@
+"""From a graded image to the stored one: breast mask, crop, chest wall to the left, aspect, size; and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MASK_SIDE = 512  # the mask is found on a copy of at most this many pixels per side
+BORDER_SHARE = 0.0015  # outermost rows and columns ignored: 5 pixels of a full frame
+MARGIN_SHARE = 0.01  # kept around the breast, of its box
+MIN_AREA, MAX_AREA = 0.02, 0.98  # share of the image a breast may cover
+
+Unit = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A view ready for a shard.
+
+    Attributes:
+        pixels: uint16 [rows, cols], chest wall at the left, 0 outside the breast.
+        geometry: the fields of GEOMETRY_FIELDS; :func:`to_source` reads them.
+        area: share of the source image covered by the breast.
+    """
+
+    pixels: NDArray[np.uint16]
+    geometry: dict[str, Any]
+    area: float
+
+
+def _block_mean(image: Unit, factor: int) -> Unit:
+    rows, cols = image.shape[0] // factor * factor, image.shape[1] // factor * factor
+    blocks = image[:rows, :cols].reshape(rows // factor, factor, cols // factor, factor)
+    return blocks.mean(axis=(1, 3), dtype=np.float32)
+
+
+def air_threshold(image: Unit) -> float:
+    """Grey value between air and skin: a fifth of the way from the most frequent dark value to Otsu's threshold.
+
+    Otsu's threshold itself separates fat from gland in dense breasts and would cut the skin line off.
+    """
+    counts, edges = np.histogram(image, bins=256, range=(0.0, 1.0))
+    centres = (edges[:-1] + edges[1:]) / 2
+    weight = np.cumsum(counts)
+    mass = np.cumsum(counts * centres)
+    below, above = weight[:-1], weight[-1] - weight[:-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (mass[:-1] / below - (mass[-1] - mass[:-1]) / above) ** 2
+    otsu = int(np.argmax(np.nan_to_num(between))) + 1
+    air = float(centres[int(np.argmax(counts[:otsu]))])
+    return air + max(0.012, 0.2 * (float(edges[otsu]) - air))
+
+
+def breast_mask(image: Unit) -> Mask:
+    """The breast (with the pectoral muscle): the largest bright component, holes filled.
+
+    Args:
+        image: float [rows, cols] in 0..1, bright tissue on dark air.
+
+    Returns:
+        bool [rows, cols]; all False where nothing is brighter than air.
+    """
+    from scipy import ndimage
+
+    factor = max(1, -(-max(image.shape) // MASK_SIDE))
+    small = _block_mean(image, factor)
+    bright = small > air_threshold(small)
+    border = max(1, round(BORDER_SHARE * small.shape[0]))
+    inner = np.zeros_like(bright)
+    inner[border:-border, border:-border] = True
+    bright &= inner
+    # opening cuts thin bridges to markers and collimator edges
+    labels, count = ndimage.label(ndimage.binary_opening(bright, iterations=1))
+    if count == 0:
+        return np.zeros(image.shape, bool)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    breast = labels == int(np.argmax(sizes))
+    breast = ndimage.binary_dilation(breast, iterations=1) & bright
+    breast = ndimage.binary_fill_holes(breast)
+    if factor == 1:
+        return breast
+    full = np.zeros(image.shape, bool)
+    grown = np.repeat(np.repeat(breast, factor, 0), factor, 1)
+    full[: grown.shape[0], : grown.shape[1]] = grown
+    return full
+
+
+def crop_box(mask: Mask) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the mask with a margin, inside the image."""
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(cols[0]), int(cols[-1]) + 1
+    margin = round(MARGIN_SHARE * max(bottom - top, right - left))
+    top, left = max(0, top - margin), max(0, left - margin)
+    bottom, right = min(mask.shape[0], bottom + margin), min(mask.shape[1], right + margin)
+    return top, left, bottom - top, right - left
+
+
+def chest_wall_at_right(image: Unit) -> bool:
+    """Whether the right third holds more intensity than the left third of a masked, uncropped image."""
+    third = max(1, image.shape[1] // 3)
+    return bool(image[:, -third:].sum(dtype=np.float64) > image[:, :third].sum(dtype=np.float64))
+
+
+def padded_shape(height: int, width: int, rows: int, cols: int) -> tuple[int, int]:
+    """Smallest shape of aspect ``rows : cols`` that holds ``height x width``."""
+    return (height, max(width, round(height * cols / rows))) if height * cols >= width * rows else (
+        max(height, round(width * rows / cols)), width)  # fmt: skip
+
+
+def canonicalise(image: Unit, mask: Mask, rows: int, cols: int) -> Stored:
+    """Crops to the breast, mirrors if needed, pads to the aspect (below, above and at the right) and resizes.
+
+    Args:
+        image: float [H, W] in 0..1. mask: bool [H, W], not empty. rows, cols: of the result.
+    """
+    from PIL import Image
+
+    masked = np.where(mask, image, np.float32(0)).astype(np.float32)
+    flipped = chest_wall_at_right(masked)
+    top, left, height, width = crop_box(mask)
+    part = masked[top : top + height, left : left + width]
+    if flipped:
+        part = part[:, ::-1]
+    full_height, full_width = padded_shape(height, width, rows, cols)
+    padded = np.zeros((full_height, full_width), np.float32)
+    above = (full_height - height) // 2
+    padded[above : above + height, :width] = part
+    # averaging over areas where pixels are merged; interpolation where the source is smaller than the target
+    shrinking = full_height >= rows and full_width >= cols
+    method = Image.Resampling.BOX if shrinking else Image.Resampling.BILINEAR
+    resized = np.asarray(Image.fromarray(padded).resize((cols, rows), method))
+    pixels = np.rint(np.clip(resized, 0.0, 1.0) * 65535.0).astype(np.uint16)
+    geometry = {
+        "original_shape": [int(n) for n in image.shape],
+        "crop": [top, left, height, width],
+        "flipped": flipped,
+        "padded_shape": [full_height, full_width],
+        "stored_shape": [rows, cols],
+    }
+    return Stored(pixels, geometry, float(mask.mean()))
+
+
+def to_source(geometry: Mapping[str, Any], row: float, col: float) -> tuple[float, float]:
+    """Position in the source image of a position in the stored one; pixel centres are whole numbers in both."""
+    top, left, height, width = geometry["crop"]
+    full_height, full_width = geometry["padded_shape"]
+    rows, cols = geometry["stored_shape"]
+    y = (row + 0.5) * full_height / rows - 0.5 - (full_height - height) // 2
+    x = (col + 0.5) * full_width / cols - 0.5
+    if geometry["flipped"]:
+        x = width - 1 - x
+    return top + y, left + x

@@ -1,0 +1,1 @@
+"""Inference with every sample exactly once, metrics with patient-clustered intervals."""

@@ -1,0 +1,269 @@
+"""Metrics of one split with patient-clustered intervals and the majority-class baseline beside them.
+
+The values come from scikit-learn; the bootstrap uses the rank formulas below, tested against it, because a thousand
+resamples of it would take minutes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn import metrics as sk
+
+from m4oe_ds.data.schema import MISSING, TaskSpec
+from m4oe_ds.evaluation.intervals import percentile, resampled_indices
+
+ORDINAL = frozenset({"density", "birads", "glaucoma"})
+Statistic = Callable[[np.ndarray, np.ndarray], float]  # labels [N], probabilities [N, C] -> value, NaN if undefined
+
+
+def evaluate_split(
+    predictions: Mapping[str, np.ndarray], tasks: Sequence[TaskSpec], resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """JSON-ready metrics of every task.
+
+    Args:
+        predictions: the arrays of ``predictions/<split>.npz``. tasks: what to evaluate. resamples: of patients; 0 = no
+            intervals. seed: of the bootstrap.
+    """
+    groups = np.asarray(predictions["groups"])
+    result: dict[str, Any] = {"n": len(groups), "n_groups": len(np.unique(groups)), "tasks": {}}
+    for task in tasks:
+        if task.kind == "classification":
+            labels, probability = predictions[f"label_{task.name}"], predictions[f"prob_{task.name}"]
+            keep = labels != MISSING
+            entry = _classification(task, labels[keep], probability[keep].astype(float), groups[keep], resamples, seed)
+        else:
+            dice = predictions[f"dice_{task.name}"]
+            keep = np.isfinite(dice)
+            entry = _segmentation(dice[keep].astype(float), groups[keep], resamples, seed)
+        result["tasks"][task.name] = entry
+    result["risk_monotonicity_violations"] = _violations(predictions)
+    return result
+
+
+def _classification(
+    task: TaskSpec, labels: np.ndarray, probability: np.ndarray, groups: np.ndarray, resamples: int, seed: int
+) -> dict[str, Any]:
+    counts = np.bincount(labels, minlength=task.num_classes) if len(labels) else np.zeros(task.num_classes, dtype=int)
+    entry: dict[str, Any] = {
+        "kind": "classification",
+        "n": len(labels),
+        "n_groups": len(np.unique(groups)),
+        "class_names": list(task.class_names),
+        "class_counts": counts.tolist(),
+        "prior": float(counts.max() / counts.sum()) if len(labels) else None,
+        "majority_class": int(counts.argmax()) if len(labels) else None,
+        "metrics": {},
+        "beats_chance": False,
+        "note": "",
+    }
+    if not len(labels):
+        entry["note"] = "no labelled samples"
+        return entry
+    statistics = dict(_STATISTICS)
+    if task.name not in ORDINAL:
+        del statistics["kappa"]
+    draws = resampled_indices(groups, resamples, seed) if resamples else []
+    undefined = 0
+    for name, (value_of, fast) in statistics.items():
+        interval = percentile([fast(labels[index], probability[index]) for index in draws])
+        undefined = max(undefined, interval.undefined)
+        entry["metrics"][name] = _entry(value_of(labels, probability), interval.low, interval.high)
+    if (counts > 0).sum() < 2:
+        entry["note"] = "one class only: AUROC and AUPRC are undefined"
+    entry["undefined_resamples"] = undefined
+    low = entry["metrics"]["auroc"]["low"]
+    entry["beats_chance"] = bool(low is not None and low > 0.5)
+    entry["auprc_chance"] = _auprc_chance(counts)
+    entry["confusion"] = sk.confusion_matrix(
+        labels, probability.argmax(1), labels=range(task.num_classes)
+    ).tolist()
+    return entry
+
+
+def _segmentation(dice: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+    draws = resampled_indices(groups, resamples, seed) if resamples and len(dice) else []
+    interval = percentile([float(dice[index].mean()) for index in draws])
+    value = float(dice.mean()) if len(dice) else math.nan
+    return {
+        "kind": "segmentation",
+        "n": len(dice),
+        "n_groups": len(np.unique(groups)),
+        "metrics": {"dice": _entry(value, interval.low, interval.high)},
+        "note": "" if len(dice) else "no labelled samples",
+    }
+
+
+def _entry(value: float, low: float | None, high: float | None) -> dict[str, float | None]:
+    return {"value": float(value) if math.isfinite(value) else None, "low": low, "high": high}
+
+
+def _positive(labels: np.ndarray, probability: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(is class, score) of class 1 for two classes, else of every class that occurs (one against the rest)."""
+    classes = [1] if probability.shape[1] == 2 else [c for c in range(probability.shape[1]) if (labels == c).any()]
+    return [(labels == c, probability[:, c]) for c in classes]
+
+
+def rank_auroc(positive: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve by mid-ranks; NaN with a single class."""
+    count = int(positive.sum())
+    if count == 0 or count == len(positive):
+        return math.nan
+    _, inverse, ties = np.unique(score, return_inverse=True, return_counts=True)
+    mid = np.cumsum(ties) - (ties - 1) / 2.0
+    return float((mid[inverse][positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))
+
+
+def step_average_precision(positive: np.ndarray, score: np.ndarray) -> float:
+    """Average precision (sum of precision times recall steps, ties together); NaN without a positive."""
+    if not positive.any():
+        return math.nan
+    order = np.argsort(-score, kind="stable")
+    hits, ordered = np.cumsum(positive[order]), score[order]
+    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # end of each group of ties
+    recall = hits[last] / hits[-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * hits[last] / (last + 1)))
+
+
+def _auroc(labels: np.ndarray, probability: np.ndarray) -> float:
+    return _mean([rank_auroc(is_class, score) for is_class, score in _positive(labels, probability)])
+
+
+def _auroc_sklearn(labels: np.ndarray, probability: np.ndarray) -> float:
+    if len(np.unique(labels)) < 2:
+        return math.nan
+    return _mean([sk.roc_auc_score(is_class, score) for is_class, score in _positive(labels, probability)])
+
+
+def _auprc(labels: np.ndarray, probability: np.ndarray) -> float:
+    return _mean([step_average_precision(is_class, score) for is_class, score in _positive(labels, probability)])
+
+
+def _auprc_sklearn(labels: np.ndarray, probability: np.ndarray) -> float:
+    pairs = _positive(labels, probability)
+    if not all(is_class.any() for is_class, _ in pairs):
+        return math.nan
+    return _mean([sk.average_precision_score(is_class, score) for is_class, score in pairs])
+
+
+def _auprc_chance(counts: np.ndarray) -> float:
+    shares = counts / counts.sum()
+    return float(shares[1]) if len(counts) == 2 else float(shares[shares > 0].mean())
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
+
+
+def _confusion(labels: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    classes = probability.shape[1]
+    return np.bincount(labels * classes + probability.argmax(1), minlength=classes**2).reshape(classes, classes)
+
+
+def _accuracy(labels: np.ndarray, probability: np.ndarray) -> float:
+    return float((labels == probability.argmax(1)).mean())
+
+
+def _balanced_accuracy(labels: np.ndarray, probability: np.ndarray) -> float:
+    table = _confusion(labels, probability)
+    occurring = table.sum(1) > 0
+    return float((np.diag(table)[occurring] / table.sum(1)[occurring]).mean())
+
+
+def _macro_f1(labels: np.ndarray, probability: np.ndarray) -> float:
+    """Mean F1 over the classes that occur or are predicted (as scikit-learn's macro average)."""
+    table = _confusion(labels, probability)
+    total = table.sum(0) + table.sum(1)
+    seen = total > 0
+    return float((2 * np.diag(table)[seen] / total[seen]).mean())
+
+
+def _kappa(labels: np.ndarray, probability: np.ndarray) -> float:
+    """Cohen's kappa with quadratic weights; NaN where chance agreement is perfect."""
+    table = _confusion(labels, probability).astype(float)
+    classes = len(table)
+    weight = (np.arange(classes)[:, None] - np.arange(classes)[None]) ** 2
+    expected = np.outer(table.sum(1), table.sum(0)) / table.sum()
+    disagreement = float((weight * expected).sum())
+    return 1.0 - float((weight * table).sum()) / disagreement if disagreement else math.nan
+
+
+def _kappa_sklearn(labels: np.ndarray, probability: np.ndarray) -> float:
+    if math.isnan(_kappa(labels, probability)):
+        return math.nan
+    return float(
+        sk.cohen_kappa_score(
+            labels, probability.argmax(1), weights="quadratic", labels=list(range(probability.shape[1]))
+        )
+    )
+
+
+def _brier(labels: np.ndarray, probability: np.ndarray) -> float:
+    """Mean squared error of P(y = 1), or of the whole probability vector for more classes."""
+    if probability.shape[1] == 2:
+        return float(((probability[:, 1] - labels) ** 2).mean())
+    truth = np.eye(probability.shape[1])[labels]
+    return float(((probability - truth) ** 2).sum(1).mean())
+
+
+_STATISTICS: dict[str, tuple[Statistic, Statistic]] = {
+    "accuracy": (lambda y, p: float(sk.accuracy_score(y, p.argmax(1))), _accuracy),
+    "balanced_accuracy": (_balanced_accuracy, _balanced_accuracy),
+    "macro_f1": (lambda y, p: float(sk.f1_score(y, p.argmax(1), average="macro", zero_division=0.0)), _macro_f1),
+    "auroc": (_auroc_sklearn, _auroc),
+    "auprc": (_auprc_sklearn, _auprc),
+    "kappa": (_kappa_sklearn, _kappa),
+    "brier": (_brier, _brier),
+}
+
+
+def _violations(predictions: Mapping[str, np.ndarray]) -> float | None:
+    """Share of samples for which a later risk horizon is predicted less likely than an earlier one."""
+    names = [f"prob_risk{k}" for k in range(1, 6) if f"prob_risk{k}" in predictions]
+    if len(names) < 2 or not len(predictions["keys"]):
+        return None
+    risk = np.stack([predictions[name][:, 1] for name in names], axis=1)
+    return float((np.diff(risk, axis=1) < 0).any(axis=1).mean())
+
+
+def format_table(metrics: Mapping[str, Any]) -> str:
+    """Aligned text: one line per task with n, the majority baseline, and metrics with their 95 % intervals."""
+    header = ("task", "n", "majority", "accuracy", "balanced", "AUROC", "AUPRC (chance)")
+    rows = [header]
+    for name, entry in metrics["tasks"].items():
+        values = entry["metrics"]
+        if entry["kind"] == "segmentation":
+            rows.append((name, str(entry["n"]), "", f"Dice {_with_interval(values['dice'])}", "", "", ""))
+        elif not entry["n"]:
+            rows.append((name, "0", "", "no labels", "", "", ""))
+        else:
+            chance = f" ({entry['auprc_chance']:.3f})"
+            rows.append(
+                (
+                    name,
+                    str(entry["n"]),
+                    f"{entry['prior']:.3f}",
+                    _with_interval(values["accuracy"]),
+                    _plain(values["balanced_accuracy"]),
+                    _with_interval(values["auroc"]),
+                    _plain(values["auprc"]) + chance,
+                )
+            )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _plain(entry: Mapping[str, float | None]) -> str:
+    return "-" if entry["value"] is None else f"{entry['value']:.3f}"
+
+
+def _with_interval(entry: Mapping[str, float | None]) -> str:
+    if entry["value"] is None:
+        return "-"
+    if entry["low"] is None:
+        return f"{entry['value']:.3f}"
+    return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
