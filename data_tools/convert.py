@@ -392,7 +392,9 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         return {"synthetic": synthetic, "tables": _table_summary(plan)}
     if not tasks:
         reasons = ", ".join(f"{n} exams {reason}" for reason, n in plan.excluded["exams"].most_common(REASON_SHOWN))
-        raise DataError(f"no sample to convert ({reasons or 'no exam'})", str(options.root), "look at it with --dry-run")
+        raise DataError(
+            f"no sample to convert ({reasons or 'no exam'})", str(options.root), "look at it with --dry-run"
+        )
     _check_decoders(tasks)
     workers = options.workers or min(8, os.cpu_count() or 1)
     return _convert(plan, tasks, options, synthetic, min(workers, len(tasks)))

@@ -81,7 +81,7 @@ def require_decoders(syntaxes: Iterable[Any]) -> None:
     Raises:
         EnvironmentProblem: names the syntax and the package to install.
     """
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels import get_decoder  # type: ignore[attr-defined]
     from pydicom.uid import UID
 
     for uid in sorted({str(uid) for uid in syntaxes}):

@@ -418,6 +418,4 @@ def _add_exam(
         plan.notes["implant_images"] += sum(
             views[name]["BreastImplantPresent"].strip().upper() == "YES" for name in names
         )
-        plan.samples.append(
-            Sample(patient, exam, side, labels, paths, True, views[names[0]]["Manufacturer"])
-        )
+        plan.samples.append(Sample(patient, exam, side, labels, paths, True, views[names[0]]["Manufacturer"]))

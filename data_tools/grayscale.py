@@ -85,7 +85,7 @@ def apply_window(values: NDArray[Any], centre: float, width: float, function: st
 
 def _voi_lut(ds: Any, values: NDArray[Any]) -> Unit | None:
     """The image through the first VOI LUT, scaled by the range of the table's own entries; None if unusable."""
-    from pydicom.pixels import apply_voi
+    from pydicom.pixels import apply_voi  # type: ignore[attr-defined]
 
     sequence = ds.get("VOILUTSequence")
     if not sequence or not np.issubdtype(values.dtype, np.integer):
@@ -139,7 +139,7 @@ def grade(ds: Any, stored: NDArray[Any]) -> Graded:
     Raises:
         BadImage: another photometric interpretation, or nothing to see.
     """
-    from pydicom.pixels import apply_modality_lut
+    from pydicom.pixels import apply_modality_lut  # type: ignore[attr-defined]
 
     photometric = str(ds.get("PhotometricInterpretation") or "").strip().upper()
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):

@@ -41,7 +41,9 @@ def load_splits(folder: Path) -> dict[str, Manifest]:
     folder = Path(folder)
     found = {split: Manifest.load(folder / split) for split in SPLITS if (folder / split).is_dir()}
     if not found:
-        raise DataError("holds no train, val or test folder", str(folder), "give the --out folder of data_tools.convert")
+        raise DataError(
+            "holds no train, val or test folder", str(folder), "give the --out folder of data_tools.convert"
+        )
     return found
 
 
@@ -162,7 +164,8 @@ def _scan_tar(scan: _Scan, path: Path) -> None:
                 stem, _, extension = member.name.partition(".")
                 if not KEY_PATTERN.match(stem):
                     scan.report(f"{place}, member {number}", "is not named after a sample key")
-                for text in (stem, extension, member.uname, member.gname, member.linkname, *member.pax_headers.values()):
+                header = (stem, extension, member.uname, member.gname, member.linkname)
+                for text in (*header, *member.pax_headers.values()):
                     scan.text(f"{place}, member {number}", text)
                 if member.mtime != 0:
                     scan.report(place, "has members with a time of modification")

@@ -179,6 +179,7 @@ class ScheduleConfig:
     step_epochs: int = option(5, "`step`: epochs between two decays (paper: 5).")
     gamma: float = option(0.1, "`step`: factor of each decay (paper: 0.1).")
     warmup_steps: int = option(0, "Linear warm-up from 0 over so many optimizer steps, for any kind.")
+    peak_factor: float = option(1.0, "Factor of the base rate that the schedule starts (or warms up) to.")
     min_factor: float = option(0.0, "The factor never falls below this.")
 
 

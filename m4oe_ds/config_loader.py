@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ import yaml
 from m4oe_ds.config import CONFIG_VERSION, Config
 from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import ConfigError
+
+
+class _Exponent(str):
+    """Text such as 1e-4: a number where any type is allowed, text where text is wanted."""
 
 
 @dataclass
@@ -128,11 +133,17 @@ def _convert(node: yaml.Node, path: str) -> _Node:
         return _Node([_convert(item, path) for item in node.value], where)
     text = node.value
     plain = node.style is None
-    if plain and len(text) > 1 and text.lstrip("+-").startswith("0") and text.lstrip("+-").isdigit():
+    if plain and re.fullmatch(r"[-+]?0[0-7]+", text):  # 08 is text to YAML and refused by the type of its key
         raise ConfigError(f"{text} would be read as an octal number", where, "write it without leading zeros")
     if plain and text.lower() in ("yes", "no", "on", "off"):
         return _Node(text, where)  # true and false are the only booleans
-    return _Node(yaml.SafeLoader("").construct_object(node), where)
+    if plain and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", text):
+        return _Node(_Exponent(text), where)
+    try:
+        return _Node(yaml.SafeLoader("").construct_object(node), where)
+    except (yaml.YAMLError, ValueError) as error:  # a foreign tag, or the 45th of a month
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{text!r} is not a valid value: {problem}", where, "quote it if it is text") from None
 
 
 def _parse_override(text: str) -> _Node:
@@ -219,13 +230,16 @@ def _value(hint: Any, node: _Node, path: str, problems: list[str]) -> Any:
             return float(value)  # also text such as 1e-4, which YAML does not take for a number
         except (TypeError, ValueError):
             return _reject("a number", node, path, problems)
-    return str(value) if isinstance(value, (str, int, float)) else _reject("text", node, path, problems)
+    textual = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    return str(value) if textual else _reject("text", node, path, problems)
 
 
 def _plain(node: _Node) -> Any:
     if isinstance(node.value, dict):
         return {key: _plain(child) for key, child in node.value.items()}
-    return [_plain(child) for child in node.value] if isinstance(node.value, list) else node.value
+    if isinstance(node.value, list):
+        return [_plain(child) for child in node.value]
+    return float(node.value) if isinstance(node.value, _Exponent) else node.value
 
 
 def _reject(expected: str, node: _Node, path: str, problems: list[str]) -> None:

@@ -225,7 +225,7 @@ class ShardWriter:
 
     def _check(self, meta: Mapping[str, Any], members: Mapping[str, bytes]) -> None:
         key = str(meta.get("key", ""))
-        if not KEY_PATTERN.match(key):
+        if not KEY_PATTERN.fullmatch(key):
             raise DataError("a sample key must be <dataset>-<16 hex digits>-<side>", "shard writer")
         odd = sorted(set(meta) ^ META_FIELDS)
         if odd:
@@ -244,7 +244,7 @@ class ShardWriter:
         for task in self.tasks:
             code = meta["labels"].get(task.name, MISSING)
             top = task.num_classes if task.kind == "classification" else 2
-            if not (isinstance(code, int) and MISSING <= code < top):
+            if not (isinstance(code, int) and not isinstance(code, bool) and MISSING <= code < top):
                 raise DataError(
                     f"label {code!r} of {task.name} is outside its {task.num_classes} classes", f"sample {key}"
                 )

@@ -26,7 +26,7 @@ from m4oe_ds.data.collate import Sample, collate
 from m4oe_ds.data.manifest import Manifest, read_sample
 from m4oe_ds.data.order import epoch_order, generator, position
 from m4oe_ds.data.quarantine import Quarantine
-from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.schema import DATASETS, MISSING, TaskSpec
 from m4oe_ds.errors import DataError
 
 os.environ.setdefault("WDS_SECURE", "1")  # no pipe: or file: addresses, no pickles in archives
@@ -39,11 +39,12 @@ class Reading:
     """How a sample becomes tensors.
 
     Attributes:
-        modalities, tasks: to read. image_size: height and width of the views.
+        modalities, channels, tasks: to read. image_size: height and width of the views.
         normalise: ``{modality: (mean, std)}`` on the 0..1 scale. augment: None = off. seed: of the run.
     """
 
     modalities: tuple[str, ...]
+    channels: tuple[int, ...]
     tasks: tuple[TaskSpec, ...]
     image_size: tuple[int, int]
     normalise: Mapping[str, tuple[float, float]]
@@ -63,14 +64,20 @@ class Reading:
             key, group, labels, stored = meta["key"], meta["group"], meta["labels"], meta["modalities"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"a sample's meta.json is damaged ({type(error).__name__})") from None
+        for task in self.tasks:
+            code = labels.get(task.name, MISSING)
+            if task.kind == "classification" and not (isinstance(code, int) and MISSING <= code < task.num_classes):
+                raise DataError(f"label {code!r} of {task.name} is outside its {task.num_classes} classes")
         by_name = {name.split(".", 1)[0]: (name.rsplit(".", 1)[-1], data) for name, data in members.items()}
         views, masks = {}, {}
-        for name in self.modalities:
+        for name, channels in zip(self.modalities, self.channels, strict=True):
             if name in stored:
                 if name not in by_name:
                     raise DataError(f"member {name} is missing")
                 codec, data = by_name[name]
                 views[name] = self._image(codecs.decode(data, codec))
+                if views[name].shape[0] != channels:
+                    raise DataError(f"{name} has {views[name].shape[0]} channels instead of {channels}")
         for task in self.tasks:
             if task.kind == "segmentation" and task.name in by_name:
                 codec, data = by_name[task.name]
@@ -161,15 +168,22 @@ class ShardStream:
         self.rank, self.world, self.seed = rank, world, seed
         if normalise is None:
             normalise = {n: (s["mean"], max(s["std"], 1e-6)) for n, s in self.manifest.pixel_statistics.items()}
-        self.reading = Reading(tuple(modalities), tuple(tasks), image_size, dict(normalise), augment, seed)
+        channels = dict(
+            zip(DATASETS[self.manifest.dataset].modalities, DATASETS[self.manifest.dataset].channels, strict=True)
+        )
+        self.reading = Reading(
+            tuple(modalities),
+            tuple(channels[n] for n in modalities),
+            tuple(tasks),
+            image_size,
+            dict(normalise),
+            augment,
+            seed,
+        )
         present = self.manifest.sample_present(modalities)
         self.eligible: np.ndarray = np.asarray(present.all(1) if complete_only else present.any(1))
         self.num_samples = int(self.eligible.sum())
         self.quarantine = Quarantine(self.num_samples, max_bad_fraction)
-        self._channels = tuple(3 if name == "fundus" else self._volume(name) for name in modalities)
-
-    def _volume(self, modality: str) -> int:
-        return 256 if modality == "oct" else 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -242,7 +256,7 @@ class ShardStream:
         for found in loader:
             samples = [self._accept(sample) for sample in found]
             batch = collate(
-                samples, self.reading.modalities, self._channels, self.reading.tasks, self.reading.image_size
+                samples, self.reading.modalities, self.reading.channels, self.reading.tasks, self.reading.image_size
             )
             yield batch.pin_memory() if pin else batch
 

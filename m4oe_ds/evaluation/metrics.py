@@ -79,9 +79,7 @@ def _classification(
     low = entry["metrics"]["auroc"]["low"]
     entry["beats_chance"] = bool(low is not None and low > 0.5)
     entry["auprc_chance"] = _auprc_chance(counts)
-    entry["confusion"] = sk.confusion_matrix(
-        labels, probability.argmax(1), labels=range(task.num_classes)
-    ).tolist()
+    entry["confusion"] = sk.confusion_matrix(labels, probability.argmax(1), labels=range(task.num_classes)).tolist()
     return entry
 
 
@@ -254,7 +252,9 @@ def format_table(metrics: Mapping[str, Any]) -> str:
                 )
             )
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _plain(entry: Mapping[str, float | None]) -> str:

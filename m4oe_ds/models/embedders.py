@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from m4oe_ds.compat import declare_torchvision_operators
@@ -110,10 +111,10 @@ def _create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[in
         return timm.create_model(config.backbone, pretrained=bool(config.weights), **options)
     except (TypeError, AssertionError) as error:
         raise ConfigError(f"timm refuses these options: {error}", "model.embedder.options") from error
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
         if not config.weights:
             raise
-        cause = str(error).splitlines()[0]
+        cause = next(iter(str(error).splitlines()), type(error).__name__)
         fix = (
             "the hub needs a network: download the weights elsewhere and give their path"
             if config.weights == "hub"

@@ -50,7 +50,7 @@ def resolve(environ: Mapping[str, str], expand_hosts: Callable[[str], list[str]]
         EnvironmentProblem: variables set in part or contradicting each other, naming those missing.
     """
     given = [name for name in _RENDEZVOUS if name in environ]
-    if "RANK" in given and "WORLD_SIZE" in given:
+    if "RANK" in given or "WORLD_SIZE" in given:
         missing = [name for name in _RENDEZVOUS if name not in environ]
         if missing:
             raise EnvironmentProblem(
@@ -61,7 +61,7 @@ def resolve(environ: Mapping[str, str], expand_hosts: Callable[[str], list[str]]
             _integer(environ, "RANK"),
             _integer(environ, "WORLD_SIZE"),
             _integer(environ, "LOCAL_RANK"),
-            int(environ.get("LOCAL_SIZE", environ.get("LOCAL_WORLD_SIZE", environ["WORLD_SIZE"]))),
+            _integer(environ, next(n for n in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "WORLD_SIZE") if n in environ)),
             environ["MASTER_ADDR"],
             _integer(environ, "MASTER_PORT"),
             "launcher",
@@ -73,14 +73,18 @@ def resolve(environ: Mapping[str, str], expand_hosts: Callable[[str], list[str]]
             raise EnvironmentProblem(
                 f"inside a SLURM step but {', '.join(missing)} is not set", fix="start with srun --export=ALL"
             )
-        hosts = (expand_hosts or _scontrol_hosts)(environ["SLURM_STEP_NODELIST"])
+        address = environ.get("MASTER_ADDR")
+        if address is None:  # scontrol is asked only where it is needed
+            address = (expand_hosts or _scontrol_hosts)(environ["SLURM_STEP_NODELIST"])[0]
         return _checked(
             _integer(environ, "SLURM_PROCID"),
-            int(environ.get("SLURM_STEP_NUM_TASKS", environ["SLURM_NTASKS"])),
+            _integer(environ, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"),
             _integer(environ, "SLURM_LOCALID"),
             _tasks_here(environ),
-            environ.get("MASTER_ADDR", hosts[0]),
-            int(environ.get("MASTER_PORT", 20000 + _integer(environ, "SLURM_JOB_ID") % 20000)),
+            address,
+            _integer(environ, "MASTER_PORT")
+            if "MASTER_PORT" in environ
+            else 20000 + _integer(environ, "SLURM_JOB_ID") % 20000,
             "slurm",
         )
     return LaunchEnvironment(0, 1, 0, 1, "127.0.0.1", _free_port(), "single")

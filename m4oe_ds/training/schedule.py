@@ -15,7 +15,7 @@ def factor(config: ScheduleConfig, step: int, steps_per_epoch: int, total_steps:
     ``cosine``: half a cosine from the end of warm-up to ``total_steps``. ``constant``: 1.
     """
     if step < config.warmup_steps:
-        return max((step + 1) / config.warmup_steps, config.min_factor)
+        return max(config.peak_factor * (step + 1) / config.warmup_steps, config.min_factor)
     if config.kind == "step":
         value = config.gamma ** (step // steps_per_epoch // config.step_epochs)
     elif config.kind == "cosine":
@@ -23,7 +23,7 @@ def factor(config: ScheduleConfig, step: int, steps_per_epoch: int, total_steps:
         value = 0.5 * (1.0 + math.cos(math.pi * min((step - config.warmup_steps) / span, 1.0)))
     else:
         value = 1.0
-    return max(value, config.min_factor)
+    return max(config.peak_factor * value, config.min_factor)
 
 
 def apply(engine: Any, base_rates: list[float], value: float) -> float:

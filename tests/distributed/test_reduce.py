@@ -40,9 +40,7 @@ def exercise(rank: int, world: int) -> dict[str, Any]:
 
     def local(rows: torch.Tensor) -> torch.Tensor:
         w1, w2, w3 = weights
-        return torch.baddbmm(
-            w3[..., hidden:], torch.nn.functional.gelu(torch.baddbmm(w3[..., :hidden], rows, w1)), w2
-        )
+        return torch.baddbmm(w3[..., hidden:], torch.nn.functional.gelu(torch.baddbmm(w3[..., :hidden], rows, w1)), w2)
 
     generator = torch.Generator().manual_seed(rank)
     base = torch.randn(batch, slots, n, dim, generator=generator)

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def environment(**extra: str) -> dict[str, str]:
     """Two ranks share two cores; no launch variables leak in from outside."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "SLURM_"))}
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "SLURM_"))
+    }
     path = f"{Path(sys.executable).parent}:{kept.get('PATH', '')}"
     return {**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": path, **extra}
 

@@ -56,7 +56,9 @@ def test_experts_not_divisible_by_ep_size(tmp_path: Path) -> None:
 
 
 def test_missing_data_folder(tmp_path: Path) -> None:
-    line = one_line(["--ds_config", DS, *small(tmp_path / "nowhere", tmp_path / "run"), "--set=data.phantom.patients=0"])
+    line = one_line(
+        ["--ds_config", DS, *small(tmp_path / "nowhere", tmp_path / "run"), "--set=data.phantom.patients=0"]
+    )
     assert "nowhere" in line
     assert "data_tools.convert" in line
 

@@ -12,7 +12,9 @@ pytestmark = pytest.mark.integration
 
 
 def test_eight_samples_are_learnt_by_heart() -> None:
-    cfg = problem.config("model.dim=32", "model.embedder.options={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}")
+    cfg = problem.config(
+        "model.dim=32", "model.embedder.options={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}"
+    )
     spec = spec_for(cfg)
     model = build(cfg)
     batch = problem.samples(spec, 8, seed=3)

@@ -1,0 +1,120 @@
+"""Breast mask, crop, flip, aspect and size, against images whose breast is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from data_tools import geometry
+from m4oe_ds.data.schema import GEOMETRY_FIELDS
+
+Image = NDArray[np.float32]
+
+
+def breast(rows: int = 400, cols: int = 300, *, right: bool = False, level: float = 0.4) -> tuple[Image, NDArray]:
+    """A half ellipse at a side border in noisy air, with a bright dense core; and where it is."""
+    y, x = np.ogrid[:rows, :cols]
+    inside = ((y - rows / 2) / (0.38 * rows)) ** 2 + (x / (0.62 * cols)) ** 2 < 1
+    core = ((y - rows / 2) / (0.2 * rows)) ** 2 + ((x - 0.2 * cols) / (0.2 * cols)) ** 2 < 1
+    rng = np.random.default_rng(0)
+    image = np.where(inside, level + 0.5 * core, 0.0) + 0.004 * rng.random((rows, cols))
+    if right:
+        image, inside = image[:, ::-1], inside[:, ::-1]
+    return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(inside)
+
+
+def overlap(found: NDArray, truth: NDArray) -> float:
+    return float((found & truth).sum() / (found | truth).sum())
+
+
+@pytest.mark.parametrize("level", [0.06, 0.2, 0.45])
+@pytest.mark.parametrize("size", [(400, 300), (1600, 1300)])
+def test_mask_is_the_breast_though_its_core_is_far_brighter(level: float, size: tuple[int, int]) -> None:
+    image, truth = breast(*size, level=level)
+    assert overlap(geometry.breast_mask(image), truth) > 0.97
+
+
+def test_marker_and_frame_are_not_stored() -> None:
+    image, truth = breast()
+    image[20:40, 220:280] = 1.0  # a view marker in the air
+    image[:, -1] = 1.0  # a bright frame
+    mask = geometry.breast_mask(image)
+    assert overlap(mask, truth) > 0.97
+    stored = geometry.canonicalise(image, mask, 104, 84)
+    assert stored.pixels.max() < 0.92 * 65535
+
+
+def test_an_empty_image_has_no_breast() -> None:
+    assert not geometry.breast_mask(np.zeros((200, 160), np.float32)).any()
+
+
+def test_mask_agrees_with_the_phantom() -> None:
+    from data_tools import phantom_breast
+
+    rng = np.random.default_rng(3)
+    made = phantom_breast.make_breast(rng, 2)
+    for modality in ("ffdm_cc", "ffdm_mlo"):
+        pixels = phantom_breast.render(made, modality, (), rng).astype(np.float32) / 4095
+        mask = geometry.breast_mask(pixels)
+        assert overlap(mask, made.mask[modality.split("_")[1]] > 0.5) > 0.93
+
+
+def test_chest_wall_ends_up_at_the_left() -> None:
+    left, right = (breast(right=side)[0] for side in (False, True))
+    one, two = (geometry.canonicalise(image, geometry.breast_mask(image), 128, 104) for image in (left, right))
+    assert (one.geometry["flipped"], two.geometry["flipped"]) == (False, True)
+    np.testing.assert_array_equal(one.pixels, two.pixels)
+    assert one.pixels[:, :30].sum() > one.pixels[:, -30:].sum()
+    assert set(one.geometry) == GEOMETRY_FIELDS
+
+
+def test_aspect_is_kept_and_background_is_zero() -> None:
+    image, truth = breast(600, 300)
+    stored = geometry.canonicalise(image, geometry.breast_mask(image), 256, 208)
+    height, width = stored.geometry["padded_shape"]
+    assert height / width == pytest.approx(256 / 208, rel=0.01)
+    assert stored.pixels.dtype == np.uint16
+    assert stored.pixels.shape == (256, 208)
+    scale = (256 / height) * (208 / width)
+    assert (stored.pixels > 0.2 * 65535).sum() == pytest.approx(truth.sum() * scale, rel=0.04)
+
+
+def test_downsampling_averages_whole_blocks() -> None:
+    rng = np.random.default_rng(1)
+    image = (0.3 + 0.5 * rng.random((96, 80))).astype(np.float32)
+    mask = np.ones((96, 80), bool)
+    stored = geometry.canonicalise(image, mask, 24, 20)
+    expected = image.reshape(24, 4, 20, 4).mean(axis=(1, 3))
+    if stored.geometry["flipped"]:
+        expected = expected[:, ::-1]
+    np.testing.assert_allclose(stored.pixels / 65535, expected, atol=2e-5)
+
+
+@given(
+    row=st.integers(120, 270), col=st.integers(10, 150), right=st.booleans(),
+    shape=st.sampled_from([(512, 416), (256, 256), (300, 520)]),
+)  # fmt: skip
+@settings(max_examples=15, deadline=None)
+def test_a_point_is_found_again_in_the_source(row: int, col: int, right: bool, shape: tuple[int, int]) -> None:
+    image, _ = breast()
+    image = np.minimum(image, 0.45)
+    image[row - 1 : row + 2, col - 1 : col + 2] = 1.0
+    if right:
+        image, col = np.ascontiguousarray(image[:, ::-1]), image.shape[1] - 1 - col
+    stored = geometry.canonicalise(image, geometry.breast_mask(image), *shape)
+    bright = np.argwhere(stored.pixels > 0.8 * 65535).mean(axis=0)
+    found = geometry.to_source(stored.geometry, *bright)
+    assert found == pytest.approx((row, col), abs=1.2)
+
+
+def test_corners_map_to_the_corners_of_the_crop() -> None:
+    info = {
+        "original_shape": [100, 80], "crop": [10, 20, 60, 40], "flipped": False, "padded_shape": [60, 48],
+        "stored_shape": [60, 48],
+    }  # fmt: skip
+    assert geometry.to_source(info, 0, 0) == (10, 20)
+    assert geometry.to_source(info | {"flipped": True}, 0, 0) == (10, 59)
+    assert geometry.to_source(info | {"padded_shape": [80, 64], "stored_shape": [80, 64]}, 10, 0) == (10, 20)
