@@ -25,7 +25,7 @@ from m4oe_ds.data.schema import DATASETS, SCHEMA_VERSION, SPLITS
 from m4oe_ds.errors import DataError, UserError
 
 if TYPE_CHECKING:
-    from data_tools.embed import Plan, Sample
+    from data_tools.embed import Plan
     from data_tools.view import SampleResult, SampleTask
     from m4oe_ds.data.manifest import Manifest
 
@@ -123,7 +123,7 @@ def _tasks(plan: Plan, options: argparse.Namespace, secret: bytes, shares: Seque
             "vendor": vendor_family(sample.manufacturer),
         }
         images = {name: str(options.root / "images" / path) for name, path in sample.images.items()}
-        tasks.append(SampleTask(meta, images, sample, options.rows, options.cols, options.codec))
+        tasks.append(SampleTask(meta, images, options.rows, options.cols, options.codec, (sample.patient, sample.exam)))
     tasks.sort(key=lambda task: task.meta["key"])
     return tasks[: options.limit]
 
@@ -261,18 +261,23 @@ def _write_shards(
     mapping = []
     planned = sum(len(task.images) for task in tasks)
     results = _results(tasks, workers)
-    for task, result in zip(tasks, tqdm(results, total=len(tasks), desc="samples", unit="sample"), strict=True):
-        totals.add(result)
-        _check_quarantine(totals, planned, options)
-        if not result.members:
-            totals.samples_without_image += 1
-            continue
-        if options.require == "complete" and len(result.members) < len(spec.modalities):
-            totals.incomplete += 1
-            continue
-        totals.add_kept(result)
-        writers[result.meta["split"]].write(result.meta, result.members)
-        mapping.append(_mapping_row(result.meta, task.sample))
+    try:
+        for task, result in zip(tasks, tqdm(results, total=len(tasks), desc="samples", unit="sample"), strict=True):
+            totals.add(result)
+            _check_quarantine(totals, planned, options)
+            if not result.members:
+                totals.samples_without_image += 1
+                continue
+            if options.require == "complete" and len(result.members) < len(spec.modalities):
+                totals.incomplete += 1
+                continue
+            totals.add_kept(result)
+            writers[result.meta["split"]].write(result.meta, result.members)
+            mapping.append(_mapping_row(result.meta, task.source))
+    except UserError:
+        for writer in writers.values():
+            writer.close()  # releases its files; the folder is removed by the caller
+        raise
     manifests = {split: writer.close(totals.statistics(split)) for split, writer in writers.items()}
     return _Converted(totals, manifests, mapping)
 
@@ -288,9 +293,9 @@ def _check_quarantine(totals: _Totals, planned: int, options: argparse.Namespace
         )  # fmt: skip
 
 
-def _mapping_row(meta: dict[str, Any], sample: Sample) -> dict[str, str]:
+def _mapping_row(meta: dict[str, Any], source: tuple[str, str]) -> dict[str, str]:
     return {
-        "key": meta["key"], "patient": sample.patient, "exam": sample.exam, "side": meta["side"],
+        "key": meta["key"], "patient": source[0], "exam": source[1], "side": meta["side"],
         "split": meta["split"],
     }  # fmt: skip
 

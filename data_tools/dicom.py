@@ -130,8 +130,11 @@ def read_mammogram(path: Path) -> tuple[Any, NDArray[Any]]:
         ``(ds, stored)``: pydicom Dataset and an integer array [H, W].
 
     Raises:
-        BadImage: see the reasons in the code; EnvironmentProblem: no decoder for its transfer syntax.
+        BadImage: missing, truncated, not a single grey image for presentation, constant, or beyond BitsStored.
+        EnvironmentProblem: no decoder for its transfer syntax.
     """
+    from pydicom.pixels import pixel_array  # type: ignore[attr-defined]
+
     with quiet():
         ds = _read(path)
         _check_header(ds)
@@ -140,7 +143,9 @@ def read_mammogram(path: Path) -> tuple[Any, NDArray[Any]]:
             raise BadImage("no_transfer_syntax")
         require_decoders([uid])
         try:
-            stored = np.asarray(ds.pixel_array)
+            # pydicom would cut values beyond BitsStored to their lower bits, which turns a wrong header into a wrong
+            # image without a word; left as they are, they are found below
+            stored = np.asarray(pixel_array(ds, correct_unused_bits=False))
         except (ValueError, RuntimeError, AttributeError, KeyError, TypeError, EOFError, OSError, IndexError):
             raise BadImage("undecodable_pixels") from None
         except NotImplementedError:

@@ -35,6 +35,14 @@ class Graded:
     inverted: bool
 
 
+def _value(ds: Any, name: str) -> Any:
+    """A header value; None where it is absent or cannot be read: pydicom converts, and fails, on access."""
+    try:
+        return ds.get(name)
+    except (ValueError, TypeError, AttributeError, OverflowError, KeyError, NotImplementedError):
+        return None
+
+
 def _numbers(value: Any) -> list[float]:
     """Finite numbers of a header value that may be absent, single, several or damaged."""
     if value is None or isinstance(value, str | bytes | int | float):
@@ -59,11 +67,11 @@ def header_window(ds: Any) -> tuple[float, float, str] | None:
 
     Functions: ``LINEAR`` (also where the header has none), ``LINEAR_EXACT``, ``SIGMOID``.
     """
-    function = str(ds.get("VOILUTFunction") or "LINEAR").strip().upper() or "LINEAR"
+    function = str(_value(ds, "VOILUTFunction") or "LINEAR").strip().upper() or "LINEAR"
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         return None
     least = 1.0 if function == "LINEAR" else 0.0
-    pairs = zip(_numbers(ds.get("WindowCenter")), _numbers(ds.get("WindowWidth")), strict=False)
+    pairs = zip(_numbers(_value(ds, "WindowCenter")), _numbers(_value(ds, "WindowWidth")), strict=False)
     for centre, width in pairs:
         if math.isfinite(centre) and math.isfinite(width) and width >= least and width > 0:
             return centre, width, function
@@ -87,7 +95,7 @@ def _voi_lut(ds: Any, values: NDArray[Any]) -> Unit | None:
     """The image through the first VOI LUT, scaled by the range of the table's own entries; None if unusable."""
     from pydicom.pixels import apply_voi  # type: ignore[attr-defined]
 
-    sequence = ds.get("VOILUTSequence")
+    sequence = _value(ds, "VOILUTSequence")
     if not sequence or not np.issubdtype(values.dtype, np.integer):
         return None
     try:
@@ -103,10 +111,10 @@ def _voi_lut(ds: Any, values: NDArray[Any]) -> Unit | None:
 
 def padding_mask(ds: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
     """Where the stored values are padding (PixelPaddingValue to PixelPaddingRangeLimit); None without padding."""
-    value = _numbers(ds.get("PixelPaddingValue"))[0]
+    value = _numbers(_value(ds, "PixelPaddingValue"))[0]
     if not math.isfinite(value):
         return None
-    limit = _numbers(ds.get("PixelPaddingRangeLimit"))[0]
+    limit = _numbers(_value(ds, "PixelPaddingRangeLimit"))[0]
     limit = limit if math.isfinite(limit) else value
     return (stored >= min(value, limit)) & (stored <= max(value, limit))
 
@@ -141,7 +149,7 @@ def grade(ds: Any, stored: NDArray[Any]) -> Graded:
     """
     from pydicom.pixels import apply_modality_lut  # type: ignore[attr-defined]
 
-    photometric = str(ds.get("PhotometricInterpretation") or "").strip().upper()
+    photometric = str(_value(ds, "PhotometricInterpretation") or "").strip().upper()
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadImage("photometric_interpretation")
     inverted = photometric == "MONOCHROME1"
@@ -153,6 +161,7 @@ def grade(ds: Any, stored: NDArray[Any]) -> Graded:
     method, image = "voi_lut", _voi_lut(ds, values)
     if image is None and (window := header_window(ds)) is not None:
         method, image = "window", apply_window(values, *window)
+    image = None if image is None or not np.isfinite(image).all() else image
     if image is not None:
         image = np.float32(1.0) - image if inverted else image
         valid = image if padding is None else image[~padding]

@@ -11,20 +11,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from data_tools.embed import Sample
     from data_tools.geometry import Stored
 
 
 @dataclass(frozen=True)
 class SampleTask:
-    """Work of one sample: its meta fields without modalities and geometry, and the file of each modality."""
+    """Work of one sample.
+
+    Attributes:
+        meta: fields of META_FIELDS but modalities and geometry. images: file of each modality.
+        rows, cols, codec: of the stored images.
+        source: patient and exam, for the private mapping alone.
+    """
 
     meta: dict[str, Any]
     images: dict[str, str]
-    sample: Sample
     rows: int
     cols: int
     codec: str
+    source: tuple[str, str] = ("", "")
 
 
 @dataclass
@@ -84,16 +89,25 @@ def _convert_view(path: Path, side: str, task: SampleTask, result: SampleResult)
 
 def convert_sample(task: SampleTask) -> SampleResult:
     """Converts all images of a sample; a bad one is noted and the others go on."""
-    from data_tools.dicom import BadImage
+    from data_tools.dicom import BadImage, quiet
     from m4oe_ds.data.codecs import encode
+    from m4oe_ds.errors import UserError
 
     result = SampleResult(dict(task.meta))
     geometry: dict[str, Any] = {}
     for modality, path in task.images.items():
         try:
-            view = _convert_view(Path(path), task.meta["side"], task, result)
+            with quiet():
+                view = _convert_view(Path(path), task.meta["side"], task, result)
         except BadImage as bad:
             result.bad.append((modality, bad.reason))
+            continue
+        except UserError:
+            raise  # concerns every image, such as a missing decoder
+        except Exception as error:
+            # damaged headers fail in ways no list foresees; one file may not end a conversion of days. It is
+            # quarantined under the kind of error, without its text, which may quote the header
+            result.bad.append((modality, f"unexpected_{type(error).__name__}"))
             continue
         geometry[modality] = view.geometry
         result.members[f"{modality}.{task.codec}"] = encode(view.pixels, task.codec)

@@ -67,6 +67,17 @@ def test_unusable_windows_fall_back_on_percentiles(values: dict[str, object]) ->
     assert graded.image[:20].max() == 0
 
 
+def test_numbers_that_are_no_numbers_are_no_window() -> None:
+    """pydicom fails on such values when they are read, not when the file is."""
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import Tag
+
+    ds = header(WindowWidth=400)
+    tag = Tag("WindowCenter")
+    ds._dict[tag] = RawDataElement(tag, "DS", 4, b"abc ", 0, False, True)
+    assert grayscale.header_window(ds) is None
+
+
 @pytest.mark.parametrize("function", ["", None])
 def test_empty_function_is_linear(function: str | None) -> None:
     ds = header(WindowCenter=[2047, 1500], WindowWidth=[4096, 800], VOILUTFunction=function)

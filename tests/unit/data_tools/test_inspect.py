@@ -1,0 +1,160 @@
+"""Inspection of shards: it must find damage, patients in two splits and anything identifying."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_tools import deidentify, inspect
+from m4oe_ds.data.codecs import encode
+from m4oe_ds.data.manifest import ShardWriter
+from m4oe_ds.data.schema import DATASETS, SPLITS
+from m4oe_ds.errors import DataError
+
+SPEC = DATASETS["embed"]
+
+
+def meta_of(split: str, patient: int, side: str, modality: str) -> dict[str, Any]:
+    group = deidentify.hash16(b"secret", split, str(patient))
+    geometry = {
+        "original_shape": [40, 30], "crop": [0, 0, 40, 30], "flipped": False, "padded_shape": [40, 32],
+        "stored_shape": [20, 16],
+    }  # fmt: skip
+    return {
+        "schema_version": 1, "dataset": "embed", "split": split, "key": f"embed-{group}-{side}", "group": group,
+        "exam": group, "side": side, "labels": {task.name: patient % 2 for task in SPEC.tasks},
+        "modalities": [modality], "geometry": {modality: geometry}, "screening": True, "vendor": "ge",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three splits of three patients with one image per breast."""
+    out = tmp_path / "shards"
+    for split in SPLITS:
+        writer = ShardWriter(
+            out, "embed", split, modalities=SPEC.modalities, tasks=SPEC.tasks, samples_per_shard=4, synthetic=True,
+            preprocessing={},
+        )  # fmt: skip
+        for patient in range(3):
+            for side in "lr":
+                pixels = np.full((20, 16), 20000 * (patient + 1), np.uint16)
+                writer.write(meta_of(split, patient, side, "ffdm_cc"), {"ffdm_cc.b2": encode(pixels, "b2")})
+        writer.close({"ffdm_cc": {"mean": 0.5, "std": 0.1}})
+    return out
+
+
+def append(path: Path, name: str, data: bytes, **header: Any) -> None:
+    with tarfile.open(path, "a") as archive:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        for field, value in header.items():
+            setattr(member, field, value)
+        archive.addfile(member, io.BytesIO(data))
+
+
+def test_good_shards_have_no_problem(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = shards.with_name("sheet.png")
+    assert inspect.main([str(shards), "--phi", "--contact-sheet", str(sheet)]) == 0
+    text = capsys.readouterr().out
+    assert "train: 6 synthetic samples of 3 patients in 2 shards" in text
+    assert "ffdm_cc 6, ffdm_mlo 0" in text
+    assert "birads: 0:4 1:2 2:0 missing:0" in text
+    with Image.open(sheet) as image:
+        assert image.size == (4 * inspect.TILE, 3 * 6 * inspect.TILE)
+        shown = np.asarray(image)
+    assert shown[10, 10] == int(20000 * 255 / 65535)
+
+
+def test_damage_is_found(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shards / "val" / "embed-val-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    (shards / "test" / "embed-test-000001.tar").unlink()
+    assert inspect.main([str(shards)]) == 1
+    problems = capsys.readouterr().err.strip().splitlines()
+    assert len(problems) == 2
+    assert "sha256" in problems[0]
+    assert "missing" in problems[1]
+
+
+def test_a_patient_in_two_splits_is_found(shards: Path) -> None:
+    shutil.rmtree(shards / "test")
+    writer = ShardWriter(
+        shards, "embed", "test", modalities=SPEC.modalities, tasks=SPEC.tasks, samples_per_shard=4, synthetic=True,
+        preprocessing={},
+    )  # fmt: skip
+    meta = meta_of("train", 1, "l", "ffdm_cc") | {"split": "test"}
+    writer.write(meta, {"ffdm_cc.b2": encode(np.zeros((20, 16), np.uint16), "b2")})
+    writer.close()
+    assert inspect.inspect(shards)[1] == ["1 patients are in both train and test; convert the archive again"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("1.2.840.113619.2.66.1", "UID"),
+        ("2014-03-02", "date"),
+        ("20140302", "date"),
+        ("02/11/2014", "date"),
+        ("exam 9999000000000001", "16-digit"),
+        ("90000001", "8-digit"),
+        ("PatientID", "attribute"),
+        ("a/anon_dicom_path", "attribute"),
+    ],
+)
+def test_identifying_content_is_found_wherever_it_is(shards: Path, text: str, kind: str) -> None:
+    content = json.dumps({"note": {"x": [1, text]}})
+    (shards / "report.json").write_text(content)
+    found = inspect.scan_identifiers(shards)
+    assert len(found) == 1
+    assert kind in found[0]
+    assert text not in found[0]
+    (shards / "report.json").unlink()
+    meta = meta_of("train", 7, "l", "ffdm_cc") | {"vendor": text}
+    append(shards / "train" / "embed-train-000000.tar", f"{meta['key']}.meta.json", json.dumps(meta).encode())
+    found = inspect.scan_identifiers(shards)
+    assert len(found) == 1
+    assert kind in found[0]
+    assert text not in found[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["embed-1990010112345678-l", "Explicit VR Little Endian", "416x338", "0.4.1", "a" * 64, "70/10/20"]
+)
+def test_ordinary_content_is_not_suspected(shards: Path, text: str) -> None:
+    (shards / "report.json").write_text(json.dumps({"value": text, "bytes": 90000001, "share": 0.1234567890123456}))
+    assert inspect.scan_identifiers(shards) == []
+
+
+def test_identifiers_in_the_place_of_hashes_are_found(shards: Path) -> None:
+    path = shards / "train" / "embed-train-000000.tar"
+    for number in range(3):
+        meta = meta_of("train", number, "l", "ffdm_cc") | {"exam": f"999900000000000{number}"}
+        append(path, f"{meta['key']}.meta.json", json.dumps(meta).encode())
+    assert any("plain numbers" in line for line in inspect.scan_identifiers(shards))
+
+
+def test_unknown_fields_headers_and_strays_are_found(shards: Path) -> None:
+    path = shards / "train" / "embed-train-000000.tar"
+    meta = meta_of("train", 8, "l", "ffdm_cc") | {"age": 61}
+    append(path, f"{meta['key']}.meta.json", json.dumps(meta).encode())
+    append(path, "image.dcm", b"x", mtime=1400000000, uname="90000001")
+    (shards / "notes.txt").write_text("x")
+    text = "\n".join(inspect.scan_identifiers(shards))
+    for part in ("1 fields that no shard may have", "not named after", "time of modification", "8-digit", "notes.txt"):
+        assert part in text
+
+
+def test_a_folder_without_shards_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect.main([str(tmp_path)]) == DataError.exit_code
+    assert "data_tools.convert" in capsys.readouterr().err
