@@ -70,7 +70,7 @@ def run(request: Request, config: Config, ds_config: dict[str, Any], folder: Pat
         UserError: bad data, checkpoint or environment, with one line to act on.
     """
     place = launch.resolve(os.environ)
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         # ranks share the cores; more threads than cores slow every rank down
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.local_size))
     device = launch.start(place, config.parallel.timeout_minutes)
