@@ -1,1 +1,1 @@
-"""Figures and the self-contained HTML report, from the files of a run folder."""
+"""Figures and the self-contained HTML report, from the files of a run folder. No torch."""

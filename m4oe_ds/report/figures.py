@@ -1,0 +1,145 @@
+"""Figures of a run, each written as PNG and SVG and returned as PNG bytes for embedding."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
+
+# Okabe-Ito: distinguishable with every common colour vision
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "svg.hashsalt": "m4oe",  # equal runs give equal files
+    "figure.constrained_layout.use": True,
+}
+
+
+def save(figure: Any, folder: Path, name: str) -> bytes:
+    """Writes ``name.png`` and ``name.svg``; returns the PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    (folder / f"{name}.png").write_bytes(stream.getvalue())
+    return stream.getvalue()
+
+
+def losses(train: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> Any:
+    """Objective and validation loss over steps (left), training loss of each task (right)."""
+    with mpl.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+        steps = [r["step"] for r in train]
+        left.plot(steps, [r["loss"] for r in train], color=COLOURS[0], lw=1, label="training objective")
+        if validation:
+            left.plot(
+                [r["step"] for r in validation], [r["loss"] for r in validation], "o-", color=COLOURS[1], ms=3,
+                label="validation task losses",
+            )  # fmt: skip
+        for number, task in enumerate(train[0]["losses"]):
+            values = [np.nan if r["losses"][task] is None else r["losses"][task] for r in train]
+            right.plot(steps, values, lw=1, color=COLOURS[number % len(COLOURS)], label=task)
+        for axis, title in ((left, "Loss"), (right, "Training loss per task")):
+            axis.set(title=title, xlabel="optimizer step", ylabel="loss (nats)")
+            axis.legend(fontsize=8, ncols=2 if axis is right else 1)
+        return figure
+
+
+def signals(train: Sequence[Mapping[str, Any]]) -> Any:
+    """Mutual information, learning rate and gradient norm over steps."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(10, 2.8))
+        steps = [r["step"] for r in train]
+        for axis, key, title, unit in zip(
+            axes,
+            ("mi", "lr", "grad_norm"),
+            ("I(M;E|T)", "Learning rate", "Gradient norm"),
+            ("nats", "", ""),
+            strict=True,
+        ):
+            values = [np.nan if r.get(key) is None else r[key] for r in train]
+            axis.plot(steps, values, lw=1, color=COLOURS[2])
+            axis.set(title=title, xlabel="optimizer step", ylabel=unit)
+        return figure
+
+
+def confusions(split: Mapping[str, Any]) -> Any:
+    """Confusion matrix of every classification task: counts, shaded by the share of the true class."""
+    tasks = [(name, entry) for name, entry in split["tasks"].items() if entry.get("confusion")]
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        columns = min(4, len(tasks))
+        rows = -(-len(tasks) // columns)
+        figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.6 * rows), squeeze=False)
+        for axis in axes.flat[len(tasks) :]:
+            axis.set_axis_off()
+        for axis, (name, entry) in zip(axes.flat, tasks, strict=False):
+            table = np.array(entry["confusion"], dtype=float)
+            share = table / np.maximum(table.sum(1, keepdims=True), 1)
+            axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+            for (i, j), count in np.ndenumerate(table):
+                axis.text(j, i, int(count), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+            ticks = range(len(table))
+            axis.set(title=name, xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks)
+        return figure
+
+
+def roc(arrays: Mapping[str, np.ndarray], split: Mapping[str, Any]) -> Any | None:
+    """ROC curves of the two-class tasks; None if there is none with both classes."""
+    from sklearn.metrics import roc_curve
+
+    curves = []
+    for name, entry in split["tasks"].items():
+        value = entry["metrics"].get("auroc", {}).get("value")
+        if len(entry.get("class_counts", ())) == 2 and value is not None:
+            keep = arrays[f"label_{name}"] >= 0
+            fpr, tpr, _ = roc_curve(arrays[f"label_{name}"][keep], arrays[f"prob_{name}"][keep, 1])
+            curves.append((name, value, fpr, tpr))
+    if not curves:
+        return None
+    with mpl.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(4.6, 4.4))
+        for number, (name, value, fpr, tpr) in enumerate(curves):
+            axis.step(fpr, tpr, where="post", color=COLOURS[number % len(COLOURS)], label=f"{name} ({value:.2f})")
+        axis.plot([0, 1], [0, 1], ":", color="#999999", label="chance")
+        axis.set(title="ROC (area)", xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
+        axis.legend(fontsize=8, loc="lower right")
+        return figure
+
+
+def contribution(arrays: Mapping[str, np.ndarray]) -> Any:
+    """Mean share of each modality per task over the split, with the share uniform routing would give."""
+    tasks, modalities = arrays["tasks"].tolist(), arrays["modalities"].tolist()
+    mean = arrays["contribution"].mean(0)  # [p, m]
+    with mpl.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(10, 3.4))
+        width = 0.8 / len(modalities)
+        for i, modality in enumerate(modalities):
+            centre = np.arange(len(tasks)) + (i - (len(modalities) - 1) / 2) * width
+            axis.bar(centre, mean[:, i], width, color=COLOURS[i % len(COLOURS)], label=modality)
+            for x in centre:
+                axis.plot([x - width / 2, x + width / 2], [arrays["token_share"][i]] * 2, color="black", lw=1)
+        axis.set(xticks=range(len(tasks)), xticklabels=tasks, ylabel="share of routing mass")
+        axis.set_title("Modality contribution (black line: share of the tokens, what uniform routing gives)", fontsize=10)
+        axis.legend(ncols=len(modalities), fontsize=8)
+        return figure
+
+
+def view_png(image: np.ndarray) -> bytes:
+    """PNG of one grey view ``[H, W]`` uint8."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, format="PNG")
+    return stream.getvalue()
