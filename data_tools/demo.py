@@ -12,6 +12,7 @@ class PhantomOptions(Protocol):
 
     patients: int
     seed: int
+    risk_prevalence: float
     image_size: tuple[int, ...]
 
 
@@ -39,7 +40,13 @@ def ensure_phantom_shards(options: DataOptions) -> bool:
     archive = root.with_name(f"{root.name}-archive")
     rows, columns = options.phantom.image_size
     print(f"no shards in {root}: making a synthetic {options.dataset} archive and converting it", flush=True)
-    phantom.generate(options.dataset, archive, options.phantom.patients, options.phantom.seed)
+    phantom.generate(
+        options.dataset,
+        archive,
+        options.phantom.patients,
+        options.phantom.seed,
+        risk_prevalence=options.phantom.risk_prevalence,
+    )
     convert.run(
         [
             "--dataset",

@@ -94,7 +94,7 @@ def plan_lesions(seed: int, patient: Patient, exam: Exam, side: str) -> tuple[di
     sign = Lesion(
         "sign",
         (0.10 + rng.uniform(-0.04, 0.04), -0.18 + rng.uniform(-0.04, 0.04), 0.46 + rng.uniform(-0.03, 0.03)),
-        float(rng.uniform(0.11, 0.12)),
+        float(rng.uniform(0.20, 0.24)),
         SIGN_CONTRAST,
         VISIBILITY[patient.risk_rule],
         int(rng.integers(2**31)),
@@ -112,7 +112,7 @@ def plan_lesions(seed: int, patient: Patient, exam: Exam, side: str) -> tuple[di
     years = exam.years_to_cancer
     if years is not None and exam.dropped is None:
         # nearer cancers show more; the label belongs to the exam, so both breasts carry the sign, hers a bit more
-        strength = 1.1 - 0.15 * years if years < 5 else 0.1
+        strength = 1.3 - 0.15 * years if years < 5 else 0.1
         drawn.append(replace(sign, contrast=sign.contrast * strength * (1.0 if side == patient.event_side else 0.9)))
     if letter in "BAPS":
         drawn.append(finding)

@@ -63,6 +63,7 @@ class AugmentConfig:
 class PhantomConfig:
     patients: int = option(0, "Synthetic patients to generate when `data.root` does not exist; 0 = never.")
     seed: int = option(0, "Seed of the synthetic archive.")
+    risk_prevalence: float = option(0.35, "Share of the synthetic women with cancer within five years.")
     image_size: tuple[int, ...] = option((128, 104), "Rows and columns of the images stored in the shards.")
 
 

@@ -132,7 +132,7 @@ def _convert(node: yaml.Node, path: str) -> _Node:
     if isinstance(node, yaml.SequenceNode):
         return _Node([_convert(item, path) for item in node.value], where)
     text = node.value
-    plain = node.style is None
+    plain = getattr(node, "style", None) is None
     if plain and re.fullmatch(r"[-+]?0[0-7]+", text):  # 08 is text to YAML and refused by the type of its key
         raise ConfigError(f"{text} would be read as an octal number", where, "write it without leading zeros")
     if plain and text.lower() in ("yes", "no", "on", "off"):

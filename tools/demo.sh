@@ -13,7 +13,7 @@ stage() {
     printf '== %s took %d s\n\n' "$name" $((SECONDS - begin))
 }
 rm -rf data/demo data/demo-archive data/demo.secret data/demo.mapping.csv runs/demo
-stage "phantom archive" python -m data_tools.phantom --layout embed --out data/demo-archive --patients 160 --seed 0
+stage "phantom archive" python -m data_tools.phantom --layout embed --out data/demo-archive --patients 240 --seed 0 --risk-prevalence 0.5
 stage "shards" python -m data_tools.convert --dataset embed --root data/demo-archive --out data/demo --rows 128 --cols 104
 stage "inspection" python -m data_tools.inspect data/demo
 accelerators=()

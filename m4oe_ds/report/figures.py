@@ -11,11 +11,11 @@ import matplotlib as mpl
 import numpy as np
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
+from matplotlib import pyplot as plt
 
 # Okabe-Ito: distinguishable with every common colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -131,7 +131,9 @@ def contribution(arrays: Mapping[str, np.ndarray]) -> Any:
             for x in centre:
                 axis.plot([x - width / 2, x + width / 2], [arrays["token_share"][i]] * 2, color="black", lw=1)
         axis.set(xticks=range(len(tasks)), xticklabels=tasks, ylabel="share of routing mass")
-        axis.set_title("Modality contribution (black line: share of the tokens, what uniform routing gives)", fontsize=10)
+        axis.set_title(
+            "Modality contribution (black line: share of the tokens, what uniform routing gives)", fontsize=10
+        )
         axis.legend(ncols=len(modalities), fontsize=8)
         return figure
 

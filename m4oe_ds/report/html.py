@@ -124,7 +124,9 @@ def _patients(folder: Path, arrays: dict[str, np.ndarray], missing: list[str]) -
         views = [
             {
                 "name": name,
-                "image": _embed(figures.view_png(examples["views"][number, i])) if examples["present"][number, i] else "",
+                "image": _embed(figures.view_png(examples["views"][number, i]))
+                if examples["present"][number, i]
+                else "",
                 "colour": figures.COLOURS[i],
             }
             for i, name in enumerate(modalities)

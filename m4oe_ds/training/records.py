@@ -32,7 +32,7 @@ def write_yaml(path: Path, content: Any) -> None:
 
 def environment(**facts: Any) -> dict[str, Any]:
     """Versions, git commit, hardware and whatever else the caller knows; no host name, user or path."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
