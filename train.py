@@ -42,7 +42,15 @@ def main() -> int:
         if first:
             from data_tools.demo import ensure_phantom_shards
 
-            ensure_phantom_shards(config.data)
+            made = config.data.phantom
+            ensure_phantom_shards(
+                Path(config.data.root),
+                config.data.dataset,
+                patients=made.patients,
+                seed=made.seed,
+                risk_prevalence=made.risk_prevalence,
+                image_size=made.image_size,
+            )
         app.run(request, config, ds_config, folder)
     except UserError as error:
         if arguments.debug:

@@ -4,62 +4,30 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Protocol
 
 
-class PhantomOptions(Protocol):
-    """What is read from ``data.phantom``."""
-
-    patients: int
-    seed: int
-    risk_prevalence: float
-    image_size: tuple[int, ...]
-
-
-class DataOptions(Protocol):
-    """What is read from ``data``."""
-
-    root: str
-    dataset: str
-    phantom: PhantomOptions
-
-
-def ensure_phantom_shards(options: DataOptions) -> bool:
-    """Generates a phantom archive beside ``data.root`` and converts it, unless the shards exist; True if it did.
+def ensure_phantom_shards(
+    root: Path, dataset: str, *, patients: int, seed: int, risk_prevalence: float, image_size: tuple[int, ...]
+) -> bool:
+    """Generates a phantom archive beside ``root`` and converts it, unless the shards exist; True if it did.
 
     The two steps are the commands a user would type: ``data_tools.phantom``, then ``data_tools.convert``.
+
+    Args:
+        root: shard folder. dataset: archive layout. patients: 0 = never make any. seed, risk_prevalence: of the archive.
+        image_size: rows and columns of the stored images.
 
     Raises:
         DataError: whatever the two commands raise.
     """
-    root = Path(options.root)
-    if options.phantom.patients <= 0 or (root / "train" / "manifest.json").is_file():
+    if patients <= 0 or (root / "train" / "manifest.json").is_file():
         return False
     from data_tools import convert, phantom
 
     archive = root.with_name(f"{root.name}-archive")
-    rows, columns = options.phantom.image_size
-    print(f"no shards in {root}: making a synthetic {options.dataset} archive and converting it", flush=True)
-    phantom.generate(
-        options.dataset,
-        archive,
-        options.phantom.patients,
-        options.phantom.seed,
-        risk_prevalence=options.phantom.risk_prevalence,
-    )
-    convert.run(
-        [
-            "--dataset",
-            options.dataset,
-            "--root",
-            str(archive),
-            "--out",
-            str(root),
-            "--rows",
-            str(rows),
-            "--cols",
-            str(columns),
-        ]  # fmt: skip
-    )
+    print(f"no shards in {root}: making a synthetic {dataset} archive and converting it", flush=True)
+    phantom.generate(dataset, archive, patients, seed, risk_prevalence=risk_prevalence)
+    rows, columns = map(str, image_size)
+    convert.run(["--dataset", dataset, "--root", str(archive), "--out", str(root), "--rows", rows, "--cols", columns])
     shutil.rmtree(archive)
     return True

@@ -21,6 +21,6 @@ if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; the
     export DS_ACCELERATOR=cpu
     accelerators=(--num_accelerators 2) # without it the launcher counts CPU sockets and starts one rank
 fi
-stage "training and evaluation" deepspeed "${accelerators[@]}" train.py --ds_config ds_configs/zero2.json --config configs/demo.yaml
+stage "training and evaluation" deepspeed -q "${accelerators[@]}" train.py --ds_config ds_configs/zero2.json --config configs/demo.yaml
 echo "demo finished in $((SECONDS - started)) s"
 echo "runs/demo/report.html"

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -113,6 +114,8 @@ def start(environment: LaunchEnvironment, timeout_minutes: float = 10.0) -> torc
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    # deepspeed 0.19.8 calls collectives that torch 2.13 has renamed; nothing a user could do about it
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     if not cuda:
         # The shared-memory helper is compiled at the first start (up to a minute, needs a compiler) and only serves
         # inference; a process killed during that build leaves a lock behind that blocks every later start.
