@@ -74,7 +74,7 @@ class Predictions:
             return
         rows = {key: row for row, key in enumerate(self.keys)}
         chosen = [rows[key] for key in self.examples["keys"]]
-        np.savez_compressed(path, contribution=self.contribution[chosen], **self.examples)
+        np.savez_compressed(path, contribution=self.contribution[chosen], **self.examples)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
