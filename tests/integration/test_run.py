@@ -1,0 +1,54 @@
+"""A whole run under the deepspeed launcher: its folder, and the same predictions from the weights at another topology."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration import commands, shards
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_run_folder_and_evaluation_at_another_world_size(stage: str, tmp_path: Path) -> None:
+    data, run = shards.write(tmp_path / "shards"), tmp_path / "run"
+    settings = [f"--set={item}" for item in (*shards.SMALL, "run.num_epochs=2", "run.log_every_steps=1")]
+    result = commands.train(
+        ["--ds_config", f"ds_configs/{stage}.json", "--output", str(run), f"--set=data.root={data}", *settings], ranks=2
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name in ("config.yaml", "ds_config.json", "environment.json", "log.jsonl", "metrics.json", "report.html",
+                 "weights/model.safetensors", "predictions/val.npz", "predictions/test.npz", "predictions/examples.npz"):  # fmt: skip
+        assert (run / name).is_file(), name
+    environment = json.loads((run / "environment.json").read_text())
+    assert (environment["world"], environment["ep_size"], environment["synthetic"]) == (2, 2, True)
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    keys = {"step", "epoch", "samples", "loss", "losses", "mi", "router_scale", "lr", "grad_norm", "samples_per_s",
+            "max_memory_bytes"}  # fmt: skip
+    assert all(keys <= set(r) for r in records if r.get("event") != "validation")
+
+    stored = np.load(run / "predictions" / "test.npz", allow_pickle=False)
+    manifest = json.loads((data / "test" / "manifest.json").read_text())
+    assert len(set(stored["keys"].tolist())) == manifest["num_samples"] == 30  # each once, 30 is no multiple of 32
+    metrics = json.loads((run / "metrics.json").read_text())
+
+    # one process holds all experts; the predictions are those of two ranks with half of them each
+    again = subprocess.run(
+        [sys.executable, "-m", "m4oe_ds", "evaluate", str(run), "--split", "test"], env=commands.environment(),
+        cwd=commands.ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stdout + again.stderr
+    repeated = np.load(run / "predictions" / "test.npz", allow_pickle=False)
+    assert repeated["keys"].tolist() == stored["keys"].tolist()
+    for name in stored.files:
+        if name.startswith(("prob_", "contribution")):
+            np.testing.assert_allclose(repeated[name], stored[name], atol=2e-5)
+    assert json.loads((run / "metrics.json").read_text())["test"]["loss"] == pytest.approx(
+        metrics["test"]["loss"], rel=1e-4
+    )

@@ -1,0 +1,118 @@
+"""The report is one file without a network, says what is missing, and shows every task."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.errors import DataError
+from m4oe_ds.evaluation.metrics import evaluate_split
+from m4oe_ds.report.html import render
+
+TASKS = DATASETS["embed"].tasks
+MODALITIES = DATASETS["embed"].modalities
+
+
+def fill(folder: Path) -> Path:
+    """A run folder with made-up numbers."""
+    random = np.random.default_rng(0)
+    count = 24
+    keys = np.array([f"embed-{i:016x}-l" for i in range(count)])
+    shares = random.dirichlet(np.ones(len(MODALITIES)), (count, len(TASKS))).astype(np.float32)
+    arrays = {"keys": keys, "groups": keys, "tasks": np.array([t.name for t in TASKS]),
+              "modalities": np.array(MODALITIES), "token_share": np.full(4, 0.25), "contribution": shares}  # fmt: skip
+    for task in TASKS:
+        arrays[f"label_{task.name}"] = random.integers(-1, task.num_classes, count)
+        arrays[f"prob_{task.name}"] = random.dirichlet(np.ones(task.num_classes), count)
+    (folder / "predictions").mkdir(parents=True)
+    np.savez(folder / "predictions" / "test.npz", **arrays)
+    present = np.ones((2, 4), dtype=bool)
+    present[1, 2] = False
+    np.savez(
+        folder / "predictions" / "examples.npz", keys=keys[:2], present=present, contribution=shares[:2],
+        views=random.integers(0, 255, (2, 4, 16, 14)).astype(np.uint8),
+    )  # fmt: skip
+    metrics = {
+        "test": evaluate_split(arrays, TASKS, resamples=20),
+        "checkpoint": {"tag": "step-00000003", "selected_by": "loss"},
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    records = [
+        {"step": s, "loss": 5.0 - s, "losses": {t.name: None if s == 2 else 1.0 for t in TASKS}, "mi": 0.1, "lr": 1e-4, "grad_norm": 1.0}
+        for s in (1, 2, 3)
+    ]  # fmt: skip
+    records.append({"event": "validation", "step": 3, "loss": 4.0, "losses": {}})
+    (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (folder / "environment.json").write_text(
+        json.dumps({"synthetic": True, "dataset": "embed", "num_parameters": 1234567})
+    )
+    (folder / "config.yaml").write_text("run: {name: '<script>'}\n")
+    (folder / "ds_config.json").write_text("{}")
+    return folder
+
+
+class Tags(HTMLParser):
+    """Collects sources, links and images without a description; checks that tags close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.undescribed = 0
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        self.addresses += [str(values[name]) for name in ("src", "href") if name in values]
+        self.undescribed += tag == "img" and not values.get("alt")
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+
+def test_report_is_self_contained_and_complete(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "run")
+    text = render(folder).read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert not tags.open
+    assert len(tags.addresses) >= 10
+    assert all(address.startswith("data:image/png;base64,") for address in tags.addresses)
+    assert tags.undescribed == 0
+    assert not re.search(r"https?://", text)
+    assert "<script" not in text  # user text is escaped
+    for task in TASKS:
+        assert f">{task.name}<" in text
+    for phrase in ("not patient data", "majority", "not causal importance", "Not a medical device", "absent"):
+        assert phrase in text
+    assert "1,234,567" in text
+    assert not re.search(r"embed-[0-9a-f]{16}", text)  # not even pseudonyms
+    for name in ("losses", "signals", "confusions", "roc", "contribution"):
+        assert (folder / "figures" / f"{name}.svg").is_file()
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 1000
+
+
+def test_missing_files_are_named_not_hidden(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "run")
+    (folder / "log.jsonl").unlink()
+    (folder / "predictions" / "test.npz").unlink()
+    text = render(folder).read_text()
+    assert "Not in this run folder" in text
+    assert "log.jsonl" in text
+    assert "predictions/test.npz" in text
+    assert "risk1" in text  # the table of metrics.json is still there
+
+
+def test_empty_and_absent_folders(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "metrics.json" in render(tmp_path / "empty").read_text()
+    with pytest.raises(DataError, match="no such run folder"):
+        render(tmp_path / "absent")
