@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import DataError
@@ -31,7 +32,7 @@ class Predictions:
         probabilities: ``{task: [N, C] float32}``.
         dice: ``{task: [N] float32}``, NaN missing (segmentation tasks).
         contribution: ``[N, p, m] float32`` modality shares, or None for a model without task-slotted routing.
-        token_share: ``[m]`` share of each modality in the tokens, what uniform routing would give.
+        token_share: ``[m]`` mean share of each modality in the tokens a sample has: what uniform routing would give.
         losses: mean loss per task over its labelled samples; None without labels.
         examples: views ``[E, m, h, w] uint8``, presence and keys of a few samples.
     """
@@ -99,7 +100,6 @@ def predict_split(
     columns: dict[str, list[Tensor]] = {}
     sums = torch.zeros(len(spec.tasks), dtype=torch.float64, device=device)
     counts = torch.zeros_like(sums)
-    token_share = np.full(len(spec.modalities), 1.0 / len(spec.modalities))
     kept = 0
     per_rank = -(-num_examples // reduce.world_size())
     for host in batches:
@@ -109,11 +109,6 @@ def predict_split(
             sums[k] += part.sum.double()
             counts[k] += part.count.double()
         rows = _rows(output, batch, spec)
-        if output.modality_of_token is not None:
-            token_share = (
-                torch.bincount(output.modality_of_token, minlength=len(spec.modalities)).double().cpu().numpy()
-            )
-            token_share = token_share / token_share.sum()
         example = torch.zeros(len(batch), dtype=torch.bool, device=device)
         if kept < per_rank:
             wanted = batch.valid.nonzero().flatten()[: per_rank - kept]
@@ -128,7 +123,7 @@ def predict_split(
         raise DataError("no batches to evaluate", fix="check that the split has samples")
     joined = {name: reduce.gather_rows(torch.cat(values)).cpu().numpy() for name, values in columns.items()}
     losses = reduce.sum_over_ranks(torch.stack([sums, counts])).cpu().numpy()
-    return _assemble(joined, losses, spec, token_share, num_examples)
+    return _assemble(joined, losses, spec, num_examples)
 
 
 def _rows(output: ModelOutput, batch: Batch, spec: ModelSpec) -> dict[str, Tensor]:
@@ -140,6 +135,10 @@ def _rows(output: ModelOutput, batch: Batch, spec: ModelSpec) -> dict[str, Tenso
         "group": _encode(batch.groups).to(device),
         "present": batch.present,
     }
+    tokens = torch.ones(len(spec.modalities), device=device)
+    if output.modality_of_token is not None:
+        tokens = torch.bincount(output.modality_of_token, minlength=len(spec.modalities)).float()
+    rows["token_share"] = functional.normalize(batch.present * tokens, p=1.0, dim=1)  # absent modalities have no tokens
     for k, task in enumerate(spec.tasks):
         logits = output.logits[task.name].float()
         mask = batch.label_mask[:, k]
@@ -171,9 +170,7 @@ def _thumbnails(batch: Batch, example: Tensor) -> Tensor:
     return images
 
 
-def _assemble(
-    joined: dict[str, np.ndarray], losses: np.ndarray, spec: ModelSpec, token_share: np.ndarray, num_examples: int
-) -> Predictions:
+def _assemble(joined: dict[str, np.ndarray], losses: np.ndarray, spec: ModelSpec, num_examples: int) -> Predictions:
     """Valid rows of all ranks in the order of their keys."""
     keys = _decode(joined["key"])
     valid = np.flatnonzero(joined["valid"])
@@ -198,7 +195,7 @@ def _assemble(
         probabilities={name: joined[f"prob_{name}"][order] for name in classify},
         dice={name: joined[f"dice_{name}"][order] for name in dense},
         contribution=joined["contribution"][order] if "contribution" in joined else None,
-        token_share=token_share,
+        token_share=joined["token_share"][order].mean(0),
         losses={
             task.name: float(losses[0, k] / losses[1, k]) if losses[1, k] > 0 else None
             for k, task in enumerate(spec.tasks)

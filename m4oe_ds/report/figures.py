@@ -131,9 +131,7 @@ def contribution(arrays: Mapping[str, np.ndarray]) -> Any:
             for x in centre:
                 axis.plot([x - width / 2, x + width / 2], [arrays["token_share"][i]] * 2, color="black", lw=1)
         axis.set(xticks=range(len(tasks)), xticklabels=tasks, ylabel="share of routing mass")
-        axis.set_title(
-            "Modality contribution (black line: share of the tokens, what uniform routing gives)", fontsize=10
-        )
+        axis.set_title("Modality contribution (black line: uniform routing over the tokens present)", fontsize=10)
         axis.legend(ncols=len(modalities), fontsize=8)
         return figure
 
