@@ -1,0 +1,106 @@
+"""Training steps of a configuration on random images: step time, samples/s, memory. No data needed.
+
+    deepspeed benchmarks/reference_step.py --ds_config ds_configs/bf16.json --config configs/paper/embed.yaml --steps 20
+
+Prints one Markdown table row per run; the first ``--warmup`` steps are left out of the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from m4oe_ds import config_loader, deepspeed_json
+from m4oe_ds.data.batch import Batch
+from m4oe_ds.errors import UserError
+from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
+from m4oe_ds.models import spec_for
+from m4oe_ds.models.interface import ModelSpec
+from m4oe_ds.parallel import launch
+from m4oe_ds.training import engine as engines
+from m4oe_ds.training.step import train_step
+
+
+def random_batch(spec: ModelSpec, count: int, generator: torch.Generator) -> Batch:
+    """``count`` samples of noise with every view and label present."""
+    height, width = spec.image_size
+    views = {
+        name: torch.randn(count, channels, height, width, generator=generator)
+        for name, channels in zip(spec.modalities, spec.channels, strict=True)
+    }
+    labels = {task.name: torch.randint(task.num_classes, (count,), generator=generator) for task in spec.tasks}
+    ones = torch.ones(count, dtype=torch.bool)
+    names = tuple(str(i) for i in range(count))
+    return Batch(
+        views, torch.ones(count, len(spec.modalities), dtype=torch.bool), labels,
+        torch.ones(count, len(spec.tasks), dtype=torch.bool), ones, names, names, spec.modalities, spec.task_names,
+    )  # fmt: skip
+
+
+def main() -> int:
+    """Runs the steps and prints the row on rank 0."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--ds_config", required=True)
+    options.add_argument("--config", required=True)
+    options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    options.add_argument("--steps", type=int, default=20)
+    options.add_argument("--warmup", type=int, default=5)
+    options.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    arguments = options.parse_args()
+    try:
+        # random weights: a benchmark needs no download
+        config = config_loader.load(arguments.config, (*arguments.set, "model.embedder.weights=''"))
+        ds_config = deepspeed_json.read(arguments.ds_config)
+        place = launch.resolve(os.environ)
+        device = launch.start(place)
+        sizes = deepspeed_json.batch_sizes(ds_config, place.world, arguments.ds_config)
+        engine, topology = engines.create(config, ds_config, sizes, place.world)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    spec, dtype = spec_for(config), engines.compute_dtype(engine)
+    losses = {task.name: TaskLoss("cross_entropy") for task in spec.tasks}
+    objective = Objective(spec.tasks, losses, InformationTerm(alpha=config.loss.alpha), len(spec.modalities))
+    generator = torch.Generator().manual_seed(place.rank)
+    batches = [random_batch(spec, sizes.micro, generator) for _ in range(sizes.accumulation)]
+    engine.train()
+    times, losses_seen = [], []
+    for _ in range(arguments.steps):
+        started = time.perf_counter()
+        report = train_step(engine, batches, objective, dtype)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+        losses_seen.append(report.collect(objective)["loss"])
+    measured = times[arguments.warmup :] or times
+    median = statistics.median(measured)
+    count = sum(
+        getattr(p, "ds_numel", p.numel()) * (1 if getattr(p, "allreduce", True) else topology.ep_size)
+        for p in engine.module.parameters()
+    )
+    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
+    if place.rank == 0:
+        name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+        print(
+            "| configuration | parameters | device x ranks | ep | batch | median step s (min, max) | samples/s | peak GiB | loss |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
+        print(
+            f"| {arguments.config} + {arguments.ds_config} | {count:,} | {name} x {place.world} | {topology.ep_size} | "
+            f"{sizes.train} | {median:.3f} ({min(measured):.3f}, {max(measured):.3f}) | {sizes.train / median:.1f} | "
+            f"{memory:.1f} | {losses_seen[0]:.3f} -> {losses_seen[-1]:.3f} |"
+        )
+    launch.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
