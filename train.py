@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -57,6 +58,10 @@ def main() -> int:
             traceback.print_exc()
         elif first:
             print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            # Usually rank 0 failed the same way and the launcher ends this process first; if not, only this rank knows.
+            time.sleep(3)
+            print(f"[rank {os.environ.get('RANK', '?')}] error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
 

@@ -199,7 +199,7 @@ class Loop:
             assert score is not None
             self.best = score
         tag = self._save()
-        if better or self.store.pointer("BEST") is None:
+        if better or not every or "val" not in self.manifests:  # nothing to select by: the newest is the best
             self.store.mark_best(tag)
         self.store.retain()
 

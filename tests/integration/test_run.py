@@ -52,3 +52,29 @@ def test_run_folder_and_evaluation_at_another_world_size(stage: str, tmp_path: P
     assert json.loads((run / "metrics.json").read_text())["test"]["loss"] == pytest.approx(
         metrics["test"]["loss"], rel=1e-4
     )
+
+
+def test_without_validation_the_last_weights_are_evaluated(tmp_path: Path) -> None:
+    data, run = shards.write(tmp_path / "shards"), tmp_path / "run"
+    settings = [f"--set={item}" for item in (*shards.SMALL, "run.num_epochs=2", "run.eval_every_epochs=0")]
+    result = commands.train(
+        ["--ds_config", "ds_configs/zero2.json", "--output", str(run), f"--set=data.root={data}", *settings]
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads((run / "metrics.json").read_text())["checkpoint"]["tag"] == "step-00000004"
+
+
+def test_an_error_of_another_rank_is_shown(tmp_path: Path) -> None:
+    data = shards.write(tmp_path / "shards", {"train": 64, "val": 16, "test": 16})
+    manifest = json.loads((data / "train" / "manifest.json").read_text())
+    for shard in manifest["shards"]:  # every sample is unreadable, and only sizes are verified: the readers notice
+        path = data / "train" / shard["name"]
+        path.write_bytes(b"x" * path.stat().st_size)
+    settings = [f"--set={item}" for item in (*shards.SMALL, "run.num_epochs=1", "data.verify=size")]
+    result = commands.train(
+        ["--ds_config", "ds_configs/zero2.json", "--output", str(tmp_path / "run"), f"--set=data.root={data}", *settings],
+        ranks=2, timeout_s=120,
+    )  # fmt: skip
+    assert result.returncode != 0
+    assert "samples are unreadable" in result.stderr
+    assert "Traceback" not in result.stderr
