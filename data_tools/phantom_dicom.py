@@ -10,6 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 SYNTAXES = ("ExplicitVRLittleEndian", "JPEG2000Lossless", "RLELossless", "JPEGLSLossless")
+# SNOMED CT codes of DICOM context group 4014, by the values of ViewPosition
+_VIEW_CODES = {
+    "CC": ("399162004", "cranio-caudal"),
+    "MLO": ("399368009", "medio-lateral oblique"),
+    "ML": ("399260004", "medio-lateral"),
+    "XCCL": ("399192008", "cranio-caudal exaggerated laterally"),
+}
 _GLYPHS = {  # 5 x 7 dots, one number per row
     "C": (14, 17, 16, 16, 16, 17, 14),
     "L": (16, 16, 16, 16, 16, 16, 31),
@@ -59,6 +66,15 @@ def burn_in_marker(pixels: NDArray[np.uint16], text: str, side: str, top: int) -
     return out
 
 
+def _code(value: str, meaning: str) -> Any:
+    """A code item of SNOMED CT."""
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", meaning
+    return item
+
+
 def _dataset(facts: DicomFacts) -> Any:
     from pydicom.dataset import Dataset
     from pydicom.uid import UID, DigitalMammographyXRayImageStorageForPresentation
@@ -73,6 +89,12 @@ def _dataset(facts: DicomFacts) -> Any:
     ds.Manufacturer, ds.ManufacturerModelName = facts.manufacturer, facts.model
     ds.StudyDescription, ds.SeriesDescription = facts.study_description, facts.series_description
     ds.PatientName, ds.PatientID, ds.PatientSex, ds.PatientBirthDate = "SYNTHETIC^PHANTOM", facts.patient, facts.sex, ""
+    ds.SpecificCharacterSet, ds.DetectorType = "ISO_IR 100", "DIRECT"
+    ds.PixelIntensityRelationship, ds.PixelIntensityRelationshipSign = "LOG", 1
+    ds.AnatomicRegionSequence = [_code("76752008", "Breast")]
+    view = _code(*_VIEW_CODES.get(facts.view, _VIEW_CODES["CC"]))
+    view.ViewModifierCodeSequence = []
+    ds.ViewCodeSequence, ds.AcquisitionContextSequence = [view], []
     ds.ReferringPhysicianName, ds.StudyID, ds.SeriesNumber, ds.InstanceNumber = "", "1", 1, 1
     ds.BodyPartExamined, ds.ImageLaterality, ds.ViewPosition = "BREAST", facts.side, facts.view
     ds.BreastImplantPresent, ds.PositionerType, ds.OrganExposed = "NO", "MAMMOGRAPHIC", "BREAST"
