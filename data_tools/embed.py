@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path, PurePosixPath
 
-from m4oe_ds.data.schema import MISSING
+from data_tools.plan import Options, Plan, Sample
+from m4oe_ds.data.schema import DATASETS, MISSING
 from m4oe_ds.errors import DataError
 
 Row = Mapping[str, str]
@@ -188,40 +188,6 @@ def local_path(text: str) -> PurePosixPath | None:
 # ---------------------------------------------------------------------------------------------------- tables
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One breast of one exam as planned from the tables. ``images``: path below ``images/`` per modality."""
-
-    patient: str
-    exam: str
-    side: str
-    labels: dict[str, int]
-    images: dict[str, PurePosixPath]
-    screening: bool
-    manufacturer: str
-
-
-@dataclass
-class Plan:
-    """What the tables say should be converted, and what was left out and why."""
-
-    samples: list[Sample] = field(default_factory=list)
-    steps: dict[str, int] = field(default_factory=dict)
-    excluded: dict[str, Counter[str]] = field(
-        default_factory=lambda: {"images": Counter(), "exams": Counter(), "samples": Counter()}
-    )
-    notes: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How labels are made: see the command line of ``data_tools.convert``."""
-
-    birads_scheme: str = "triage"
-    risk_scope: str = "exam"
-    require: str = "any"
-
-
 def _read_table(root: Path, name: str, required: Sequence[str], optional: Sequence[str]) -> list[dict[str, str]]:
     """Rows of a table as text, with the columns asked for; absent optional ones are empty."""
     import pandas as pd
@@ -271,6 +237,20 @@ def read_tables(root: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]
         _read_table(root, "clinical", CLINICAL_REQUIRED, CLINICAL_OPTIONAL),
         _read_table(root, "metadata", METADATA_REQUIRED, METADATA_OPTIONAL),
     )
+
+
+def plan_archive(root: Path, options: Options) -> Plan:
+    """What the tables of an EMBED archive say.
+
+    Raises:
+        DataError: see :func:`read_tables`; a BI-RADS scheme that EMBED's letters do not have.
+    """
+    if options.birads_scheme not in BIRADS_SCHEMES:
+        raise DataError(
+            f"{options.birads_scheme!r} is not defined for EMBED", "--birads-scheme", f"use {', '.join(BIRADS_SCHEMES)}"
+        )
+    clinical, metadata = read_tables(root)
+    return build_plan(clinical, metadata, DATASETS["embed"].modalities, options)
 
 
 def _take_order(row: Row) -> tuple[float, str]:
@@ -414,8 +394,13 @@ def _add_exam(
             **risk_labels(index, mine[0] if mine else None, last),
             "density": density,
         }
-        paths = {name: path for name in names if (path := local_path(views[name]["anon_dicom_path"])) is not None}
+        paths: dict[str, tuple[str, ...]] = {
+            name: (f"images/{path}",)
+            for name in names
+            if (path := local_path(views[name]["anon_dicom_path"])) is not None
+        }
         plan.notes["implant_images"] += sum(
             views[name]["BreastImplantPresent"].strip().upper() == "YES" for name in names
         )
-        plan.samples.append(Sample(patient, exam, side, labels, paths, True, views[names[0]]["Manufacturer"]))
+        manufacturer = views[names[0]]["Manufacturer"]
+        plan.samples.append(Sample(patient, exam, side, labels, paths, screening=True, manufacturer=manufacturer))

@@ -1,23 +1,20 @@
 """Looks at converted shards: ``python -m data_tools.inspect DIR [--contact-sheet FILE] [--phi]``.
 
 Prints what every split holds and checks it: checksums, samples against the manifest, patients in one split only, and
-with ``--phi`` that nothing identifying is in tar headers, meta.json or any JSON file. Exits with 1 and one line per
+with ``--phi`` that nothing identifying is in any byte of shards, manifests and reports. Exits with 1 and one line per
 problem if there is one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO
 
-from data_tools.deidentify import find_identifiers
-from m4oe_ds.data.schema import GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS, SPLITS
+from data_tools.identifiers import scan_identifiers
+from m4oe_ds.data.schema import SPLITS
 from m4oe_ds.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -25,9 +22,6 @@ if TYPE_CHECKING:
 
 SHEET_SAMPLES = 8  # rows of the contact sheet, per split
 TILE = 160  # pixels of the longer side of a tile
-ALL_DIGIT_SHARE = 0.02  # of true hashes, (10/16)^16 = 0.05 % hold digits only; identifiers always do
-_COUNTED_KEYS = frozenset({"bytes", "offsets"})  # file sizes and positions may look like anything
-_PSEUDONYM = re.compile(r"[a-z0-9]+-([0-9a-f]{16})-[a-z]|([0-9a-f]{16})|[0-9a-f]{64}")
 
 
 def load_splits(folder: Path) -> dict[str, Manifest]:
@@ -88,123 +82,10 @@ def check(folder: Path, manifests: dict[str, Manifest]) -> list[str]:
     return problems
 
 
-# ------------------------------------------------------------------------------------------- identifying content
-
-
-def _texts(value: Any, key: str = "") -> Iterator[str]:
-    """Every key, text and whole number in a JSON value, but sizes and byte positions."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield str(name)
-            yield from _texts(item, str(name))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item, key)
-    elif isinstance(value, str) or (
-        isinstance(value, int) and not isinstance(value, bool) and key not in _COUNTED_KEYS
-    ):
-        yield str(value)
-
-
-class _Scan:
-    """Collects findings, each kind once per place, and the pseudonyms seen."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-        self.pseudonyms: set[str] = set()
-
-    def report(self, place: str, what: str) -> None:
-        line = f"{place}: {what}"
-        if line not in self.problems:
-            self.problems.append(line)
-
-    def text(self, place: str, text: str) -> None:
-        match = _PSEUDONYM.fullmatch(text)
-        if match:  # a keyed hash may by chance look like a number; judged together at the end
-            self.pseudonyms.update(part for part in match.groups() if part)
-            return
-        for kind in find_identifiers(text):
-            self.report(place, f"holds {kind}; do not share this file, convert the archive again")
-
-    def json(self, place: str, data: bytes | str) -> Any:
-        try:
-            value = json.loads(data)
-        except ValueError:
-            self.report(place, "is not valid JSON; convert the archive again")
-            return None
-        for text in _texts(value):
-            self.text(place, text)
-        return value
-
-    def finish(self) -> list[str]:
-        digits = sum(name.isdigit() for name in self.pseudonyms)
-        if digits > 1 and digits > ALL_DIGIT_SHARE * len(self.pseudonyms):
-            self.report("pseudonyms", f"{digits} of {len(self.pseudonyms)} are plain numbers, as identifiers are")
-        return self.problems
-
-
-def _scan_meta(scan: _Scan, place: str, data: bytes) -> None:
-    meta = scan.json(place, data)
-    if not isinstance(meta, dict):
-        return
-    unknown = sorted(set(meta) - META_FIELDS)
-    geometries = meta.get("geometry")
-    for geometry in geometries.values() if isinstance(geometries, dict) else ():
-        unknown += sorted(set(geometry) - GEOMETRY_FIELDS)
-    if unknown:
-        scan.report(place, f"has {len(unknown)} fields that no shard may have")
-
-
-def _scan_tar(scan: _Scan, path: Path) -> None:
-    """Scans the headers and the JSON members of one tar; members are named by their number."""
-    place = path.name
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for number, member in enumerate(archive):
-                stem, _, extension = member.name.partition(".")
-                if not KEY_PATTERN.match(stem):
-                    scan.report(f"{place}, member {number}", "is not named after a sample key")
-                header = (stem, extension, member.uname, member.gname, member.linkname)
-                for text in (*header, *member.pax_headers.values()):
-                    scan.text(f"{place}, member {number}", text)
-                if member.mtime != 0:
-                    scan.report(place, "has members with a time of modification")
-                if extension.endswith("json") and (stream := archive.extractfile(member)) is not None:
-                    _scan_meta(scan, f"{place}, {extension} of member {number}", stream.read())
-                elif extension.endswith("png") and (stream := archive.extractfile(member)) is not None:
-                    _scan_png(scan, f"{place}, member {number}", stream.read())
-    except (tarfile.TarError, OSError) as error:
-        scan.report(place, f"is not a readable tar ({type(error).__name__}); copy it again")
-
-
-def _scan_png(scan: _Scan, place: str, data: bytes) -> None:
-    if any(mark in data[:4096] for mark in (b"tEXt", b"iTXt", b"zTXt", b"eXIf", b"tIME")):
-        scan.report(place, "has text, time or EXIF in its PNG header")
-
-
-def scan_identifiers(folder: Path) -> list[str]:
-    """Problems with identifying content anywhere below a folder of shards; the lines never quote it."""
-    folder = Path(folder)
-    scan = _Scan()
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        place = path.relative_to(folder)
-        for part in place.parts:
-            scan.text("a file or folder name", part)
-        if path.suffix == ".tar":
-            _scan_tar(scan, path)
-        elif path.suffix == ".json":
-            scan.json(str(place), path.read_bytes())
-        else:
-            scan.report(str(place), "is neither a shard nor a JSON report; move it out of this folder")
-    return scan.finish()
-
-
 # ---------------------------------------------------------------------------------------------- contact sheet
 
 
-def contact_sheet(folder: Path, manifests: dict[str, Manifest], path: Path) -> int:
+def contact_sheet(folder: Path, manifests: dict[str, Manifest], path: Path | BinaryIO) -> int:
     """Writes a PNG with the first samples of every split, one row each, one column per modality.
 
     Returns:
@@ -243,7 +124,7 @@ def contact_sheet(folder: Path, manifests: dict[str, Manifest], path: Path) -> i
             strips.append(strip)
     if not strips:
         raise DataError("holds no sample to show", str(folder), "convert an archive with samples")
-    Image.fromarray(np.concatenate(strips)).save(path)
+    Image.fromarray(np.concatenate(strips)).save(path, format="PNG")
     return len(strips)
 
 

@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.dicom import BadImage, quiet
+from m4oe_ds.data.codecs import encode
+from m4oe_ds.errors import UserError
 
 if TYPE_CHECKING:
     from data_tools.geometry import Stored
@@ -19,16 +24,19 @@ class SampleTask:
     """Work of one sample.
 
     Attributes:
-        meta: fields of META_FIELDS but modalities and geometry. images: file of each modality.
-        rows, cols, codec: of the stored images.
+        meta: fields of META_FIELDS but modalities and geometry. images: candidate files of each modality.
+        rows, cols, codec: of the stored images. choose: see :class:`data_tools.plan.Sample`.
+        masks: file per segmentation task.
         source: patient and exam, for the private mapping alone.
     """
 
     meta: dict[str, Any]
-    images: dict[str, str]
+    images: dict[str, tuple[str, ...]]
     rows: int
     cols: int
     codec: str
+    choose: str = "first"
+    masks: dict[str, str] = field(default_factory=dict)
     source: tuple[str, str] = ("", "")
 
 
@@ -55,13 +63,35 @@ class SampleResult:
         """Adds one to a histogram."""
         self.facts.setdefault(name, Counter())[str(value)] += 1
 
+    def add(self, modality: str, pixels: NDArray[Any], codec: str) -> None:
+        """Stores the pixels (uint8 or uint16) of a modality as a member and adds them to its sums."""
+        self.members[f"{modality}.{codec}"] = encode(pixels, codec)
+        # sums of whole numbers are exact and so do not depend on the order of the samples
+        counts = np.bincount(pixels.ravel(), minlength=1)
+        values = np.flatnonzero(counts)
+        weights = counts[values].astype(np.uint64)
+        wide = values.astype(np.uint64)
+        self.sums[modality] = (
+            int(pixels.size), int((weights * wide).sum()), int((weights * wide * wide).sum())
+        )  # fmt: skip
 
-def _convert_view(path: Path, side: str, task: SampleTask, result: SampleResult) -> Stored:
-    """One image from file to stored pixels; what was seen is counted in ``result``.
+
+@dataclass(frozen=True)
+class _View:
+    """A converted image and what was seen on the way; counted only if it is the one used."""
+
+    stored: Stored
+    facts: dict[str, str]
+    digest: str
+
+
+def _convert_view(path: Path, side: str, task: SampleTask) -> _View:
+    """One image from file to stored pixels.
 
     Raises:
         BadImage: the image cannot be used.
     """
+    from data_tools.deidentify import vendor_family
     from data_tools.dicom import BadImage, read_mammogram, syntax_name
     from data_tools.geometry import MAX_AREA, MIN_AREA, breast_mask, canonicalise
     from data_tools.grayscale import grade
@@ -75,30 +105,27 @@ def _convert_view(path: Path, side: str, task: SampleTask, result: SampleResult)
     if area > MAX_AREA:
         raise BadImage("breast_area_too_large")
     view = canonicalise(graded.image, mask, task.rows, task.cols)
-    result.count("transfer_syntax", syntax_name(ds.file_meta.TransferSyntaxUID))
-    result.count("bits_stored", int(ds.get("BitsStored") or 16))
-    result.count("photometric_interpretation", "MONOCHROME1" if graded.inverted else "MONOCHROME2")
-    result.count("grey_method", graded.method)
-    result.count("size", f"{stored.shape[0]}x{stored.shape[1]}")
-    result.count("vendor", task.meta["vendor"])
-    # as taken, a left breast has its chest wall at the left
-    result.count("flip", "agrees with laterality" if view.geometry["flipped"] == (side == "r") else "disagrees")
-    result.digests.append(hashlib.blake2b(np.ascontiguousarray(stored).tobytes(), digest_size=16).hexdigest())
-    return view
+    vendor = task.meta["vendor"] or vendor_family(str(ds.get("Manufacturer") or ""))
+    facts = {
+        "transfer_syntax": syntax_name(ds.file_meta.TransferSyntaxUID),
+        "bits_stored": str(int(ds.get("BitsStored") or 16)),
+        "photometric_interpretation": "MONOCHROME1" if graded.inverted else "MONOCHROME2",
+        "grey_method": graded.method,
+        "size": f"{stored.shape[0]}x{stored.shape[1]}",
+        "vendor": vendor,
+        # as taken, a left breast has its chest wall at the left
+        "flip": "agrees with laterality" if view.geometry["flipped"] == (side == "r") else "disagrees",
+    }
+    return _View(view, facts, hashlib.blake2b(np.ascontiguousarray(stored).tobytes(), digest_size=16).hexdigest())
 
 
-def convert_sample(task: SampleTask) -> SampleResult:
-    """Converts all images of a sample; a bad one is noted and the others go on."""
-    from data_tools.dicom import BadImage, quiet
-    from m4oe_ds.data.codecs import encode
-    from m4oe_ds.errors import UserError
-
-    result = SampleResult(dict(task.meta))
-    geometry: dict[str, Any] = {}
-    for modality, path in task.images.items():
+def _best_view(modality: str, task: SampleTask, result: SampleResult) -> _View | None:
+    """The candidate to use; those that cannot be read are noted."""
+    best: _View | None = None
+    for path in task.images[modality]:
         try:
             with quiet():
-                view = _convert_view(Path(path), task.meta["side"], task, result)
+                view = _convert_view(Path(path), task.meta["side"], task)
         except BadImage as bad:
             result.bad.append((modality, bad.reason))
             continue
@@ -109,10 +136,32 @@ def convert_sample(task: SampleTask) -> SampleResult:
             # quarantined under the kind of error, without its text, which may quote the header
             result.bad.append((modality, f"unexpected_{type(error).__name__}"))
             continue
-        geometry[modality] = view.geometry
-        result.members[f"{modality}.{task.codec}"] = encode(view.pixels, task.codec)
-        wide = view.pixels.astype(np.uint64)
-        result.sums[modality] = (wide.size, int(wide.sum()), int((wide * wide).sum()))
+        if best is None or view.stored.area > best.stored.area:
+            best = view
+        if task.choose == "first":
+            break
+    return best
+
+
+def convert_sample(task: SampleTask) -> SampleResult:
+    """Converts all images of a sample; a bad one is noted and the others go on."""
+    if task.meta["dataset"] == "gamma":
+        from data_tools.gamma_images import convert_eye
+
+        return convert_eye(task)
+    result = SampleResult(dict(task.meta))
+    geometry: dict[str, Any] = {}
+    for modality in task.images:
+        view = _best_view(modality, task, result)
+        if view is None:
+            continue
+        for name, value in view.facts.items():
+            result.count(name, value)
+        result.digests.append(view.digest)
+        result.meta["vendor"] = result.meta["vendor"] or view.facts["vendor"]
+        result.add(modality, view.stored.pixels, task.codec)
+        geometry[modality] = view.stored.geometry
+    result.meta["vendor"] = result.meta["vendor"] or "other"
     result.meta["modalities"] = list(geometry)
     result.meta["geometry"] = geometry
     return result

@@ -138,6 +138,13 @@ class ModelConfig:
     mtoe: MToEConfig = section(MToEConfig, "Modality-task mixture of experts.")
     fusion: FusionConfig = section(FusionConfig, "Fusion tower.")
     activation_checkpointing: bool = option(False, "Recompute block activations in backward to save memory.")
+    regime: Literal["vit", "native"] = option(
+        "vit", "Compared systems: encoders of `model.embedder` (like for like), or what the original used."
+    )
+    attach_mtoe: Literal["none", "replace", "append"] = option(
+        "none", "Compared systems: put an MToE in place of their fusion, or beside it."
+    )
+    options: dict[str, Any] = option({}, "Options of the named model; its documentation lists them.")
 
 
 @dataclass(frozen=True, kw_only=True)

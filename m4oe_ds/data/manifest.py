@@ -35,7 +35,8 @@ class Shard:
         name, bytes, sha256: of the file. num_samples: in it.
         offsets: where each sample starts, and the end of the last one: ``num_samples + 1`` byte positions.
         labels: ``{task: [code per sample]}``. present: per sample a bit mask over the manifest's modalities.
-        groups: patient pseudonym per sample.
+        groups: patient pseudonym per sample. exams: exam pseudonym and side per sample, ``<hash16>-l``: which sample
+            is the other breast of the same exam.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Shard:
     labels: dict[str, list[int]]
     present: list[int]
     groups: list[str]
+    exams: list[str]
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,125 @@ class Manifest:
         return [(s, i) for s, shard in enumerate(self.shards) for i in range(shard.num_samples)]
 
 
+def assemble(
+    dataset: str,
+    split: str,
+    shards: Sequence[Shard],
+    *,
+    modalities: Sequence[str],
+    tasks: Sequence[TaskSpec],
+    synthetic: bool,
+    preprocessing: Mapping[str, Any],
+    pixel_statistics: Mapping[str, Mapping[str, float]] | None = None,
+) -> Manifest:
+    """The manifest of a split from its finished shards."""
+    labels = {
+        task.name: Counter(code for shard in shards for code in shard.labels.get(task.name, [])) for task in tasks
+    }
+    present = [mask for shard in shards for mask in shard.present]
+    return Manifest(
+        dataset=dataset,
+        split=split,
+        synthetic=synthetic,
+        modalities=tuple(modalities),
+        tasks=tuple(tasks),
+        num_samples=sum(shard.num_samples for shard in shards),
+        num_groups=len({group for shard in shards for group in shard.groups}),
+        shards=tuple(shards),
+        label_histograms={name: {str(c): n for c, n in sorted(counts.items())} for name, counts in labels.items()},
+        modality_counts={name: sum(mask >> bit & 1 for mask in present) for bit, name in enumerate(modalities)},
+        pixel_statistics={name: dict(values) for name, values in (pixel_statistics or {}).items()},
+        preprocessing=dict(preprocessing),
+    )
+
+
+def check_sample(
+    meta: Mapping[str, Any], members: Mapping[str, bytes], modalities: Sequence[str], tasks: Sequence[TaskSpec]
+) -> None:
+    """Refuses a sample that may not go into a shard.
+
+    Raises:
+        DataError: a field outside the allow-lists, a malformed key, a label outside its classes, members that do not
+            match ``meta["modalities"]``.
+    """
+    key = str(meta.get("key", ""))
+    if not KEY_PATTERN.fullmatch(key):
+        raise DataError("a sample key must be <dataset>-<16 hex digits>-<side>", "shard writer")
+    odd = sorted(set(meta) ^ META_FIELDS)
+    if odd:
+        raise DataError(f"fields missing or not allowed in a shard: {', '.join(odd)}", f"sample {key}")
+    for name, geometry in meta["geometry"].items():
+        unknown = sorted(set(geometry) - GEOMETRY_FIELDS)
+        if unknown:
+            raise DataError(f"geometry fields not allowed in a shard: {', '.join(unknown)}", f"sample {key}, {name}")
+    stored = {name.split(".", 1)[0] for name in members} - {task.name for task in tasks}
+    if stored != set(meta["modalities"]) or not stored <= set(modalities):
+        raise DataError(f"members {sorted(stored)} but modalities {sorted(meta['modalities'])}", f"sample {key}")
+    for task in tasks:
+        code = meta["labels"].get(task.name, MISSING)
+        top = task.num_classes if task.kind == "classification" else 2
+        if not (isinstance(code, int) and not isinstance(code, bool) and MISSING <= code < top):
+            raise DataError(f"label {code!r} of {task.name} is outside its {task.num_classes} classes", f"sample {key}")
+
+
+class OpenShard:
+    """A shard being written: a tar stream with byte positions, renamed into place when complete.
+
+    Args:
+        path: of the tar. modalities, tasks: of the data set.
+    """
+
+    def __init__(self, path: Path, modalities: Sequence[str], tasks: Sequence[TaskSpec]) -> None:
+        import webdataset
+
+        self.path, self.partial = path, path.with_name(f".{path.name}")
+        self.modalities, self.tasks = tuple(modalities), tuple(tasks)
+        self._stream = self.partial.open("wb")
+        self._tar = webdataset.TarWriter(
+            self._stream, encoder=False, user="m4oe", group="m4oe", mode=0o444, mtime=0.0, compress=False
+        )
+        self.count = 0
+        self.offsets: list[int] = []
+        self.labels: dict[str, list[int]] = {task.name: [] for task in tasks}
+        self.present: list[int] = []
+        self.groups: list[str] = []
+        self.exams: list[str] = []
+
+    def add(self, meta: Mapping[str, Any], members: Mapping[str, bytes]) -> None:
+        """Appends a sample that :func:`check_sample` accepts.
+
+        Raises:
+            DataError: it does not.
+        """
+        check_sample(meta, members, self.modalities, self.tasks)
+        self.offsets.append(self._tar.tarstream.offset)  # the stream beneath is buffered
+        text = json.dumps(dict(meta), sort_keys=True, separators=(",", ":")).encode()
+        self._tar.write({"__key__": meta["key"], "meta.json": text, **members})
+        for task in self.tasks:
+            self.labels[task.name].append(int(meta["labels"].get(task.name, MISSING)))
+        self.present.append(sum(1 << i for i, name in enumerate(self.modalities) if name in meta["modalities"]))
+        self.groups.append(str(meta["group"]))
+        self.exams.append(f"{meta['exam']}-{meta['side']}")
+        self.count += 1
+
+    def close(self) -> Shard:
+        """Ends the tar, moves it into place and describes it."""
+        self.offsets.append(self._tar.tarstream.offset)  # the stream beneath is buffered
+        self._tar.close()
+        self._stream.close()
+        os.replace(self.partial, self.path)
+        size, digest = describe(self.path)
+        return Shard(
+            self.path.name, size, digest, self.count, self.offsets, self.labels, self.present, self.groups, self.exams
+        )
+
+    def abort(self) -> None:
+        """Closes and removes what was written."""
+        self._tar.close()
+        self._stream.close()
+        self.partial.unlink(missing_ok=True)
+
+
 class ShardWriter:
     """Writes one split: WebDataset tar shards with fixed metadata (equal samples give equal bytes), then the manifest.
 
@@ -167,7 +288,7 @@ class ShardWriter:
             raise DataError("already holds files", str(self.folder), "choose another --out or remove it")
         self._keys: set[str] = set()
         self._shards: list[Shard] = []
-        self._open: _OpenShard | None = None
+        self._open: OpenShard | None = None
 
     def write(self, meta: Mapping[str, Any], members: Mapping[str, bytes]) -> None:
         """Appends a sample.
@@ -176,14 +297,17 @@ class ShardWriter:
             meta: the fields of META_FIELDS; nothing else is accepted. members: ``{"ffdm_cc.b2": bytes, ...}``.
 
         Raises:
-            DataError: an unknown field, a malformed or repeated key, a label outside its classes, members that do not
-                match ``meta["modalities"]``.
+            DataError: what :func:`check_sample` refuses, or a key written before.
         """
-        self._check(meta, members)
+        check_sample(meta, members, self.modalities, self.tasks)
+        key = str(meta["key"])
+        if key in self._keys:
+            raise DataError("this key was written before", f"sample {key}")
         if self._open is None:
-            self._open = _OpenShard(self.folder / shard_name(self.dataset, self.split, len(self._shards)))
-        self._open.add(meta, members, self.modalities, [task.name for task in self.tasks])
-        self._keys.add(str(meta["key"]))
+            path = self.folder / shard_name(self.dataset, self.split, len(self._shards))
+            self._open = OpenShard(path, self.modalities, self.tasks)
+        self._open.add(meta, members)
+        self._keys.add(key)
         if self._open.count == self.samples_per_shard:
             self._finish_shard()
 
@@ -194,27 +318,10 @@ class ShardWriter:
             pixel_statistics: ``{modality: {"mean", "std"}}`` of stored pixels / 65535 over this split.
         """
         self._finish_shard()
-        labels = {
-            task.name: Counter(code for shard in self._shards for code in shard.labels[task.name])
-            for task in self.tasks
-        }
-        present = [mask for shard in self._shards for mask in shard.present]
-        manifest = Manifest(
-            dataset=self.dataset,
-            split=self.split,
-            synthetic=self.synthetic,
-            modalities=self.modalities,
-            tasks=self.tasks,
-            num_samples=len(self._keys),
-            num_groups=len({group for shard in self._shards for group in shard.groups}),
-            shards=tuple(self._shards),
-            label_histograms={name: {str(c): n for c, n in sorted(counts.items())} for name, counts in labels.items()},
-            modality_counts={
-                name: sum(mask >> bit & 1 for mask in present) for bit, name in enumerate(self.modalities)
-            },
-            pixel_statistics={name: dict(values) for name, values in (pixel_statistics or {}).items()},
-            preprocessing=self.preprocessing,
-        )
+        manifest = assemble(
+            self.dataset, self.split, self._shards, modalities=self.modalities, tasks=self.tasks,
+            synthetic=self.synthetic, preprocessing=self.preprocessing, pixel_statistics=pixel_statistics,
+        )  # fmt: skip
         manifest.save(self.folder)
         return manifest
 
@@ -222,70 +329,6 @@ class ShardWriter:
         if self._open is not None:
             self._shards.append(self._open.close())
             self._open = None
-
-    def _check(self, meta: Mapping[str, Any], members: Mapping[str, bytes]) -> None:
-        key = str(meta.get("key", ""))
-        if not KEY_PATTERN.fullmatch(key):
-            raise DataError("a sample key must be <dataset>-<16 hex digits>-<side>", "shard writer")
-        odd = sorted(set(meta) ^ META_FIELDS)
-        if odd:
-            raise DataError(f"fields missing or not allowed in a shard: {', '.join(odd)}", f"sample {key}")
-        for name, geometry in meta["geometry"].items():
-            unknown = sorted(set(geometry) - GEOMETRY_FIELDS)
-            if unknown:
-                raise DataError(
-                    f"geometry fields not allowed in a shard: {', '.join(unknown)}", f"sample {key}, {name}"
-                )
-        if key in self._keys:
-            raise DataError("this key was written before", f"sample {key}")
-        stored = {name.split(".", 1)[0] for name in members} - {task.name for task in self.tasks}
-        if stored != set(meta["modalities"]) or not stored <= set(self.modalities):
-            raise DataError(f"members {sorted(stored)} but modalities {sorted(meta['modalities'])}", f"sample {key}")
-        for task in self.tasks:
-            code = meta["labels"].get(task.name, MISSING)
-            top = task.num_classes if task.kind == "classification" else 2
-            if not (isinstance(code, int) and not isinstance(code, bool) and MISSING <= code < top):
-                raise DataError(
-                    f"label {code!r} of {task.name} is outside its {task.num_classes} classes", f"sample {key}"
-                )
-
-
-class _OpenShard:
-    """A shard being written: a tar stream with byte positions, renamed into place when complete."""
-
-    def __init__(self, path: Path) -> None:
-        import webdataset
-
-        self.path, self.partial = path, path.with_name(f".{path.name}")
-        self._stream = self.partial.open("wb")
-        self._tar = webdataset.TarWriter(
-            self._stream, encoder=False, user="m4oe", group="m4oe", mode=0o444, mtime=0.0, compress=False
-        )
-        self.count = 0
-        self.offsets: list[int] = []
-        self.labels: dict[str, list[int]] = {}
-        self.present: list[int] = []
-        self.groups: list[str] = []
-
-    def add(
-        self, meta: Mapping[str, Any], members: Mapping[str, bytes], modalities: Sequence[str], tasks: Sequence[str]
-    ) -> None:
-        self.offsets.append(self._tar.tarstream.offset)  # the stream beneath is buffered
-        text = json.dumps(dict(meta), sort_keys=True, separators=(",", ":")).encode()
-        self._tar.write({"__key__": meta["key"], "meta.json": text, **members})
-        for task in tasks:
-            self.labels.setdefault(task, []).append(int(meta["labels"].get(task, MISSING)))
-        self.present.append(sum(1 << i for i, name in enumerate(modalities) if name in meta["modalities"]))
-        self.groups.append(str(meta["group"]))
-        self.count += 1
-
-    def close(self) -> Shard:
-        self.offsets.append(self._tar.tarstream.offset)  # the stream beneath is buffered
-        self._tar.close()
-        self._stream.close()
-        os.replace(self.partial, self.path)
-        size, digest = describe(self.path)
-        return Shard(self.path.name, size, digest, self.count, self.offsets, self.labels, self.present, self.groups)
 
 
 def describe(path: Path) -> tuple[int, str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MISSING = -1  # label value of an unknown answer; masked out per task
 SPLITS = ("train", "val", "test")
 
@@ -47,7 +47,7 @@ MANIFEST_FIELDS = frozenset(
         "tasks",  # [{name, kind, num_classes, class_names}]
         "num_samples",
         "num_groups",  # patients
-        "shards",  # [{name, bytes, sha256, num_samples, offsets, labels, groups}]
+        "shards",  # [{name, bytes, sha256, num_samples, offsets, labels, present, groups, exams}]
         "label_histograms",  # {task: {"-1": n, "0": n, ...}}
         "modality_counts",
         "pixel_statistics",  # {modality: {mean, std}} of pixels / 65535 over this split

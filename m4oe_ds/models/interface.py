@@ -56,12 +56,14 @@ class Fused:
         routing: routing of every mixture layer, by module path; the MToE layer is called ``mtoe``.
         aux: named auxiliary losses, unweighted.
         modality_of_token: ``[M]`` modality index of the tokens of ``routing["mtoe"]``.
+        extras: tensors by name that ``predict`` or a model's own loss reads.
     """
 
     features: dict[str, Tensor]
     routing: dict[str, Routing] = field(default_factory=dict)
     aux: dict[str, Tensor] = field(default_factory=dict)
     modality_of_token: Tensor | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -71,12 +73,14 @@ class ModelOutput:
     Attributes:
         logits: ``{task: [B, C]}`` or ``[B, 1, H, W]`` mask logits.
         routing, aux, modality_of_token: see :class:`Fused`.
+        extras: by name, what a model's own loss or analysis reads: hazards, evidence, heat-maps.
     """
 
     logits: dict[str, Tensor]
     routing: dict[str, Routing] = field(default_factory=dict)
     aux: dict[str, Tensor] = field(default_factory=dict)
     modality_of_token: Tensor | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
 
 class MultiModalModel(nn.Module):

@@ -36,7 +36,7 @@ def write(folder: Path, sizes: dict[str, int] | None = None, seed: int = 0) -> P
                     image[8:16, 8:16] += 30000
                 members[f"{name}.b2"] = codecs.encode(image, "b2")
             meta = {
-                "schema_version": 1, "dataset": "embed", "split": split, "key": key, "group": key[6:22], "exam": key[6:22],
+                "schema_version": 2, "dataset": "embed", "split": split, "key": key, "group": key[6:22], "exam": key[6:22],
                 "side": key[-1], "labels": labels, "modalities": modalities, "geometry": {}, "screening": True,
                 "vendor": "other",
             }  # fmt: skip

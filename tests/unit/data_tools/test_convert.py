@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data_tools import convert, deidentify, phantom
-from data_tools.inspect import scan_identifiers
+from data_tools.identifiers import scan_identifiers
 from m4oe_ds.data.codecs import decode
 from m4oe_ds.data.manifest import Manifest, read_sample, verify_shards
 from m4oe_ds.data.schema import DATASETS, SPLITS
@@ -238,3 +238,58 @@ def test_split_shares_are_kept() -> None:
 )  # fmt: skip
 def test_vendor_family(manufacturer: str, family: str) -> None:
     assert deidentify.vendor_family(manufacturer) == family
+
+
+def test_a_killed_conversion_goes_on_and_gives_the_same_bytes(archive: Path, shards: Path, tmp_path: Path) -> None:
+    """A real SIGKILL in the middle, then the same command again: shards made before are kept as they are."""
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "data_tools.convert", *arguments(archive, out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    records = tmp_path / "out.partial" / ".records"
+    deadline = time.monotonic() + 60
+    while len(list(records.glob("*.json")) if records.is_dir() else []) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out.partial").glob("*/embed-*.tar")}
+    finished = {path.stem for path in records.glob("*.json")}
+    convert.run(arguments(archive, out))
+    assert tree(out) == tree(shards)
+    after = {path.name: path.stat().st_mtime_ns for path in out.glob("*/*.tar")}
+    assert all(after[name] == before[name] for name in finished)
+
+
+def test_an_unfinished_conversion_with_other_options_is_refused(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert.run(arguments(archive, out, "--part", "1/2"))
+    with pytest.raises(DataError, match="unfinished conversion with other options"):
+        convert.run(arguments(archive, out, "--birads-scheme", "release"))
+
+
+def test_parts_in_any_order_make_the_same_shards(archive: Path, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for part in ("3/3", "1/3"):
+        convert.run(arguments(archive, out, "--part", part))
+        assert not out.exists()
+    convert.run(arguments(archive, out, "--part", "2/3"))
+    assert tree(out) == tree(shards)
+
+
+def test_a_damaged_finished_shard_is_made_again(archive: Path, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert.run(arguments(archive, out, "--part", "1/2"))
+    tar = next((tmp_path / "out.partial").glob("*/*.tar"))
+    tar.write_bytes(tar.read_bytes()[:1000])
+    convert.run(arguments(archive, out, "--part", "2/2"))  # finds the other half short: not finished
+    assert not out.exists()
+    convert.run(arguments(archive, out, "--part", "1/2"))
+    assert tree(out) == tree(shards)

@@ -29,7 +29,7 @@ def meta_of(split: str, patient: int, side: str, modality: str) -> dict[str, Any
         "stored_shape": [20, 16],
     }  # fmt: skip
     return {
-        "schema_version": 1, "dataset": "embed", "split": split, "key": f"embed-{group}-{side}", "group": group,
+        "schema_version": 2, "dataset": "embed", "split": split, "key": f"embed-{group}-{side}", "group": group,
         "exam": group, "side": side, "labels": {task.name: patient % 2 for task in SPEC.tasks},
         "modalities": [modality], "geometry": {modality: geometry}, "screening": True, "vendor": "ge",
     }  # fmt: skip

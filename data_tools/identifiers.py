@@ -1,0 +1,205 @@
+"""Searches every byte of a folder of shards for what identifies a person: text patterns, DICOM headers, tar metadata.
+
+JSON is read value by value, so that sizes and byte positions may look like anything; everything else, pixels included, is
+searched as bytes. Members of shards must be what the codecs write: a PNG with other than its three critical chunks or a
+pixel member with a foreign header is a finding. The lines never quote what was found.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_tools.deidentify import find_identifiers
+from m4oe_ds.data.schema import GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS
+
+ALL_DIGIT_SHARE = 0.02  # of true hashes, (10/16)^16 = 0.05 % hold digits only; identifiers always do
+_COUNTED_KEYS = frozenset({"bytes", "offsets"})  # file sizes and positions may look like anything
+_PSEUDONYM = re.compile(r"[a-z0-9]+-([0-9a-f]{16})-[a-z]|([0-9a-f]{16})(?:-[a-z])?|[0-9a-f]{64}")
+_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_B2_MAGIC = b"M4B2"
+_EMBEDDED_PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
+# Little-endian tag and VR of identifying attributes, as they stand in any explicit-VR DICOM header: name, id, birth date,
+# sex, age, accession, dates and times, institution, physicians, station, study and series description, the three UIDs
+_DICOM_TAGS = tuple(
+    group.to_bytes(2, "little") + element.to_bytes(2, "little") + vr
+    for group, element, vr in (
+        (0x0010, 0x0010, b"PN"), (0x0010, 0x0020, b"LO"), (0x0010, 0x0030, b"DA"), (0x0010, 0x0040, b"CS"),
+        (0x0010, 0x1010, b"AS"), (0x0008, 0x0050, b"SH"), (0x0008, 0x0020, b"DA"), (0x0008, 0x0021, b"DA"),
+        (0x0008, 0x0022, b"DA"), (0x0008, 0x0023, b"DA"), (0x0008, 0x0030, b"TM"), (0x0008, 0x0080, b"LO"),
+        (0x0008, 0x0090, b"PN"), (0x0008, 0x1010, b"SH"), (0x0008, 0x1030, b"LO"), (0x0008, 0x103E, b"LO"),
+        (0x0008, 0x1070, b"PN"), (0x0008, 0x0018, b"UI"), (0x0020, 0x000D, b"UI"), (0x0020, 0x000E, b"UI"),
+        (0x0018, 0x1000, b"LO"),
+    )
+)  # fmt: skip
+
+
+def _texts(value: Any, key: str = "") -> Iterator[str]:
+    """Every key, text and whole number in a JSON value, but sizes and byte positions."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield str(name)
+            yield from _texts(item, str(name))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item, key)
+    elif isinstance(value, str) or (
+        isinstance(value, int) and not isinstance(value, bool) and key not in _COUNTED_KEYS
+    ):
+        yield str(value)
+
+
+class _Scan:
+    """Collects findings, each kind once per place, and the pseudonyms seen."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.pseudonyms: set[str] = set()
+
+    def report(self, place: str, what: str) -> None:
+        line = f"{place}: {what}"
+        if line not in self.problems:
+            self.problems.append(line)
+
+    def text(self, place: str, text: str) -> None:
+        match = _PSEUDONYM.fullmatch(text)
+        if match:  # a keyed hash may by chance look like a number; judged together at the end
+            self.pseudonyms.update(part for part in match.groups() if part)
+            return
+        for kind in find_identifiers(text):
+            self.report(place, f"holds {kind}; do not share this file, convert the archive again")
+
+    def json(self, place: str, data: bytes | str) -> Any:
+        try:
+            value = json.loads(data)
+        except ValueError:
+            self.report(place, "is not valid JSON; convert the archive again")
+            return None
+        for text in _texts(value):
+            self.text(place, text)
+        return value
+
+    def data(self, place: str, data: bytes) -> None:
+        """Bytes that are not text: searched as they are."""
+        if b"DICM" in data[128:132] or any(tag in data for tag in _DICOM_TAGS):
+            self.report(place, "holds a DICOM header; do not share this file, convert the archive again")
+        self.text(place, data.decode("latin-1"))
+
+    def finish(self) -> list[str]:
+        digits = sum(name.isdigit() for name in self.pseudonyms)
+        if digits > 1 and digits > ALL_DIGIT_SHARE * len(self.pseudonyms):
+            self.report("pseudonyms", f"{digits} of {len(self.pseudonyms)} are plain numbers, as identifiers are")
+        return self.problems
+
+
+def _scan_meta(scan: _Scan, place: str, data: bytes) -> None:
+    meta = scan.json(place, data)
+    if not isinstance(meta, dict):
+        return
+    unknown = sorted(set(meta) - META_FIELDS)
+    geometries = meta.get("geometry")
+    for geometry in geometries.values() if isinstance(geometries, dict) else ():
+        unknown += sorted(set(geometry) - GEOMETRY_FIELDS)
+    if unknown:
+        scan.report(place, f"has {len(unknown)} fields that no shard may have")
+
+
+def _png_chunks(data: bytes) -> Iterator[bytes]:
+    """Types of the chunks of a PNG; ``trailer`` for bytes behind its end, ``damaged`` where the lengths do not add up."""
+    place = len(_PNG_SIGNATURE)
+    while place + 12 <= len(data):
+        length = int.from_bytes(data[place : place + 4], "big")
+        kind = data[place + 4 : place + 8]
+        yield kind
+        place += 12 + length
+        if kind == b"IEND":
+            if place != len(data):
+                yield b"trailer"
+            return
+    yield b"damaged"
+
+
+def _scan_pixels(scan: _Scan, place: str, extension: str, data: bytes) -> None:
+    """A pixel member must be what the codec writes, and none of its bytes may say anything."""
+    if extension == "png":
+        if not data.startswith(_PNG_SIGNATURE) or set(_png_chunks(data)) - _PNG_CHUNKS:
+            scan.report(place, "is not a plain PNG: it has text, time, EXIF or foreign data")
+    elif extension == "b2":
+        if not data.startswith(_B2_MAGIC):
+            scan.report(place, "does not begin as pixel data does")
+    else:
+        scan.report(place, f"is a kind of member that no shard may have (.{extension})")
+    scan.data(place, data)
+
+
+def _scan_tar(scan: _Scan, path: Path, place: str) -> None:
+    """Scans headers, padding and members of one tar; members are named by their number."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            end = 0
+            for number, member in enumerate(archive):
+                here = f"{place}, member {number}"
+                stem, _, extension = member.name.partition(".")
+                if not KEY_PATTERN.match(stem):
+                    scan.report(here, "is not named after a sample key")
+                header = (stem, extension, member.uname, member.gname, member.linkname)
+                for text in (*header, *member.pax_headers.values()):
+                    scan.text(here, text)
+                if member.mtime != 0:
+                    scan.report(place, "has members with a time of modification")
+                stream = archive.extractfile(member)
+                if stream is None:
+                    scan.report(here, "is not a plain file")
+                    continue
+                kind = extension.rsplit(".", 1)[-1]
+                if kind == "json":
+                    _scan_meta(scan, f"{place}, {extension} of member {number}", stream.read())
+                else:
+                    _scan_pixels(scan, here, kind, stream.read())
+                end = member.offset_data + -(-member.size // 512) * 512
+        with path.open("rb") as raw:
+            raw.seek(end)
+            if raw.read().strip(b"\0"):
+                scan.report(place, "has data behind its last member")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        scan.report(place, f"is not a readable tar ({type(error).__name__}); copy it again")
+
+
+def _scan_page(scan: _Scan, place: str, data: bytes) -> None:
+    """An HTML report: its text, and the pictures in it."""
+    text = data.decode("utf-8", "replace")
+    for match in _EMBEDDED_PNG.finditer(text):
+        _scan_pixels(scan, f"{place}, a picture", "png", base64.b64decode(match[1]))
+    plain = _EMBEDDED_PNG.sub("", text)
+    for token in re.split(r"<[^>]*>|\s+", plain):  # one by one, so that a hashed key is recognised as one
+        if token:
+            scan.text(place, token)
+    scan.text(place, re.sub(r"[a-z]+-[0-9a-f]{16}-[a-z]", "", plain))  # again in one piece: dates may hold blanks
+
+
+def scan_identifiers(folder: Path) -> list[str]:
+    """Problems with identifying content anywhere below a folder of shards; the lines never quote it."""
+    folder = Path(folder)
+    scan = _Scan()
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        place = path.relative_to(folder)
+        for part in place.parts:
+            scan.text("a file or folder name", part)
+        if path.suffix == ".tar":
+            _scan_tar(scan, path, str(place))
+        elif path.suffix == ".json":
+            scan.json(str(place), path.read_bytes())
+        elif path.suffix == ".html":
+            _scan_page(scan, str(place), path.read_bytes())
+        else:
+            scan.report(str(place), "is neither a shard nor a report; move it out of this folder")
+            scan.data(str(place), path.read_bytes())
+    return scan.finish()

@@ -1,0 +1,75 @@
+"""What an archive's tables say should be converted: the same for every archive, filled in by its own module."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One breast of one exam, or one eye.
+
+    Attributes:
+        patient, exam, side: of the archive; they leave it only as keyed hashes. side: ``L``, ``R`` (GAMMA: ``E``).
+        labels: code per classification task, MISSING where unknown; scheme and rules as in the options.
+        images: per modality the candidate files, relative to the archive's root, preferred first. One is used: the
+            first, or under ``choose="area"`` the one that shows the largest breast (a tie goes to the first).
+        screening: whether the exam was a screening exam; None where the archive does not say.
+        manufacturer: as in the tables, empty where only the images say it.
+        split: ``train`` or ``test`` where the archive has an official split (validation is carved out of train).
+        stratum: patients are split within strata of this name (same share of each in every split).
+        masks: per segmentation task its file, relative to the root.
+        choose: ``first`` or ``area``, see ``images``.
+    """
+
+    patient: str
+    exam: str
+    side: str
+    labels: dict[str, int]
+    images: dict[str, tuple[str, ...]]
+    screening: bool | None = None
+    manufacturer: str = ""
+    split: str = ""
+    stratum: str = ""
+    masks: dict[str, str] = field(default_factory=dict)
+    choose: str = "first"
+
+
+@dataclass
+class Plan:
+    """What the tables say should be converted, and what was left out and why.
+
+    Attributes:
+        samples: in order of patient, exam, side. steps: counts at each step, in order. excluded: reasons per unit
+            (``images``, ``exams``, ``samples``). notes: what is odd but used.
+        violations: statements about the real archive that do not hold here, by name (see ``expectations``).
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    steps: dict[str, int] = field(default_factory=dict)
+    excluded: dict[str, Counter[str]] = field(
+        default_factory=lambda: {"images": Counter(), "exams": Counter(), "samples": Counter()}
+    )
+    notes: Counter[str] = field(default_factory=Counter)
+    violations: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How labels are made and samples chosen: see the command line of ``data_tools.convert``.
+
+    Attributes:
+        birads_scheme: ``triage``, ``release`` or ``native_rsna``. risk_scope: ``exam`` or ``side`` (EMBED).
+        require: ``any`` or ``complete``: the modalities a sample needs.
+        fold: GAMMA's test fold, 0 to 4; the next fold is for validation.
+        birads_sites: RSNA: ``labelled`` takes BI-RADS from the site that has all three classes, ``all`` from both.
+        exclude_screen_detected: EMBED: drops exams within six months before the diagnosis.
+    """
+
+    birads_scheme: str = "triage"
+    risk_scope: str = "exam"
+    require: str = "any"
+    fold: int = 0
+    birads_sites: str = "labelled"
+    exclude_screen_detected: bool = False
