@@ -40,6 +40,12 @@ BIRADS_SCHEMES: dict[str, dict[str, int]] = {
     "release": {"N": 0, "B": 1, "P": 1, "S": 2, "M": 2, "K": 2},
 }
 _IMAGE_TYPES = {"2d": "ffdm", "cview": "syn"}
+_OTHER_IMAGE_TYPES = ("3d", "roi_ssc", "roi_ss")  # documented, not used
+_OTHER_VIEWS = (
+    "XCCL", "XCCM", "ML", "LM", "LMO", "AT", "CV", "RCC", "FB", "SIO", "ISO", "XCC", "RM", "RL", "SPECIMEN",
+)  # fmt: skip
+_LETTERS = "ANBPSMKX"
+_SCREEN_DETECTED_DAYS = 183  # a cancer found within six months was found by the exam
 
 
 # ---------------------------------------------------------------------------------------------------- labels
@@ -295,6 +301,23 @@ def _exam_drop_reason(findings: Sequence[Row], images: Sequence[Row]) -> str:
     return "male" if male or any(_number(row["tissueden"]) == 5.0 for row in findings) else ""
 
 
+def _count_unknown(clinical: Sequence[Row], metadata: Sequence[Row], plan: Plan) -> None:
+    """Counts values that the archive's documentation does not have."""
+    found = plan.violations
+    for row in metadata:
+        kind, view = row["FinalImageType"].strip().lower(), row["ViewPosition"].strip().upper()
+        found["unknown_image_type"] += kind not in _IMAGE_TYPES and kind not in _OTHER_IMAGE_TYPES
+        found["unknown_view_position"] += view not in ("", "NAN", "CC", "MLO", *_OTHER_VIEWS)
+        found["unknown_laterality"] += row["ImageLateralityFinal"].strip().upper() not in ("L", "R", "B", "", "NAN")
+    for row in clinical:
+        found["unknown_birads_letter"] += row["asses"].strip().upper() not in ("", *_LETTERS)
+        found["unknown_side"] += row["side"].strip().upper() not in ("", "L", "R", "B")
+        for name, codes in (("tissueden", range(1, 6)), ("path_severity", range(7))):
+            text = row[name].strip()
+            found[f"unknown_{name}"] += bool(text) and _number(text) not in codes
+    plan.violations = +found  # only what occurred
+
+
 def _exam_views(images: Sequence[Row], plan: Plan) -> dict[str, dict[str, Row]]:
     """Chosen image row per side and modality of an exam."""
     excluded = plan.excluded["images"]
@@ -332,6 +355,7 @@ def build_plan(clinical: Sequence[Row], metadata: Sequence[Row], modalities: Seq
         clinical, metadata: as from :func:`read_tables`. modalities: in the order samples list them.
     """
     plan = Plan(steps={"clinical_rows": len(clinical), "metadata_rows": len(metadata)})
+    _count_unknown(clinical, metadata, plan)
     images = _group_images(metadata, plan)
     by_patient: dict[str, list[Row]] = defaultdict(list)
     by_exam: dict[tuple[str, str], list[Row]] = defaultdict(list)
@@ -371,6 +395,8 @@ def _add_exam(
         reason = "no_date"
     if not reason and index is not None and events and events[0][0] < index:
         reason = "prior_cancer"
+    if not reason and index is not None and options.exclude_screen_detected and events:
+        reason = "screen_detected_cancer" if (events[0][0] - index).days <= _SCREEN_DETECTED_DAYS else ""
     if reason or index is None:
         plan.excluded["exams"][reason] += 1
         plan.excluded["images"]["of_excluded_exams"] += len(rows)
@@ -402,5 +428,8 @@ def _add_exam(
         plan.notes["implant_images"] += sum(
             views[name]["BreastImplantPresent"].strip().upper() == "YES" for name in names
         )
+        risks = [labels[f"risk{k}"] for k in HORIZONS if labels[f"risk{k}"] != MISSING]
+        if risks != sorted(risks):
+            raise AssertionError("risk labels fall with the horizon")  # cannot happen: an error of this module
         manufacturer = views[names[0]]["Manufacturer"]
         plan.samples.append(Sample(patient, exam, side, labels, paths, screening=True, manufacturer=manufacturer))

@@ -1,6 +1,6 @@
 """Makes a synthetic archive in the layout of a real one: ``python -m data_tools.phantom --layout embed --out DIR``.
 
-The archive holds valid DICOM files, tables with the columns and the faults of the real ones, and the planted truth
+The archive holds valid image files, tables with the columns and the faults of the real ones, and the planted truth
 (``truth.json``): the labels every sample must get and the share of the evidence in each modality. No image comes from
 a person; ``phantom.json`` and ``truth.json`` say ``"synthetic": true``.
 """
@@ -8,16 +8,19 @@ a person; ``phantom.json`` and ``truth.json`` say ``"synthetic": true``.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-LAYOUTS = ("embed",)
+LAYOUTS = ("embed", "rsna", "vindr", "gamma")
+Task = tuple[str, str, int, int, bool, float]
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -25,23 +28,23 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: list[dict[str, str]]) -> None:
+    """Writes a table as CSV."""
     import csv
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        csv.writer(stream, lineterminator="\n").writerow(columns)
+        csv.DictWriter(stream, columns, lineterminator="\n").writerows(rows)
 
 
-def _make_one(task: tuple[str, int, int, bool, float]) -> dict[str, Any]:
+def _make_one(task: Task) -> dict[str, Any]:
     """Makes one patient in a worker process."""
-    from data_tools.phantom_embed import make_patient
+    layout, root, *rest = task
+    made: dict[str, Any] = importlib.import_module(f"data_tools.phantom_{layout}").make_patient(Path(root), *rest)
+    return made
 
-    root, seed, index, faults, prevalence = task
-    return make_patient(Path(root), seed, index, faults, prevalence)
 
-
-def _results(tasks: list[tuple[str, int, int, bool, float]], workers: int) -> Iterator[dict[str, Any]]:
+def _results(tasks: list[Task], workers: int) -> Iterator[dict[str, Any]]:
     """Makes the patients in ``workers`` processes and yields them in order."""
     if workers <= 1:
         yield from map(_make_one, tasks)
@@ -96,13 +99,13 @@ def generate(
     """Makes an archive of ``patients`` synthetic patients in the folder ``out``.
 
     Args:
-        layout: ``embed``.
+        layout: one of ``LAYOUTS``.
         out: an absent or empty folder; one with an archive of the same arguments is left as it is.
         patients: how many.
         seed: of everything; the bytes of the archive depend on nothing else, in particular not on ``workers``.
         workers: processes; None takes the processors of this machine, at most 8.
         faults: ``full`` plants the known faults of the real archive, ``none`` plants none.
-        risk_prevalence: share of women with a cancer within five years of their first exam.
+        risk_prevalence: share of women with a cancer within five years of their first exam (EMBED), or with a finding.
 
     Returns:
         What was made, as in ``phantom.json``; ``reused`` says that it was there already.
@@ -110,10 +113,6 @@ def generate(
     Raises:
         DataError: ``out`` holds something else, or an argument is out of range.
     """
-    from collections import Counter
-
-    from tqdm import tqdm
-
     from m4oe_ds.errors import DataError
 
     if layout not in LAYOUTS or faults not in ("full", "none"):
@@ -131,35 +130,43 @@ def generate(
     found = _already_made(out, arguments)
     if found is not None:
         return {**found, "reused": True}
-
-    from data_tools.phantom_embed import CLINICAL_COLUMNS, FAULTS, METADATA_COLUMNS
-
-    (out / "tables").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if patients > 8 else 1
-    tasks = [(str(out), seed, index, faults == "full", risk_prevalence) for index in range(patients)]
-    clinical: list[dict[str, str]] = []
-    metadata: list[dict[str, str]] = []
+    tasks = [(layout, str(out), seed, index, faults == "full", risk_prevalence) for index in range(patients)]
+    return {**_make(layout, out, tasks, workers, arguments), "reused": False}
+
+
+def _make(layout: str, out: Path, tasks: list[Task], workers: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    module = importlib.import_module(f"data_tools.phantom_{layout}")
+    tables: dict[str, list[dict[str, str]]] = {path: [] for path in module.COLUMNS}
+    sheet: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
-    counts: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
+    counts: Counter[str] = Counter(dict.fromkeys(module.FAULTS, 0))
     variety: Counter[str] = Counter()
     files = 0
-    for result in tqdm(_results(tasks, workers), total=patients, desc="synthetic patients", unit="patient"):
-        clinical += result["clinical"]
-        metadata += result["metadata"]
+    for result in tqdm(_results(tasks, workers), total=len(tasks), desc="synthetic patients", unit="patient"):
+        for path, rows in result["tables"].items():
+            tables[path] += rows
+        sheet += [result["sheet"]] if "sheet" in result else []
         samples += result["samples"]
         counts.update(result["faults"])
         variety.update(result["variety"])
         files += result["files"]
-    for number, row in enumerate(metadata):
-        row["Unnamed: 0"] = str(number)
-    _write_table(out / "tables" / "EMBED_OpenData_clinical.csv", CLINICAL_COLUMNS, clinical)
-    _write_table(out / "tables" / "EMBED_OpenData_metadata.csv", METADATA_COLUMNS, metadata)
+    for path, rows in tables.items():
+        if "Unnamed: 0" in module.COLUMNS[path]:
+            for number, row in enumerate(rows):
+                row["Unnamed: 0"] = str(number)
+        _write_table(out / path, module.COLUMNS[path], rows)
+    if sheet:
+        module.write_sheet(out, sheet)
     _write_json(out / "truth.json", {"synthetic": True, "samples": samples})
     _write_json(out / "faults.json", {"faults": dict(sorted(counts.items())), "variety": dict(sorted(variety.items()))})
     summary = {"synthetic": True, "arguments": arguments, "samples": len(samples), "images": files}
     _write_json(out / "phantom.json", summary)  # last: its presence says that the archive is complete
-    return {**summary, "reused": False}
+    return summary
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -59,6 +59,10 @@ METADATA_COLUMNS = [
     "ROI_coords",
     "anon_dicom_path",
 ]
+COLUMNS = {
+    "tables/EMBED_OpenData_clinical.csv": CLINICAL_COLUMNS,
+    "tables/EMBED_OpenData_metadata.csv": METADATA_COLUMNS,
+}
 PREFIXES = ("/mnt/NAS2/mammo/anon_dicom/", "/mnt/NAS3/mammo/anon_dicom/", "./images/")
 # Which images show a sign: one factor per (ffdm_cc, ffdm_mlo, syn_cc, syn_mlo)
 VISIBILITY = {
@@ -341,14 +345,17 @@ def make_patient(root: Path, seed: int, index: int, faults: bool, risk_prevalenc
     """Writes the images of one patient below ``root`` and returns the rest.
 
     Returns:
-        ``clinical`` and ``metadata`` rows, ``samples`` of the truth, ``faults`` and ``variety`` counts, ``files``.
+        ``tables`` (rows by path), ``samples`` of the truth, ``faults`` and ``variety`` counts, ``files``.
     """
     from data_tools.phantom_images import write_exam
 
     patient = plan_patient(seed, index, faults, risk_prevalence)
     result: dict[str, Any] = {
-        "clinical": [row for exam in patient.exams for row in exam.rows] + patient.later_rows,
-        "metadata": [],
+        "tables": {
+            "tables/EMBED_OpenData_clinical.csv": [row for exam in patient.exams for row in exam.rows]
+            + patient.later_rows,
+            "tables/EMBED_OpenData_metadata.csv": [],
+        },
         "samples": [],
         "faults": Counter(),
         "variety": Counter(),
@@ -356,8 +363,8 @@ def make_patient(root: Path, seed: int, index: int, faults: bool, risk_prevalenc
     }
     for exam in patient.exams:
         part = write_exam(root, seed, patient, exam)
-        for key in ("metadata", "samples"):
-            result[key].extend(part[key])
+        result["tables"]["tables/EMBED_OpenData_metadata.csv"].extend(part["metadata"])
+        result["samples"].extend(part["samples"])
         for key in ("faults", "variety"):
             result[key].update(part[key])
         result["files"] += part["files"]

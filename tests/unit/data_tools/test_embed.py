@@ -257,3 +257,29 @@ def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="acc_anon are not whole numbers") as caught:
         embed.read_tables(tmp_path)
     assert "9.999" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "name"),
+    [
+        ("metadata", "FinalImageType", "4D", "unknown_image_type"),
+        ("metadata", "ViewPosition", "UP", "unknown_view_position"),
+        ("metadata", "ImageLateralityFinal", "X", "unknown_laterality"),
+        ("clinical", "asses", "Q", "unknown_birads_letter"),
+        ("clinical", "side", "M", "unknown_side"),
+        ("clinical", "tissueden", "9", "unknown_tissueden"),
+        ("clinical", "path_severity", "12", "unknown_path_severity"),
+    ],
+)
+def test_values_the_documentation_does_not_have_are_counted(table: str, column: str, value: str, name: str) -> None:
+    tables = dict(zip(("clinical", "metadata"), invented_tables(), strict=True))
+    assert not plan_of(tables["clinical"], tables["metadata"]).violations
+    tables[table][0] = {**tables[table][0], column: value}
+    assert plan_of(tables["clinical"], tables["metadata"]).violations == {name: 1}
+
+
+def test_screen_detected_cancers_can_be_left_out() -> None:
+    """The first invented patient has her biopsy 26 days after the exam."""
+    plan = plan_of(*invented_tables(), exclude_screen_detected=True)  # type: ignore[arg-type]
+    assert {sample.patient for sample in plan.samples} == {"90000002"}
+    assert plan.excluded["exams"]["screen_detected_cancer"] == 1
