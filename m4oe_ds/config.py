@@ -57,6 +57,10 @@ class AugmentConfig:
     contrast: float = option(0.1, "Largest relative change of contrast.")
     noise: float = option(0.01, "Standard deviation of Gaussian noise, in units of the full grey scale.")
     vertical_flip: bool = option(False, "Mirror top to bottom with probability one half.")
+    horizontal_flip: bool = option(
+        False, "Mirror left to right with probability one half; not for mammograms, whose chest wall is at the left."
+    )
+    colour: float = option(0.0, "Largest relative change of each colour channel (fundus).")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,19 @@ class PhantomConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    kind: Literal["uniform", "balanced"] = option(
+        "uniform", "`uniform`: every sample once per epoch; `balanced`: rare classes more often, common ones less."
+    )
+    tasks: tuple[str, ...] = option((), "`balanced`: tasks whose classes count; all risk horizons = risk-aware.")
+    strength: float = option(0.5, "`balanced`: 0 = as they come, 1 = all classes equally often.")
+    max_ratio: float = option(20.0, "`balanced`: no sample comes more than this many times as often as another.")
+    correct_evaluation: bool = option(
+        True, "`balanced`: at evaluation add log(class share in the data / in the epochs drawn) to the logits."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     dataset: str = option("embed", "Data set whose schema applies: embed, rsna, vindr or gamma.")
     root: str = option("", "Folder holding one sub-folder of shards per split.")
@@ -75,6 +92,11 @@ class DataConfig:
     tasks: tuple[str, ...] = option((), "Tasks to train, by name; empty = all of the data set.")
     image_size: tuple[int, ...] = option((224, 224), "Height and width fed to the embedders, in pixels.")
     complete_only: bool = option(False, "Use only samples that have every modality (what the paper implies).")
+    last_batch: Literal["pad", "drop"] = option(
+        "pad", "`pad`: every sample once per epoch, the last batch filled with padding; `drop`: leave a remainder out."
+    )
+    sampling: SamplingConfig = section(SamplingConfig, "How often samples come during training.")
+    contralateral: bool = option(False, "Also read the other breast of the same exam (AsymMirai needs it).")
     workers: int = option(2, "Reader processes per rank; 0 reads in the training process.")
     verify: Literal["full", "size"] = option("full", "Check shards at start by sha256 (`full`) or by size alone.")
     max_bad_fraction: float = option(0.001, "Stop when more than this share of the samples of a split is unreadable.")

@@ -21,6 +21,8 @@ class AugmentOptions:
     contrast: float = 0.0
     noise: float = 0.0
     vertical_flip: bool = False
+    horizontal_flip: bool = False
+    colour: float = 0.0
 
 
 def augment(
@@ -54,8 +56,9 @@ def _affine(options: AugmentOptions, generator: torch.Generator) -> Tensor:
     shift_x = 2.0 * _uniform(options.translation, generator)
     shift_y = 2.0 * _uniform(options.translation, generator)
     flip = -1.0 if options.vertical_flip and float(torch.rand((), generator=generator)) < 0.5 else 1.0
+    mirror = -1.0 if options.horizontal_flip and float(torch.rand((), generator=generator)) < 0.5 else 1.0
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
-    return torch.tensor([[cos, -sin * flip, shift_x], [sin, cos * flip, shift_y]])
+    return torch.tensor([[cos * mirror, -sin * flip, shift_x], [sin * mirror, cos * flip, shift_y]])
 
 
 def _warp(image: Tensor, theta: Tensor, mode: str) -> Tensor:
@@ -68,6 +71,9 @@ def _grey(view: Tensor, options: AugmentOptions, generator: torch.Generator) -> 
     contrast = 1.0 + _uniform(options.contrast, generator)
     tissue = view > 0  # background stays background
     changed = view.clamp_min(0).pow(exponent) * contrast
+    if options.colour and view.shape[0] == 3:  # volumes and grey views have no colour
+        gains = [1.0 + _uniform(options.colour, generator) for _ in range(3)]
+        changed = changed * torch.tensor(gains)[:, None, None]
     if options.noise:
         changed = changed + options.noise * torch.randn(view.shape, generator=generator)
     return torch.where(tissue, changed, view)

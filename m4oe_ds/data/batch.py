@@ -20,6 +20,7 @@ class Batch:
         valid: ``[B]`` bool; False = padding sample that must leave no trace.
         keys: B sample keys; groups: B patient pseudonyms.
         modalities, tasks: the column names.
+        extras: further tensors by name, such as the views of the other breast (``contralateral.<modality>``).
     """
 
     views: dict[str, Tensor]
@@ -45,7 +46,10 @@ class Batch:
             labels={name: label.to(device, non_blocking=True) for name, label in self.labels.items()},
             label_mask=self.label_mask.to(device, non_blocking=True),
             valid=self.valid.to(device, non_blocking=True),
-            extras={name: extra.to(device, non_blocking=True) for name, extra in self.extras.items()},
+            extras={
+                name: extra.to(device=device, dtype=dtype if extra.is_floating_point() else None, non_blocking=True)
+                for name, extra in self.extras.items()
+            },
         )
 
     def pin_memory(self) -> Batch:
@@ -53,5 +57,9 @@ class Batch:
         return replace(
             self,
             views={name: view.pin_memory() for name, view in self.views.items()},
+            present=self.present.pin_memory(),
             labels={name: label.pin_memory() for name, label in self.labels.items()},
+            label_mask=self.label_mask.pin_memory(),
+            valid=self.valid.pin_memory(),
+            extras={name: extra.pin_memory() for name, extra in self.extras.items()},
         )

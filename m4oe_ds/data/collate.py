@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,13 +14,18 @@ from m4oe_ds.data.schema import MISSING, TaskSpec
 
 @dataclass
 class Sample:
-    """One decoded sample; ``None`` in its place stands for padding or an unreadable one."""
+    """One decoded sample; ``None`` in its place stands for padding or an unreadable one.
+
+    Attributes:
+        contralateral: views of the other breast of the same exam, if they are asked for and there.
+    """
 
     key: str
     group: str
     views: dict[str, Tensor]
     labels: dict[str, int]
     masks: dict[str, Tensor]
+    contralateral: dict[str, Tensor] = field(default_factory=dict)
 
 
 def collate(
@@ -29,10 +34,12 @@ def collate(
     channels: Sequence[int],
     tasks: Sequence[TaskSpec],
     image_size: tuple[int, int],
+    contralateral: bool = False,
 ) -> Batch:
     """Batch of B samples. Absent views are zeros with ``present`` False; padding has ``valid`` False.
 
-    Padding counts every modality as present, so that no softmax runs over nothing; it has no labels.
+    Padding counts every modality as present, so that no softmax runs over nothing; it has no labels. With
+    ``contralateral`` the extras hold ``contralateral.<modality> [B, C, H, W]`` and ``contralateral_present [B, m]``.
     """
     count = len(samples)
     height, width = image_size
@@ -62,6 +69,16 @@ def collate(
             elif task.name in sample.masks:
                 labels[task.name][b] = sample.masks[task.name]
                 label_mask[b, k] = True
+    extras: dict[str, Tensor] = {}
+    if contralateral:
+        there = torch.zeros(count, len(modalities), dtype=torch.bool)
+        for i, name in enumerate(modalities):
+            other = torch.zeros_like(views[name])
+            for b, sample in enumerate(samples):
+                if sample is not None and name in sample.contralateral:
+                    other[b], there[b, i] = sample.contralateral[name], True
+            extras[f"contralateral.{name}"] = other
+        extras["contralateral_present"] = there
     return Batch(
         views=views,
         present=present,
@@ -72,4 +89,5 @@ def collate(
         groups=tuple(sample.group if sample else "" for sample in samples),
         modalities=tuple(modalities),
         tasks=tuple(task.name for task in tasks),
+        extras=extras,
     )

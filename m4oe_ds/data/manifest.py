@@ -363,7 +363,7 @@ def verify_shards(folder: Path, manifest: Manifest, *, mode: str = "full", rank:
     return problems
 
 
-def read_sample(path: Path, start: int, stop: int) -> dict[str, bytes]:
+def read_sample(path: Path | str, start: int, stop: int) -> dict[str, bytes]:
     """Members of the sample in bytes ``start`` to ``stop`` of a local shard, by name; ``__key__`` is its key."""
     from m4oe_ds.data.sources import open_range
 

@@ -6,6 +6,7 @@ A position is a global sample count. It knows nothing of ranks or workers, so a 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,15 +37,66 @@ def epoch_order(
     Args:
         eligible: ``[num_samples]`` bool in manifest order; samples to use, default all.
     """
-    random = generator(seed, "order", epoch)
+    counts = np.ones(manifest.num_samples, np.int64) if eligible is None else eligible.astype(np.int64)
+    return _shuffled(manifest, generator(seed, "order", epoch), counts, window_samples)
+
+
+def weighted_order(
+    manifest: Manifest, seed: int, epoch: int, weights: np.ndarray, window_samples: int = WINDOW_SAMPLES
+) -> np.ndarray:
+    """Order of an epoch in which sample i comes about ``N w_i / sum(w)`` times, N = samples with a positive weight.
+
+    Systematic sampling: the copies of a sample are the rounded-down or rounded-up expected number, never further off,
+    so rare classes come at their rate in every epoch and common samples rotate through the epochs.
+
+    Args:
+        weights: ``[num_samples]`` non-negative, in manifest order; 0 leaves a sample out.
+
+    Returns:
+        ``[N, 2]`` rows (shard, index in shard).
+    """
+    random = generator(seed, "weighted", epoch)
+    total = int((weights > 0).sum())
+    if total == 0:
+        return np.zeros((0, 2), dtype=np.int64)
+    # a random order first, or neighbours would exclude each other in every epoch
+    shuffle = random.permutation(len(weights))
+    edges = np.cumsum(weights[shuffle] / weights.sum() * total)
+    edges[-1] = total  # rounding of the sum must not lose a draw
+    drawn = np.searchsorted(edges, np.arange(total) + random.random(), side="right")
+    counts = np.bincount(shuffle[np.minimum(drawn, len(weights) - 1)], minlength=len(weights))
+    return _shuffled(manifest, random, counts, window_samples)
+
+
+def balanced_weights(labels: Sequence[np.ndarray], strength: float, max_ratio: float) -> np.ndarray:
+    """Weight of every sample for class-balanced sampling: the mean over tasks of (largest class / its class)^strength.
+
+    A sample without a label for a task counts 1 there, as one of the largest class does. With the five risk horizons
+    this is risk-aware sampling: the sooner a cancer comes, the more horizons are positive, the larger the weight.
+
+    Args:
+        labels: per task ``[num_samples]`` codes, -1 missing. strength: 0 = as they come, 1 = fully balanced.
+        max_ratio: no sample weighs more than this many times the least.
+    """
+    per_task = []
+    for codes in labels:
+        known = codes >= 0
+        weight = np.ones(len(codes))
+        if known.any():
+            counts = np.bincount(codes[known])
+            weight[known] = (counts.max() / counts[codes[known]]) ** strength
+        per_task.append(weight)
+    mean: np.ndarray = np.mean(per_task, axis=0)
+    return np.minimum(mean, max_ratio * mean.min())
+
+
+def _shuffled(manifest: Manifest, random: np.random.Generator, counts: np.ndarray, window_samples: int) -> np.ndarray:
     starts = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
     pieces: list[np.ndarray] = []
     window: list[np.ndarray] = []
     held = 0
     for shard in random.permutation(len(manifest.shards)):
-        indices = np.arange(manifest.shards[shard].num_samples)
-        if eligible is not None:
-            indices = indices[eligible[starts[shard] : starts[shard + 1]]]
+        indices = np.repeat(np.arange(manifest.shards[shard].num_samples), counts[starts[shard] : starts[shard + 1]])
         window.append(np.stack([np.full_like(indices, shard), indices], axis=1))
         held += len(indices)
         if held >= window_samples:

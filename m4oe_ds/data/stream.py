@@ -7,11 +7,12 @@ rank or worker reads a position is arithmetic. Reading goes through WebDataset's
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from m4oe_ds.data.augment import AugmentOptions, augment
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.collate import Sample, collate
 from m4oe_ds.data.manifest import Manifest, read_sample
-from m4oe_ds.data.order import epoch_order, generator, position
+from m4oe_ds.data.order import epoch_order, generator, position, weighted_order
 from m4oe_ds.data.quarantine import Quarantine
 from m4oe_ds.data.schema import DATASETS, MISSING, TaskSpec
 from m4oe_ds.errors import DataError
@@ -32,6 +33,7 @@ from m4oe_ds.errors import DataError
 os.environ.setdefault("WDS_SECURE", "1")  # no pipe: or file: addresses, no pickles in archives
 
 PADDING = (-1, -1)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,19 +112,49 @@ class Reading:
 class _Samples(Dataset[Any]):
     """Map-style access for the loader: an item is (shard, index, epoch); a failure comes back as text, not raised."""
 
-    def __init__(self, folder: Path, manifest: Manifest, reading: Reading) -> None:
-        self.folder, self.manifest, self.reading = folder, manifest, reading
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        reading: Reading,
+        other_breast: dict[tuple[int, int], tuple[int, int]] | None,
+    ) -> None:
+        self.folder, self.manifest, self.reading, self.other_breast = folder, manifest, reading, other_breast
 
     def __getitem__(self, item: tuple[int, int, int]) -> Sample | str | None:
         shard_id, index, epoch = item
         if shard_id < 0:
             return None
-        shard = self.manifest.shards[shard_id]
         try:
-            members = read_sample(self.folder / shard.name, shard.offsets[index], shard.offsets[index + 1])
-            return self.reading.sample(members, epoch)
+            sample = self.reading.sample(self._members(shard_id, index), epoch)
         except DataError as error:
-            return f"{shard.name}[{index}]\n{error}"
+            return f"{self.manifest.shards[shard_id].name}[{index}]\n{error}"
+        other = (self.other_breast or {}).get((shard_id, index))
+        if other is not None:
+            try:
+                sample.contralateral = self.reading.sample(self._members(*other), epoch).views
+            except DataError as error:  # it will be met as a sample of its own, and counted there
+                _logger.debug("the other breast cannot be read: %s", error)
+        return sample
+
+    def _members(self, shard_id: int, index: int) -> dict[str, bytes]:
+        shard = self.manifest.shards[shard_id]
+        return read_sample(f"{self.folder}/{shard.name}", shard.offsets[index], shard.offsets[index + 1])
+
+
+def _other_breasts(manifest: Manifest) -> dict[tuple[int, int], tuple[int, int]]:
+    """(shard, index) of the other breast of the same exam, for every sample that has one in this split."""
+    where = {
+        name: (number, index) for number, shard in enumerate(manifest.shards) for index, name in enumerate(shard.exams)
+    }
+    mirrored = {"l": "r", "r": "l"}
+    out = {}
+    for name, place in where.items():
+        exam, _, side = name.rpartition("-")
+        other = where.get(f"{exam}-{mirrored.get(side, '')}")
+        if other is not None:
+            out[place] = other
+    return out
 
 
 class ShardStream:
@@ -134,6 +166,10 @@ class ShardStream:
         rank, world: this reader among all. seed: of the run. workers: reader processes; 0 = read in this one.
         augment: training augmentation, or None. normalise: ``{modality: (mean, std)}``; default this split's own.
         complete_only: use only samples that have every modality. max_bad_fraction: see :class:`Quarantine`.
+        last_batch: ``pad`` fills the last global batch of an epoch with padding samples, so that every sample comes
+            exactly once per epoch; ``drop`` leaves the remainder out.
+        weights: ``[num_samples]`` sampling weights in manifest order; None = every sample once per epoch.
+        contralateral: also read the other breast of the same exam.
 
     Raises:
         DataError: split missing, or without a modality or task asked for.
@@ -156,6 +192,9 @@ class ShardStream:
         normalise: Mapping[str, tuple[float, float]] | None = None,
         complete_only: bool = False,
         max_bad_fraction: float = 0.001,
+        last_batch: Literal["pad", "drop"] = "pad",
+        weights: np.ndarray | None = None,
+        contralateral: bool = False,
     ) -> None:
         self.folder, self.manifest = Path(folder), Manifest.load(Path(folder))
         lacking = [name for name in modalities if name not in self.manifest.modalities]
@@ -166,6 +205,8 @@ class ShardStream:
             )
         self.micro_batch, self.accumulation, self.workers = micro_batch, accumulation, workers
         self.rank, self.world, self.seed = rank, world, seed
+        self.last_batch = last_batch
+        self.other_breast = _other_breasts(self.manifest) if contralateral else None
         if normalise is None:
             normalise = {n: (s["mean"], max(s["std"], 1e-6)) for n, s in self.manifest.pixel_statistics.items()}
         channels = dict(
@@ -183,44 +224,59 @@ class ShardStream:
         present = self.manifest.sample_present(modalities)
         self.eligible: np.ndarray = np.asarray(present.all(1) if complete_only else present.any(1))
         self.num_samples = int(self.eligible.sum())
+        self.weights = None if weights is None else np.where(self.eligible, weights, 0.0)
         self.quarantine = Quarantine(self.num_samples, max_bad_fraction)
 
     @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step over all ranks."""
+        return self.micro_batch * self.world * self.accumulation
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch, equal on every rank; a remainder smaller than one global batch is left out.
+        """Optimizer steps of a whole epoch, equal on every rank.
 
         Raises:
             DataError: fewer samples than one global batch.
         """
-        batch = self.micro_batch * self.world * self.accumulation
+        return self.steps_left(0)
+
+    def steps_left(self, samples_done: int) -> int:
+        """Optimizer steps from a position of the epoch to its end, equal on every rank.
+
+        Raises:
+            DataError: fewer samples than one global batch.
+        """
+        batch = self.global_batch
         if self.num_samples < batch:
             raise DataError(
                 f"{self.num_samples} samples do not fill one global batch of {batch}",
                 str(self.folder),
                 "lower train_batch_size in the DeepSpeed JSON",
             )
-        return self.num_samples // batch
+        left = max(0, self.num_samples - samples_done)
+        return -(-left // batch) if self.last_batch == "pad" else left // batch
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
-        """Steps ``start_step`` to the end of an epoch; each is this rank's ``accumulation`` micro-batches."""
-        order = epoch_order(self.manifest, self.seed, epoch, self.eligible)
-        rows = [
-            [
-                position(
-                    step,
-                    micro,
-                    self.rank,
-                    row,
-                    micro_batch=self.micro_batch,
-                    world=self.world,
-                    accumulation=self.accumulation,
+    def epoch(self, epoch: int, samples_done: int = 0) -> Iterator[list[Batch]]:
+        """The rest of an epoch: each step is this rank's ``accumulation`` micro-batches.
+
+        Args:
+            samples_done: position in the epoch: samples used before by all ranks together, however many those were.
+        """
+        if self.weights is None:
+            order = epoch_order(self.manifest, self.seed, epoch, self.eligible)
+        else:
+            order = weighted_order(self.manifest, self.seed, epoch, self.weights)
+        sizes = {"micro_batch": self.micro_batch, "world": self.world, "accumulation": self.accumulation}
+        items = []
+        for step in range(self.steps_left(samples_done)):
+            for micro in range(self.accumulation):
+                places = [
+                    samples_done + position(step, micro, self.rank, row, **sizes) for row in range(self.micro_batch)
+                ]
+                items.append(
+                    [(*(map(int, order[at]) if at < len(order) else PADDING), epoch) for at in places]
                 )  # fmt: skip
-                for row in range(self.micro_batch)
-            ]
-            for step in range(start_step, self.steps_per_epoch)
-            for micro in range(self.accumulation)
-        ]
-        items = [[(int(order[r, 0]), int(order[r, 1]), epoch) for r in batch] for batch in rows]
         held: list[Batch] = []
         for batch in self._batches(items):
             held.append(batch)
@@ -243,12 +299,13 @@ class ShardStream:
         if not items:
             return
         loader = DataLoader(
-            _Samples(self.folder, self.manifest, self.reading),
+            _Samples(self.folder, self.manifest, self.reading, self.other_breast),
             batch_sampler=items,  # type: ignore[arg-type]  # the items are the indices
             num_workers=self.workers,
             collate_fn=_as_list,
             worker_init_fn=_one_thread,
             prefetch_factor=4 if self.workers else None,
+            pin_memory=False,  # samples arrive here; the batch is pinned when it is made
             # the loader must not draw from the global generator: training state would depend on it
             generator=torch.Generator().manual_seed(0),
         )
@@ -256,8 +313,9 @@ class ShardStream:
         for found in loader:
             samples = [self._accept(sample) for sample in found]
             batch = collate(
-                samples, self.reading.modalities, self.reading.channels, self.reading.tasks, self.reading.image_size
-            )
+                samples, self.reading.modalities, self.reading.channels, self.reading.tasks, self.reading.image_size,
+                contralateral=self.other_breast is not None,
+            )  # fmt: skip
             yield batch.pin_memory() if pin else batch
 
     def _accept(self, sample: Sample | str | None) -> Sample | None:

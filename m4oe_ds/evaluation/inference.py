@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,14 @@ def predict_split(
     device: torch.device,
     dtype: torch.dtype,
     num_examples: int = 0,
+    correction: Mapping[str, Tensor] | None = None,
 ) -> Predictions:
     """Runs a model over this rank's batches and joins the rows of all ranks.
 
     Args:
         forward: the engine (or a module) in evaluation mode. batches: equal numbers on every rank; padding samples
             have ``valid`` False. objective: for the losses. dtype: of the views. num_examples: samples whose views are
-            kept for the report.
+            kept for the report. correction: ``{task: [C]}`` added to the logits (weighted sampling).
 
     Collectives: the engine's own and one all-gather per array; every rank must call it.
     """
@@ -105,6 +106,8 @@ def predict_split(
     for host in batches:
         batch = host.to(device, dtype)
         output = forward(batch)
+        for name, shift in (correction or {}).items():
+            output.logits[name] = output.logits[name] + shift.to(output.logits[name])
         for k, part in enumerate(objective.task_parts(output, batch).values()):
             sums[k] += part.sum.double()
             counts[k] += part.count.double()

@@ -107,7 +107,7 @@ class Objective:
         if routing is None or output.modality_of_token is None:
             return None
         if term.source == "official":
-            return official_token_task_information(routing.information_logits)
+            return official_token_task_information(routing.information_logits[batch.valid])  # a sum: no padding in it
         mask = batch.label_mask if term.mask_by_label else batch.valid[:, None].expand_as(batch.label_mask)
         return conditional_mutual_information(
             routing.information_logits,

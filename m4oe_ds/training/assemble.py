@@ -14,6 +14,7 @@ import torch
 from m4oe_ds.config import Config, TaskLossConfig, to_dict
 from m4oe_ds.data.augment import AugmentOptions
 from m4oe_ds.data.manifest import Manifest, verify_shards
+from m4oe_ds.data.order import balanced_weights
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.data.stream import ShardStream
 from m4oe_ds.errors import ConfigError, DataError
@@ -92,7 +93,53 @@ def stream(
         normalise=normalise,
         complete_only=config.data.complete_only,
         max_bad_fraction=config.data.max_bad_fraction,
+        last_batch=config.data.last_batch,
+        weights=sampling_weights(config, spec, train_manifest) if split == "train" else None,
+        contralateral=config.data.contralateral,
     )
+
+
+def sampling_weights(config: Config, spec: ModelSpec, manifest: Manifest) -> np.ndarray | None:
+    """``[num_samples]`` weights of class-balanced sampling from the training labels; None for uniform sampling.
+
+    Raises:
+        ConfigError: no or unknown tasks, or tasks without classes.
+    """
+    sampling = config.data.sampling
+    if sampling.kind == "uniform":
+        return None
+    classes = {task.name for task in spec.tasks if task.kind == "classification"}
+    unknown = [name for name in sampling.tasks if name not in classes]
+    if unknown or not sampling.tasks:
+        what = f"{', '.join(unknown)} is not a classification task of this run" if unknown else "is empty"
+        raise ConfigError(what, "data.sampling.tasks", f"choose among {', '.join(sorted(classes))}")
+    labels = [manifest.sample_labels(name) for name in sampling.tasks]
+    return balanced_weights(labels, sampling.strength, sampling.max_ratio)
+
+
+def prior_correction(config: Config, spec: ModelSpec, manifest: Manifest) -> dict[str, torch.Tensor]:
+    """``{task: [C]}`` added to the logits at evaluation: log(class share in the data / in the epochs drawn).
+
+    Sampling by labels trains the posterior of a world with other class shares; by Bayes' rule this correction (Saerens et
+    al., 2002; Menon et al., 2021) brings the probabilities back. Empty for uniform sampling.
+    """
+    weights = sampling_weights(config, spec, manifest)
+    if weights is None or not config.data.sampling.correct_evaluation:
+        return {}
+    out = {}
+    for task in spec.tasks:
+        if task.kind != "classification":
+            continue
+        codes = manifest.sample_labels(task.name)
+        known = codes >= 0
+        data = np.bincount(codes[known], minlength=task.num_classes)
+        drawn = np.bincount(codes[known], weights=weights[known], minlength=task.num_classes)
+        # a class that training never saw has no share to correct
+        ratio = np.where(
+            data > 0, (data / max(data.sum(), 1)) / np.maximum(drawn / max(drawn.sum(), 1e-12), 1e-12), 1.0
+        )
+        out[task.name] = torch.tensor(np.log(ratio), dtype=torch.float32)
+    return out
 
 
 def objective(config: Config, spec: ModelSpec, manifest: Manifest, device: torch.device) -> Objective:

@@ -32,11 +32,16 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands: ``step`` optimizer steps done, ``epoch`` and ``step_in_epoch`` of the next one."""
+    """Where training stands.
+
+    Attributes:
+        step: optimizer steps done. epoch: of the next step. samples_in_epoch: used before it, over all ranks.
+        samples: used since the beginning.
+    """
 
     step: int
     epoch: int
-    step_in_epoch: int
+    samples_in_epoch: int
     samples: int
 
 

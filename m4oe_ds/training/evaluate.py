@@ -52,7 +52,10 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     )
     stream = assemble.stream(config, split, spec, sizes.micro, 1, manifests["train"])
     objective = assemble.objective(config, spec, manifests["train"], device)
-    predictions = predict_split(model, stream.evaluation(), spec, objective, device, torch.float32)
+    correction = assemble.prior_correction(config, spec, manifests["train"])
+    predictions = predict_split(
+        model, stream.evaluation(), spec, objective, device, torch.float32, correction=correction
+    )
     metrics = None
     if reduce.rank() == 0:
         predictions.save(folder / "predictions" / f"{split}.npz", spec)

@@ -78,11 +78,11 @@ class Loop:
     def resume(self, tag: str, store: CheckpointStore | None = None) -> None:
         """Continues from a checkpoint; the data stream goes on behind the last sample it used."""
         self.position, progress = (store or self.store).load(self.engine, tag)
-        if progress["steps_per_epoch"] != self.steps_per_epoch:
+        if progress["global_batch"] != self.global_batch:
             raise CheckpointError(
-                f"an epoch had {progress['steps_per_epoch']} steps and now has {self.steps_per_epoch}",
+                f"a step had {progress['global_batch']} samples and now has {self.global_batch}",
                 f"checkpoint {tag}",
-                "use the batch size and data it was written with, or --resume never",
+                "keep train_batch_size of the DeepSpeed JSON, or --resume never",
             )
         self.best = progress["best"] if progress["best"] is not None else math.inf
 
@@ -112,10 +112,10 @@ class Loop:
     def _epoch(self, recorder: Recorder, request: StopRequest) -> int:
         """Steps to the end of the epoch (or of training); returns the signal that asked to stop, if any."""
         run = self.config.run
-        epoch, first = self.position.epoch, self.position.step_in_epoch
+        epoch = self.position.epoch
         clock, samples_since = time.monotonic(), 0
         self.engine.train()
-        for offset, batches in enumerate(self.train.epoch(epoch, start_step=first)):
+        for batches in self.train.epoch(epoch, self.position.samples_in_epoch):
             step = self.position.step  # steps done before this one
             rate = schedule.apply(
                 self.engine,
@@ -123,12 +123,11 @@ class Loop:
                 schedule.factor(self.config.schedule, step, self.steps_per_epoch, self.total_steps),
             )
             report = train_step(self.engine, batches, self.objective, self.dtype)
-            inside = first + offset + 1
-            over = inside == self.steps_per_epoch
-            self.position = Position(
-                step + 1, epoch + over, 0 if over else inside, self.position.samples + self.global_batch
-            )
-            samples_since += self.global_batch
+            used = min(self.global_batch, self.train.num_samples - self.position.samples_in_epoch)
+            inside = self.position.samples_in_epoch + used
+            over = self.train.steps_left(inside) == 0
+            self.position = Position(step + 1, epoch + over, 0 if over else inside, self.position.samples + used)
+            samples_since += used
             recorder.step()
             if (step + 1) % run.log_every_steps == 0 or step + 1 == self.total_steps or step == 0:
                 elapsed = time.monotonic() - clock
@@ -223,7 +222,7 @@ class Loop:
 
     def _save(self) -> str:
         progress = {
-            "steps_per_epoch": self.steps_per_epoch,
+            "global_batch": self.global_batch,
             "best": None if math.isinf(self.best) else self.best,
         }
         tag = self.store.save(self.engine, self.position, progress)
@@ -238,8 +237,9 @@ class Loop:
         stream = assemble.stream(self.config, split, self.spec, micro, 1, self.manifests["train"])
         self.engine.eval()
         return predict_split(
-            self.engine, stream.evaluation(), self.spec, self.objective, self.engine.device, self.dtype, num_examples
-        )
+            self.engine, stream.evaluation(), self.spec, self.objective, self.engine.device, self.dtype, num_examples,
+            assemble.prior_correction(self.config, self.spec, self.manifests["train"]),
+        )  # fmt: skip
 
 
 def predictions_dict(predictions: Predictions) -> dict[str, Any]:

@@ -16,7 +16,17 @@ from m4oe_ds.data.order import WINDOW_SAMPLES, epoch_order, generator, position
 def manifest(sizes: list[int]) -> Manifest:
     """A manifest of shards of the given sizes; files do not matter for the order."""
     shards = tuple(
-        Shard(f"x-train-{i:06d}.tar", 0, "", size, list(range(size + 1)), {}, [1] * size, ["g"] * size, [f"e{n}-l" for n in range(size)])
+        Shard(
+            f"x-train-{i:06d}.tar",
+            0,
+            "",
+            size,
+            list(range(size + 1)),
+            {},
+            [1] * size,
+            ["g"] * size,
+            [f"e{n}-l" for n in range(size)],
+        )
         for i, size in enumerate(sizes)
     )
     return Manifest("x", "train", True, ("a",), (), sum(sizes), 1, shards, {}, {}, {}, {})

@@ -80,6 +80,7 @@ def stream(folder: Path, rank: int = 0, world: int = 1, **options: Any) -> Shard
         "image_size": (HEIGHT, WIDTH),
         "accumulation": 1,
         "seed": 3,
+        "last_batch": "drop",
         **options,
     }
     settings.setdefault("micro_batch", GLOBAL // (world * settings["accumulation"]))
@@ -133,7 +134,7 @@ def test_no_sample_twice_in_an_epoch_and_every_sample_in_some_epoch(folder: Path
 def test_resuming_gives_the_tail(folder: Path, start: int) -> None:
     options = {"micro_batch": 3, "accumulation": 2, "augment": AUGMENT}
     whole = list(stream(folder, **options).epoch(2))
-    tail = list(stream(folder, **options).epoch(2, start_step=start))
+    tail = list(stream(folder, **options).epoch(2, samples_done=start * 6))
     assert len(whole) == 8
     assert len(tail) == 8 - start
     for expected, found in zip(whole[start:], tail, strict=True):
@@ -364,3 +365,144 @@ def test_batches_are_frozen(folder: Path) -> None:
     batch = next(stream(folder).evaluation())
     with pytest.raises(dataclasses.FrozenInstanceError):
         batch.keys = ()  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------------------- every sample once, whatever happens
+
+
+def read_part(folder: Path, world: int, workers: int, done: int, steps: int | None, **options: Any) -> list[str]:
+    """Keys that ``world`` ranks read in ``steps`` steps (None = to the end) from position ``done`` of epoch 3."""
+    found: list[str] = []
+    lengths = set()
+    for rank in range(world):
+        reading = stream(folder, rank, world, workers=workers, last_batch="pad", **options)
+        taken = list(itertools.islice(reading.epoch(3, samples_done=done), steps))
+        lengths.add(len(taken))
+        found += [key for step in taken for batch in step for key in batch.keys if key]
+    assert len(lengths) == 1  # equal steps on every rank
+    return found
+
+
+CASES = np.random.default_rng(11)
+
+
+@pytest.mark.parametrize(
+    ("world", "after", "workers", "micro", "accumulation", "kill"),
+    [
+        (
+            int(CASES.integers(1, 6)), int(CASES.integers(1, 6)), int(CASES.integers(0, 3)) if case % 5 == 0 else 0,
+            int(CASES.integers(1, 4)), int(CASES.integers(1, 3)), float(CASES.random()),
+        )
+        for case in range(50)
+    ],
+)  # fmt: skip
+def test_a_killed_epoch_goes_on_at_any_world_size_with_every_sample_once(
+    folder: Path, world: int, after: int, workers: int, micro: int, accumulation: int, kill: float
+) -> None:
+    """50 random (kill point, world before, world after, workers): the union of both parts is the epoch."""
+    before = {"micro_batch": micro, "accumulation": accumulation}
+    steps = int(kill * stream(folder, 0, world, last_batch="pad", **before).steps_per_epoch)
+    first = read_part(folder, world, workers, 0, steps, **before)
+    used = min(steps * micro * accumulation * world, COUNT)
+    assert len(first) == used
+    second = read_part(folder, after, workers, used, None, micro_batch=4 - micro, accumulation=3 - accumulation)
+    assert Counter(first + second) == Counter(key for key in all_keys(folder))
+
+
+def all_keys(folder: Path) -> list[str]:
+    return [key for batch in stream(folder).evaluation() for key in batch.keys if key]
+
+
+def test_more_readers_than_shards_lose_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path, 7)
+    shards = len(Manifest.load(folder).shards)
+    assert shards < 3 * 2
+    assert Counter(read_part(folder, 3, 2, 0, None, micro_batch=2)) == Counter(all_keys(folder))
+
+
+def test_padding_of_the_last_batch_carries_no_label(folder: Path) -> None:
+    reading = stream(folder, micro_batch=GLOBAL, last_batch="pad")
+    steps = list(reading.epoch(0))
+    assert len(steps) == -(-COUNT // GLOBAL)
+    (last,) = steps[-1]
+    assert int(last.valid.sum()) == COUNT % GLOBAL
+    assert not last.label_mask[~last.valid].any()
+
+
+def test_the_shuffle_is_measured_to_be_good(tmp_path: Path) -> None:
+    """Orders of two epochs are unrelated, and the samples of every shard are spread over the whole epoch."""
+    from scipy.stats import spearmanr
+
+    from m4oe_ds.data.order import epoch_order
+
+    manifest = Manifest.load(write(tmp_path, 200))
+    starts = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
+    places = []
+    for epoch in range(6):
+        order = epoch_order(manifest, 0, epoch)
+        number = starts[order[:, 0]] + order[:, 1]
+        places.append(np.argsort(number))  # place of every sample in this epoch
+        for shard in range(len(manifest.shards)):
+            mine = np.flatnonzero(order[:, 0] == shard) / len(order)
+            assert np.ptp(mine) > 0.25  # five samples of 200 at random: spread of 0.67 on average
+    correlations = [abs(spearmanr(a, b).statistic) for a, b in itertools.combinations(places, 2)]
+    assert max(correlations) < 0.25  # standard error of 200 ranks: 0.07
+
+
+# ------------------------------------------------------------------------------------------- weights, both breasts
+
+
+def test_balanced_sampling_brings_rare_classes_and_keeps_the_length(tmp_path: Path) -> None:
+    from m4oe_ds.data.order import balanced_weights, weighted_order
+
+    manifest = Manifest.load(write(tmp_path, 120))
+    labels = np.where(np.arange(120) < 6, 1, 0)
+    labels[100:] = -1
+    full = balanced_weights([labels], 1.0, 1e9)
+    np.testing.assert_allclose([full[0], full[50], full[110]], [94 / 6, 1.0, 1.0])
+    assert balanced_weights([labels], 1.0, 4.0)[0] == 4.0
+    assert (balanced_weights([labels], 0.0, 9.0) == 1.0).all()
+    counts = np.zeros(120)
+    for epoch in range(40):
+        order = weighted_order(manifest, 1, epoch, full)
+        assert len(order) == 120
+        starts = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
+        one = np.bincount(starts[order[:, 0]] + order[:, 1], minlength=120)
+        expected = 120 * full / full.sum()
+        assert (np.abs(one - expected) < 1 + 1e-9).all()  # systematic: never a whole draw off
+        counts += one
+    np.testing.assert_allclose(counts[:6].mean() / 40, 120 * full[0] / full.sum(), rtol=0.05)
+
+
+def test_weighted_epochs_resume_and_leave_out_what_is_not_eligible(folder: Path) -> None:
+    weights = np.ones(COUNT)
+    weights[::3] = 0.0
+    options = {"weights": weights, "micro_batch": 2}
+    whole = [key for step in stream(folder, **options).epoch(1) for key in keys(step)]
+    tail = [key for step in stream(folder, **options).epoch(1, samples_done=4) for key in keys(step)]
+    assert whole[4:] == tail
+    assert not {number_of(key) for key in whole if key} & set(range(0, COUNT, 3))
+
+
+def test_the_other_breast_of_the_same_exam_comes_along(tmp_path: Path) -> None:
+    spec = DATASETS["rsna"]
+    writer = ShardWriter(
+        tmp_path, "rsna", "train", modalities=spec.modalities, tasks=spec.tasks, samples_per_shard=2, synthetic=True,
+        preprocessing={},
+    )  # fmt: skip
+    sides = [(1, "l"), (2, "l"), (1, "r"), (3, "r")]
+    for number, (exam, side) in enumerate(sides):
+        meta = {
+            "schema_version": SCHEMA_VERSION, "dataset": "rsna", "split": "train", "key": f"rsna-{number:016x}-{side}",
+            "group": f"{exam:016x}", "exam": f"{exam:016x}", "side": side, "labels": {}, "modalities": ["ffdm_cc"],
+            "geometry": {}, "screening": None, "vendor": "other",
+        }  # fmt: skip
+        writer.write(meta, {"ffdm_cc.b2": codecs.encode(pixels(number, 0))})
+    writer.close({})
+    (batch,) = stream(tmp_path / "train", micro_batch=4, contralateral=True, normalise={}).evaluation()
+    there = batch.extras["contralateral_present"]
+    assert there.tolist() == [[True, False], [False, False], [True, False], [False, False]]
+    other = batch.extras["contralateral.ffdm_cc"]
+    assert torch.equal(other[0], batch.views["ffdm_cc"][2])
+    assert torch.equal(other[2], batch.views["ffdm_cc"][0])
+    assert other[1].abs().sum() == 0
