@@ -10,20 +10,18 @@ import json
 import logging
 import os
 import shutil
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_tools.tasks import ShardJob
-from data_tools.view import SampleResult, SampleTask, convert_sample
+from data_tools.view import SampleResult
+from data_tools.workers import converted
 from m4oe_ds.data.manifest import Manifest, OpenShard, Shard, assemble
 from m4oe_ds.data.schema import DATASETS, SPLITS, DatasetSpec
 from m4oe_ds.errors import DataError
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 logger = logging.getLogger(__name__)
 RECORDS = ".records"
@@ -98,36 +96,6 @@ class Record:
                 logger.warning("shard %s is not as its record says: it is made again", job.name)
                 return None
         return record
-
-
-def converted(tasks: Sequence[SampleTask], workers: int) -> Iterator[SampleResult]:
-    """Converts the samples in ``workers`` processes and yields them in order, few at a time in memory."""
-    if workers <= 1:
-        yield from map(convert_sample, tasks)
-        return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # the processes are the parallelism
-    try:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            waiting: deque[Future[SampleResult]] = deque()
-            try:
-                for task in tasks:
-                    waiting.append(pool.submit(convert_sample, task))
-                    if len(waiting) >= 4 * workers:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
 
 
 @dataclass(frozen=True)

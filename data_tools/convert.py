@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset", choices=tuple(DATASETS), required=True)
     add("--root", type=Path, required=True, help="archive: the folder with its tables and images")
     add("--out", type=Path, required=True, help="folder to make; must not exist")
-    add("--workers", type=int, default=None, help="processes; default: the processors, at most 8")
+    add("--workers", type=int, default=None, help="processes; default: the processors, at most 8; 0 = in this one")
     add("--rows", type=int, default=None, help="of the stored images; default 1024, GAMMA 512")
     add("--cols", type=int, default=None, help="of the stored images; default 832, GAMMA 512")
     add("--codec", choices=("b2", "png"), default="b2", help="pixel codec; default b2")
@@ -93,7 +93,9 @@ def _check_options(options: argparse.Namespace) -> None:
     gamma = options.dataset == "gamma"
     options.rows = (512 if gamma else 1024) if options.rows is None else options.rows
     options.cols = (512 if gamma else 832) if options.cols is None else options.cols
-    for name in ("rows", "cols", "samples_per_shard", "workers", "limit"):
+    if options.workers is not None and options.workers < 0:
+        raise DataError(f"{options.workers} is negative", "--workers", "use 0 or more")
+    for name in ("rows", "cols", "samples_per_shard", "limit"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise DataError(f"{value} is below 1", f"--{name.replace('_', '-')}", "use a positive number")
@@ -327,7 +329,7 @@ def _convert(
     partial = _partial_folder(options, fingerprint(jobs, preprocessing))
     mine = [job for number, job in enumerate(jobs) if number % part[1] == part[0] - 1]
     rules = conversion.Rules(options.require, options.max_quarantine, str(options.root))
-    workers = min(options.workers or min(8, os.cpu_count() or 1), max(1, sum(len(job.tasks) for job in mine)))
+    workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
     try:
         conversion.make_shards(partial, mine, DATASETS[options.dataset], rules, workers)
     except UserError:

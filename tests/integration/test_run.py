@@ -61,7 +61,7 @@ def test_without_validation_the_last_weights_are_evaluated(tmp_path: Path) -> No
         ["--ds_config", "ds_configs/zero2.json", "--output", str(run), f"--set=data.root={data}", *settings]
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert json.loads((run / "metrics.json").read_text())["checkpoint"]["tag"] == "step-00000004"
+    assert json.loads((run / "metrics.json").read_text())["checkpoint"]["tag"] == "step-00000006"
 
 
 def test_an_error_of_another_rank_is_shown(tmp_path: Path) -> None:

@@ -34,12 +34,12 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shards(archive: Path) -> Path:
     out = archive.with_name("shards")
-    convert.run(["--dataset", "embed", "--root", str(archive), "--out", str(out), "--workers", "1", *SIZE])
+    convert.run(["--dataset", "embed", "--root", str(archive), "--out", str(out), "--workers", "0", *SIZE])
     return out
 
 
 def arguments(archive: Path, out: Path, *more: str) -> list[str]:
-    return ["--dataset", "embed", "--root", str(archive), "--out", str(out), "--workers", "1", *SIZE, *more]
+    return ["--dataset", "embed", "--root", str(archive), "--out", str(out), "--workers", "0", *SIZE, *more]
 
 
 def converted(shards: Path) -> dict[tuple[str, str, str], dict[str, bytes]]:
