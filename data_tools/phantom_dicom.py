@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SYNTAXES = ("ExplicitVRLittleEndian", "JPEG2000Lossless", "RLELossless", "JPEGLSLossless")
+SYNTAXES = ("ExplicitVRLittleEndian", "JPEG2000Lossless", "RLELossless", "JPEGLSLossless", "JPEGLosslessSV1")
 # SNOMED CT codes of DICOM context group 4014, by the values of ViewPosition
 _VIEW_CODES = {
     "CC": ("399162004", "cranio-caudal"),
@@ -49,6 +49,8 @@ class DicomFacts:
     window: tuple[tuple[int, int], ...]
     syntax: str = "ExplicitVRLittleEndian"
     monochrome1: bool = False
+    padding: int | None = None  # stored value of padding pixels, PixelPaddingValue
+    voi_function: str = ""
 
 
 def burn_in_marker(pixels: NDArray[np.uint16], text: str, side: str, top: int) -> NDArray[np.uint16]:
@@ -128,6 +130,10 @@ def write_mammogram(path: Path, pixels: NDArray[np.uint16], facts: DicomFacts) -
     centres = [(2**facts.bits - 1 - centre) if facts.monochrome1 else centre for centre, _ in facts.window]
     widths = [width for _, width in facts.window]
     ds.WindowCenter, ds.WindowWidth = (centres, widths) if len(widths) > 1 else (centres[0], widths[0])
+    if facts.voi_function:
+        ds.VOILUTFunction = facts.voi_function
+    if facts.padding is not None:
+        ds.PixelPaddingValue = facts.padding
     ds.LossyImageCompression = "00"
     top = np.uint16(2**facts.bits - 1)
     ds.PixelData = (top - pixels if facts.monochrome1 else pixels).astype("<u2").tobytes()
@@ -135,7 +141,30 @@ def write_mammogram(path: Path, pixels: NDArray[np.uint16], facts: DicomFacts) -
     ds.file_meta = FileMetaDataset()
     ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
     ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    if facts.syntax != "ExplicitVRLittleEndian":
+    if facts.syntax not in ("ExplicitVRLittleEndian", "JPEGLosslessSV1"):
         ds.compress(getattr(pydicom.uid, facts.syntax), generate_instance_uid=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     dcmwrite(path, ds, enforce_file_format=True)
+    if facts.syntax == "JPEGLosslessSV1":
+        _to_jpeg_lossless(path)
+
+
+def _to_jpeg_lossless(path: Path) -> None:
+    """Compresses a written file in place as JPEG Lossless SV1, which only GDCM can write here."""
+    import gdcm
+
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+    if not reader.Read():
+        raise RuntimeError("GDCM cannot read what was just written")
+    change.SetInput(reader.GetImage())
+    if not change.Change():
+        raise RuntimeError("GDCM cannot compress this image")
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    if not writer.Write():
+        raise RuntimeError("GDCM cannot write the compressed image")

@@ -71,7 +71,7 @@ VISIBILITY = {
     "hidden_cc": (0.2, 1.0, 0.2, 1.0),
     "hidden_mlo": (1.0, 0.2, 1.0, 0.2),
 }
-# Faults of the first twelve patients of every FAULT_PERIOD
+# Faults of the first thirteen patients of every FAULT_PERIOD
 FAULT_PERIOD = 48
 FAULT_SLOTS: tuple[tuple[str, ...], ...] = (
     ("missing_contralateral_row",),
@@ -86,10 +86,14 @@ FAULT_SLOTS: tuple[tuple[str, ...], ...] = (
     ("missing_file",),
     ("truncated_file", "garbage_file"),
     ("exam_after_cancer",),
+    ("short_file",),
 )
 FAULTS = tuple(name for slot in FAULT_SLOTS for name in slot)
 # Formats that are unusual but valid; present whether or not faults are asked for
-VARIETY_SLOTS = {1: "monochrome1", 3: "JPEG2000Lossless", 4: "RLELossless", 6: "JPEGLSLossless", 8: "several_windows"}
+VARIETY_SLOTS = {
+    1: "monochrome1", 3: "JPEG2000Lossless", 4: "RLELossless", 6: "JPEGLSLossless", 8: "several_windows",
+    12: "JPEGLosslessSV1", 13: "padding",
+}  # fmt: skip
 DENSITY_SHARES = (0.15, 0.35, 0.35, 0.15)
 BIRADS = {
     "triage": {"N": 0, "B": 1, "A": 2, "P": 2, "S": 2, "X": -1},

@@ -26,7 +26,7 @@ from data_tools.phantom_embed import (
 
 @dataclass(frozen=True)
 class Take:
-    """One image file of an exam. ``fate``: ``ok``, ``missing``, ``truncated`` or ``garbage``."""
+    """One image file of an exam. ``fate``: ``ok``, ``missing``, ``truncated``, ``short`` or ``garbage``."""
 
     modality: str
     side: str
@@ -79,6 +79,8 @@ def plan_takes(patient: Patient, exam: Exam) -> list[Take]:
         change("ffdm_mlo", "L", fate="missing")
     if "truncated_file" in faults:
         change("ffdm_mlo", "L", fate="truncated")
+    if "short_file" in faults:
+        change("ffdm_cc", "R", fate="short")
     if "garbage_file" in faults:
         change("ffdm_cc", "R", fate="garbage")
     return takes
@@ -164,6 +166,7 @@ def _facts(seed: int, patient: Patient, exam: Exam, take: Take, number: int) -> 
         window,
         syntax,
         monochrome1,
+        2**bits - 1 if patient.variety == "padding" else None,
     )
 
 
@@ -205,8 +208,19 @@ def _write_take(path: Path, pixels: NDArray[np.uint16], facts: DicomFacts, take:
         path.write_bytes(np.random.default_rng([seed, 3]).bytes(4096))
         return
     write_mammogram(path, pixels, facts)
+    if take.fate == "short":
+        _shorten_pixels(path)
     if take.fate == "truncated":
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
+
+
+def _shorten_pixels(path: Path) -> None:
+    """A header that promises more rows than the pixel data holds, in a file that is otherwise intact."""
+    from pydicom import dcmread, dcmwrite
+
+    ds = dcmread(path)
+    ds.Rows = int(ds.Rows) + 40
+    dcmwrite(path, ds, enforce_file_format=True)
 
 
 def _render_take(
@@ -222,6 +236,13 @@ def _render_take(
         top = 1000 if take.modality.startswith("syn") else 4000
         pixels = burn_in_marker(pixels, f"{take.side} {take.modality.split('_')[1].upper()}", take.side, top)
     return pixels
+
+
+def _pad(pixels: NDArray[np.uint16], value: int) -> NDArray[np.uint16]:
+    """A bright frame of padding around the image, touching the breast, as some machines leave it."""
+    out = np.minimum(pixels, value - 1)
+    out[:12], out[-12:], out[:, :6], out[:, -6:] = value, value, value, value
+    return out
 
 
 def _sample(
@@ -267,6 +288,8 @@ def write_exam(root: Path, seed: int, patient: Patient, exam: Exam) -> dict[str,
             path = folder / f"{facts.sop_uid}.dcm"
             marker = bool(rng.random() < 0.3)
             pixels = _render_take(breast, take, drawn, rng, marker)
+            if facts.padding is not None:
+                pixels = _pad(pixels, facts.padding)
             _write_take(root / "images" / path, pixels, facts, take, seed)
             result["files"] += take.fate != "missing"
             result["metadata"] += [_metadata_row(patient, exam, take, facts, path) for _ in range(take.rows)]
@@ -288,9 +311,10 @@ def _count(result: dict[str, Any], patient: Patient, take: Take, facts: DicomFac
     faults["duplicate_metadata_row"] += take.rows - 1
     faults["empty_view_position"] += not take.table_view
     faults["sloppy_image_type"] += take.table_type not in ("2D", "cview")
-    for fate in ("missing", "truncated", "garbage"):
+    for fate in ("missing", "truncated", "garbage", "short"):
         faults[f"{fate}_file"] += take.fate == fate
     variety["several_windows"] += len(facts.window) > 1
     variety["monochrome1"] += facts.monochrome1
+    variety["padding"] += facts.padding is not None
     variety["burnt_in_marker"] += marker
     variety[facts.syntax] += 1

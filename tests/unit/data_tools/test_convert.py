@@ -19,13 +19,13 @@ from m4oe_ds.data.manifest import Manifest, read_sample, verify_shards
 from m4oe_ds.data.schema import DATASETS, SPLITS
 from m4oe_ds.errors import DataError
 
-PATIENTS, SEED = 12, 5
+PATIENTS, SEED = 14, 5
 SIZE = ["--rows", "64", "--cols", "52", "--samples-per-shard", "5"]
 
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve synthetic patients: one per group of faults."""
+    """Fourteen synthetic patients: one per group of faults or unusual format."""
     out = tmp_path_factory.mktemp("convert") / "archive"
     phantom.generate("embed", out, PATIENTS, SEED, workers=1)
     return out
@@ -97,7 +97,7 @@ def test_numbers_of_the_report_add_up(archive: Path, shards: Path) -> None:
     faults = json.loads((archive / "faults.json").read_text())["faults"]
     bad = report["images_quarantined"]
     assert bad["missing_file"] == faults["missing_file"]
-    assert sum(bad.values()) == sum(faults[f"{kind}_file"] for kind in ("missing", "truncated", "garbage"))
+    assert sum(bad.values()) == sum(faults[f"{kind}_file"] for kind in ("missing", "truncated", "garbage", "short"))
     images = report["tables"]["excluded"]["images"]
     assert images["spot_or_magnification"] == faults["spot_magnification"]
     assert images["duplicate_row"] == faults["duplicate_metadata_row"]

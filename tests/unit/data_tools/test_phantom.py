@@ -20,7 +20,7 @@ import pytest
 from data_tools import phantom, phantom_breast, phantom_embed
 from m4oe_ds.errors import DataError
 
-PATIENTS, SEED = 12, 5
+PATIENTS, SEED = 14, 5
 BIRADS_TRIAGE = {"N": 0, "B": 1, "A": 2, "P": 2, "S": 2, "M": 2, "K": 2, "X": -1}
 
 
@@ -87,7 +87,7 @@ def test_every_fault_is_planted(archive: Path) -> None:
     missing = [name for name, count in counts["faults"].items() if count < 1]
     assert set(phantom_embed.FAULTS) <= set(counts["faults"])
     assert missing == []
-    for name in ("JPEG2000Lossless", "RLELossless", "JPEGLSLossless", "monochrome1", "several_windows"):
+    for name in ("JPEG2000Lossless", "RLELossless", "JPEGLSLossless", "JPEGLosslessSV1", "monochrome1", "several_windows", "padding"):
         assert counts["variety"][name] >= 1
 
 
