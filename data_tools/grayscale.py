@@ -18,6 +18,7 @@ from data_tools.dicom import BadImage
 from data_tools.geometry import Unit, breast_mask
 
 PERCENTILES = (0.5, 99.5)
+LEAST_RANGE = 0.05  # of the window that the image must use; below, the window is that of another image or depth
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,23 @@ def percentile_scale(values: NDArray[Any], padding: NDArray[np.bool_] | None) ->
     return np.clip((x - below) / (above - below), 0.0, 1.0).astype(np.float32)
 
 
+def _modality_values(ds: Any, stored: NDArray[Any]) -> NDArray[Any]:
+    """Stored values through the modality LUT or rescale; unchanged, and still integers, where that is the identity.
+
+    Raises:
+        BadImage: a damaged LUT.
+    """
+    from pydicom.pixels import apply_modality_lut  # type: ignore[attr-defined]
+
+    slope, intercept = _numbers(_value(ds, "RescaleSlope"))[0], _numbers(_value(ds, "RescaleIntercept"))[0]
+    if _value(ds, "ModalityLUTSequence") is None and slope == 1 and intercept == 0:
+        return stored  # what pydicom returns here are floats, to which no VOI LUT can be applied
+    try:
+        return np.asarray(apply_modality_lut(stored, ds))
+    except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError):
+        raise BadImage("modality_lut") from None
+
+
 def grade(ds: Any, stored: NDArray[Any]) -> Graded:
     """Grey values of a decoded image.
 
@@ -147,17 +165,12 @@ def grade(ds: Any, stored: NDArray[Any]) -> Graded:
     Raises:
         BadImage: another photometric interpretation, or nothing to see.
     """
-    from pydicom.pixels import apply_modality_lut  # type: ignore[attr-defined]
-
     photometric = str(_value(ds, "PhotometricInterpretation") or "").strip().upper()
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadImage("photometric_interpretation")
     inverted = photometric == "MONOCHROME1"
     padding = padding_mask(ds, stored)
-    try:
-        values = apply_modality_lut(stored, ds)
-    except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError):
-        raise BadImage("modality_lut") from None
+    values = _modality_values(ds, stored)
     method, image = "voi_lut", _voi_lut(ds, values)
     if image is None and (window := header_window(ds)) is not None:
         method, image = "window", apply_window(values, *window)
@@ -165,8 +178,8 @@ def grade(ds: Any, stored: NDArray[Any]) -> Graded:
     if image is not None:
         image = np.float32(1.0) - image if inverted else image
         valid = image if padding is None else image[~padding]
-        if valid.size == 0 or float(valid.max()) - float(valid.min()) < 1e-3:
-            image = None  # the window lies outside the data
+        if valid.size == 0 or float(valid.max()) - float(valid.min()) < LEAST_RANGE:
+            image = None  # the window lies outside the data, or is far too wide for it
     if image is None:
         method = "percentile"
         image = percentile_scale(-values.astype(np.float32) if inverted else values, padding)

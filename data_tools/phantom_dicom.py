@@ -51,6 +51,7 @@ class DicomFacts:
     monochrome1: bool = False
     padding: int | None = None  # stored value of padding pixels, PixelPaddingValue
     voi_function: str = ""
+    voi_lut: bool = False  # a VOI LUT sequence with 12-bit entries in a 16-bit table
 
 
 def burn_in_marker(pixels: NDArray[np.uint16], text: str, side: str, top: int) -> NDArray[np.uint16]:
@@ -74,6 +75,17 @@ def _code(value: str, meaning: str) -> Any:
 
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", meaning
+    return item
+
+
+def _voi_lut(bits: int) -> Any:
+    """A straight table whose entries use 12 of the 16 bits its descriptor promises."""
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    entries = np.linspace(0, 4095, 2**bits).round().astype("<u2")
+    item.add_new((0x0028, 0x3002), "US", [2**bits % 65536, 0, 16])
+    item.add_new((0x0028, 0x3006), "OW", entries.tobytes())
     return item
 
 
@@ -130,6 +142,8 @@ def write_mammogram(path: Path, pixels: NDArray[np.uint16], facts: DicomFacts) -
     centres = [(2**facts.bits - 1 - centre) if facts.monochrome1 else centre for centre, _ in facts.window]
     widths = [width for _, width in facts.window]
     ds.WindowCenter, ds.WindowWidth = (centres, widths) if len(widths) > 1 else (centres[0], widths[0])
+    if facts.voi_lut:
+        ds.VOILUTSequence = [_voi_lut(facts.bits)]
     if facts.voi_function:
         ds.VOILUTFunction = facts.voi_function
     if facts.padding is not None:
