@@ -38,6 +38,7 @@ setup(
         "matplotlib>=3.9",
         "jinja2>=3.1",
         "tqdm>=4.66",
+        "openpyxl>=3.1",  # GAMMA's labels are a spreadsheet
         *DICOM,
     ],
     extras_require={

@@ -63,6 +63,11 @@ def _image_violations(facts: Mapping[str, Counter[str]], quarantined: Mapping[st
         found["chest_wall_disagrees_with_laterality"] = total - agreed
     if quarantined.get("beyond_bits_stored"):
         found["values_beyond_bits_stored"] = quarantined["beyond_bits_stored"]
+    for name in ("slices_not_0_to_255", "mask_size_differs"):
+        if quarantined.get(name):
+            found[name] = quarantined[name]
+    if snapped := facts.get("mask", Counter()).get("grey values snapped", 0):
+        found["mask_grey_values_not_0_128_255"] = snapped
     area = sum(quarantined.get(f"breast_area_too_{size}", 0) for size in ("small", "large"))
     if area:
         found["implausible_breast_area"] = area

@@ -102,7 +102,8 @@ def generate(
         layout: one of ``LAYOUTS``.
         out: an absent or empty folder; one with an archive of the same arguments is left as it is.
         patients: how many.
-        seed: of everything; the bytes of the archive depend on nothing else, in particular not on ``workers``.
+        seed: of everything; the bytes of the archive depend on nothing else, in particular not on ``workers`` (but
+            GAMMA's spreadsheet holds the time at which it was written).
         workers: processes; None takes the processors of this machine, at most 8.
         faults: ``full`` plants the known faults of the real archive, ``none`` plants none.
         risk_prevalence: share of women with a cancer within five years of their first exam (EMBED), or with a finding.

@@ -1,12 +1,13 @@
 """RSNA Screening Mammography 2023: one table of images, two sites, BI-RADS per breast and density per patient.
 
 Only one of the two sites (the American one, site 1) has density and all three BI-RADS values; at the other BI-RADS is 0
-or unknown, so a classifier trained on both learns the site. ``birads_sites="labelled"`` therefore takes BI-RADS only from
-sites where all three values occur.
+or unknown, so a classifier trained on both learns the site. ``birads_sites="labelled"`` therefore leaves out the BI-RADS
+of a site that has neither 1 nor 2; judged so, and not by all three values, a small extract of site 1 keeps its labels.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,19 +32,30 @@ BIRADS_SCHEMES: dict[str, dict[float, int]] = {
 DENSITY = {"A": 0, "B": 1, "C": 2, "D": 3}
 VIEWS = {"CC": "ffdm_cc", "MLO": "ffdm_mlo"}
 OTHER_VIEWS = ("AT", "LM", "ML", "LMO")
-# The whole public training set
-EXPECTED = {"images": 54706, "patients": 11913, "breasts": 23826}
+# The whole public training set, by unit; "none" is an empty field
+EXPECTED: dict[str, dict[str, int]] = {
+    "images": {
+        "all": 54706, "site1": 29519, "site2": 25187, "L": 27267, "R": 27439, "CC": 26765, "MLO": 27903, "AT": 19,
+        "LM": 10, "ML": 8, "LMO": 1, "implant": 1477,
+    },
+    "patients": {"all": 11913, "site1": 5818, "site2": 6095},
+    "breasts": {"all": 23826, "more_than_one_cc_or_mlo": 5420},
+    "density_by_patient": {"A": 553, "B": 2511, "C": 2436, "D": 309, "none": 6104},
+    "birads_by_breast": {"0": 3475, "1": 6280, "2": 850, "none": 13221},
+    "birads_by_breast_site1": {"0": 2218, "1": 6280, "2": 850},
+    "birads_by_breast_site2": {"0": 1257},
+}  # fmt: skip
 
 
 def _one(values: Sequence[str], known: Mapping[object, int], plan: Plan, what: str, unit: str) -> str | None:
     """The one value of a patient or breast; None if unknown or contradictory, which is counted."""
-    found = {value for value in values if value}
+    keys = {value: number(value) if what == "birads" else value for value in values if value}
+    found = set(keys.values())  # 1 and 1.0 are the same
     if len(found) > 1:
         plan.violations[f"{what}_not_constant_within_{unit}"] += 1
         return None
-    value = next(iter(found), None)
-    key: object = number(value) if what == "birads" and value is not None else value
-    if value is not None and key not in known:
+    value = next(iter(keys), None)
+    if value is not None and keys[value] not in known:
         plan.violations[f"unknown_{what}"] += 1
         return None
     return value
@@ -55,7 +67,7 @@ def _usable(rows: Sequence[Row], plan: Plan) -> dict[tuple[str, str], dict[str, 
     seen: set[str] = set()
     out: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if not row["patient_id"].isdigit() or not row["image_id"].isdigit():
+        if not re.fullmatch("[0-9]+", row["patient_id"]) or not re.fullmatch("[0-9]+", row["image_id"]):
             excluded["no_identifier"] += 1
             plan.violations["damaged_identifier"] += 1
         elif row["image_id"] in seen:
@@ -94,7 +106,7 @@ def build_plan(rows: Sequence[Row], options: Options) -> Plan:
         by_patient[row["patient_id"]].append(row)
         by_breast[row["patient_id"], row["laterality"].upper()].append(row)
         values_of_site[row["site_id"]].add(number(row["BIRADS"]))
-    labelled = {site for site, values in values_of_site.items() if {0.0, 1.0, 2.0} <= values}
+    labelled = {site for site, values in values_of_site.items() if {1.0, 2.0} & values}
     density: dict[str, int] = {}
     for patient, mine in by_patient.items():
         letter = _one([row["density"].upper() for row in mine], DENSITY, plan, "density", "patient")  # type: ignore[arg-type]
@@ -120,12 +132,13 @@ def build_plan(rows: Sequence[Row], options: Options) -> Plan:
         }
         if options.require == "complete" and len(images) < len(modalities):
             plan.excluded["samples"]["incomplete"] += 1
+            plan.excluded["images"]["of_excluded_samples"] += sum(map(len, images.values()))
             continue
         plan.notes["views_with_several_images"] += sum(len(paths) > 1 for paths in images.values())
         plan.samples.append(
             Sample(
                 patient, patient, side, {"density": density[patient], "birads": birads}, images, screening=True,
-                stratum=f"site {site}", choose="area",
+                stratum=f"site{site}", choose="area",
             )
         )  # fmt: skip
     plan.steps["samples_planned"] = len(plan.samples)

@@ -5,6 +5,7 @@ BI-RADS goes from 1 to 5 and never misses; there is no 0. Validation is carved o
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,16 @@ BIRADS_SCHEMES: dict[str, dict[str, int]] = {
 DENSITY = {"DENSITY A": 0, "DENSITY B": 1, "DENSITY C": 2, "DENSITY D": 3}
 SPLITS = {"training": "train", "test": "test"}
 VIEWS = {"CC": "ffdm_cc", "MLO": "ffdm_mlo"}
-EXPECTED = {"images": 20000, "patients": 5000, "breasts": 10000}
+# The whole public archive, by unit and official split
+EXPECTED: dict[str, dict[str, int]] = {
+    "images": {"all": 20000, "training": 16000, "test": 4000, "L": 10000, "R": 10000, "CC": 10001, "MLO": 9999},
+    "patients": {"all": 5000, "training": 4000, "test": 1000},
+    "breasts": {"all": 10000, "training": 8000, "test": 2000, "without_mlo": 1},
+    "birads_by_breast_training": {"1": 5362, "2": 1871, "3": 372, "4": 305, "5": 90},
+    "birads_by_breast_test": {"1": 1341, "2": 467, "3": 93, "4": 76, "5": 23},
+    "density_by_breast_training": {"A": 40, "B": 764, "C": 6116, "D": 1080},
+    "density_by_breast_test": {"A": 10, "B": 190, "C": 1530, "D": 270},
+}
 
 
 def _label(rows: Sequence[Row], column: str, known: Mapping[str, int], plan: Plan, what: str) -> int:
@@ -57,7 +67,7 @@ def _studies(rows: Sequence[Row], plan: Plan) -> dict[str, list[Row]]:
         if row["image_id"] in seen:
             excluded["duplicate_row"] += 1
             plan.violations["duplicate_image"] += 1
-        elif not row["study_id"] or not row["image_id"] or "/" in row["study_id"] + row["image_id"]:
+        elif not all(re.fullmatch("[0-9a-fA-F]{32}", row[name]) for name in ("study_id", "image_id")):
             excluded["no_identifier"] += 1
             plan.violations["damaged_identifier"] += 1
         elif row["laterality"].upper() not in ("L", "R"):
@@ -157,10 +167,13 @@ def plan_archive(root: Path, options: Options) -> Plan:
     """What the tables of an archive say; ``metadata.csv`` and ``finding_annotations.csv`` may be absent.
 
     Raises:
-        DataError: the breast-level table or a column is missing, or the scheme does not exist.
+        DataError: the breast-level table or a column is missing, identifiers were rounded, or the scheme does not exist.
     """
     root = Path(root)
-    rows = read_table(root / "breast-level_annotations.csv", BREAST_COLUMNS)
+    # an identifier of digits around one e is a number to a spreadsheet
+    rows = read_table(
+        root / "breast-level_annotations.csv", BREAST_COLUMNS, identifiers=("study_id", "series_id", "image_id")
+    )
     vendors = {}
     if (root / "metadata.csv").is_file():
         metadata = read_table(root / "metadata.csv", ("SOP Instance UID", "Manufacturer"))
