@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,19 +56,56 @@ def air_threshold(image: Unit) -> float:
     return air + max(0.012, 0.2 * (float(edges[otsu]) - air))
 
 
-def breast_mask(image: Unit) -> Mask:
+@dataclass(frozen=True)
+class CoarseMask:
+    """A breast mask in blocks of pixels: found, cropped and applied without a pass over the full image.
+
+    Attributes:
+        blocks: bool [rows / factor, cols / factor]. factor: pixels per block and side. shape: of the full image.
+        right_heavy: the right third of the masked image holds more intensity than the left third.
+    """
+
+    blocks: Mask
+    factor: int
+    shape: tuple[int, int]
+    right_heavy: bool
+
+    @property
+    def area(self) -> float:
+        """Share of the image."""
+        return float(self.blocks.sum()) * self.factor**2 / (self.shape[0] * self.shape[1])
+
+    def part(self, top: int, left: int, height: int, width: int) -> Mask:
+        """The mask of a rectangle, one value per pixel."""
+        rows = np.arange(top, top + height) // self.factor
+        cols = np.arange(left, left + width) // self.factor
+        inside = self.blocks[np.minimum(rows, self.blocks.shape[0] - 1)][:, np.minimum(cols, self.blocks.shape[1] - 1)]
+        # pixels behind the last whole block belong to no block
+        inside &= (rows < self.blocks.shape[0])[:, None] & (cols < self.blocks.shape[1])[None, :]
+        return np.asarray(inside)
+
+    def full(self) -> Mask:
+        """The mask of the whole image."""
+        return self.part(0, 0, *self.shape)
+
+
+def block_factor(shape: tuple[int, ...]) -> int:
+    """Pixels per block and side at which the mask of an image is found."""
+    return max(1, -(-max(shape[:2]) // MASK_SIDE))
+
+
+def coarse_mask(small: Unit, factor: int, shape: tuple[int, int]) -> CoarseMask:
     """The breast (with the pectoral muscle): the largest bright component, holes filled.
 
     Args:
-        image: float [rows, cols] in 0..1, bright tissue on dark air.
+        small: float [rows / factor, cols / factor] in 0..1: block means of an image with bright tissue on dark air.
+        shape: of that image.
 
     Returns:
-        bool [rows, cols]; all False where nothing is brighter than air.
+        A mask that is False everywhere where nothing is brighter than air.
     """
     from scipy import ndimage
 
-    factor = max(1, -(-max(image.shape) // MASK_SIDE))
-    small = _block_mean(image, factor)
     bright = small > air_threshold(small)
     border = max(1, round(BORDER_SHARE * small.shape[0]))
     inner = np.zeros_like(bright)
@@ -77,24 +114,26 @@ def breast_mask(image: Unit) -> Mask:
     # opening cuts thin bridges to markers and collimator edges
     labels, count = ndimage.label(ndimage.binary_opening(bright, iterations=1))
     if count == 0:
-        return np.zeros(image.shape, bool)
+        return CoarseMask(np.zeros_like(bright), factor, shape, False)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     breast = labels == int(np.argmax(sizes))
     breast = ndimage.binary_dilation(breast, iterations=1) & bright
     breast = ndimage.binary_fill_holes(breast)
-    if factor == 1:
-        return breast
-    full = np.zeros(image.shape, bool)
-    grown = np.repeat(np.repeat(breast, factor, 0), factor, 1)
-    full[: grown.shape[0], : grown.shape[1]] = grown
-    return full
+    return CoarseMask(breast, factor, shape, chest_wall_at_right(np.where(breast, small, np.float32(0))))
 
 
-def crop_box(mask: Mask) -> tuple[int, int, int, int]:
+def breast_mask(image: Unit) -> CoarseMask:
+    """:func:`coarse_mask` of a full float image [rows, cols] in 0..1."""
+    factor = block_factor(image.shape)
+    return coarse_mask(_block_mean(image, factor), factor, (image.shape[0], image.shape[1]))
+
+
+def crop_box(mask: CoarseMask) -> tuple[int, int, int, int]:
     """(top, left, height, width) of the mask with a margin, inside the image."""
-    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(cols[0]), int(cols[-1]) + 1
+    rows, cols = np.flatnonzero(mask.blocks.any(axis=1)), np.flatnonzero(mask.blocks.any(axis=0))
+    top, bottom = int(rows[0]) * mask.factor, (int(rows[-1]) + 1) * mask.factor
+    left, right = int(cols[0]) * mask.factor, (int(cols[-1]) + 1) * mask.factor
     margin = round(MARGIN_SHARE * max(bottom - top, right - left))
     top, left = max(0, top - margin), max(0, left - margin)
     bottom, right = min(mask.shape[0], bottom + margin), min(mask.shape[1], right + margin)
@@ -113,37 +152,41 @@ def padded_shape(height: int, width: int, rows: int, cols: int) -> tuple[int, in
         max(height, round(width * rows / cols)), width)  # fmt: skip
 
 
-def canonicalise(image: Unit, mask: Mask, rows: int, cols: int) -> Stored:
+def canonicalise(render: Callable[[int, int, int, int], Unit], mask: CoarseMask, rows: int, cols: int) -> Stored:
     """Crops to the breast, mirrors if needed, pads to the aspect (below, above and at the right) and resizes.
 
     Args:
-        image: float [H, W] in 0..1. mask: bool [H, W], not empty. rows, cols: of the result.
+        render: ``(top, left, height, width) -> float32 [height, width]`` in 0..1: only the part that is kept is ever made.
+        mask: not empty. rows, cols: of the result.
     """
     from PIL import Image
 
-    masked = np.where(mask, image, np.float32(0)).astype(np.float32)
-    flipped = chest_wall_at_right(masked)
     top, left, height, width = crop_box(mask)
-    part = masked[top : top + height, left : left + width]
-    if flipped:
-        part = part[:, ::-1]
+    part, inside = render(top, left, height, width), mask.part(top, left, height, width)
+    if mask.right_heavy:
+        part, inside = part[:, ::-1], inside[:, ::-1]
     full_height, full_width = padded_shape(height, width, rows, cols)
     padded = np.zeros((full_height, full_width), np.float32)
     above = (full_height - height) // 2
-    padded[above : above + height, :width] = part
+    np.multiply(part, inside, out=padded[above : above + height, :width])
     # averaging over areas where pixels are merged; interpolation where the source is smaller than the target
     shrinking = full_height >= rows and full_width >= cols
     method = Image.Resampling.BOX if shrinking else Image.Resampling.BILINEAR
     resized = np.asarray(Image.fromarray(padded).resize((cols, rows), method))
     pixels = np.rint(np.clip(resized, 0.0, 1.0) * 65535.0).astype(np.uint16)
     geometry = {
-        "original_shape": [int(n) for n in image.shape],
+        "original_shape": [int(n) for n in mask.shape],
         "crop": [top, left, height, width],
-        "flipped": flipped,
+        "flipped": mask.right_heavy,
         "padded_shape": [full_height, full_width],
         "stored_shape": [rows, cols],
     }
-    return Stored(pixels, geometry, float(mask.mean()))
+    return Stored(pixels, geometry, mask.area)
+
+
+def from_image(image: Unit) -> Callable[[int, int, int, int], Unit]:
+    """What :func:`canonicalise` wants, from a full image."""
+    return lambda top, left, height, width: image[top : top + height, left : left + width]
 
 
 def to_source(geometry: Mapping[str, Any], row: float, col: float) -> tuple[float, float]:

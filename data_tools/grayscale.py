@@ -15,25 +15,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.dicom import BadImage
-from data_tools.geometry import Unit, breast_mask
+from data_tools.geometry import CoarseMask, Unit, block_factor, coarse_mask
 
 PERCENTILES = (0.5, 99.5)
+MAX_VALUES = 1 << 16  # entries of a table; mammograms have 10 to 16 bits
 LEAST_RANGE = 0.05  # of the window that the image must use; below, the window is that of another image or depth
 
 
 @dataclass(frozen=True)
 class Graded:
-    """A graded image.
+    """How an image is graded: a table from stored values to grey, so that grey is made only where it is needed.
 
     Attributes:
-        image: float32 [H, W] in 0..1, bright tissue.
+        stored: integer [H, W] as decoded. low: the stored value of the first entry.
+        table: float32 in 0..1, bright tissue: grey of the stored values ``low``, ``low + 1``, ...
         method: ``voi_lut``, ``window`` or ``percentile``.
         inverted: whether it was MONOCHROME1.
     """
 
-    image: Unit
+    stored: NDArray[Any]
+    low: int
+    table: Unit
     method: str
     inverted: bool
+
+    def part(self, top: int, left: int, height: int, width: int) -> Unit:
+        """Grey values float32 [height, width] of a rectangle."""
+        return self._grey(self.stored[top : top + height, left : left + width])
+
+    @property
+    def image(self) -> Unit:
+        """Grey values of the whole image, float32 [H, W]."""
+        return self._grey(self.stored)
+
+    def mask(self) -> CoarseMask:
+        """The breast; every other pixel is looked at in each direction where blocks are large enough."""
+        return _mask(self.stored, self.low, self.table)
+
+    def _grey(self, stored: NDArray[Any]) -> Unit:
+        return _look_up(stored, self.low, self.table)
+
+
+def _look_up(stored: NDArray[Any], low: int, table: Unit) -> Unit:
+    return np.take(table, stored if low == 0 else stored.astype(np.int64) - low)
+
+
+def _mask(stored: NDArray[Any], low: int, table: Unit) -> CoarseMask:
+    factor = block_factor(stored.shape)
+    stride = 2 if factor >= 4 and factor % 2 == 0 else 1
+    rows, cols = stored.shape[0] // factor * factor, stored.shape[1] // factor * factor
+    sparse = _look_up(stored[:rows:stride, :cols:stride], low, table)
+    small = sparse.reshape(rows // factor, factor // stride, cols // factor, factor // stride)
+    return coarse_mask(small.mean(axis=(1, 3), dtype=np.float32), factor, (stored.shape[0], stored.shape[1]))
 
 
 def _value(ds: Any, name: str) -> Any:
@@ -110,30 +143,36 @@ def _voi_lut(ds: Any, values: NDArray[Any]) -> Unit | None:
     return np.clip((out - low) / (high - low), 0.0, 1.0).astype(np.float32) if high > low else None
 
 
-def padding_mask(ds: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Where the stored values are padding (PixelPaddingValue to PixelPaddingRangeLimit); None without padding."""
+def _padding(ds: Any, domain: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which stored values are padding (PixelPaddingValue to PixelPaddingRangeLimit)."""
     value = _numbers(_value(ds, "PixelPaddingValue"))[0]
     if not math.isfinite(value):
-        return None
+        return np.zeros(domain.shape, bool)
     limit = _numbers(_value(ds, "PixelPaddingRangeLimit"))[0]
     limit = limit if math.isfinite(limit) else value
-    return (stored >= min(value, limit)) & (stored <= max(value, limit))
+    return np.asarray((domain >= min(value, limit)) & (domain <= max(value, limit)))
 
 
-def percentile_scale(values: NDArray[Any], padding: NDArray[np.bool_] | None) -> Unit:
-    """Scales between percentiles inside the breast; ``values`` already have bright tissue."""
+def _percentile_table(
+    values: NDArray[Any], stored: NDArray[Any], low: int, occurs: NDArray[np.bool_], padding: NDArray[np.bool_]
+) -> Unit:
+    """Table between percentiles inside the breast.
+
+    Args:
+        values: one per entry, with bright tissue. occurs: which entries the image holds. padding: which are padding.
+    """
     x = values.astype(np.float32)
-    valid = x if padding is None or padding.all() else x[~padding]
-    low, high = float(valid.min()), float(valid.max())
-    if high <= low:
+    valid = x[occurs & ~padding]
+    if valid.size == 0 or valid.max() <= valid.min():
         raise BadImage("constant")
-    rough = np.clip((x - low) / (high - low), 0.0, 1.0)
-    if padding is not None:
-        rough[padding] = 0.0
-    mask = breast_mask(rough.astype(np.float32))
-    if not mask.any():
+    rough = np.clip((x - valid.min()) / (valid.max() - valid.min()), 0.0, 1.0).astype(np.float32)
+    rough[padding] = 0.0
+    mask = _mask(stored, low, rough)
+    if not mask.blocks.any():
         raise BadImage("no_breast")
-    below, above = (float(p) for p in np.percentile(x[mask], PERCENTILES))
+    stride = 2 if mask.factor > 1 else 1
+    inside = stored[::stride, ::stride][mask.full()[::stride, ::stride]].astype(np.int64) - low
+    below, above = (float(p) for p in np.percentile(x[inside], PERCENTILES))
     if above <= below:
         raise BadImage("constant")
     return np.clip((x - below) / (above - below), 0.0, 1.0).astype(np.float32)
@@ -159,30 +198,39 @@ def _modality_values(ds: Any, stored: NDArray[Any]) -> NDArray[Any]:
 def grade(ds: Any, stored: NDArray[Any]) -> Graded:
     """Grey values of a decoded image.
 
+    All look-up tables and windows are applied to the stored values that can occur, not to the pixels: there are
+    thousands of the first and millions of the second.
+
     Args:
         ds: header (a pydicom Dataset). stored: integer [H, W] as decoded.
 
     Raises:
-        BadImage: another photometric interpretation, or nothing to see.
+        BadImage: another photometric interpretation, more than 16 bits, or nothing to see.
     """
     photometric = str(_value(ds, "PhotometricInterpretation") or "").strip().upper()
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadImage("photometric_interpretation")
     inverted = photometric == "MONOCHROME1"
-    padding = padding_mask(ds, stored)
-    values = _modality_values(ds, stored)
-    method, image = "voi_lut", _voi_lut(ds, values)
-    if image is None and (window := header_window(ds)) is not None:
-        method, image = "window", apply_window(values, *window)
-    image = None if image is None or not np.isfinite(image).all() else image
-    if image is not None:
-        image = np.float32(1.0) - image if inverted else image
-        valid = image if padding is None else image[~padding]
+    first, last = int(stored.min()), int(stored.max())
+    low = min(first, 0) if first > -MAX_VALUES and last < MAX_VALUES else first
+    if last - low >= MAX_VALUES:
+        raise BadImage("more_than_16_bits")
+    domain = np.arange(low, last + 1, dtype=stored.dtype)
+    sparse = stored[::2, ::2] if stored.size > 1 << 20 else stored
+    occurs = np.bincount((sparse.astype(np.int64) - low).ravel(), minlength=len(domain)) > 0
+    padding = _padding(ds, domain)
+    values = _modality_values(ds, domain)
+    method, table = "voi_lut", _voi_lut(ds, values)
+    if table is None and (window := header_window(ds)) is not None:
+        method, table = "window", apply_window(values, *window)
+    table = None if table is None or not np.isfinite(table).all() else table
+    if table is not None:
+        table = np.float32(1.0) - table if inverted else table
+        valid = table[occurs & ~padding]
         if valid.size == 0 or float(valid.max()) - float(valid.min()) < LEAST_RANGE:
-            image = None  # the window lies outside the data, or is far too wide for it
-    if image is None:
+            table = None  # the window lies outside the data, or is far too wide for it
+    if table is None:
         method = "percentile"
-        image = percentile_scale(-values.astype(np.float32) if inverted else values, padding)
-    if padding is not None:
-        image = np.where(padding, np.float32(0), image)
-    return Graded(image.astype(np.float32), method, inverted)
+        bright = -values.astype(np.float32) if inverted else values
+        table = _percentile_table(bright, stored, low, occurs, padding)
+    return Graded(stored, low, np.where(padding, np.float32(0), table).astype(np.float32), method, inverted)

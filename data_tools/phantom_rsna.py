@@ -129,6 +129,8 @@ def make_patient(root: Path, seed: int, index: int, faults: bool, risk_prevalenc
     rng = np.random.default_rng([seed, index, 6])
     codes = {name: BIRADS[side.finding] for name, side in sides.items()}
     recalled = {name: codes["R" if name == "L" else "L"] == 0.0 and rng.random() < 0.5 for name in "LR"}
+    if "contradictory_birads" in mine:
+        recalled["L"] = False  # an empty field contradicts nothing
     texts = {name: _birads_text(codes[name], site, recalled[name]) for name in "LR"}
     counts: Counter[str] = Counter({name: 1 for name in mine if name not in ("other_views", "second_take")})
     counts["site_without_labels"] += site == 2

@@ -49,7 +49,7 @@ class SampleResult:
         bad: (modality, reason) of images that were not used.
         facts: counts for the histograms of the report.
         sums: per modality (number, sum, sum of squares) of stored pixels.
-        digests: of the decoded pixels, to find an image that belongs to two patients.
+        digests: of the stored pixels, to find an image that belongs to two patients.
     """
 
     meta: dict[str, Any]
@@ -93,18 +93,18 @@ def _convert_view(path: Path, side: str, task: SampleTask) -> _View:
     """
     from data_tools.deidentify import vendor_family
     from data_tools.dicom import BadImage, read_mammogram, syntax_name
-    from data_tools.geometry import MAX_AREA, MIN_AREA, breast_mask, canonicalise
+    from data_tools.geometry import MAX_AREA, MIN_AREA, canonicalise
     from data_tools.grayscale import grade
 
     ds, stored = read_mammogram(path)
     graded = grade(ds, stored)
-    mask = breast_mask(graded.image)
-    area = float(mask.mean())
+    mask = graded.mask()
+    area = mask.area
     if area < MIN_AREA:
         raise BadImage("breast_area_too_small")
     if area > MAX_AREA:
         raise BadImage("breast_area_too_large")
-    view = canonicalise(graded.image, mask, task.rows, task.cols)
+    view = canonicalise(graded.part, mask, task.rows, task.cols)
     vendor = task.meta["vendor"] or vendor_family(str(ds.get("Manufacturer") or ""))
     facts = {
         "transfer_syntax": syntax_name(ds.file_meta.TransferSyntaxUID),
@@ -116,7 +116,8 @@ def _convert_view(path: Path, side: str, task: SampleTask) -> _View:
         # as taken, a left breast has its chest wall at the left
         "flip": "agrees with laterality" if view.geometry["flipped"] == (side == "r") else "disagrees",
     }
-    return _View(view, facts, hashlib.blake2b(np.ascontiguousarray(stored).tobytes(), digest_size=16).hexdigest())
+    # of the stored pixels: what is equal there is equal for every use, and they are a tenth of the decoded ones
+    return _View(view, facts, hashlib.blake2b(view.pixels.tobytes(), digest_size=16).hexdigest())
 
 
 def _best_view(modality: str, task: SampleTask, result: SampleResult) -> _View | None:

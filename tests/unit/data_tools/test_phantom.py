@@ -87,7 +87,15 @@ def test_every_fault_is_planted(archive: Path) -> None:
     missing = [name for name, count in counts["faults"].items() if count < 1]
     assert set(phantom_embed.FAULTS) <= set(counts["faults"])
     assert missing == []
-    for name in ("JPEG2000Lossless", "RLELossless", "JPEGLSLossless", "JPEGLosslessSV1", "monochrome1", "several_windows", "padding"):
+    for name in (
+        "JPEG2000Lossless",
+        "RLELossless",
+        "JPEGLSLossless",
+        "JPEGLosslessSV1",
+        "monochrome1",
+        "several_windows",
+        "padding",
+    ):
         assert counts["variety"][name] >= 1
 
 
