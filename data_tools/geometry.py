@@ -33,10 +33,14 @@ class Stored:
     area: float
 
 
-def _block_mean(image: Unit, factor: int) -> Unit:
+def block_mean(image: Unit, factor: int) -> Unit:
+    """Mean of every whole block of ``factor x factor`` pixels."""
     rows, cols = image.shape[0] // factor * factor, image.shape[1] // factor * factor
-    blocks = image[:rows, :cols].reshape(rows // factor, factor, cols // factor, factor)
-    return blocks.mean(axis=(1, 3), dtype=np.float32)
+    total = np.zeros((rows // factor, cols // factor), np.float32)
+    for down in range(factor):  # a few passes over short rows: several times faster than a mean over two inner axes
+        for across in range(factor):
+            total += image[down:rows:factor, across:cols:factor]
+    return (total / np.float32(factor * factor)).astype(np.float32)
 
 
 def air_threshold(image: Unit) -> float:
@@ -77,12 +81,17 @@ class CoarseMask:
 
     def part(self, top: int, left: int, height: int, width: int) -> Mask:
         """The mask of a rectangle, one value per pixel."""
-        rows = np.arange(top, top + height) // self.factor
-        cols = np.arange(left, left + width) // self.factor
-        inside = self.blocks[np.minimum(rows, self.blocks.shape[0] - 1)][:, np.minimum(cols, self.blocks.shape[1] - 1)]
-        # pixels behind the last whole block belong to no block
-        inside &= (rows < self.blocks.shape[0])[:, None] & (cols < self.blocks.shape[1])[None, :]
-        return np.asarray(inside)
+        factor = self.factor
+        first_row, first_col = top // factor, left // factor
+        blocks = self.blocks[first_row : -(-(top + height) // factor), first_col : -(-(left + width) // factor)]
+        above, before = top - first_row * factor, left - first_col * factor
+        wide = np.repeat(blocks, factor, axis=1)[:, before : before + width]
+        tall = np.repeat(wide, factor, axis=0)[above : above + height]
+        if tall.shape == (height, width):
+            return tall
+        out = np.zeros((height, width), bool)  # pixels behind the last whole block belong to no block
+        out[: tall.shape[0], : tall.shape[1]] = tall
+        return out
 
     def full(self) -> Mask:
         """The mask of the whole image."""
@@ -126,7 +135,7 @@ def coarse_mask(small: Unit, factor: int, shape: tuple[int, int]) -> CoarseMask:
 def breast_mask(image: Unit) -> CoarseMask:
     """:func:`coarse_mask` of a full float image [rows, cols] in 0..1."""
     factor = block_factor(image.shape)
-    return coarse_mask(_block_mean(image, factor), factor, (image.shape[0], image.shape[1]))
+    return coarse_mask(block_mean(image, factor), factor, (image.shape[0], image.shape[1]))
 
 
 def crop_box(mask: CoarseMask) -> tuple[int, int, int, int]:
@@ -168,7 +177,7 @@ def canonicalise(render: Callable[[int, int, int, int], Unit], mask: CoarseMask,
     full_height, full_width = padded_shape(height, width, rows, cols)
     padded = np.zeros((full_height, full_width), np.float32)
     above = (full_height - height) // 2
-    np.multiply(part, inside, out=padded[above : above + height, :width])
+    np.copyto(padded[above : above + height, :width], part, where=inside)
     # averaging over areas where pixels are merged; interpolation where the source is smaller than the target
     shrinking = full_height >= rows and full_width >= cols
     method = Image.Resampling.BOX if shrinking else Image.Resampling.BILINEAR

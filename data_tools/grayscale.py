@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.dicom import BadImage
-from data_tools.geometry import CoarseMask, Unit, block_factor, coarse_mask
+from data_tools.geometry import CoarseMask, Unit, block_factor, block_mean, coarse_mask
 
 PERCENTILES = (0.5, 99.5)
+ROWS_AT_ONCE = 64
 MAX_VALUES = 1 << 16  # entries of a table; mammograms have 10 to 16 bits
 LEAST_RANGE = 0.05  # of the window that the image must use; below, the window is that of another image or depth
 
@@ -57,7 +58,13 @@ class Graded:
 
 
 def _look_up(stored: NDArray[Any], low: int, table: Unit) -> Unit:
-    return np.take(table, stored if low == 0 else stored.astype(np.int64) - low)
+    """``table[stored - low]``, some rows at a time: what numpy converts on the way then stays in the cache."""
+    out = np.empty(stored.shape, np.float32)
+    for row in range(0, len(stored), ROWS_AT_ONCE):
+        part = stored[row : row + ROWS_AT_ONCE]
+        part = part if low == 0 else part.astype(np.int64) - low
+        np.take(table, part, mode="clip", out=out[row : row + ROWS_AT_ONCE])  # clip: nothing is out of range anyway
+    return out
 
 
 def _mask(stored: NDArray[Any], low: int, table: Unit) -> CoarseMask:
@@ -65,8 +72,7 @@ def _mask(stored: NDArray[Any], low: int, table: Unit) -> CoarseMask:
     stride = 2 if factor >= 4 and factor % 2 == 0 else 1
     rows, cols = stored.shape[0] // factor * factor, stored.shape[1] // factor * factor
     sparse = _look_up(stored[:rows:stride, :cols:stride], low, table)
-    small = sparse.reshape(rows // factor, factor // stride, cols // factor, factor // stride)
-    return coarse_mask(small.mean(axis=(1, 3), dtype=np.float32), factor, (stored.shape[0], stored.shape[1]))
+    return coarse_mask(block_mean(sparse, factor // stride), factor, (stored.shape[0], stored.shape[1]))
 
 
 def _value(ds: Any, name: str) -> Any:
