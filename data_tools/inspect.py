@@ -111,15 +111,17 @@ def contact_sheet(folder: Path, manifests: dict[str, Manifest], path: Path | Bin
             for name, data in members.items():
                 modality, _, codec = name.partition(".")
                 if modality in manifest.modalities:
-                    pixels = np.atleast_3d(decode(data, codec))[..., 0]
+                    pixels = decode(data, codec)
+                    if pixels.ndim == 3 and pixels.shape[2] != 3:
+                        pixels = pixels[len(pixels) // 2]  # the middle slice of a volume
                     scale = 255.0 / np.iinfo(pixels.dtype).max
-                    tile = Image.fromarray((pixels * scale).astype(np.uint8))
+                    tile = Image.fromarray((pixels * scale).astype(np.uint8)).convert("RGB")
                     tile.thumbnail((TILE, TILE))
                     tiles[modality] = np.asarray(tile)
-            strip = np.full((TILE, TILE * len(manifest.modalities)), 40, np.uint8)
+            strip = np.full((TILE, TILE * len(manifest.modalities), 3), 40, np.uint8)
             for place, modality in enumerate(manifest.modalities):
                 if modality in tiles:
-                    rows, cols = tiles[modality].shape
+                    rows, cols = tiles[modality].shape[:2]
                     strip[:rows, place * TILE : place * TILE + cols] = tiles[modality]
             strips.append(strip)
     if not strips:

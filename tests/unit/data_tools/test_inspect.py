@@ -71,7 +71,7 @@ def test_good_shards_have_no_problem(shards: Path, capsys: pytest.CaptureFixture
     with Image.open(sheet) as image:
         assert image.size == (4 * inspect.TILE, 3 * 6 * inspect.TILE)
         shown = np.asarray(image)
-    assert shown[10, 10] == int(20000 * 255 / 65535)
+    assert (shown[10, 10] == int(20000 * 255 / 65535)).all()
 
 
 def test_damage_is_found(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,3 +158,72 @@ def test_unknown_fields_headers_and_strays_are_found(shards: Path) -> None:
 def test_a_folder_without_shards_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert inspect.main([str(tmp_path)]) == DataError.exit_code
     assert "data_tools.convert" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------- every byte of every file
+
+
+def png(**text: str) -> bytes:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for name, value in text.items():
+        info.add_text(name, value)
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(stream, format="PNG", pnginfo=info)
+    return stream.getvalue()
+
+
+def dicom_header() -> bytes:
+    from data_tools.phantom_dicom import DicomFacts, write_mammogram
+
+    facts = DicomFacts(
+        "90000001", "9999000000000001", "1.2.3.4.5.6.7", "1.2.3.4.5.6.8", "1.2.3.4.5.6.9", "2014-03-02", "101500", "", "",
+        "L", "CC", "F", "X", "Y", 12, ((2047, 4096),),
+    )  # fmt: skip
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.dcm"
+        write_mammogram(path, np.zeros((8, 8), np.uint16), facts)
+        return path.read_bytes()
+
+
+PIXELS = encode(np.zeros((20, 16), np.uint16), "b2")
+POISON = {
+    "a number behind the pixels": ("ffdm_cc.b2", PIXELS + b"9999000000000001", "16-digit"),
+    "a UID inside the pixels": ("ffdm_cc.b2", PIXELS[:30] + b"1.2.840.113619.2.66.1" + PIXELS[30:], "UID"),
+    "a date inside the pixels": ("ffdm_cc.b2", PIXELS + b"\x0020140302\x00", "date"),
+    "a DICOM file as pixels": ("ffdm_cc.b2", dicom_header(), "DICOM header"),
+    "a DICOM element behind the pixels": ("ffdm_cc.b2", PIXELS + dicom_header()[132:], "DICOM header"),
+    "text in a PNG": ("ffdm_cc.png", png(Comment="nothing"), "text, time, EXIF"),
+    "something behind the end of a PNG": ("ffdm_cc.png", png() + b"x", "text, time, EXIF"),
+    "a thumbnail": ("icon.jpg", b"\xff\xd8\xff", "no shard may have"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(POISON))
+def test_identifiers_in_members_are_found(shards: Path, name: str) -> None:
+    member, data, expected = POISON[name]
+    key = meta_of("train", 9, "l", "ffdm_cc")["key"]
+    append(shards / "train" / "embed-train-000000.tar", f"{key}.{member}", data)
+    found = "\n".join(inspect.scan_identifiers(shards))
+    assert expected in found
+    for secret in ("90000001", "9999000000000001", "20140302", "1.2.840"):
+        assert secret not in found
+
+
+def test_identifiers_in_tar_metadata_reports_and_behind_the_end_are_found(shards: Path) -> None:
+    path = shards / "train" / "embed-train-000000.tar"
+    with tarfile.open(path, "a", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo(f"{meta_of('train', 9, 'l', 'ffdm_cc')['key']}.ffdm_cc.b2")
+        member.size, member.pax_headers = len(PIXELS), {"comment": "exam of 2014-03-02"}
+        archive.addfile(member, io.BytesIO(PIXELS))
+    assert "a date" in "\n".join(inspect.scan_identifiers(shards))
+    other = shards / "val" / "embed-val-000000.tar"
+    other.write_bytes(other.read_bytes() + b"PatientID")
+    assert "data behind its last member" in "\n".join(inspect.scan_identifiers(shards))
+    (shards / "conversion.html").write_text("<p>exam <b>9999000000000001</b></p>")
+    assert "conversion.html: holds a 16-digit number" in "\n".join(inspect.scan_identifiers(shards))
+    (shards / "conversion.html").write_text(f"<code>{meta_of('train', 9, 'l', 'ffdm_cc')['key']}</code>")
+    assert "conversion.html" not in "\n".join(inspect.scan_identifiers(shards))
