@@ -42,7 +42,11 @@ setup(
         *DICOM,
     ],
     extras_require={
+        "remote": ["urllib3>=2.2", "boto3>=1.34"],
         "test": [
+            "urllib3>=2.2",
+            "boto3>=1.34",
+            "moto[server]>=5",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",

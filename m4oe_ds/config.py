@@ -87,7 +87,9 @@ class SamplingConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     dataset: str = option("embed", "Data set whose schema applies: embed, rsna, vindr or gamma.")
-    root: str = option("", "Folder holding one sub-folder of shards per split.")
+    root: str = option("", "Folder, or http(s)://, s3:// or gs:// address, holding one sub-folder of shards per split.")
+    cache_dir: str = option("", "Remote shards: local folder to fetch them to; empty = read parts of them remotely.")
+    cache_gb: float = option(50.0, "Remote shards: most the cache folder may hold, in 10^9 bytes, per machine.")
     modalities: tuple[str, ...] = option((), "Modalities to use, by name; empty = all of the data set.")
     tasks: tuple[str, ...] = option((), "Tasks to train, by name; empty = all of the data set.")
     image_size: tuple[int, ...] = option((224, 224), "Height and width fed to the embedders, in pixels.")

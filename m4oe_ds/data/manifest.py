@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from m4oe_ds.data import sources
+from m4oe_ds.data.cache import Cache
 from m4oe_ds.data.schema import (
     GEOMETRY_FIELDS,
     KEY_PATTERN,
@@ -69,19 +71,21 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        """Manifest of a split folder.
+    def load(cls, folder: Path | str) -> Manifest:
+        """Manifest of a split folder, or of an address such as ``s3://bucket/embed/train``.
 
         Raises:
             DataError: folder or manifest missing, damaged, or of another schema version.
         """
-        path = Path(folder) / "manifest.json"
-        if not path.is_file():
+        path = sources.join(folder, "manifest.json")
+        if not sources.is_remote(path) and not Path(path).is_file():
             raise DataError(
                 "no manifest.json here", str(folder), "convert an archive with `python -m data_tools.convert`"
             )
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(sources.read_whole(path))
+        except UnicodeDecodeError:
+            raise DataError("not valid JSON: not UTF-8", path, "convert the archive again") from None
         except json.JSONDecodeError as error:
             raise DataError(
                 f"not valid JSON: {error.msg}", f"{path}:{error.lineno}", "convert the archive again"
@@ -338,36 +342,51 @@ def describe(path: Path) -> tuple[int, str]:
         return stream.tell(), digest
 
 
-def verify_shards(folder: Path, manifest: Manifest, *, mode: str = "full", rank: int = 0, world: int = 1) -> list[str]:
+def verify_shards(
+    folder: Path | str, manifest: Manifest, *, mode: str = "full", rank: int = 0, world: int = 1
+) -> list[str]:
     """Problems with this rank's share of the shards (every ``world``-th), one line each; empty = all is well.
 
     Args:
-        mode: ``full`` compares sha256, ``size`` the size alone.
+        mode: ``full`` compares sha256, ``size`` the size alone. Remote shards are compared by size here: their sha256 is
+            compared when they are fetched into the cache.
     """
     problems = []
     for shard in manifest.shards[rank::world]:
-        path = Path(folder) / shard.name
-        if not path.is_file():
+        path = sources.join(folder, shard.name)
+        remote = sources.is_remote(path)
+        try:
+            size = sources.size_of(path) if remote else Path(path).stat().st_size
+        except FileNotFoundError:
             problems.append(f"shard {path} is missing; copy it again or convert the archive again")
             continue
-        size = path.stat().st_size
+        except DataError as error:
+            problems.append(f"shard {error}")
+            continue
+        where = sources.shown(path)
         if size != shard.bytes:
-            problems.append(f"shard {path}: {size} bytes instead of {shard.bytes} as in manifest.json; copy it again")
-        elif mode == "full":
-            digest = describe(path)[1]
+            problems.append(f"shard {where}: {size} bytes instead of {shard.bytes} as in manifest.json; copy it again")
+        elif mode == "full" and not remote:
+            digest = describe(Path(path))[1]
             if digest != shard.sha256:
                 problems.append(
-                    f"shard {path}: sha256 differs from manifest.json (expected {shard.sha256[:8]}..., found "
+                    f"shard {where}: sha256 differs from manifest.json (expected {shard.sha256[:8]}..., found "
                     f"{digest[:8]}...); copy it again"
                 )
     return problems
 
 
-def read_sample(path: Path | str, start: int, stop: int) -> dict[str, bytes]:
-    """Members of the sample in bytes ``start`` to ``stop`` of a local shard, by name; ``__key__`` is its key."""
-    from m4oe_ds.data.sources import open_range
+def read_sample(
+    path: Path | str, start: int, stop: int, *, shard: Shard | None = None, cache: Cache | None = None
+) -> dict[str, bytes]:
+    """Members of the sample in bytes ``start`` to ``stop`` of a shard, by name; ``__key__`` is its key.
 
-    return parse_sample(open_range(str(path), start, stop))
+    Args:
+        shard, cache: of a remote shard, to read it from the cache; without them its parts are asked for one by one.
+    """
+    if cache is not None and shard is not None and sources.is_remote(path):
+        return parse_sample(cache.read(str(path), shard.bytes, shard.sha256, start, stop))
+    return parse_sample(sources.open_range(str(path), start, stop))
 
 
 def parse_sample(data: bytes) -> dict[str, bytes]:

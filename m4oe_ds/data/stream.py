@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from m4oe_ds.data import codecs
+from m4oe_ds.data import codecs, sources
 from m4oe_ds.data.augment import AugmentOptions, augment
 from m4oe_ds.data.batch import Batch
+from m4oe_ds.data.cache import Cache
 from m4oe_ds.data.collate import Sample, collate
 from m4oe_ds.data.manifest import Manifest, read_sample
 from m4oe_ds.data.order import epoch_order, generator, position, weighted_order
@@ -114,12 +115,14 @@ class _Samples(Dataset[Any]):
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         manifest: Manifest,
         reading: Reading,
         other_breast: dict[tuple[int, int], tuple[int, int]] | None,
+        cache: Cache | None,
     ) -> None:
         self.folder, self.manifest, self.reading, self.other_breast = folder, manifest, reading, other_breast
+        self.cache = cache
 
     def __getitem__(self, item: tuple[int, int, int]) -> Sample | str | None:
         shard_id, index, epoch = item
@@ -139,7 +142,8 @@ class _Samples(Dataset[Any]):
 
     def _members(self, shard_id: int, index: int) -> dict[str, bytes]:
         shard = self.manifest.shards[shard_id]
-        return read_sample(f"{self.folder}/{shard.name}", shard.offsets[index], shard.offsets[index + 1])
+        start, stop = shard.offsets[index], shard.offsets[index + 1]
+        return read_sample(sources.join(self.folder, shard.name), start, stop, shard=shard, cache=self.cache)
 
 
 def _other_breasts(manifest: Manifest) -> dict[tuple[int, int], tuple[int, int]]:
@@ -161,7 +165,7 @@ class ShardStream:
     """One rank's batches of one split.
 
     Args:
-        folder: split folder with ``manifest.json``. modalities, tasks: what to read, in batch order.
+        folder: split folder with ``manifest.json``, or its address. modalities, tasks: what to read, in batch order.
         image_size: height and width. micro_batch: samples per batch. accumulation: batches per optimizer step.
         rank, world: this reader among all. seed: of the run. workers: reader processes; 0 = read in this one.
         augment: training augmentation, or None. normalise: ``{modality: (mean, std)}``; default this split's own.
@@ -169,7 +173,7 @@ class ShardStream:
         last_batch: ``pad`` fills the last global batch of an epoch with padding samples, so that every sample comes
             exactly once per epoch; ``drop`` leaves the remainder out.
         weights: ``[num_samples]`` sampling weights in manifest order; None = every sample once per epoch.
-        contralateral: also read the other breast of the same exam.
+        contralateral: also read the other breast of the same exam. cache: of remote shards.
 
     Raises:
         DataError: split missing, or without a modality or task asked for.
@@ -177,7 +181,7 @@ class ShardStream:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         *,
         modalities: Sequence[str],
         tasks: Sequence[TaskSpec],
@@ -195,8 +199,9 @@ class ShardStream:
         last_batch: Literal["pad", "drop"] = "pad",
         weights: np.ndarray | None = None,
         contralateral: bool = False,
+        cache: Cache | None = None,
     ) -> None:
-        self.folder, self.manifest = Path(folder), Manifest.load(Path(folder))
+        self.folder, self.manifest, self.cache = folder, Manifest.load(folder), cache
         lacking = [name for name in modalities if name not in self.manifest.modalities]
         lacking += [task.name for task in tasks if task.name not in {t.name for t in self.manifest.tasks}]
         if lacking:
@@ -299,7 +304,7 @@ class ShardStream:
         if not items:
             return
         loader = DataLoader(
-            _Samples(self.folder, self.manifest, self.reading, self.other_breast),
+            _Samples(self.folder, self.manifest, self.reading, self.other_breast, self.cache),
             batch_sampler=items,  # type: ignore[arg-type]  # the items are the indices
             num_workers=self.workers,
             collate_fn=_as_list,

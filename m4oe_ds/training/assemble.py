@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from m4oe_ds.config import Config, TaskLossConfig, to_dict
+from m4oe_ds.data import sources
 from m4oe_ds.data.augment import AugmentOptions
+from m4oe_ds.data.cache import Cache
 from m4oe_ds.data.manifest import Manifest, verify_shards
 from m4oe_ds.data.order import balanced_weights
 from m4oe_ds.data.schema import TaskSpec
@@ -29,8 +31,8 @@ def load_manifests(config: Config, splits: tuple[str, ...]) -> dict[str, Manifes
     Raises:
         DataError: folder or manifest missing, or made for another data set.
     """
-    root = Path(config.data.root)
-    if not config.data.root or not root.is_dir():
+    root = config.data.root
+    if not root or not (sources.is_remote(root) or Path(root).is_dir()):
         raise DataError(
             f"no shard folder {config.data.root!r}",
             "data.root",
@@ -38,10 +40,11 @@ def load_manifests(config: Config, splits: tuple[str, ...]) -> dict[str, Manifes
         )
     manifests = {}
     for split in splits:
-        manifests[split] = Manifest.load(root / split)
+        manifests[split] = Manifest.load(sources.join(root, split))
         if manifests[split].dataset != config.data.dataset:
             raise DataError(
-                f"holds {manifests[split].dataset}, but data.dataset is {config.data.dataset}", str(root / split)
+                f"holds {manifests[split].dataset}, but data.dataset is {config.data.dataset}",
+                sources.shown(sources.join(root, split)),
             )
     return manifests
 
@@ -55,7 +58,7 @@ def verify(config: Config, manifests: Mapping[str, Manifest], device: torch.devi
     problems: list[str] = []
     for split, manifest in manifests.items():
         problems += verify_shards(
-            Path(config.data.root) / split,
+            sources.join(config.data.root, split),
             manifest,
             mode=config.data.verify,
             rank=reduce.rank(),
@@ -79,7 +82,7 @@ def stream(
     options = {key: value for key, value in to_dict(config.data.augment).items() if key != "enabled"}
     augment = AugmentOptions(**options) if config.data.augment.enabled and split == "train" else None
     return ShardStream(
-        Path(config.data.root) / split,
+        sources.join(config.data.root, split),
         modalities=spec.modalities,
         tasks=spec.tasks,
         image_size=spec.image_size,
@@ -96,7 +99,26 @@ def stream(
         last_batch=config.data.last_batch,
         weights=sampling_weights(config, spec, train_manifest) if split == "train" else None,
         contralateral=config.data.contralateral,
+        cache=cache(config),
     )
+
+
+def cache(config: Config) -> Cache | None:
+    """The cache of remote shards; None for local ones.
+
+    Raises:
+        ConfigError: remote shards that are to be verified, and nowhere to fetch them to.
+    """
+    if not sources.is_remote(config.data.root):
+        return None
+    if not config.data.cache_dir:
+        if config.data.verify == "full":
+            raise ConfigError(
+                "is empty, and remote shards can only be verified when they are fetched whole", "data.cache_dir",
+                "name a local folder, or set data.verify=size to read parts of shards unverified",
+            )  # fmt: skip
+        return None
+    return Cache(Path(config.data.cache_dir), int(config.data.cache_gb * 1e9))
 
 
 def sampling_weights(config: Config, spec: ModelSpec, manifest: Manifest) -> np.ndarray | None:
