@@ -92,7 +92,7 @@ FAULTS = tuple(name for slot in FAULT_SLOTS for name in slot)
 # Formats that are unusual but valid; present whether or not faults are asked for
 VARIETY_SLOTS = {
     1: "monochrome1", 3: "JPEG2000Lossless", 4: "RLELossless", 6: "JPEGLSLossless", 8: "several_windows",
-    12: "JPEGLosslessSV1", 13: "padding",
+    9: "JPEGLosslessSV1", 13: "padding",
 }  # fmt: skip
 DENSITY_SHARES = (0.15, 0.35, 0.35, 0.15)
 BIRADS = {

@@ -145,7 +145,7 @@ def _facts(seed: int, patient: Patient, exam: Exam, take: Take, number: int) -> 
         window = (*window, (window[0][0] + 60, window[0][1] // 2))
     monochrome1 = patient.variety == "monochrome1" and bits == 12
     syntax = "ExplicitVRLittleEndian"
-    if patient.variety is not None and patient.variety.endswith("Lossless"):
+    if patient.variety is not None and "Lossless" in patient.variety:
         syntax = patient.variety
     ids = (seed, patient.index, exam.number)
     return DicomFacts(

@@ -26,7 +26,7 @@ def arguments(data: Path, output: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # 260 samples = 8 steps of 32: checkpoints after steps 3 and 6 lie inside the epoch
+    # 260 samples = 9 steps of 32, the last one filled up: checkpoints after steps 3 and 6 of an epoch lie inside it
     return shards.write(tmp_path_factory.mktemp("shards"), {"train": 260, "val": 16, "test": 16})
 
 
@@ -51,12 +51,12 @@ def test_killed_run_resumes_bit_for_bit(data: Path, tmp_path: Path) -> None:
     expected = commands.losses(tmp_path / "whole")
     assert sorted(expected) == list(range(1, 28))
 
-    # killed without warning after step 12 was logged: the newest checkpoint is inside the second epoch
+    # killed without warning once step 14 is logged, so the checkpoint of step 12, inside the second epoch, is there
     killed = subprocess.Popen(
         commands.command(arguments(data, tmp_path / "cut"), ranks=2, port=29562), env=commands.environment(), cwd=commands.ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    wait_for_step(tmp_path / "cut", 12, killed)
+    wait_for_step(tmp_path / "cut", 14, killed)
     kill_group(killed, signal.SIGKILL)
     before = sorted(path.parent.name for path in (tmp_path / "cut" / "checkpoints").glob("step-*/manifest.json"))
     assert before, "no checkpoint was written before the kill"
