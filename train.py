@@ -40,7 +40,7 @@ def main() -> int:
             arguments.ds_config, arguments.config, tuple(arguments.set), arguments.resume, arguments.output
         )
         config, ds_config, folder = app.prepare(request)
-        if first:
+        if first and "://" not in config.data.root:  # remote shards are never made here
             from data_tools.demo import ensure_phantom_shards
 
             made = config.data.phantom

@@ -1,6 +1,6 @@
 """Images per second and core: decoding the source, our shards, PNG shards, copying memory; and the converter.
 
-    python benchmarks/data.py [--images 6] [--rows 1024 --cols 832] [--out docs/benchmarks-data.md]
+    python benchmarks/data.py [--images 6] [--rows 1024 --cols 832] [--out FILE]
 
 Full-size synthetic mammograms (3328 x 2704, 12 bit, noise as strong as that of real ones) are written as DICOM in the
 transfer syntaxes of the public archives and read back; everything runs in one process with one thread, each figure is the

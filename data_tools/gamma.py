@@ -20,7 +20,7 @@ SHEET = "glaucoma_grading_training_GT"
 CLASSES = ("non", "early", "mid_advanced")
 NUM_SLICES = 256
 FOLDS, FOLD_SEED = 5, 10
-EXPECTED = {"eyes": 100, "non": 50, "early": 26, "mid_advanced": 24}
+EXPECTED: dict[str, dict[str, int]] = {"eyes": {"all": 100}, "grade": {"non": 50, "early": 26, "mid_advanced": 24}}
 _IMAGES = "multi-modality_images"
 _MASKS = "Disc_Cup_Mask"
 

@@ -63,7 +63,7 @@ class Options:
         birads_scheme: ``triage``, ``release`` or ``native_rsna``. risk_scope: ``exam`` or ``side`` (EMBED).
         require: ``any`` or ``complete``: the modalities a sample needs.
         fold: GAMMA's test fold, 0 to 4; the next fold is for validation.
-        birads_sites: RSNA: ``labelled`` takes BI-RADS from the site that has all three classes, ``all`` from both.
+        birads_sites: RSNA: ``labelled`` leaves BI-RADS out for sites that have neither class 1 nor 2; ``all`` keeps it.
         exclude_screen_detected: EMBED: drops exams within six months before the diagnosis.
     """
 

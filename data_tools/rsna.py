@@ -123,7 +123,7 @@ def build_plan(rows: Sequence[Row], options: Options) -> Plan:
         birads = MISSING if code is None else scheme.get(float(code), MISSING)
         site = mine[0]["site_id"]
         if options.birads_sites == "labelled" and site not in labelled and birads != MISSING:
-            plan.notes["birads_of_a_site_without_all_classes_left_out"] += 1
+            plan.notes["birads_of_a_site_that_only_recalls_left_out"] += 1
             birads = MISSING
         images = {
             name: tuple(f"train_images/{patient}/{image}.dcm" for image in sorted(names[name], key=int))

@@ -92,8 +92,9 @@ def _config(options: argparse.Namespace) -> None:
 
         from m4oe_ds.models import build
 
+        shapes = config_loader.load(options.config, [*options.set, "model.embedder.weights="])  # nothing is fetched
         with torch.device("meta"):
-            model = build(config)
+            model = build(shapes)
         parts: dict[str, int] = {}
         for name, parameter in model.named_parameters():
             part = name.split(".", 1)[0]

@@ -19,7 +19,7 @@ from m4oe_ds.data.manifest import Manifest, verify_shards
 from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.data.stream import ShardStream
 from m4oe_ds.errors import DataError, EnvironmentProblem
-from tests.integration import servers, shards
+from tests.integration import commands, servers, shards
 
 pytestmark = pytest.mark.integration
 QUICK = sources.Retry(attempts=4, base_seconds=0.02, max_seconds=0.05, timeout_seconds=1.0)
@@ -197,6 +197,20 @@ def test_the_cache_stays_in_its_bounds_and_forgets_the_oldest(web: str, data: Pa
 
 def _fetch(url: str, size: int, sha256: str, folder: str) -> None:
     Cache(Path(folder), 10**8, QUICK).fetch(url, size, sha256)
+
+
+def test_training_from_a_web_server_equals_training_from_disk(web: str, data: Path, tmp_path: Path) -> None:
+    settings = [f"--set={item}" for item in (*shards.SMALL, "run.num_epochs=1", "run.log_every_steps=1")]
+    runs = {}
+    for name, root in (("disk", str(data)), ("web", f"{web}/plain")):
+        where = [f"--set=data.root={root}", f"--set=data.cache_dir={tmp_path / 'cache'}"]
+        arguments = ["--ds_config", "ds_configs/zero2.json", "--output", str(tmp_path / name), *settings, *where]
+        done = commands.train(arguments, ranks=2)
+        assert done.returncode == 0, done.stdout + done.stderr
+        runs[name] = commands.losses(tmp_path / name)
+    assert len(runs["disk"]) == 3
+    assert runs["disk"] == runs["web"]
+    assert any((tmp_path / "cache").rglob("*.tar"))
 
 
 def test_two_processes_fetch_a_shard_once(web: str, data: Path, tmp_path: Path) -> None:

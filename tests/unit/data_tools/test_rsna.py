@@ -76,7 +76,7 @@ def test_invented_example(tmp_path: Path) -> None:
     }
     assert all(s.choose == "area" and s.screening is True and s.split == "" for s in plan.samples)
     assert not plan.violations
-    assert plan.notes["birads_of_a_site_without_all_classes_left_out"] == 1
+    assert plan.notes["birads_of_a_site_that_only_recalls_left_out"] == 1
     assert plan.notes["views_with_several_images"] == 1
 
 
