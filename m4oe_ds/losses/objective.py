@@ -16,6 +16,7 @@ from m4oe_ds.losses.mutual_information import (
     conditional_mutual_information,
     official_token_task_information,
 )
+from m4oe_ds.losses.own import OwnLoss
 from m4oe_ds.losses.tasks import LossParts, binary_cross_entropy_dice, cross_entropy, focal
 
 
@@ -26,6 +27,7 @@ class Output(Protocol):
     routing: dict[str, Routing]
     aux: dict[str, Tensor]
     modality_of_token: Tensor | None
+    extras: dict[str, Tensor]
 
 
 class Labels(Protocol):
@@ -70,6 +72,7 @@ class Objective:
     Attributes:
         tasks: in the order of ``label_mask``. losses: by task name. information: the regulariser.
         num_modalities: m.
+        own: losses that come with the model and take the place of some generic ones.
     """
 
     tasks: Sequence[TaskSpec]
@@ -77,26 +80,37 @@ class Objective:
     information: InformationTerm
     num_modalities: int
     aux_weights: Mapping[str, float] = field(default_factory=dict)
+    own: OwnLoss | None = None
+
+    def label_mask(self, batch: Labels) -> Tensor:
+        """Which labels count ``[B, p]``: those that exist, or fewer if the model's own losses leave some out."""
+        return batch.label_mask if self.own is None else self.own.mask(batch)
 
     def task_parts(self, output: Output, batch: Labels) -> dict[str, LossParts]:
         """Weighted loss sum and label count of every task in this micro-batch.
 
         A task without any label gives sum 0 with a zero gradient, so every head takes part in every backward.
         """
+        masks = self.label_mask(batch)
+        own = {} if self.own is None else self.own.parts(output, batch, masks, self.generic)
         parts = {}
         for k, task in enumerate(self.tasks):
-            loss, mask = self.losses[task.name], batch.label_mask[:, k]
-            logits, labels = output.logits[task.name], batch.labels[task.name]
-            if loss.kind == "cross_entropy":
-                part = cross_entropy(logits, labels, mask, loss.class_weight, loss.label_smoothing)
-            elif loss.kind == "focal":
-                part = focal(logits, labels, mask, loss.gamma, loss.class_weight)
-            elif loss.kind == "bce_dice":
-                part = binary_cross_entropy_dice(logits, labels, mask)
-            else:
-                raise ValueError(f"unknown loss {loss.kind!r} of task {task.name}")
-            parts[task.name] = LossParts(part.sum * loss.weight, part.count)
+            part = own.get(task.name)
+            if part is None:
+                part = self.generic(task.name, output.logits[task.name], batch.labels[task.name], masks[:, k])
+            parts[task.name] = LossParts(part.sum * self.losses[task.name].weight, part.count)
         return parts
+
+    def generic(self, name: str, logits: Tensor, labels: Tensor, mask: Tensor) -> LossParts:
+        """Unweighted configured loss of one task, ``mask [B]``."""
+        loss = self.losses[name]
+        if loss.kind == "cross_entropy":
+            return cross_entropy(logits, labels, mask, loss.class_weight, loss.label_smoothing)
+        if loss.kind == "focal":
+            return focal(logits, labels, mask, loss.gamma, loss.class_weight)
+        if loss.kind == "bce_dice":
+            return binary_cross_entropy_dice(logits, labels, mask)
+        raise ValueError(f"unknown loss {loss.kind!r} of task {name}")
 
     def mutual_information(
         self, output: Output, batch: Labels, reduce: Reduce | None = None, world: int = 1
@@ -125,4 +139,4 @@ class Objective:
 
     def label_counts(self, batches: Sequence[Labels]) -> Tensor:
         """Labels per task ``[p]`` in float32 over the given micro-batches of this rank."""
-        return torch.stack([batch.label_mask.sum(0) for batch in batches]).sum(0).float()
+        return torch.stack([self.label_mask(batch).sum(0) for batch in batches]).sum(0).float()

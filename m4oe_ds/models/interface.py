@@ -41,10 +41,12 @@ class Tokens:
     Attributes:
         by_modality: ``{modality: [B, l_i, d]}``.
         present: ``[B, m]`` bool.
+        maps: feature maps ``{modality: [[B, C_s, h_s, w_s], ...]}`` from fine to coarse, of models that work on maps.
     """
 
     by_modality: dict[str, Tensor]
     present: Tensor
+    maps: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Fused:
         aux: named auxiliary losses, unweighted.
         modality_of_token: ``[M]`` modality index of the tokens of ``routing["mtoe"]``.
         extras: tensors by name that ``predict`` or a model's own loss reads.
+        maps: see :class:`Tokens`; what mask decoders read.
     """
 
     features: dict[str, Tensor]
@@ -64,6 +67,7 @@ class Fused:
     aux: dict[str, Tensor] = field(default_factory=dict)
     modality_of_token: Tensor | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
+    maps: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass

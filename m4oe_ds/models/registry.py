@@ -23,11 +23,22 @@ class Entry:
     Attributes:
         builder: ``module:function`` taking (spec, model config, experts_factory).
         paper: what it implements. fidelity: ``ours``, ``re-implemented`` or ``reconstructed``.
+        own_loss: ``module:class``, a subclass of ``m4oe_ds.losses.own.OwnLoss``; empty = the configured losses alone.
+        datasets: data sets it makes sense for; empty = all.
+        contralateral: it reads the other breast (``data.contralateral``).
+        own_experts: it has mixture layers of its own, without an attached MToE.
     """
 
     builder: str
     paper: str
     fidelity: str
+    own_loss: str = ""
+    datasets: tuple[str, ...] = ()
+    contralateral: bool = False
+    own_experts: bool = False
+
+
+MAMMOGRAPHY = ("embed", "rsna", "vindr")
 
 
 MODELS: dict[str, Entry] = {
@@ -35,6 +46,14 @@ MODELS: dict[str, Entry] = {
         "m4oe_ds.models.m4oe:build",
         "Dynamic Modeling of Patients, Modalities and Tasks via Multi-modal Multi-task Mixture of Experts (ICLR 2025)",
         "ours",
+        own_experts=True,
+    ),
+    "mirai": Entry(
+        "m4oe_ds.models.baselines.mirai:build",
+        "Toward robust mammography-based models for breast cancer risk (Science Translational Medicine 2021)",
+        "re-implemented",
+        "m4oe_ds.losses.hazard:HazardLoss",
+        MAMMOGRAPHY,
     ),
 }
 

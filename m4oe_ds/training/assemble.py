@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,9 @@ from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.data.stream import ShardStream
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
+from m4oe_ds.losses.own import OwnLoss
 from m4oe_ds.models.interface import ModelSpec
+from m4oe_ds.models.registry import MODELS
 from m4oe_ds.parallel import reduce
 
 
@@ -180,7 +183,16 @@ def objective(config: Config, spec: ModelSpec, manifest: Manifest, device: torch
         "uniform": torch.full_like(labels, 1.0 / len(spec.tasks)).to(device),
     }[mi.task_prior]
     term = InformationTerm(config.loss.alpha, mi.source, mi.aggregate, mi.task_weight, prior, mi.mask_by_label)
-    return Objective(spec.tasks, losses, term, len(spec.modalities))
+    return Objective(spec.tasks, losses, term, len(spec.modalities), own=own_loss(config, spec))
+
+
+def own_loss(config: Config, spec: ModelSpec) -> OwnLoss | None:
+    """The losses that come with the model of a configuration, if any."""
+    module, _, name = MODELS[config.model.name].own_loss.partition(":")
+    if not module:
+        return None
+    loss: OwnLoss = getattr(importlib.import_module(module), name)(spec.tasks, config.model.options)
+    return loss
 
 
 def _task_loss(config: TaskLossConfig, task: TaskSpec, manifest: Manifest, device: torch.device) -> TaskLoss:

@@ -48,8 +48,19 @@ def samples(spec: ModelSpec, count: int, seed: int) -> Batch:
     }
     return Batch(
         views, present, labels, mask, torch.ones(count, dtype=torch.bool), tuple(f"k{i}" for i in range(count)),
-        tuple(f"g{i}" for i in range(count)), spec.modalities, spec.task_names,
+        tuple(f"g{i}" for i in range(count)), spec.modalities, spec.task_names, _other_breast(views, present, generator),
     )  # fmt: skip
+
+
+def _other_breast(
+    views: dict[str, torch.Tensor], present: torch.Tensor, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """What ``data.contralateral`` adds to a batch: a different image wherever there is one."""
+    extras = {
+        f"contralateral.{name}": torch.randn(view.shape, generator=generator) * present[:, i, None, None, None]
+        for i, (name, view) in enumerate(views.items())
+    }
+    return {**extras, "contralateral_present": present.clone()}
 
 
 def part(batch: Batch, start: int, stop: int) -> Batch:
@@ -64,6 +75,7 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
         batch.groups[start:stop],
         batch.modalities,
         batch.tasks,
+        {name: extra[start:stop] for name, extra in batch.extras.items()},
     )
 
 

@@ -1,0 +1,44 @@
+"""Censored loss of cumulative risks: binary cross-entropy up to the event (Mirai; Yala et al., 2021)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from m4oe_ds.losses.own import OwnLabels, OwnLoss
+
+RISK_PREFIX = "risk"
+
+
+def until_event(labels: Tensor, known: Tensor) -> Tensor:
+    """Which horizons count: all known ones up to and including the first with a positive label.
+
+    Args:
+        labels: ``[B, F]`` in {-1, 0, 1}, horizons ascending. known: ``[B, F]`` bool.
+
+    Returns:
+        ``[B, F]`` bool. Cancer in the third year: 1, 1, 1, 0, 0; three years of negative follow-up: 1, 1, 1, 0, 0.
+    """
+    positive = (labels == 1) & known
+    earlier = positive.cumsum(1) - positive.long()
+    return known & (earlier == 0)
+
+
+class HazardLoss(OwnLoss):
+    """Leaves out risk labels after the event: the additive hazards make later horizons follow.
+
+    The loss of a horizon stays the cross-entropy of [0, logit_t], which is the binary cross-entropy of logit_t. Each
+    horizon is averaged over its own labelled samples, as for every model here; the original averages over all horizons
+    at once.
+    """
+
+    def mask(self, batch: OwnLabels) -> Tensor:
+        """See :class:`m4oe_ds.losses.own.OwnLoss`."""
+        columns = [k for k, task in enumerate(self.tasks) if task.name.startswith(RISK_PREFIX)]
+        columns.sort(key=lambda k: int(self.tasks[k].name.removeprefix(RISK_PREFIX)))
+        if not columns:
+            return batch.label_mask
+        labels = torch.stack([batch.labels[self.tasks[k].name] for k in columns], 1)
+        mask = batch.label_mask.clone()
+        mask[:, columns] = until_event(labels, mask[:, columns])
+        return mask

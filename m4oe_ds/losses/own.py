@@ -1,0 +1,54 @@
+"""Losses that come with a model and take the place of the configured ones for some of its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.losses.tasks import LossParts
+
+Generic = Callable[[str, Tensor, Tensor, Tensor], LossParts]  # task, logits, labels, mask [B]
+
+
+class OwnOutput(Protocol):
+    """What a model's own loss reads from its output."""
+
+    logits: dict[str, Tensor]
+    extras: dict[str, Tensor]
+
+
+class OwnLabels(Protocol):
+    """What a model's own loss reads from a batch."""
+
+    @property
+    def labels(self) -> dict[str, Tensor]: ...
+    @property
+    def label_mask(self) -> Tensor: ...
+    @property
+    def valid(self) -> Tensor: ...
+
+
+class OwnLoss:
+    """Base: nothing is replaced.
+
+    Args:
+        tasks: in the order of ``label_mask``. options: ``model.options``.
+    """
+
+    def __init__(self, tasks: Sequence[TaskSpec], options: Mapping[str, Any]) -> None:
+        self.tasks, self.options = tuple(tasks), dict(options)
+
+    def mask(self, batch: OwnLabels) -> Tensor:
+        """``[B, p]`` bool: the labels that count, a subset of ``batch.label_mask`` that depends on labels alone."""
+        return batch.label_mask
+
+    def parts(self, output: OwnOutput, batch: OwnLabels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
+        """Unweighted loss sum and count of the tasks whose configured loss is replaced; counts must equal the mask's.
+
+        Args:
+            mask: as :meth:`mask` returned it. generic: the configured loss of a task on given logits.
+        """
+        return {}

@@ -1,0 +1,96 @@
+"""View encoders of the compared systems: feature maps from the embedders of our model, or from what the original used."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from m4oe_ds.config import ModelConfig
+from m4oe_ds.errors import ConfigError
+from m4oe_ds.models.embedders import Embedder, Embedders
+from m4oe_ds.models.interface import ModelSpec
+
+
+class ViewEncoders(nn.Module):
+    """One encoder per modality, or one for all of them, whose output stays a map.
+
+    Regime ``vit`` uses ``model.embedder`` exactly as our model does (a vision transformer; like for like), ``native`` the
+    convolutional network of the original, with grey images repeated to three channels.
+
+    Args:
+        spec, config: of the model. native: timm name for every modality, or one per modality.
+        share: one encoder for all modalities in the native regime (the vit regime follows ``model.embedder.share``).
+
+    Attributes:
+        widths: channels of the last map, per modality. pyramid_widths: of all maps, fine to coarse.
+
+    Raises:
+        ConfigError: regime vit with a backbone that is none; shared encoders for unequal channels.
+    """
+
+    def __init__(self, spec: ModelSpec, config: ModelConfig, native: str | Mapping[str, str], share: bool) -> None:
+        super().__init__()
+        self.modalities, self.regime = spec.modalities, config.regime
+        self.pyramid_widths: dict[str, list[int]] = {}
+        if config.regime == "vit":
+            self.embedders = Embedders(config.embedder, spec.modalities, spec.channels, spec.image_size, config.dim)
+            for name, embedder in self.embedders.by_modality.items():
+                if not embedder.is_transformer:
+                    raise ConfigError(
+                        f"regime vit needs a vision transformer, {config.embedder.backbone} of {name} is none",
+                        "model.embedder.backbone",
+                        "set model.regime: native for convolutional encoders",
+                    )
+            self.pyramid_widths = {name: [config.dim] for name in spec.modalities}
+        else:
+            share = share and len(set(spec.channels)) == 1
+            self.shared = share
+            self.by_modality = nn.ModuleDict()
+            for name, channels in zip(spec.modalities, spec.channels, strict=True):
+                backbone = native if isinstance(native, str) else native[name]
+                options = dataclasses.replace(config.embedder, backbone=backbone, options={}, replicate_grey=True)
+                key = "shared" if share else name
+                if key not in self.by_modality:
+                    self.by_modality[key] = Embedder(options, channels, spec.image_size, config.dim)
+                    self.by_modality[key].project = nn.Identity()
+                    if config.embedder.freeze:
+                        self.by_modality[key].requires_grad_(False)
+                info = self.by_modality[key].backbone.feature_info
+                self.pyramid_widths[name] = [int(stage["num_chs"]) for stage in info]
+        self.widths = {name: widths[-1] for name, widths in self.pyramid_widths.items()}
+
+    def forward(self, views: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        """``{modality: [B, C, H, W]} -> {modality: [[B, C_s, h_s, w_s], ...]}`` from fine to coarse (vit: one map)."""
+        if self.regime == "vit":
+            tokens = self.embedders({name: views[name] for name in self.modalities})
+            maps = {}
+            for name, value in tokens.items():
+                embedder = self.embedders.by_modality["shared" if self.embedders.shared else name]
+                grid = embedder.backbone.patch_embed.grid_size
+                patches = value[:, embedder.num_prefix_tokens :]
+                maps[name] = [patches.transpose(1, 2).unflatten(2, grid)]
+            return maps
+        if self.shared:  # one batch of all views: one pass instead of m
+            stacked = torch.cat([views[name] for name in self.modalities])
+            parts = [stage.chunk(len(self.modalities)) for stage in self._pyramid("shared", stacked)]
+            return {name: [stage[i] for stage in parts] for i, name in enumerate(self.modalities)}
+        return {name: self._pyramid(name, views[name]) for name in self.modalities}
+
+    def _pyramid(self, key: str, image: Tensor) -> list[Tensor]:
+        encoder = self.by_modality[key]
+        image = image.expand(-1, 3, -1, -1) if encoder.replicate else image
+        stages: list[Tensor] = encoder.backbone.forward_intermediates(image, intermediates_only=True)
+        return stages
+
+
+def mean_pool(maps: Tensor) -> Tensor:
+    """``[B, C, h, w] -> [B, C]``."""
+    return maps.flatten(2).mean(2)
+
+
+def max_pool(maps: Tensor) -> Tensor:
+    """``[B, C, h, w] -> [B, C]``."""
+    return maps.flatten(2).amax(2)

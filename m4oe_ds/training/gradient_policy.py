@@ -1,0 +1,316 @@
+"""How the gradients of several tasks are put together, and how much they disagree.
+
+``sum`` adds the task losses as they are. ``calibrated`` reconstructs the multi-level gradient calibration of FULLER
+(Huang et al., ICCV 2023) from its abstract: the tasks' gradients at the last shared layer are brought to one level
+(``norm``) or to equal projections (``imtl_g``; Liu et al., ICLR 2021), then the gradients that enter the modality
+branches are brought to one level. Two deviations: the heads are trained with the weighted losses too, and what is level
+is the whole branch gradient of a micro-batch.
+
+Every gradient here comes from ``torch.autograd.grad`` and leaves ``.grad`` and the engine's hooks alone. The losses must
+therefore come from a forward through ``engine.module``: the engine marks the outputs of its own forward for its own
+backward. Parameters must be whole (ZeRO stages 0 to 2) or experts sharded over the expert-parallel group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from m4oe_ds.errors import CheckpointError, ConfigError
+from m4oe_ds.layers.experts import ExpertWeights
+from m4oe_ds.models.interface import ModelOutput, MultiModalModel
+from m4oe_ds.parallel import reduce
+
+FEATURE_PREFIX = "features."  # extras that hold what enters the fusion, one per modality
+SCALE_RANGE = (0.1, 10.0)  # of the branch scales
+_EPSILON = 1e-12
+
+Rule = Literal["norm", "imtl_g"]
+
+
+class GradientPolicy:
+    """Task weights and branch scales of one micro-batch; the plain sum unless a subclass says otherwise."""
+
+    def weights(
+        self, task_losses: Mapping[str, Tensor], model: MultiModalModel, output: ModelOutput, counts: Tensor
+    ) -> dict[str, float]:
+        """Factor of every task's loss, equal on all ranks.
+
+        Args:
+            task_losses: scalar per task, in the order of ``counts``, scaled so that the mean over the ranks is the
+                global mean; with their graphs. model: unwrapped. output: of ``model``.
+            counts: ``[p]`` labels of the step over all ranks.
+        """
+        return dict.fromkeys(task_losses, 1.0)
+
+    def calibrate(self, loss: Tensor, output: ModelOutput) -> dict[str, float]:
+        """Makes the coming backward of ``loss`` scale the gradient of each modality branch; returns the scales."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            CheckpointError: the state is another policy's.
+        """
+        if state:
+            raise CheckpointError(f"gradient policy 'sum' has no state, the checkpoint has {sorted(state)}")
+
+
+class CalibratedPolicy(GradientPolicy):
+    """FULLER's two levels of calibration.
+
+    ``norm``: w_k = c / ||g_k|| with c the mean norm over the tasks, smoothed over the steps.
+    ``imtl_g``: (w_2 .. w_p) = g_1 U^T (D U^T)^-1, w_1 = 1 - sum; D rows g_1 - g_k, U rows u_1 - u_k, u_k = g_k / ||g_k||.
+
+    Args:
+        rule: one of the two. momentum: of the smoothing.
+        normalise: rescale the ``norm`` weights to sum to the number of tasks; the smoothing then cancels.
+        branches: calibrate the modality branches as well.
+    """
+
+    def __init__(
+        self, rule: Rule = "norm", *, momentum: float = 0.9, normalise: bool = True, branches: bool = True
+    ) -> None:
+        self.rule, self.momentum, self.normalise, self.branches = rule, momentum, normalise, branches
+        self.mean_norm: float | None = None
+
+    def weights(
+        self, task_losses: Mapping[str, Tensor], model: MultiModalModel, output: ModelOutput, counts: Tensor
+    ) -> dict[str, float]:
+        """See :class:`GradientPolicy`; a task without labels anywhere, or without a gradient, keeps weight 1.
+
+        Collectives: those of one backward per labelled task down to the shared layer (expert parallelism only), then
+            one all-reduce of the stacked gradients. Every rank must call it with the same counts.
+        """
+        weights = dict.fromkeys(task_losses, 1.0)
+        names, gradients = shared_gradients(task_losses, model, counts)
+        if not names:
+            return weights
+        gram = (gradients.double() @ gradients.double().T).cpu()
+        useful = [k for k in range(len(names)) if math.isfinite(float(gram[k, k])) and float(gram[k, k]) > _EPSILON**2]
+        if not useful:
+            return weights
+        gram = gram[useful][:, useful]
+        if self.rule == "imtl_g":
+            found = equal_projection_weights(gram)
+        else:
+            norms = gram.diagonal().sqrt()
+            level = float(norms.mean())
+            self.mean_norm = (
+                level if self.mean_norm is None else self.momentum * self.mean_norm + (1.0 - self.momentum) * level
+            )
+            found = self.mean_norm / norms
+            if self.normalise:
+                found = found * len(useful) / found.sum()
+        weights.update({names[k]: float(weight) for k, weight in zip(useful, found, strict=True)})
+        return weights
+
+    def calibrate(self, loss: Tensor, output: ModelOutput) -> dict[str, float]:
+        """Measures ||dL/dX_i|| over the global micro-batch and hangs the scales mean / own norm on the features X_i.
+
+        The norms come from a backward of their own; the hooks that act in the coming backward only multiply by a known
+        number, so no collective depends on the order in which autograd reaches the branches.
+
+        Args:
+            loss: the weighted loss about to be differentiated. output: with ``extras["features.<modality>"]``.
+
+        Collectives: those of one backward down to the features, then one all-reduce of m numbers.
+
+        Raises:
+            ConfigError: the model does not offer its features.
+        """
+        if not self.branches:
+            return {}
+        features = {
+            name.removeprefix(FEATURE_PREFIX): value
+            for name, value in output.extras.items()
+            if name.startswith(FEATURE_PREFIX) and value.requires_grad
+        }
+        if not features:
+            raise ConfigError("this model offers no modality features to calibrate", fix="set branches: false")
+        found = torch.autograd.grad(loss, list(features.values()), retain_graph=True, allow_unused=True)
+        squares = torch.stack([loss.new_zeros(()).double() if g is None else g.double().square().sum() for g in found])
+        scales = branch_scales(reduce.sum_over_ranks(squares).sqrt().tolist())
+        for feature, scale in zip(features.values(), scales, strict=True):
+            feature.register_hook(_Scale(scale))
+        return dict(zip(features, scales, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The smoothed mean norm."""
+        return {"rule": self.rule, "mean_norm": self.mean_norm}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            CheckpointError: the state is another policy's.
+        """
+        if state.get("rule") != self.rule or "mean_norm" not in state:
+            raise CheckpointError(f"gradient policy is calibrated/{self.rule}, the checkpoint's state is {dict(state)}")
+        self.mean_norm = state["mean_norm"]
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Gradient hook that multiplies."""
+
+    factor: float
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return gradient * self.factor
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Agreement of the tasks' gradients at the shared layer.
+
+    Attributes:
+        tasks: tasks that had labels. cosines: ``[q, q]`` of their gradients averaged over the ranks; NaN for a zero one.
+        conflict, neutral, enhance: shares of the pairs with cosine < -t, |cosine| <= t, > t; NaN without a pair.
+    """
+
+    tasks: tuple[str, ...]
+    cosines: Tensor
+    conflict: float
+    neutral: float
+    enhance: float
+
+
+def gradient_conflict(
+    task_losses: Mapping[str, Tensor], model: MultiModalModel, counts: Tensor, threshold: float = 0.05
+) -> Conflict:
+    """Pairwise cosines of the tasks' gradients at ``model.shared_layer()``; training is not disturbed.
+
+    Args:
+        task_losses, model, counts: see :meth:`GradientPolicy.weights`. threshold: t, on the cosine.
+
+    Collectives: as :meth:`CalibratedPolicy.weights`.
+    """
+    names, gradients = shared_gradients(task_losses, model, counts)
+    unit = gradients.double().cpu()
+    unit = unit / unit.norm(dim=1, keepdim=True)  # 0 / 0 = NaN marks a task that does not reach the layer
+    cosines = unit @ unit.T
+    rows, columns = torch.triu_indices(len(names), len(names), 1)
+    pairs = cosines[rows, columns]
+    pairs = pairs[~pairs.isnan()]
+
+    def share(chosen: Tensor) -> float:
+        return float(chosen.double().mean()) if len(pairs) else math.nan
+
+    return Conflict(
+        tuple(names), cosines, share(pairs < -threshold), share(pairs.abs() <= threshold), share(pairs > threshold)
+    )
+
+
+def shared_gradients(
+    task_losses: Mapping[str, Tensor], model: MultiModalModel, counts: Tensor
+) -> tuple[list[str], Tensor]:
+    """Global gradient of every labelled task at the shared layer.
+
+    Gradients are averaged before any norm or product is taken: the norm of a mean is not a mean of norms.
+
+    Returns:
+        Names of the q tasks with a label on any rank and their gradients ``[q, P]`` in float32; an expert's entries
+        stand at its global id, whoever holds it.
+
+    Raises:
+        ConfigError: parameters partitioned by ZeRO-3, or a shared layer without trainable parameters.
+
+    Collectives: one backward per task, one all-reduce of q * P numbers.
+    """
+    layer = model.shared_layer()
+    places = _places(layer)
+    names = [name for name, count in zip(task_losses, counts.tolist(), strict=True) if count > 0]
+    parameters = [parameter for parameter, _ in places]
+    rows = []
+    for name in names:
+        found = torch.autograd.grad(task_losses[name], parameters, retain_graph=True, allow_unused=True)
+        parts = []
+        for gradient, (parameter, experts) in zip(found, places, strict=True):
+            value = torch.zeros_like(parameter) if gradient is None else gradient
+            value = value.float()
+            if experts is not None:
+                total, mine = experts
+                whole = value.new_zeros(total, *value.shape[1:])
+                whole[list(mine)] = value
+                value = whole
+            parts.append(value.flatten())
+        rows.append(torch.cat(parts))
+    if not rows:
+        return [], torch.zeros(0, 0)
+    return names, reduce.sum_over_ranks(torch.stack(rows)) / reduce.world_size()
+
+
+def _places(layer: nn.Module) -> list[tuple[nn.Parameter, tuple[int, tuple[int, ...]] | None]]:
+    """Trainable parameters of the layer; for sharded experts also (number of experts, global ids held here)."""
+    experts: dict[int, tuple[int, tuple[int, ...]]] = {}
+    for module in layer.modules():
+        total = getattr(module, "num_experts", None)
+        for child in module.children():
+            if isinstance(child, ExpertWeights) and isinstance(total, int):
+                experts.update({id(parameter): (total, child.expert_ids) for parameter in child.parameters()})
+    places = [(p, experts.get(id(p))) for p in layer.parameters() if p.requires_grad]
+    if not places:
+        raise ConfigError("the shared layer has no trainable parameter", "training.gradient_policy")
+    if any(hasattr(parameter, "ds_id") for parameter, _ in places):
+        raise ConfigError(
+            "gradient calibration needs whole parameters", "zero_optimization.stage", "use ZeRO stage 0, 1 or 2"
+        )
+    return places
+
+
+def equal_projection_weights(gram: Tensor) -> Tensor:
+    """IMTL-G weights ``[q]`` from the tasks' Gram matrix ``[q, q]``: the projections of sum_k w_k g_k on all u_k are equal.
+
+    Weights sum to 1 and may be negative; where gradients are parallel the smallest solution is taken.
+    """
+    if len(gram) == 1:
+        return torch.ones_like(gram[0])
+    gram = gram.double()
+    inverse = 1.0 / gram.diagonal().sqrt()
+    onto_unit = gram * inverse  # [q, q]: g_a . u_b
+    difference = onto_unit[:, :1] - onto_unit[:, 1:]  # [q, q-1]: g_a . (u_1 - u_b)
+    system = difference[:1] - difference[1:]  # D U^T
+    rest = difference[0] @ torch.linalg.pinv(system)
+    return torch.cat([1.0 - rest.sum(dim=0, keepdim=True), rest])
+
+
+def branch_scales(norms: list[float]) -> list[float]:
+    """Scales that bring branch gradients to their mean norm, within ``SCALE_RANGE``; a branch without gradient keeps 1."""
+    used = [norm for norm in norms if math.isfinite(norm) and norm > _EPSILON]
+    if not used:
+        return [1.0] * len(norms)
+    level = sum(used) / len(used)
+    low, high = SCALE_RANGE
+    return [min(max(level / norm, low), high) if math.isfinite(norm) and norm > _EPSILON else 1.0 for norm in norms]
+
+
+def policy(name: str, **options: Any) -> GradientPolicy:
+    """The policy ``sum`` or ``calibrated``; options of the latter: ``rule``, ``momentum``, ``normalise``, ``branches``.
+
+    Raises:
+        ConfigError: unknown name, rule or option.
+    """
+    where = "training.gradient_policy"
+    if name == "sum":
+        if options:
+            raise ConfigError(f"gradient policy sum has no options, got {sorted(options)}", where)
+        return GradientPolicy()
+    if name != "calibrated":
+        raise ConfigError(f"unknown gradient policy {name!r}", where, "known: calibrated, sum")
+    known = {"rule", "momentum", "normalise", "branches"}
+    if unknown := sorted(set(options) - known):
+        raise ConfigError(f"unknown options {unknown}", where, f"known: {', '.join(sorted(known))}")
+    if options.get("rule", "norm") not in ("norm", "imtl_g"):
+        raise ConfigError(f"unknown rule {options['rule']!r}", where, "known: imtl_g, norm")
+    return CalibratedPolicy(**options)
