@@ -1,0 +1,1 @@
+"""Analyses of trained models: what routing, gradients and representations say about modalities and tasks."""

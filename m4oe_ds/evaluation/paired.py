@@ -1,0 +1,220 @@
+"""Two systems on the same cases: difference of a metric with patient-level resampling, and DeLong's test for AUROC."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from m4oe_ds.data.schema import MISSING, TaskSpec
+from m4oe_ds.errors import DataError
+from m4oe_ds.evaluation import metrics
+from m4oe_ds.evaluation.delong import compare_aurocs
+from m4oe_ds.evaluation.intervals import percentile, resampled_indices
+from m4oe_ds.evaluation.metrics import Statistic
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Metric of two systems on the same cases and the difference first - second; None with ``reason`` if undefined.
+
+    Attributes:
+        low, high: percentile interval of the difference. p: two-sided bootstrap value.
+        n, n_groups: rows and patients. undefined_resamples: left out of interval and p.
+        delong: fields of :class:`m4oe_ds.evaluation.delong.AurocComparison` for the AUROC of a binary task, with a
+            ``note`` where patients have several rows; None for other metrics.
+    """
+
+    metric: str
+    first: float | None
+    second: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int
+    n_groups: int
+    undefined_resamples: int = 0
+    delong: dict[str, Any] | None = None
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fields by name, ready for JSON."""
+        return asdict(self)
+
+
+def statistic_named(name: str) -> Statistic:
+    """The function ``(labels [N], probabilities [N, C]) -> value`` of a metric of :mod:`m4oe_ds.evaluation.metrics`.
+
+    Raises:
+        DataError: for an unknown name.
+    """
+    if name not in metrics._STATISTICS:
+        raise DataError(f"unknown metric {name!r}", fix=f"use one of {', '.join(metrics._STATISTICS)}")
+    return metrics._STATISTICS[name][1]
+
+
+def class_probabilities(labels: ArrayLike, probability: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Labels ``[N]`` int64 and probabilities ``[N, C]`` float64 (a vector is taken as P(y = 1)), checked.
+
+    Raises:
+        DataError: for unequal lengths, a label outside -1..C-1, or a labelled row that is not finite.
+    """
+    known, table = np.asarray(labels), np.asarray(probability, dtype=float)
+    if table.ndim == 1:
+        table = np.stack([1.0 - table, table], axis=1)
+    if known.ndim != 1 or table.ndim != 2 or len(known) != len(table):
+        raise DataError(f"probabilities {table.shape} for labels {known.shape}", fix="pass [N, C] and [N]")
+    if not np.isin(known, np.arange(MISSING, table.shape[1])).all():
+        raise DataError(f"a label lies outside -1..{table.shape[1] - 1}", fix="check the number of classes")
+    if not np.isfinite(table[known != MISSING]).all():
+        raise DataError("a probability of a labelled case is not finite", fix="look for a diverged model")
+    return known.astype(np.int64), table
+
+
+def two_sided_p(differences: ArrayLike) -> float:
+    """Bootstrap p of "no difference": twice the smaller tail beyond 0, (1 + count) / (1 + B), at most 1.
+
+    Achieved significance level by inverting the percentile interval (Efron and Tibshirani 1993, sec. 15.4 and 16),
+    with the + 1 of Davison and Hinkley 1997, eq. 4.11: never 0.
+
+    Args:
+        differences: ``[B]`` of the resamples, all finite.
+    """
+    values = np.asarray(differences, dtype=float)
+    smaller = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))
+    return float(min(1.0, 2 * (1 + smaller) / (1 + len(values))))
+
+
+def paired_difference(
+    labels: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    groups: ArrayLike,
+    metric: str | Statistic = "auroc",
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> PairedDifference:
+    """Difference of a metric between two systems; the same resampled patients for both (Efron and Tibshirani 1993).
+
+    Args:
+        labels: ``[N]`` classes, -1 missing. first, second: ``[N, C]`` probabilities, or ``[N]`` P(y = 1).
+        groups: ``[N]`` patients. metric: a name of :func:`statistic_named` or a function of labels and probabilities.
+    """
+    known, a = class_probabilities(labels, first)
+    _, b = class_probabilities(labels, second)
+    owner = np.asarray(groups)
+    if a.shape != b.shape or owner.shape != known.shape:
+        raise DataError(f"systems {a.shape}, {b.shape} and groups {owner.shape} differ", fix="compare the same cases")
+    keep = known != MISSING
+    known, a, b, owner = known[keep], a[keep], b[keep], owner[keep]
+    statistic = statistic_named(metric) if isinstance(metric, str) else metric
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+    result = _difference(
+        lambda index: (statistic(known[index], a[index]), statistic(known[index], b[index])),
+        owner, name, resamples, seed, level,
+    )  # fmt: skip
+    if metric != "auroc" or a.shape[1] != 2:
+        return result
+    test = compare_aurocs(known, a[:, 1], b[:, 1], level).as_dict()
+    rows = len(known) - result.n_groups
+    test["note"] = "patients with several rows: the variance is too small, rely on the bootstrap" if rows else ""
+    return PairedDifference(**{**asdict(result), "delong": test})
+
+
+def _difference(
+    values: Callable[[np.ndarray], tuple[float, float]],
+    groups: np.ndarray,
+    name: str,
+    resamples: int,
+    seed: int,
+    level: float,
+) -> PairedDifference:
+    """Bootstrap of ``values(rows) -> (first, second)``."""
+    count, patients = len(groups), len(np.unique(groups))
+    first, second = values(np.arange(count)) if count else (math.nan, math.nan)
+    if not (math.isfinite(first) and math.isfinite(second)):
+        why = "the metric is undefined on these cases" if count else "no labelled cases"
+        defined = [float(v) if math.isfinite(v) else None for v in (first, second)]
+        return PairedDifference(name, defined[0], defined[1], None, None, None, None, count, patients, reason=why)
+    draws = resampled_indices(groups, resamples, seed) if resamples else []
+    pairs = np.array([values(index) for index in draws], dtype=float).reshape(-1, 2)
+    found = pairs[:, 0] - pairs[:, 1]
+    interval = percentile(found.tolist(), level)
+    found = found[np.isfinite(found)]
+    p = two_sided_p(found) if len(found) else None
+    bounds = (interval.low, interval.high, p)
+    return PairedDifference(
+        name, float(first), float(second), float(first - second), *bounds, count, patients, interval.undefined
+    )
+
+
+def compare_predictions(
+    first: Mapping[str, np.ndarray],
+    second: Mapping[str, np.ndarray],
+    tasks: Sequence[TaskSpec],
+    metric: str = "auroc",
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, dict[str, Any]]:
+    """Difference of two systems per task, from the arrays of their ``predictions/<split>.npz``, joined by key.
+
+    Classification tasks are compared by ``metric``, segmentation tasks by mean Dice.
+
+    Raises:
+        DataError: if the two have other samples, patients or labels: then they are not systems on the same cases.
+    """
+    order_a, order_b = np.argsort(first["keys"]), np.argsort(second["keys"])
+    columns = ["keys", "groups", *(f"label_{task.name}" for task in tasks if task.kind == "classification")]
+    for name in columns:
+        if not np.array_equal(first[name][order_a], second[name][order_b]):
+            raise DataError(
+                f"the two systems differ in {name!r}", fix="evaluate both on the same split of the same data"
+            )
+    owner = first["groups"][order_a]
+    result = {}
+    for task in tasks:
+        if task.kind == "classification":
+            known = first[f"label_{task.name}"][order_a]
+            a, b = first[f"prob_{task.name}"][order_a], second[f"prob_{task.name}"][order_b]
+            found = paired_difference(known, a, b, owner, metric, resamples, seed, level)
+        else:
+            a, b = first[f"dice_{task.name}"][order_a], second[f"dice_{task.name}"][order_b]
+            found = paired_mean_difference(a, b, owner, "dice", resamples, seed, level)
+        result[task.name] = found.as_dict()
+    return result
+
+
+def paired_mean_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    groups: ArrayLike,
+    name: str = "mean",
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> PairedDifference:
+    """Difference of the mean of a value per sample, such as Dice (Efron and Tibshirani 1993).
+
+    Args:
+        first, second: ``[N]``, NaN where missing (in both). groups: ``[N]`` patients.
+
+    Raises:
+        DataError: for unequal lengths, or a value that only one system has.
+    """
+    a, b, owner = np.asarray(first, dtype=float), np.asarray(second, dtype=float), np.asarray(groups)
+    if a.ndim != 1 or a.shape != b.shape or owner.shape != a.shape:
+        raise DataError(f"systems {a.shape}, {b.shape} and groups {owner.shape} differ", fix="compare the same cases")
+    if not np.array_equal(np.isnan(a), np.isnan(b)):
+        raise DataError("a value is missing in one of the two systems", fix="compare the same cases")
+    keep = ~np.isnan(a)
+    a, b, owner = a[keep], b[keep], owner[keep]
+    return _difference(
+        lambda index: (float(a[index].mean()), float(b[index].mean())), owner, name, resamples, seed, level
+    )

@@ -1,0 +1,154 @@
+"""A metric per subgroup (age band, density, race, manufacturer) beside the whole, small groups as counts only.
+
+Reporting by subgroup follows CLAIM 2024 (Tejani et al., Radiol. Artif. Intell. 6:e240300) and TRIPOD+AI (Collins et al.
+2024, BMJ 385:e078378).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from m4oe_ds.data.schema import MISSING
+from m4oe_ds.errors import DataError
+from m4oe_ds.evaluation.metrics import Statistic
+from m4oe_ds.evaluation.operating_points import Estimate, clustered_estimate
+from m4oe_ds.evaluation.paired import class_probabilities, statistic_named
+
+UNKNOWN = "unknown"
+_NOTHING = frozenset({"", "nan", "none", "null", UNKNOWN})
+
+
+@dataclass(frozen=True)
+class SubgroupRow:
+    """One group of one attribute.
+
+    Attributes:
+        attribute, group: e.g. ``manufacturer``, ``hologic``; ``all``, ``all`` for the whole.
+        n, n_groups: labelled rows and patients.
+        class_counts: rows per class. positives: of class 1 in a binary task, else None.
+        unlabelled: rows of the group without a label.
+        estimate: None where only counts are shown; ``reason`` says why.
+    """
+
+    attribute: str
+    group: str
+    n: int
+    n_groups: int
+    class_counts: list[int]
+    positives: int | None
+    unlabelled: int
+    estimate: Estimate | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SubgroupTable:
+    """All groups of all attributes for one metric.
+
+    Attributes:
+        metric: its name. min_patients, min_positives: limits below which only counts are shown. rows: the whole first.
+    """
+
+    metric: str
+    min_patients: int
+    min_positives: int
+    rows: list[SubgroupRow]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fields by name, ready for JSON."""
+        return asdict(self)
+
+
+def subgroup_table(
+    labels: ArrayLike,
+    probability: ArrayLike,
+    groups: ArrayLike,
+    attributes: Mapping[str, ArrayLike],
+    metric: str | Statistic = "auroc",
+    min_patients: int = 20,
+    min_positives: int = 5,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> SubgroupTable:
+    """Metric, counts and patient-clustered interval per group.
+
+    Args:
+        labels: ``[N]`` classes, -1 missing. probability: ``[N, C]``, or ``[N]`` P(y = 1). groups: ``[N]`` patients.
+        attributes: per name a value ``[N]`` for each row; empty, None and NaN are the group ``unknown``.
+        metric: a name of :func:`m4oe_ds.evaluation.paired.statistic_named` or a function of labels and probabilities.
+        min_patients: smaller groups are shown as counts only. min_positives: in a binary task groups with fewer
+            positives or fewer negatives, too.
+
+    Raises:
+        DataError: for unequal lengths or labels outside the classes.
+    """
+    known, table = class_probabilities(labels, probability)
+    owner = np.asarray(groups)
+    if owner.shape != known.shape:
+        raise DataError(f"groups {owner.shape} for labels {known.shape}", fix="pass one patient per row")
+    statistic = statistic_named(metric) if isinstance(metric, str) else metric
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+
+    def row(attribute: str, group: str, member: np.ndarray) -> SubgroupRow:
+        rows = np.flatnonzero(member & (known != MISSING))
+        truth, mine = known[rows], owner[rows]
+        counts = np.bincount(truth, minlength=table.shape[1]).tolist()
+        patients = len(np.unique(mine))
+        reason = _too_small(counts, patients, min_patients, min_positives)
+        estimate = None
+        if not reason:
+            estimate = clustered_estimate(
+                lambda index: statistic(truth[index], table[rows[index]]), mine, resamples, seed, level
+            )
+            reason = estimate.reason
+        positives = counts[1] if table.shape[1] == 2 else None
+        missing = int(member.sum()) - len(rows)
+        return SubgroupRow(attribute, group, len(rows), patients, counts, positives, missing, estimate, reason)
+
+    found = [row("all", "all", np.ones(len(known), dtype=bool))]
+    for attribute, values in attributes.items():
+        texts = group_names(values)
+        if texts.shape != known.shape:
+            raise DataError(f"{len(texts)} values for {len(known)} rows", attribute, fix="pass one value per row")
+        order = sorted(np.unique(texts).tolist(), key=lambda text: (text == UNKNOWN, text))
+        found.extend(row(attribute, group, texts == group) for group in order)
+    return SubgroupTable(name, min_patients, min_positives, found)
+
+
+def _too_small(counts: list[int], patients: int, min_patients: int, min_positives: int) -> str:
+    """Why only counts are shown; empty if the metric may be."""
+    if patients < min_patients:
+        return f"fewer than {min_patients} patients: counts only"
+    if len(counts) == 2 and min(counts) < min_positives:
+        return f"fewer than {min_positives} positives or negatives: counts only"
+    return ""
+
+
+def group_names(values: ArrayLike) -> np.ndarray:
+    """Texts ``[N]`` of the values of an attribute; empty, None, NaN (any case) become ``unknown``."""
+    items = np.asarray(values, dtype=object).ravel()
+    texts = [UNKNOWN if str(item).strip().lower() in _NOTHING else str(item).strip() for item in items]
+    return np.array(texts, dtype=object)
+
+
+def banded(values: ArrayLike, edges: ArrayLike) -> np.ndarray:
+    """Bands of a number, e.g. ages with edges 40, 50, 60: ``<40``, ``40-<50``, ``50-<60``, ``>=60``; NaN is ``unknown``.
+
+    Args:
+        values: ``[N]``. edges: ``[E]`` ascending, E >= 1.
+    """
+    numbers, cuts = np.asarray(values, dtype=float), np.asarray(edges, dtype=float)
+    if not len(cuts) or not (np.diff(cuts) > 0).all():
+        raise DataError("edges of bands must ascend", fix="pass one or more ascending numbers")
+    inner = [f"{low:g}-<{high:g}" for low, high in itertools.pairwise(cuts)]
+    names = [f"<{cuts[0]:g}", *inner, f">={cuts[-1]:g}"]
+    band = np.searchsorted(cuts, numbers, side="right")
+    return np.array([UNKNOWN if math.isnan(x) else names[k] for x, k in zip(numbers, band, strict=True)], dtype=object)
