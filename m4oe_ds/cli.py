@@ -26,6 +26,14 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
     report.set_defaults(work=_report)
 
+    export = commands.add_parser("export", help="consolidate a checkpoint into safetensors, every expert included")
+    export.add_argument("run", metavar="RUN", help="run folder, or one of its step-* checkpoints")
+    export.add_argument("--checkpoint", default="best", metavar="best|latest|TAG", help="which one (default: best)")
+    export.add_argument("--out", default="", metavar="FILE", help="default: RUN/weights/model.safetensors")
+    export.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="of the weights")
+    export.add_argument("--max-file-gb", type=float, default=0.0, metavar="GB", help="split into files of this size")
+    export.set_defaults(work=_export)
+
     models = commands.add_parser("models", help="list the registered models")
     models.set_defaults(work=_models)
 
@@ -70,6 +78,27 @@ def _report(options: argparse.Namespace) -> None:
     from m4oe_ds.report.html import render
 
     print(f"report: {render(Path(options.run))}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from m4oe_ds.errors import CheckpointError
+    from m4oe_ds.training.weights import consolidate
+
+    run = Path(options.run)
+    checkpoint, out = run, Path(options.out) if options.out else run.parent.parent / "weights" / "model.safetensors"
+    if not (run / "manifest.json").is_file():
+        pointer = {"best": "BEST", "latest": "LATEST"}.get(options.checkpoint)
+        path = run / "checkpoints" / (pointer or options.checkpoint)
+        if pointer and not path.is_file():
+            raise CheckpointError(
+                f"no {options.checkpoint} checkpoint", str(run), "name one with --checkpoint step-..."
+            )
+        checkpoint = run / "checkpoints" / path.read_text().strip() if pointer else path
+        out = Path(options.out) if options.out else run / "weights" / "model.safetensors"
+    for path in consolidate(checkpoint, out, options.dtype, options.max_file_gb):
+        print(f"{checkpoint.name} -> {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def _models(_: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ def section(cls: type, sentence: str) -> Any:
 class CheckpointConfig:
     every_steps: int = option(0, "Save every so many optimizer steps; 0 = at the end of each epoch only.")
     keep_last: int = option(2, "Newest checkpoints to keep; the best one is kept besides.")
+    background: bool = option(True, "Write in a thread while training goes on; needs host memory for one copy.")
     metric: str = option("loss", "Validation figure that decides the best: `loss`, `auroc` or `balanced_accuracy`.")
 
 

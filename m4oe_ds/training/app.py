@@ -88,7 +88,13 @@ def run(request: Request, config: Config, ds_config: dict[str, Any], folder: Pat
         engine, topology = engines.create(config, ds_config, sizes, place.world)
     objective = assemble.objective(config, spec, manifests["train"], device)
     stamp = assemble.stamp(config, ds_config, topology.stamp(), manifests["train"])
-    store = CheckpointStore(folder / "checkpoints", stamp, config.run.checkpoint.keep_last)
+    store = CheckpointStore(
+        folder / "checkpoints",
+        stamp,
+        config.run.checkpoint.keep_last,
+        background=config.run.checkpoint.background,
+        timeout_s=60 * config.parallel.timeout_minutes,
+    )
     loop = Loop(config, engine, spec, objective, manifests, store, folder, sizes.micro, sizes.accumulation)
     resumed = _resume(loop, store, request)
     facts = _facts(config, engine, topology, manifests["train"], sizes, place)
@@ -111,7 +117,9 @@ def finish(loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any]) ->
     best = outcome.best_tag
     if best is not None and best != store.agreed_pointer("LATEST"):
         store.load(loop.engine, best, weights_only=True)
-    weights.save(loop.engine, folder / "weights" / "model.safetensors")
+    if reduce.rank() == 0 and best is not None:
+        weights.consolidate(store.folder / best, folder / "weights" / "model.safetensors")
+    reduce.barrier()
     metrics: dict[str, Any] = {}
     for number, split in enumerate(config.evaluation.splits):
         examples = config.evaluation.num_examples if number == len(config.evaluation.splits) - 1 else 0

@@ -1,10 +1,11 @@
-"""Atomic, verified, stamped checkpoints around DeepSpeed's own files.
+"""Atomic, verified checkpoints that any layout can load, written behind training.
 
-DeepSpeed writes plain files in place, moves its ``latest`` pointer before all ranks have finished, and loads experts of
-another ``ep_size`` without an error but permuted. So here a checkpoint is written aside, hashed, stamped with the topology,
-and renamed into place; a load verifies every file and refuses another topology.
+DeepSpeed's own files are written in place, tied to the number of ranks, and with another ``ep_size`` load permuted
+without an error. So here every rank writes the intervals of the global state it holds (:mod:`m4oe_ds.parallel.state`) as
+safetensors: beside the run, hashed, with a manifest, renamed into place. The copy to host memory stalls training; hashing
+and writing happen in a thread. Nothing is unpickled at load.
 
-    checkpoints/step-00000120/   DeepSpeed's files, rank-N.pt (generators), manifest.json
+    checkpoints/step-00000120/   state-00000.safetensors (one per rank), manifest.json
     checkpoints/LATEST, BEST     names of the newest and the best
 """
 
@@ -15,18 +16,22 @@ import json
 import logging
 import os
 import shutil
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from m4oe_ds.errors import CheckpointError
-from m4oe_ds.parallel import reduce
-from m4oe_ds.training import seeds
+from m4oe_ds.parallel import reduce, state
+from m4oe_ds.training import seeds, statefile
 from m4oe_ds.training.records import write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+LAYOUT_KEYS = ("world", "ep_size", "order", "zero_stage", "precision", "deepspeed")  # may differ at load
 _logger = logging.getLogger(__name__)
 
 
@@ -50,21 +55,34 @@ class CheckpointStore:
 
     Args:
         folder: ``runs/NAME/checkpoints``, on a file system that all ranks see.
-        stamp: topology, stage, dtype and model fingerprint; a load demands equality.
+        stamp: layout, model and data fingerprints; model and data must be equal at load.
         keep_last: newest checkpoints to keep besides the best.
+        background: write in a thread; otherwise :meth:`save` returns when everything is on disk.
+        timeout_s: how long rank 0 waits for the files of the other ranks.
     """
 
-    def __init__(self, folder: Path, stamp: dict[str, Any], keep_last: int) -> None:
+    def __init__(
+        self, folder: Path, stamp: dict[str, Any], keep_last: int, *, background: bool = True, timeout_s: float = 600.0
+    ) -> None:
         self.folder, self.stamp, self.keep_last = folder, stamp, max(keep_last, 1)
+        self.background, self.timeout_s = background, timeout_s
+        self._writer: threading.Thread | None = None
+        self._problem = ""
+        self._verified: set[str] = set()
 
-    def save(self, engine: Any, position: Position, progress: dict[str, Any]) -> str:
-        """Saves model, optimizer and generators; returns the tag.
+    def save(self, engine: Any, position: Position, progress: dict[str, Any], *, best: bool = False) -> str:
+        """Takes a copy of model, optimizer and generators and starts writing it; returns the tag.
 
         Args:
             engine: at an accumulation boundary. position: of the next step. progress: JSON-ready state of the loop.
+            best: the BEST pointer moves to it.
 
-        Collectives: several barriers and DeepSpeed's own; every rank must call it.
+        Raises:
+            CheckpointError: the checkpoint before could not be written, or there is too little space.
+
+        Collectives: several small ones; every rank must call it.
         """
+        self.finish()
         tag = f"step-{position.step:08d}"
         aside = self.folder / f".writing-{tag}"
         if reduce.rank() == 0:
@@ -72,48 +90,102 @@ class CheckpointStore:
             for leftover in self.folder.glob(".writing-*"):  # of a run that was killed while saving
                 shutil.rmtree(leftover)
             (aside / tag).mkdir(parents=True)
-        reduce.barrier()
-        engine.save_checkpoint(str(aside), tag=tag, save_latest=False)
-        torch.save(seeds.capture(), aside / tag / f"rank-{reduce.rank()}.pt")
-        reduce.barrier()
-        names = _files(aside / tag)
-        mine = names[reduce.rank() :: reduce.world_size()]
-        write_json(aside / f"hashes-{reduce.rank()}.json", {name: _describe(aside / tag / name) for name in mine})
-        reduce.barrier()
-        if reduce.rank() == 0:
-            files: dict[str, Any] = {}
-            for rank in range(reduce.world_size()):
-                files.update(json.loads((aside / f"hashes-{rank}.json").read_text()))
-            manifest = {
-                "format": FORMAT_VERSION,
-                "stamp": self.stamp,
-                "position": vars(position),
-                "progress": progress,
-                "files": files,
-            }
-            write_json(aside / tag / "manifest.json", manifest)
-            _sync(aside / tag / "manifest.json")
-            if (self.folder / tag).exists():  # saved before, e.g. at the end of an epoch; the new one replaces it whole
-                shutil.rmtree(self.folder / tag)
-            os.replace(aside / tag, self.folder / tag)
-            _sync(self.folder)
-            shutil.rmtree(aside)
-            self._point("LATEST", tag)
-        reduce.barrier()
+        tensors = _snapshot(engine)
+        self._check_space(sum(value.numel() * value.element_size() for value in tensors.values()))
+        manifest = {
+            "format": FORMAT_VERSION,
+            "stamp": self.stamp,
+            "position": vars(position),
+            "progress": progress,
+            "engine": state.counters(engine),
+            "parameters": {name: list(place.shape) for name, place in state.places(engine.module).items()},
+        }
+        world = reduce.world_size()
+        self._writer = threading.Thread(
+            target=self._write, args=(aside, tag, tensors, manifest, reduce.rank(), world, best), daemon=True
+        )
+        self._writer.start()
+        if not self.background:
+            self.finish()
         return tag
 
-    def mark_best(self, tag: str) -> None:
-        """Makes ``tag`` the best and drops what retention no longer covers."""
-        if reduce.rank() == 0:
-            self._point("BEST", tag)
+    def finish(self) -> None:
+        """Waits until the last checkpoint is in place on every rank.
 
-    def retain(self) -> None:
-        """Deletes all but the newest ``keep_last`` checkpoints and the best."""
-        if reduce.rank() == 0:
-            best = self.pointer("BEST")
-            for tag in self.tags()[: -self.keep_last]:
-                if tag != best:
-                    shutil.rmtree(self.folder / tag)
+        Raises:
+            CheckpointError: some rank could not write it.
+
+        Collectives: two; every rank must call it.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        problems = reduce.agree([self._problem] if self._problem else [], _device())
+        self._problem = ""
+        if problems:
+            raise CheckpointError(
+                "; ".join(problems), str(self.folder), "free or repair the file system; older checkpoints are untouched"
+            )
+
+    def _check_space(self, size: int) -> None:
+        total = int(reduce.sum_over_ranks(torch.tensor(float(size), dtype=torch.float64, device=_device())))
+        free = shutil.disk_usage(self.folder).free
+        short = [f"a checkpoint takes {total / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"] if total > free else []
+        if reduce.agree(short, _device()):
+            raise CheckpointError(short[0] if short else "too little space", str(self.folder), "free some space")
+
+    def _write(
+        self,
+        aside: Path,
+        tag: str,
+        tensors: dict[str, Tensor],
+        manifest: dict[str, Any],
+        rank: int,
+        world: int,
+        best: bool,
+    ) -> None:
+        """Thread body: this rank's file; on rank 0 also the manifest, the rename, pointers and retention."""
+        try:
+            path = aside / tag / f"state-{rank:05d}.safetensors"
+            statefile.write(tensors, path)
+            write_json(aside / f"done-{rank}.json", {path.name: _describe(path)})
+            if rank == 0:
+                manifest["files"] = self._wait_for_all(aside, world)
+                self._commit(aside, tag, manifest, best)
+        except Exception as error:  # a thread has nobody to raise to: kept for finish()
+            self._problem = f"rank {rank} could not write {tag}: {error}"
+            if rank != 0:
+                (aside / f"failed-{rank}").write_text(str(error))
+
+    def _wait_for_all(self, aside: Path, world: int) -> dict[str, Any]:
+        files: dict[str, Any] = {}
+        deadline = time.monotonic() + self.timeout_s
+        for rank in range(world):
+            done = aside / f"done-{rank}.json"
+            while not done.is_file():
+                if (aside / f"failed-{rank}").is_file():
+                    raise CheckpointError(f"rank {rank} failed")
+                if time.monotonic() > deadline:
+                    raise CheckpointError(f"rank {rank} wrote nothing within {self.timeout_s:.0f} s")
+                time.sleep(0.02)
+            files.update(json.loads(done.read_text()))
+        return files
+
+    def _commit(self, aside: Path, tag: str, manifest: dict[str, Any], best: bool) -> None:
+        write_json(aside / tag / "manifest.json", manifest)
+        _sync(aside / tag / "manifest.json")
+        if (self.folder / tag).exists():  # saved before, e.g. at the end of an epoch; the new one replaces it whole
+            shutil.rmtree(self.folder / tag)
+        os.replace(aside / tag, self.folder / tag)
+        _sync(self.folder)
+        shutil.rmtree(aside)
+        self._point("LATEST", tag)
+        if best:
+            self._point("BEST", tag)
+        chosen = self.pointer("BEST")
+        for old in self.tags()[: -self.keep_last]:
+            if old != chosen:
+                shutil.rmtree(self.folder / old)
 
     def tags(self) -> list[str]:
         """Complete checkpoints, oldest first."""
@@ -122,8 +194,9 @@ class CheckpointStore:
     def agreed_pointer(self, name: str) -> str | None:
         """Tag that ``LATEST`` or ``BEST`` names as rank 0 sees it: ranks that read the file themselves could differ.
 
-        Collectives: two broadcasts; every rank must call it.
+        Collectives: those of :meth:`finish` and two broadcasts; every rank must call it.
         """
+        self.finish()
         return reduce.broadcast_text(self.pointer(name) or "", _device()) or None
 
     def pointer(self, name: str) -> str | None:
@@ -141,6 +214,7 @@ class CheckpointStore:
         for tag in reversed(known):
             problems = self.verify(tag)
             if not problems:
+                self._verified.add(tag)
                 return tag
             _logger.warning("checkpoint %s does not verify (%s); trying the one before", tag, problems[0])
         return None
@@ -159,39 +233,68 @@ class CheckpointStore:
         return problems or ([f"{tag}: another rank found a broken file"] if worst else [])
 
     def load(self, engine: Any, tag: str, *, weights_only: bool = False) -> tuple[Position, dict[str, Any]]:
-        """Restores engine and generators; returns position and progress.
+        """Restores engine and generators, in whatever layout this run has; returns position and progress.
 
-        DeepSpeed unpickles its files: load only checkpoints you trust.
+        Args:
+            weights_only: working copies and buffers only, for evaluation.
 
         Raises:
-            CheckpointError: files do not verify, or the stamp differs from this run's.
+            CheckpointError: files do not verify, names differ (all listed), or it is of another model or data set.
 
-        Collectives: DeepSpeed's own; every rank must call it.
+        Collectives: a few small ones; every rank must call it. Each rank reads only what it holds.
         """
         manifest = self._manifest(tag)
         if manifest["format"] != FORMAT_VERSION:
-            raise CheckpointError(f"format {manifest['format']}; this package reads {FORMAT_VERSION}", tag)
-        different = [key for key in self.stamp if manifest["stamp"].get(key) != self.stamp[key]]
-        if different:
-            then = ", ".join(f"{key}={manifest['stamp'].get(key)}" for key in different)
-            now = ", ".join(f"{key}={self.stamp[key]}" for key in different)
+            raise CheckpointError(
+                f"format {manifest['format']}; this package reads {FORMAT_VERSION}",
+                tag,
+                "resume with the older version",
+            )
+        self._check_stamp(manifest["stamp"], tag)
+        if tag not in self._verified and (problems := self.verify(tag)):
+            raise CheckpointError(problems[0], fix="remove this checkpoint and resume from the one before")
+        reader = statefile.StateReader(self.folder / tag)
+        where = state.places(engine.module)
+        buffers = dict(engine.module.named_buffers())
+        if problems := reader.differences(where, buffers):
+            raise CheckpointError(f"{len(problems)} names do not match: {'; '.join(problems)}", str(self.folder / tag))
+        shapes = manifest["parameters"]
+        if problems := [
+            f"{name} is {shapes[name]}, the model has {list(p.shape)}"
+            for name, p in where.items()
+            if shapes[name] != list(p.shape)
+        ]:
+            raise CheckpointError("; ".join(problems), str(self.folder / tag))
+        with torch.no_grad():
+            if weights_only:
+                state.restore_working(engine, reader.read)
+            else:
+                state.restore(engine, reader.read)
+                state.set_counters(engine, manifest["engine"])
+                self._restore_generators(reader, manifest)
+            for name, buffer in buffers.items():
+                buffer.copy_(reader.buffer(name))
+        return Position(**manifest["position"]), manifest["progress"]
+
+    def _check_stamp(self, written: dict[str, Any], tag: str) -> None:
+        different = [key for key in self.stamp if written.get(key) != self.stamp[key]]
+        then = ", ".join(f"{key}={written.get(key)}" for key in different)
+        now = ", ".join(f"{key}={self.stamp[key]}" for key in different)
+        if [key for key in different if key not in LAYOUT_KEYS]:
             raise CheckpointError(
                 f"written with {then}; this run has {now}",
                 f"checkpoint {tag}",
-                "start with the same values (loading as it is would permute experts), or --resume never",
+                "use its configuration and data, or --resume never",
             )
-        problems = self.verify(tag)
-        if problems:
-            raise CheckpointError(problems[0], fix="remove this checkpoint and resume from the one before")
-        path, _ = engine.load_checkpoint(
-            str(self.folder), tag=tag, load_optimizer_states=not weights_only, load_module_only=weights_only
-        )
-        if path is None:
-            raise CheckpointError("DeepSpeed found nothing to load", f"checkpoint {tag}")
-        if not weights_only:
-            state = torch.load(self.folder / tag / f"rank-{reduce.rank()}.pt", map_location="cpu", weights_only=True)
-            seeds.restore(state)
-        return Position(**manifest["position"]), manifest["progress"]
+        if different and reduce.rank() == 0:
+            _logger.warning("checkpoint %s was written with %s and goes on with %s", tag, then, now)
+
+    def _restore_generators(self, reader: statefile.StateReader, manifest: dict[str, Any]) -> None:
+        rank = reduce.rank()
+        if manifest["stamp"].get("world") == reduce.world_size():
+            seeds.restore(reader.generators(rank))
+        else:  # other ranks, other streams: new ones that depend on the step and nothing else
+            seeds.seed_everything(seeds.derive(manifest["position"]["step"], "resharded"), rank)
 
     def _manifest(self, tag: str) -> dict[str, Any]:
         path = self.folder / tag / "manifest.json"
@@ -211,8 +314,19 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+def _snapshot(engine: Any) -> dict[str, Tensor]:
+    """Host copies of what this rank writes: its pieces, its share of what is not trained, its generators."""
+    rank = reduce.rank()
+    where = state.places(engine.module)
+    shared = [  # replicated tensors are written once, sharded ones by everybody
+        piece
+        for piece in state.frozen(engine)
+        if rank == 0 or piece.values.numel() < torch.Size(where[piece.name].shape).numel()
+    ]
+    buffers = engine.module.named_buffers() if rank == 0 else ()
+    tensors = statefile.snapshot([*state.pieces(engine), *shared], buffers)
+    tensors.update({f"{statefile.GENERATOR}|{name}|{rank}": value for name, value in seeds.capture().items()})
+    return tensors
 
 
 def _describe(path: Path) -> dict[str, Any]:

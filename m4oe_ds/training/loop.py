@@ -197,10 +197,8 @@ class Loop:
         if better:
             assert score is not None
             self.best = score
-        tag = self._save()
-        if better or not every or "val" not in self.manifests:  # nothing to select by: the newest is the best
-            self.store.mark_best(tag)
-        self.store.retain()
+        # with nothing to select by, the newest is the best
+        self._save(best=better or not every or "val" not in self.manifests)
 
     def _score(self, predictions: Predictions) -> tuple[float, dict[str, Any]]:
         """What decides the best checkpoint (smaller is better), and the validation figures to log."""
@@ -220,14 +218,12 @@ class Loop:
         values = figures.get(metric, {})
         return (-sum(values.values()) / len(values) if values else math.inf), figures
 
-    def _save(self) -> str:
+    def _save(self, *, best: bool = False) -> str:
         progress = {
             "global_batch": self.global_batch,
             "best": None if math.isinf(self.best) else self.best,
         }
-        tag = self.store.save(self.engine, self.position, progress)
-        self.store.retain()
-        return tag
+        return self.store.save(self.engine, self.position, progress, best=best)
 
     def predict(self, split: str, num_examples: int = 0) -> Predictions:
         """Predictions of a split with the current weights. Collectives: every rank must call it."""

@@ -1,12 +1,17 @@
-"""Consolidated weights: one safetensors file with every expert, loadable at any number of ranks and any ep_size."""
+"""Consolidated weights: safetensors with whole tensors, every expert included, loadable at any number of ranks.
+
+Made from a checkpoint's files alone, without DeepSpeed, process groups or the model's code, one tensor at a time: at no
+moment is more than one output file in memory. Large models are split into several files with an index, in the form that
+other programs know (``model.safetensors.index.json``).
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import deepspeed
-import deepspeed.comm as dist
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -14,88 +19,141 @@ from torch import Tensor, nn
 
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.layers.experts import ExpertWeights
-from m4oe_ds.parallel import reduce
+from m4oe_ds.training.statefile import StateReader
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+INDEX_SUFFIX = ".index.json"
 
 
-def save(engine: Any, path: Path) -> None:
-    """Writes all parameters and buffers, experts gathered from their owners, from rank 0.
+def consolidate(checkpoint: Path, path: Path, dtype: str = "fp32", max_file_gb: float = 0.0) -> list[Path]:
+    """Writes the master weights of a checkpoint as whole tensors.
 
-    Memory: one tensor at a time on the ranks, the whole model in the host memory of rank 0.
+    Args:
+        checkpoint: a ``step-*`` folder. path: target, ``*.safetensors``. dtype: fp32, bf16 or fp16 (buffers keep theirs).
+        max_file_gb: start a new file beyond so many 10^9 bytes; 0 = one file.
 
-    Collectives: one all-gather per expert tensor (and per tensor under ZeRO-3); every rank must call it.
-    """
-    module = engine.module
-    owners = {
-        f"{name}.{key}": layer
-        for name, layer in _sharded_layers(module)
-        for key, _ in layer.experts.named_parameters(prefix="experts")
-    }
-    collected: dict[str, Tensor] = {}
-    for name, parameter in module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=engine.zero_optimization_stage() == 3):
-            value = parameter.detach()
-            if name in owners:
-                value = _gather_experts(value, owners[name])
-            if reduce.rank() == 0:
-                collected[name] = value.cpu().clone().contiguous()
-    if reduce.rank() == 0:
-        for name, buffer in module.named_buffers():
-            collected[name] = buffer.detach().cpu().clone().contiguous()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        save_file(collected, str(temporary), metadata={"format": "m4oe", "version": "1"})
-        temporary.replace(path)
-    reduce.barrier()
-
-
-def load(model: nn.Module, path: Path) -> None:
-    """Fills a model built at any ep_size from a consolidated file; each rank reads only the experts it holds.
+    Returns:
+        The files written; more than one have an index beside them.
 
     Raises:
-        CheckpointError: missing file, or names and shapes that do not match the model, all listed.
+        CheckpointError: not a complete checkpoint.
     """
-    if not path.is_file():
-        raise CheckpointError("no consolidated weights", str(path), "train the run to its end first")
+    if not (checkpoint / "manifest.json").is_file():
+        raise CheckpointError("no complete checkpoint", str(checkpoint), "name a step-* folder with a manifest.json")
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    reader = StateReader(checkpoint)
+    sizes = {name: torch.Size(shape).numel() * DTYPES[dtype].itemsize for name, shape in manifest["parameters"].items()}
+    groups = _groups(sizes, max_file_gb * 1e9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files, where = [], {}
+    for number, names in enumerate(groups):
+        target = (
+            path
+            if len(groups) == 1
+            else path.with_name(f"{path.stem}-{number + 1:05d}-of-{len(groups):05d}{path.suffix}")
+        )
+        content = {name: _whole(reader, name, manifest["parameters"][name]).to(DTYPES[dtype]) for name in names}
+        if number == 0:
+            content.update({name: reader.buffer(name).contiguous() for name in reader.buffers})
+        temporary = target.with_name(f".{target.name}")
+        # one entry: with several their order, and so the bytes of the file, would differ from run to run
+        save_file(content, str(temporary), metadata={"format": "pt"})
+        temporary.replace(target)
+        files.append(target)
+        where.update(dict.fromkeys(content, target.name))
+    index = path.with_name(path.name + INDEX_SUFFIX)
+    index.unlink(missing_ok=True)
+    if len(groups) > 1:
+        path.unlink(missing_ok=True)
+        index.write_text(json.dumps({"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}, indent=1))
+    return files
+
+
+def _whole(reader: StateReader, name: str, shape: list[int]) -> Tensor:
+    return reader.read("master", name, 0, torch.Size(shape).numel()).reshape(shape)
+
+
+def _groups(sizes: Mapping[str, int], limit: float) -> list[list[str]]:
+    """Names in order, cut before a group would exceed the limit (0 = never); a larger tensor gets a file of its own."""
+    groups: list[list[str]] = [[]]
+    used = 0
+    for name, size in sizes.items():
+        if limit and groups[-1] and used + size > limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += size
+    return groups
+
+
+class WholeWeights:
+    """Reads a consolidated file, or all files of an index.
+
+    Args:
+        path: of the single file; the index is looked for beside it.
+
+    Raises:
+        CheckpointError: neither is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        index = path.with_name(path.name + INDEX_SUFFIX)
+        if index.is_file():
+            names: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            files = {name: safe_open(str(path.with_name(name)), framework="pt") for name in set(names.values())}
+            self._file: dict[str, Any] = {name: files[file] for name, file in names.items()}
+        elif path.is_file():
+            stored = safe_open(str(path), framework="pt")
+            self._file = dict.fromkeys(stored.keys(), stored)
+        else:
+            raise CheckpointError("no consolidated weights", str(path), "run `m4oe export` or train to the end")
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self._file)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """A tensor, or rows [first, last) of it."""
+        if rows is None:
+            value: Tensor = self._file[name].get_tensor(name)
+            return value
+        part: Tensor = self._file[name].get_slice(name)[rows[0] : rows[1]]
+        return part
+
+
+def load(model: nn.Module, path: Path, *, strict: bool = True) -> list[str]:
+    """Fills a model built at any ``ep_size`` from consolidated weights; each rank reads only the experts it holds.
+
+    Args:
+        strict: differing names are an error; otherwise what fits is loaded and every difference is returned.
+
+    Returns:
+        One line per missing or unexpected name or differing shape; empty if strict.
+
+    Raises:
+        CheckpointError: missing file, or (strict) names and shapes that do not match, all listed.
+    """
+    stored = WholeWeights(path)
     experts = {
-        f"{name}.{key}" if name else key: module.expert_ids
+        f"{name}.{key}" if name else key: (module.expert_ids[0], module.expert_ids[-1] + 1)
         for name, module in model.named_modules()
         if isinstance(module, ExpertWeights)
         for key in ("w1", "w2", "w3")
     }
     target = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with safe_open(str(path), framework="pt") as stored:
-        names = set(stored.keys())
-        problems = [f"missing {name}" for name in sorted(target.keys() - names)]
-        problems += [f"unexpected {name}" for name in sorted(names - target.keys())]
-        if problems:
-            raise CheckpointError(f"{len(problems)} names do not match: {'; '.join(problems[:8])}", str(path))
-        for name, tensor in target.items():
-            source = stored.get_slice(name)
-            ids = experts.get(name)
-            value = (
-                source[ids[0] : ids[-1] + 1]
-                if ids is not None
-                else source[:]
-                if tensor.ndim
-                else stored.get_tensor(name)
-            )
-            if tuple(value.shape) != tuple(tensor.shape):
-                raise CheckpointError(
-                    f"{name} has shape {tuple(source.get_shape())}, the model wants {tuple(tensor.shape)}", str(path)
-                )
+    problems = [f"missing {name}" for name in sorted(target.keys() - stored.names)]
+    problems += [f"unexpected {name}" for name in sorted(stored.names - target.keys())]
+    for name in sorted(target.keys() & stored.names):
+        value = stored.read(name, experts.get(name))
+        if tuple(value.shape) != tuple(target[name].shape):
+            problems.append(f"{name} has shape {list(value.shape)}, the model wants {list(target[name].shape)}")
+        else:
             with torch.no_grad():
-                tensor.copy_(value)
-
-
-def _sharded_layers(module: nn.Module) -> list[tuple[str, Any]]:
-    from m4oe_ds.parallel.deepspeed_moe import ExpertParallelExperts
-
-    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, ExpertParallelExperts)]
-
-
-def _gather_experts(value: Tensor, layer: Any) -> Tensor:
-    if layer.ep_size == 1:
-        return value
-    parts = [torch.empty_like(value) for _ in range(layer.ep_size)]
-    dist.all_gather(parts, value.contiguous(), group=layer.ep_group)
-    return torch.cat(parts)
+                target[name].copy_(value)
+    if problems and strict:
+        raise CheckpointError(f"{len(problems)} names do not match: {'; '.join(problems)}", str(path))
+    return problems

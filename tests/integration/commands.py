@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,12 +22,27 @@ def environment(**extra: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": path, **extra}
 
 
-def command(arguments: Sequence[str], ranks: int = 1, port: int = 29561) -> list[str]:
+def free_port() -> int:
+    """A port nobody listens on now; several test runs may share a machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def command(arguments: Sequence[str], ranks: int = 1) -> list[str]:
     """``train.py`` with these arguments, under the deepspeed launcher for more than one rank."""
     if ranks == 1:
         return [sys.executable, str(ROOT / "train.py"), *arguments]
     launcher = str(Path(sys.executable).parent / "deepspeed")
-    return [launcher, "--num_accelerators", str(ranks), "--master_port", str(port), str(ROOT / "train.py"), *arguments]
+    return [
+        launcher,
+        "--num_accelerators",
+        str(ranks),
+        "--master_port",
+        str(free_port()),
+        str(ROOT / "train.py"),
+        *arguments,
+    ]
 
 
 def train(arguments: Sequence[str], ranks: int = 1, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:

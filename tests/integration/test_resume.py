@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from m4oe_ds import config_loader
+from m4oe_ds.errors import CheckpointError
+from m4oe_ds.models import build
+from m4oe_ds.training import weights
 from tests.integration import commands, shards
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -53,7 +58,7 @@ def test_killed_run_resumes_bit_for_bit(data: Path, tmp_path: Path) -> None:
 
     # killed without warning once step 14 is logged, so the checkpoint of step 12, inside the second epoch, is there
     killed = subprocess.Popen(
-        commands.command(arguments(data, tmp_path / "cut"), ranks=2, port=29562), env=commands.environment(), cwd=commands.ROOT,
+        commands.command(arguments(data, tmp_path / "cut"), ranks=2), env=commands.environment(), cwd=commands.ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     wait_for_step(tmp_path / "cut", 14, killed)
@@ -70,7 +75,7 @@ def test_killed_run_resumes_bit_for_bit(data: Path, tmp_path: Path) -> None:
 
     # a damaged newest checkpoint: reported, the one before is used, and the end is the same
     newest = sorted((tmp_path / "cut" / "checkpoints").glob("step-*"))[-1]
-    victim = next(newest.glob("*optim_states.pt"))
+    victim = newest / "state-00001.safetensors"
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
@@ -79,11 +84,40 @@ def test_killed_run_resumes_bit_for_bit(data: Path, tmp_path: Path) -> None:
     assert f"checkpoint {newest.name} does not verify" in third.stdout + third.stderr
     assert commands.losses(tmp_path / "cut") == expected
 
-    # other numbers of ranks hold other experts: refused, with both values named
-    other = commands.train(arguments(data, tmp_path / "cut", "--resume", "auto"), ranks=1)
-    assert other.returncode != 0
-    assert "world=2" in other.stderr
-    assert "this run has world=1" in other.stderr
+
+def test_run_goes_on_with_other_ranks_and_its_weights_are_exported(data: Path, tmp_path: Path) -> None:
+    whole = commands.train(arguments(data, tmp_path / "whole", "--set=run.num_epochs=2"))
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    first = commands.train(
+        arguments(data, tmp_path / "cut", "--set=run.num_epochs=2", "--set=run.max_steps=12"), ranks=2
+    )
+    assert first.returncode == 0, first.stdout + first.stderr
+    then = commands.train(arguments(data, tmp_path / "cut", "--set=run.num_epochs=2"))
+    assert then.returncode == 0, then.stdout + then.stderr
+    assert "was written with world=2" in then.stderr
+    expected, found = commands.losses(tmp_path / "whole"), commands.losses(tmp_path / "cut")
+    assert sorted(found) == sorted(expected) == list(range(1, 19))
+    for step, figures in expected.items():
+        assert found[step][0] == pytest.approx(figures[0], rel=1e-4), step
+
+    before = (tmp_path / "cut" / "weights" / "model.safetensors").read_bytes()
+    (tmp_path / "cut" / "weights" / "model.safetensors").unlink()
+    for options in ([], ["--max-file-gb", "0.0002"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "m4oe_ds", "export", str(tmp_path / "cut"), *options], cwd=commands.ROOT,
+            env=commands.environment(), capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        if not options:
+            assert (tmp_path / "cut" / "weights" / "model.safetensors").read_bytes() == before
+    assert done.stdout.count("-of-") > 1
+    model = build(config_loader.load(tmp_path / "cut" / "config.yaml"))
+    assert weights.load(model, tmp_path / "cut" / "weights" / "model.safetensors") == []
+    other = build(config_loader.load(tmp_path / "cut" / "config.yaml", ["model.use_msoe=false"]))
+    with pytest.raises(CheckpointError, match=r"unexpected msoe\.ffdm_cc.blocks.0.attention.proj.bias"):
+        weights.load(other, tmp_path / "cut" / "weights" / "model.safetensors")
+    differences = weights.load(other, tmp_path / "cut" / "weights" / "model.safetensors", strict=False)
+    assert all(line.startswith("unexpected msoe.") for line in differences)
 
 
 def test_signal_saves_and_resume_goes_on(data: Path, tmp_path: Path) -> None:
