@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from m4oe_ds.compat import declare_torchvision_operators
@@ -64,8 +66,10 @@ class MToEBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mtoe = mtoe
 
-    def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, Routing]:
-        """``[B, M, d] -> [B, p, M, d]`` and the routing ``[B, M, n, p]``."""
+    def forward(
+        self, tokens: Tensor, token_mask: Tensor | None = None, segments: Sequence[int] | None = None
+    ) -> tuple[Tensor, Routing]:
+        """``[B, M, d] -> [B, p, M, d]`` and the routing ``[B, M, n, p]``; arguments as :meth:`MToE.forward`."""
         tokens = tokens + _attend(self.attention, self.norm1(tokens), token_mask)
-        update, routing = self.mtoe(self.norm2(tokens), token_mask)  # [B, p, M, d]
+        update, routing = self.mtoe(self.norm2(tokens), token_mask, segments)  # [B, p, M, d]
         return tokens.unsqueeze(1) + update, routing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -59,19 +61,21 @@ class MToE(nn.Module):
             nn.init.normal_(self.task_embed, std=task_embed_std)
         self.experts = experts_factory(num_experts, dim, hidden or 4 * dim)
 
-    def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, Routing]:
+    def forward(
+        self, tokens: Tensor, token_mask: Tensor | None = None, segments: Sequence[int] | None = None
+    ) -> tuple[Tensor, Routing]:
         """Task outputs ``[B, p, M, d]`` in the dtype of the tokens, and the routing ``[B, M, n, p]``.
 
         Args:
             tokens: ``[B, M, d]``, the tokens of all modalities concatenated.
             token_mask: ``[B, M]`` bool, True = token takes part (False for tokens of an absent modality).
+            segments: numbers of tokens of each modality, adjacent and in order; with them the routing carries the
+                modality mass that I(M;E|T) is made of.
 
         Raises:
             ShapeError: width or mask do not match.
 
         Numerics: weights are computed in float32; masked tokens neither contribute nor receive (exact zeros).
         """
-        routing, dispatched = self.router(tokens, token_mask)
-        slots = torch.einsum("btjk,btd->bjkd", routing.dispatch.to(tokens.dtype), dispatched)
-        outputs = self.experts(slots + self.task_embed)  # [B, n, p, d]
-        return torch.einsum("btjk,bjkd->bktd", routing.combine.to(tokens.dtype), outputs), routing
+        routing, slots, combine = self.router.mix(tokens, token_mask, segments)
+        return combine(self.experts(slots + self.task_embed)), routing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -12,31 +12,51 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from m4oe_ds.errors import ShapeError
+from m4oe_ds.layers import mixing
 
 CombineMode = Literal["joint", "per_task"]
 
 
-@dataclass(frozen=True, eq=False)
 class Routing:
     """Router logits of one layer and the weights derived from them, computed when first asked for.
 
-    Attributes:
-        logits: ``[B, M, n, p]`` float32 or float64, before masking.
+    Args:
+        logits: ``[B, M, n, p]`` float32 or float64, before masking; or a function that makes them, since the layers
+            themselves do not keep them (:mod:`m4oe_ds.layers.mixing`).
         token_mask: ``[B, M]`` bool, True = token takes part; None = all do.
         combine_mode: ``joint`` normalises over all n*p slots of a token (M4oE eq. 2); ``per_task`` over the n experts of
             each task.
         detached_logits: the same values with a graph that ends at the tokens, if the router was asked for it.
+        modality_mass: ``[B, m, n, p]`` dispatch weight on the tokens of each modality, where the layer computed it.
     """
 
-    logits: Tensor
-    token_mask: Tensor | None = None
-    combine_mode: CombineMode = "joint"
-    detached_logits: Tensor | None = None
+    def __init__(
+        self,
+        logits: Tensor | Callable[[], Tensor],
+        token_mask: Tensor | None = None,
+        combine_mode: CombineMode = "joint",
+        detached_logits: Tensor | Callable[[], Tensor] | None = None,
+        modality_mass: Tensor | None = None,
+    ) -> None:
+        self._logits, self._detached_logits = logits, detached_logits
+        self.token_mask, self.combine_mode, self.modality_mass = token_mask, combine_mode, modality_mass
 
-    @property
+    @cached_property
+    def logits(self) -> Tensor:
+        """``[B, M, n, p]``, differentiable."""
+        return self._logits if isinstance(self._logits, Tensor) else self._logits()
+
+    @cached_property
     def information_logits(self) -> Tensor:
         """Logits that the mutual-information term differentiates (resolution A13)."""
-        return self.logits if self.detached_logits is None else self.detached_logits
+        if self._detached_logits is None:
+            return self.logits
+        return self._detached_logits if isinstance(self._detached_logits, Tensor) else self._detached_logits()
+
+    @property
+    def information_mass(self) -> Tensor | None:
+        """``modality_mass`` where it is what the mutual-information term differentiates."""
+        return self.modality_mass if self._detached_logits is None else None
 
     @cached_property
     def dispatch(self) -> Tensor:
@@ -60,7 +80,8 @@ class Routing:
 
     def detach(self) -> Routing:
         """The same routing without its autograd graph."""
-        return Routing(self.logits.detach(), self.token_mask, self.combine_mode)
+        mass = None if self.modality_mass is None else self.modality_mass.detach()
+        return Routing(self.logits.detach(), self.token_mask, self.combine_mode, modality_mass=mass)
 
 
 class Router(nn.Module):
@@ -121,6 +142,59 @@ class Router(nn.Module):
         Raises:
             ShapeError: width differs from ``dim``, or the mask is not ``[B, M]``.
         """
+        x, phi, dispatched = self._operands(tokens, token_mask)
+        with torch.autocast(tokens.device.type, enabled=False):
+            logits = self._logits(x, phi)
+            detached = self._logits(x.detach(), phi) if self.detach_information else None
+        return Routing(logits, token_mask, self.combine_mode, detached), dispatched
+
+    def mix(
+        self, tokens: Tensor, token_mask: Tensor | None, segments: Sequence[int] | None
+    ) -> tuple[Routing, Tensor, Callable[[Tensor], Tensor]]:
+        """Slot inputs, and the function that combines expert outputs: what a layer needs, without weight tensors.
+
+        Args:
+            tokens: ``[B, M, d]``. token_mask: ``[B, M]`` bool. segments: tokens of each modality, adjacent, in order;
+                None = all tokens are of one.
+
+        Returns:
+            The routing; ``slots [B, n, p, d]``; and ``outputs [B, n, p, d] -> [B, p, M, d]``, one stream per task
+            (``joint_streams=True`` for the sum over the p slots instead: ``[B, 1, M, d]``).
+
+        Raises:
+            ShapeError: as :meth:`forward`, or segments that do not add up to M.
+        """
+        segments = (tokens.shape[1],) if segments is None else tuple(segments)
+        if sum(segments) != tokens.shape[1]:
+            raise ShapeError(f"segments {segments} do not add up to {tokens.shape[1]} tokens")
+        x, phi, dispatched = self._operands(tokens, token_mask)
+        experts, tasks = phi.shape[1:]
+        with torch.autocast(tokens.device.type, enabled=False):
+            logits = torch.matmul(x, phi.transpose(1, 2).flatten(1))  # [B, M, p*n], task-major
+            slots, mass, weights, rows = mixing.dispatch(
+                logits, dispatched, token_mask, segments, tasks if self.combine_mode == "per_task" else 0
+            )
+        routing = Routing(
+            lambda: self._logits(x, phi),
+            token_mask,
+            self.combine_mode,
+            (lambda: self._logits(x.detach(), phi)) if self.detach_information else None,
+            mass.unflatten(2, (tasks, experts)).transpose(2, 3),
+        )
+
+        def combine(outputs: Tensor, joint_streams: bool = False) -> Tensor:
+            outputs = outputs.transpose(1, 2)  # [B, p, n, d]
+            separate = rows.shape[2] > 1 or not joint_streams
+            if not separate:
+                outputs = outputs.flatten(1, 2)[:, None]
+            with torch.autocast(tokens.device.type, enabled=False):
+                mixed = mixing.combine(weights, rows, outputs)
+            return mixed.sum(1, keepdim=True) if separate and joint_streams else mixed
+
+        return routing, slots.unflatten(1, (tasks, experts)).transpose(1, 2), combine
+
+    def _operands(self, tokens: Tensor, token_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and phi as they are multiplied, in at least float32, and the tokens to dispatch."""
         if tokens.ndim != 3 or tokens.shape[2] != self.phi.shape[0]:
             raise ShapeError(f"router of width {self.phi.shape[0]} got tokens of shape {tuple(tokens.shape)}")
         if token_mask is not None and token_mask.shape != tokens.shape[:2]:
@@ -133,10 +207,8 @@ class Router(nn.Module):
                 phi = functional.normalize(phi, dim=0, eps=1e-6)
             if self.scale is not None:
                 phi = phi * self.scale.to(dtype)
-            logits = self._logits(x, phi)
-            detached = self._logits(x.detach(), phi) if self.detach_information else None
         dispatched = x.to(tokens.dtype) if self.dispatch_normalized and self.router_norm else tokens
-        return Routing(logits, token_mask, self.combine_mode, detached), dispatched
+        return x, phi, dispatched
 
     @staticmethod
     def _logits(x: Tensor, phi: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from m4oe_ds.layers.experts import ExpertsFactory, LocalExperts
@@ -59,7 +58,6 @@ class SoftMoE(nn.Module):
 
         Numerics: weights are computed in float32; masked tokens neither contribute nor receive (exact zeros).
         """
-        routing, dispatched = self.router(tokens, token_mask)
-        slots = torch.einsum("btjk,btd->bjkd", routing.dispatch.to(tokens.dtype), dispatched)
+        routing, slots, combine = self.router.mix(tokens, token_mask, None)
         outputs = self.experts(slots)  # [B, n, slots, d]
-        return torch.einsum("btjk,bjkd->btd", routing.combine.to(tokens.dtype), outputs), routing
+        return combine(outputs, joint_streams=True).squeeze(1), routing

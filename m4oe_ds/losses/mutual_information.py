@@ -19,12 +19,13 @@ Reduce = Callable[[Tensor], Tensor]  # sum over the data-parallel ranks of a det
 
 
 def modality_expert_probability(
-    logits: Tensor,
+    logits: Tensor | Callable[[], Tensor],
     modality_of_token: Tensor,
     num_modalities: int,
     *,
     source: Source = "dispatch",
     token_mask: Tensor | None = None,
+    mass: Tensor | None = None,
 ) -> Tensor:
     """P_b(i, j | k): joint distribution of modality and expert given the task, for every sample.
 
@@ -34,8 +35,10 @@ def modality_expert_probability(
     (``joint``), or over experts and tasks together (``combine``).
 
     Args:
-        logits: ``[B, M, n, p]``. modality_of_token: ``[M]`` integers below ``num_modalities``.
+        logits: ``[B, M, n, p]``, or a function that makes them. modality_of_token: ``[M]`` integers below
+            ``num_modalities``.
         token_mask: ``[B, M]`` bool, True = token takes part.
+        mass: A_b of source ``dispatch`` ``[B, m, n, p]`` where the layer has computed it; the logits are then not needed.
 
     Returns:
         ``[B, m, n, p]`` in float32 (float64 for float64 logits); sums to 1 over (m, n).
@@ -43,6 +46,11 @@ def modality_expert_probability(
     Raises:
         ShapeError: ranks or sizes disagree. ValueError: unknown source.
     """
+    if mass is not None and source == "dispatch":
+        total = mass.sum(dim=(1, 2), keepdim=True)
+        return mass / total.clamp_min(torch.finfo(mass.dtype).tiny)
+    if callable(logits):
+        logits = logits()
     if logits.ndim != 4 or modality_of_token.shape != logits.shape[1:2]:
         raise ShapeError(
             f"logits [B, M, n, p] {tuple(logits.shape)} and modality_of_token [M] {tuple(modality_of_token.shape)}"
@@ -88,9 +96,10 @@ def information(probability: Tensor) -> Tensor:
 
 
 def conditional_mutual_information(
-    logits: Tensor,
+    logits: Tensor | Callable[[], Tensor],
     modality_of_token: Tensor,
     *,
+    mass: Tensor | None = None,
     label_mask: Tensor | None = None,
     task_prior: Tensor | None = None,
     source: Source = "dispatch",
@@ -107,7 +116,8 @@ def conditional_mutual_information(
     ``sample``: average over those samples of the I_k of each; needs no communication for its gradient.
 
     Args:
-        logits: router logits ``[B, M, n, p]``.
+        logits: router logits ``[B, M, n, p]``, or a function that makes them.
+        mass: see :func:`modality_expert_probability`.
         modality_of_token: ``[M]`` integers.
         label_mask: ``[B, p]`` bool or float, 1 = sample counts for task k; default all.
         task_prior: P(T) ``[p]``; default the share of labels of each task in the (global) batch.
@@ -131,9 +141,11 @@ def conditional_mutual_information(
         raise ValueError(f"task_weight must be prior or sum, got {task_weight!r}")
     modalities = int(modality_of_token.max()) + 1 if num_modalities is None else num_modalities
     probability = modality_expert_probability(
-        logits, modality_of_token, modalities, source=source, token_mask=token_mask
-    ).double()  # [B, m, n, p]; the reductions below are small, the signal is too
-    batch, tasks = logits.shape[0], logits.shape[3]
+        logits, modality_of_token, modalities, source=source, token_mask=token_mask, mass=mass
+    )
+    dtype = probability.dtype
+    probability = probability.double()  # [B, m, n, p]; the reductions below are small, the signal is too
+    batch, tasks = probability.shape[0], probability.shape[3]
     if label_mask is None:
         mask = probability.new_ones(batch, tasks)
     elif label_mask.shape == (batch, tasks):
@@ -159,7 +171,7 @@ def conditional_mutual_information(
     else:
         weight = counts / counts.sum().clamp_min(1.0)
     # index 0 of an unlabelled task is 0/1 = 0 mass: its information is finite, its weight 0
-    return (weight * per_task).sum().to(torch.promote_types(logits.dtype, torch.float32))
+    return (weight * per_task).sum().to(dtype)
 
 
 def _global_sum(local: Tensor, counts: Tensor, reduce: Reduce | None, world: int) -> tuple[Tensor, Tensor]:

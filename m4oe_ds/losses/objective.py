@@ -124,8 +124,9 @@ class Objective:
             return official_token_task_information(routing.information_logits[batch.valid])  # a sum: no padding in it
         mask = batch.label_mask if term.mask_by_label else batch.valid[:, None].expand_as(batch.label_mask)
         return conditional_mutual_information(
-            routing.information_logits,
+            lambda: routing.information_logits,
             output.modality_of_token,
+            mass=routing.information_mass,
             label_mask=mask,
             task_prior=term.task_prior,
             source=term.source,  # type: ignore[arg-type]

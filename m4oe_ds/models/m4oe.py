@@ -51,11 +51,16 @@ class SoftMoETower(nn.Module):
         return tokens, routings
 
 
-def run(block: nn.Module, recompute: bool, tokens: Tensor, token_mask: Tensor | None) -> Any:
+def run(block: nn.Module, recompute: bool, tokens: Tensor, *more: Any) -> Any:
     """Calls a block, under activation checkpointing if asked (non-re-entrant: gradients of routing pass too)."""
     if recompute:
-        return checkpoint(block, tokens, token_mask, use_reentrant=False)
-    return block(tokens, token_mask)
+        return checkpoint(block, tokens, *more, use_reentrant=False)
+    return block(tokens, *more)
+
+
+def index_of_segment(lengths: list[int], device: torch.device) -> Tensor:
+    """``[M]`` int64: 0 for the first ``lengths[0]`` tokens, 1 for the next, and so on; no copy from the host."""
+    return torch.cat([torch.full((length,), i, device=device) for i, length in enumerate(lengths)])
 
 
 class M4oE(MultiModalModel):
@@ -154,14 +159,12 @@ class M4oE(MultiModalModel):
                 routing.update({f"msoe.{name}.{depth}": step for depth, step in enumerate(steps)})
         pooled = torch.stack([tokens_i.mean(1) for tokens_i in z], dim=1)  # [B, m, d]
 
-        lengths = torch.tensor([tokens_i.shape[1] for tokens_i in x], device=present.device)
-        modality_of_token = torch.repeat_interleave(
-            torch.arange(len(x), device=present.device), lengths, output_size=sum(t.shape[1] for t in x)
-        )  # [M]
+        lengths = [tokens_i.shape[1] for tokens_i in x]
+        modality_of_token = index_of_segment(lengths, present.device)  # [M]
         token_mask = present[:, modality_of_token]  # [B, M]
         if self.mtoe is not None:
             g, routing["mtoe"] = run(
-                self.mtoe, self.config.activation_checkpointing and self.training, torch.cat(x, 1), token_mask
+                self.mtoe, self.config.activation_checkpointing and self.training, torch.cat(x, 1), token_mask, lengths
             )  # [B, p, M, d]
             weight = token_mask.to(g.dtype)
             share = weight / weight.sum(1, keepdim=True).clamp_min(1.0)

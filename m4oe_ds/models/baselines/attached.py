@@ -12,6 +12,7 @@ from m4oe_ds.config import ModelConfig
 from m4oe_ds.layers import MToE, MToEBlock, Routing
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.models.interface import ModelSpec
+from m4oe_ds.models.m4oe import index_of_segment
 
 
 @dataclass
@@ -61,13 +62,9 @@ class AttachedMToE(nn.Module):
         """From ``{modality: [B, C_i, h_i, w_i]}`` and ``present [B, m]``."""
         x = [self.project[name](maps[name].flatten(2).transpose(1, 2)) for name in self.spec.modalities]
         lengths = [tokens.shape[1] for tokens in x]
-        modality_of_token = torch.repeat_interleave(
-            torch.arange(len(x), device=present.device),
-            torch.tensor(lengths, device=present.device),
-            output_size=sum(lengths),
-        )  # [M]
+        modality_of_token = index_of_segment(lengths, present.device)  # [M]
         token_mask = present[:, modality_of_token]  # [B, M]
-        g, routing = self.block(torch.cat(x, 1), token_mask)  # [B, p, M, d]
+        g, routing = self.block(torch.cat(x, 1), token_mask, lengths)  # [B, p, M, d]
         weight = token_mask.to(g.dtype)
         share = weight / weight.sum(1, keepdim=True).clamp_min(1.0)
         pooled = torch.einsum("bktd,bt->bkd", g, share)
