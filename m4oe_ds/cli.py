@@ -26,6 +26,14 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
     report.set_defaults(work=_report)
 
+    from m4oe_ds.planning import command as planning
+
+    plan = commands.add_parser(
+        "plan", help="memory, step time and a DeepSpeed configuration before anything is submitted"
+    )
+    planning.add_arguments(plan)
+    plan.set_defaults(work=planning.work)
+
     export = commands.add_parser("export", help="consolidate a checkpoint into safetensors, every expert included")
     export.add_argument("run", metavar="RUN", help="run folder, or one of its step-* checkpoints")
     export.add_argument("--checkpoint", default="best", metavar="best|latest|TAG", help="which one (default: best)")
@@ -49,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one sub-command; a user error becomes one line on standard error and its exit code."""
     options = parser().parse_args(arguments)
     try:
-        options.work(options)
+        return int(options.work(options) or 0)
     except UserError as error:
         if options.debug:
             raise

@@ -41,6 +41,9 @@ class RunConfig:
     max_steps: int = option(0, "Stop after so many optimizer steps; 0 = no limit.")
     log_every_steps: int = option(10, "Write a log line every so many optimizer steps.")
     eval_every_epochs: int = option(1, "Evaluate on the validation split every so many epochs; 0 = never.")
+    conflict_every_steps: int = option(
+        0, "Log the cosines of the tasks' gradients at the last shared layer every so many steps; 0 = never."
+    )
     tensorboard: bool = option(True, "Write TensorBoard events beside log.jsonl.")
     checkpoint: CheckpointConfig = section(CheckpointConfig, "When to save and what to keep.")
     expects: dict[str, Any] = option(
@@ -202,6 +205,11 @@ class TaskLossConfig:
 class LossConfig:
     alpha: float = option(0.05, "Weight of the mutual information, subtracted from the loss (paper: 0.05).")
     mutual_information: MutualInformationConfig = section(MutualInformationConfig, "The term's definition.")
+    gradient_policy: Literal["sum", "calibrated"] = option(
+        "sum",
+        "`calibrated`: bring the gradients of tasks and modalities to one level (FULLER); a second forward per step.",
+    )
+    gradient_options: dict[str, Any] = option({}, "`calibrated`: rule (norm or imtl_g), momentum, normalise, branches.")
     default: TaskLossConfig = section(TaskLossConfig, "Loss of every task not listed under `tasks`.")
     tasks: dict[str, TaskLossConfig] = option({}, "Losses of single tasks, by task name.")
 

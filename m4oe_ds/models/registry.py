@@ -55,6 +55,29 @@ MODELS: dict[str, Entry] = {
         "m4oe_ds.losses.hazard:HazardLoss",
         MAMMOGRAPHY,
     ),
+    "eyemost": Entry(
+        "m4oe_ds.models.baselines.eyemost:build",
+        "Reliable Multimodality Eye Disease Screening via Mixture of Student's t Distributions (MICCAI 2023); "
+        "EyeMoSt+: Confidence-aware multi-modality learning for eye disease screening (Medical Image Analysis 2024)",
+        "re-implemented",
+        "m4oe_ds.losses.evidential:EvidentialLoss",
+    ),
+    "mmodn": Entry(
+        "m4oe_ds.models.baselines.mmodn:build",
+        "MultiModN: Multimodal, Multi-Task, Interpretable Modular Networks (NeurIPS 2023)",
+        "re-implemented",
+        "m4oe_ds.losses.sequential:SequentialLoss",
+    ),
+    "fuller": Entry(
+        "m4oe_ds.models.baselines.fuller:build",
+        "FULLER: Unified Multi-modality Multi-task 3D Object Detection via Multi-level Gradient Calibration (ICCV 2023)",
+        "reconstructed",
+    ),
+    "evif": Entry(
+        "m4oe_ds.models.baselines.evif:build",
+        "Event-based Visible and Infrared Fusion via Multi-task Collaboration (CVPR 2024)",
+        "reconstructed",
+    ),
 }
 
 

@@ -48,7 +48,7 @@ class GradientPolicy:
         """
         return dict.fromkeys(task_losses, 1.0)
 
-    def calibrate(self, loss: Tensor, output: ModelOutput) -> dict[str, float]:
+    def calibrate(self, loss: Tensor, output: ModelOutput, trained: ModelOutput | None = None) -> dict[str, float]:
         """Makes the coming backward of ``loss`` scale the gradient of each modality branch; returns the scales."""
         return {}
 
@@ -115,7 +115,7 @@ class CalibratedPolicy(GradientPolicy):
         weights.update({names[k]: float(weight) for k, weight in zip(useful, found, strict=True)})
         return weights
 
-    def calibrate(self, loss: Tensor, output: ModelOutput) -> dict[str, float]:
+    def calibrate(self, loss: Tensor, output: ModelOutput, trained: ModelOutput | None = None) -> dict[str, float]:
         """Measures ||dL/dX_i|| over the global micro-batch and hangs the scales mean / own norm on the features X_i.
 
         The norms come from a backward of their own; the hooks that act in the coming backward only multiply by a known
@@ -123,6 +123,7 @@ class CalibratedPolicy(GradientPolicy):
 
         Args:
             loss: the weighted loss about to be differentiated. output: with ``extras["features.<modality>"]``.
+            trained: the output whose backward is to be scaled, if it comes from another forward than ``output``.
 
         Collectives: those of one backward down to the features, then one all-reduce of m numbers.
 
@@ -141,8 +142,8 @@ class CalibratedPolicy(GradientPolicy):
         found = torch.autograd.grad(loss, list(features.values()), retain_graph=True, allow_unused=True)
         squares = torch.stack([loss.new_zeros(()).double() if g is None else g.double().square().sum() for g in found])
         scales = branch_scales(reduce.sum_over_ranks(squares).sqrt().tolist())
-        for feature, scale in zip(features.values(), scales, strict=True):
-            feature.register_hook(_Scale(scale))
+        for name, scale in zip(features, scales, strict=True):
+            (trained or output).extras[FEATURE_PREFIX + name].register_hook(_Scale(scale))
         return dict(zip(features, scales, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,6 +185,16 @@ class Conflict:
     conflict: float
     neutral: float
     enhance: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON; undefined values are None."""
+        rows = [[None if math.isnan(value) else value for value in row] for row in self.cosines.tolist()]
+        shares = {name: getattr(self, name) for name in ("conflict", "neutral", "enhance")}
+        return {
+            "tasks": list(self.tasks),
+            "cosines": rows,
+            **{name: None if math.isnan(value) else value for name, value in shares.items()},
+        }
 
 
 def gradient_conflict(
@@ -261,7 +272,7 @@ def _places(layer: nn.Module) -> list[tuple[nn.Parameter, tuple[int, tuple[int, 
                 experts.update({id(parameter): (total, child.expert_ids) for parameter in child.parameters()})
     places = [(p, experts.get(id(p))) for p in layer.parameters() if p.requires_grad]
     if not places:
-        raise ConfigError("the shared layer has no trainable parameter", "training.gradient_policy")
+        raise ConfigError("the shared layer has no trainable parameter", "loss.gradient_policy")
     if any(hasattr(parameter, "ds_id") for parameter, _ in places):
         raise ConfigError(
             "gradient calibration needs whole parameters", "zero_optimization.stage", "use ZeRO stage 0, 1 or 2"
@@ -301,7 +312,7 @@ def policy(name: str, **options: Any) -> GradientPolicy:
     Raises:
         ConfigError: unknown name, rule or option.
     """
-    where = "training.gradient_policy"
+    where = "loss.gradient_policy"
     if name == "sum":
         if options:
             raise ConfigError(f"gradient policy sum has no options, got {sorted(options)}", where)

@@ -20,7 +20,7 @@ from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.losses.objective import Objective
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.parallel import reduce
-from m4oe_ds.training import assemble, schedule
+from m4oe_ds.training import assemble, gradient_policy, schedule
 from m4oe_ds.training.checkpoint import CheckpointStore, Position
 from m4oe_ds.training.engine import compute_dtype
 from m4oe_ds.training.preemption import StopRequest
@@ -70,6 +70,11 @@ class Loop:
         self.total_steps = config.run.num_epochs * self.steps_per_epoch
         if config.run.max_steps:
             self.total_steps = min(self.total_steps, config.run.max_steps)
+        self.policy = (
+            None
+            if config.loss.gradient_policy == "sum"
+            else gradient_policy.policy(config.loss.gradient_policy, **config.loss.gradient_options)
+        )
         self.base_rates = [group["lr"] for group in engine.optimizer.param_groups]
         self.global_batch = micro * accumulation * reduce.world_size()
         self.best = math.inf
@@ -84,6 +89,8 @@ class Loop:
                 f"checkpoint {tag}",
                 "keep train_batch_size of the DeepSpeed JSON, or --resume never",
             )
+        if self.policy is not None:
+            self.policy.load_state_dict(progress["gradient_policy"])
         self.best = progress["best"] if progress["best"] is not None else math.inf
 
     def run(self) -> Outcome:
@@ -122,14 +129,22 @@ class Loop:
                 self.base_rates,
                 schedule.factor(self.config.schedule, step, self.steps_per_epoch, self.total_steps),
             )
-            report = train_step(self.engine, batches, self.objective, self.dtype)
+            every = run.conflict_every_steps
+            report = train_step(
+                self.engine,
+                batches,
+                self.objective,
+                self.dtype,
+                policy=self.policy,
+                conflict=bool(every) and (step + 1) % every == 0,
+            )
             used = min(self.global_batch, self.train.num_samples - self.position.samples_in_epoch)
             inside = self.position.samples_in_epoch + used
             over = self.train.steps_left(inside) == 0
             self.position = Position(step + 1, epoch + over, 0 if over else inside, self.position.samples + used)
             samples_since += used
             recorder.step()
-            if (step + 1) % run.log_every_steps == 0 or step + 1 == self.total_steps or step == 0:
+            if (step + 1) % run.log_every_steps == 0 or step + 1 == self.total_steps or step == 0 or report.conflict:
                 elapsed = time.monotonic() - clock
                 self._log(recorder, report, rate, epoch, samples_since / max(elapsed, 1e-9))
                 clock, samples_since = time.monotonic(), 0
@@ -221,6 +236,7 @@ class Loop:
     def _save(self, *, best: bool = False) -> str:
         progress = {
             "global_batch": self.global_batch,
+            "gradient_policy": {} if self.policy is None else self.policy.state_dict(),
             "best": None if math.isinf(self.best) else self.best,
         }
         return self.store.save(self.engine, self.position, progress, best=best)

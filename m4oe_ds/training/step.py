@@ -18,7 +18,9 @@ from torch import Tensor
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import UserError
 from m4oe_ds.losses.objective import Objective
+from m4oe_ds.models.interface import ModelOutput
 from m4oe_ds.parallel import reduce
+from m4oe_ds.training.gradient_policy import Conflict, GradientPolicy, gradient_conflict
 
 
 @dataclass
@@ -30,6 +32,7 @@ class StepReport:
         information: ``[]`` mutual information in nats, averaged over the micro-batches, equal on all ranks.
         aux: ``[]`` weighted auxiliary losses of this rank.
         has_information: the model has task-slotted routing.
+        conflict: agreement of the tasks' gradients, if it was asked for. task_weights: of the gradient policy.
     """
 
     loss_sums: Tensor
@@ -38,6 +41,8 @@ class StepReport:
     aux: Tensor
     has_information: bool
     grad_norm: float | None
+    conflict: Conflict | None = None
+    task_weights: dict[str, float] | None = None
 
     def collect(self, objective: Objective) -> dict[str, Any]:
         """Global figures: ``loss`` (the objective's value), ``losses`` per task (None without labels), ``mi``.
@@ -60,15 +65,27 @@ class StepReport:
             "mi": information if self.has_information else None,
             "labels": {task.name: int(counts[k]) for k, task in enumerate(objective.tasks)},
             "grad_norm": self.grad_norm,
+            **({} if self.conflict is None else {"gradient_conflict": self.conflict.as_dict()}),
+            **({} if self.task_weights is None else {"task_weights": self.task_weights}),
         }
 
 
-def train_step(engine: Any, batches: Sequence[Batch], objective: Objective, dtype: torch.dtype) -> StepReport:
+def train_step(
+    engine: Any,
+    batches: Sequence[Batch],
+    objective: Objective,
+    dtype: torch.dtype,
+    *,
+    policy: GradientPolicy | None = None,
+    conflict: bool = False,
+) -> StepReport:
     """Forward, backward and optimizer step over this rank's micro-batches of one step.
 
     Args:
         engine: DeepSpeed engine in training mode. batches: one per accumulation step, equal sizes on all ranks.
         objective: the loss. dtype: of the views.
+        policy: how task gradients are put together; None = their sum. conflict: also measure their agreement.
+            Both look at a forward of their own, so that what is trained does not depend on being measured.
 
     Collectives: one all-reduce of the label counts, one of the modality masses per micro-batch, and the engine's own;
         every rank must call it, also one without any label.
@@ -79,11 +96,24 @@ def train_step(engine: Any, batches: Sequence[Batch], objective: Objective, dtyp
     sums = torch.zeros(len(objective.tasks), device=device)
     information, aux_total = torch.zeros((), device=device), torch.zeros((), device=device)
     has_information = False
-    for batch in batches:
+    agreement, task_weights = None, None
+    for number, batch in enumerate(batches):
         batch = batch.to(device, dtype)
+        probe = None
+        if policy is not None or (conflict and number == 0):
+            probe = engine.module(batch)
+            task_losses = _scaled(objective, probe, batch, scale)
+            if conflict and number == 0:
+                agreement = gradient_conflict(task_losses, engine.module, counts)
+            if policy is not None:
+                task_weights = policy.weights(task_losses, engine.module, probe, counts)
         output = engine(batch)
         local = torch.stack([part.sum for part in objective.task_parts(output, batch).values()])  # [p]
-        loss = (local * scale).sum()
+        weight = scale
+        if policy is not None and probe is not None and task_weights is not None:
+            weight = scale * torch.tensor([task_weights[task.name] for task in objective.tasks], device=device)
+            policy.calibrate(_total(task_losses, task_weights), probe, output)
+        loss = (local * weight).sum()
         # Skipping the term at alpha = 0 must not skip its collective: every rank has the same alpha, so all skip or none.
         with torch.set_grad_enabled(objective.information.alpha != 0):
             term = objective.mutual_information(output, batch, reduce.sum_over_ranks, world)
@@ -100,7 +130,26 @@ def train_step(engine: Any, batches: Sequence[Batch], objective: Objective, dtyp
         sums += local.detach()
         engine.step()
     norm = engine.get_global_grad_norm()
-    return StepReport(sums, counts, information, aux_total, has_information, None if norm is None else float(norm))
+    return StepReport(
+        sums,
+        counts,
+        information,
+        aux_total,
+        has_information,
+        None if norm is None else float(norm),
+        agreement,
+        task_weights,
+    )
+
+
+def _scaled(objective: Objective, output: ModelOutput, batch: Batch, scale: Tensor) -> dict[str, Tensor]:
+    """Task losses whose mean over the ranks is the global mean."""
+    parts = objective.task_parts(output, batch)
+    return {name: part.sum * scale[k] for k, (name, part) in enumerate(parts.items())}
+
+
+def _total(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
 
 def check_finite(figures: dict[str, Any], step: int) -> None:

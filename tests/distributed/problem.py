@@ -108,7 +108,7 @@ def deepspeed_config(stage: int, train: int, accumulation: int, clipping: float,
 
 
 def trajectory(
-    cfg: Config, ds: dict[str, Any], steps: int, rank: int, world: int, seed: int = 1
+    cfg: Config, ds: dict[str, Any], steps: int, rank: int, world: int, seed: int = 1, **options: Any
 ) -> list[dict[str, Any]]:
     """Global figures of ``steps`` optimizer steps; the samples of a step do not depend on the world size."""
     from m4oe_ds.training import engine as engines
@@ -127,6 +127,6 @@ def trajectory(
             part(everything, (a * world + rank) * micro, (a * world + rank + 1) * micro)
             for a in range(sizes.accumulation)
         ]
-        figures.append(train_step(engine, batches, goal, torch.float32).collect(goal))
+        figures.append(train_step(engine, batches, goal, torch.float32, **options).collect(goal))
     engine.destroy()
     return figures

@@ -65,7 +65,8 @@ def test_a_recipe_builds_and_can_share_its_experts_between_two_ranks(path: Path)
     with torch.device("meta"):
         model = build(config)
     counts = [layer.num_experts for layer in model.modules() if isinstance(layer, LocalExperts)]
-    assert choose_ep_size(0, 2, counts) == 2
+    assert choose_ep_size(0, 2, counts) == (2 if counts else 1)  # compared systems may have none
+    assert counts or config.model.name != "m4oe"
 
 
 @pytest.mark.parametrize("path", DEEPSPEED, ids=name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from m4oe_ds.losses.contrastive import gaussian_log_likelihood, info_nce, negative_log_likelihood, vclub
+from m4oe_ds.layers.contrastive import gaussian_log_likelihood, info_nce, negative_log_likelihood, vclub
 
 
 def pair(rho: float, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.models import available, build, spec_for
 from m4oe_ds.models.interface import MultiModalModel
+from m4oe_ds.training.assemble import own_loss
 from tests.distributed import problem
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums in another order
@@ -37,18 +38,22 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[task], value, **CLOSE)
 
 
-def total(model: MultiModalModel, batch: Batch) -> Tensor:
-    """Sum of the task losses minus the information term, as the training step adds them up on one rank."""
+def total(model: MultiModalModel, batch: Batch, aux: bool = True) -> Tensor:
+    """Task losses, auxiliary losses and the information term, as the training step adds them up on one rank."""
     goal = problem.objective(model.spec)
+    name = getattr(getattr(model, "config", None), "name", "m4oe")
+    goal.own = own_loss(problem.config(f"model.name={name}"), model.spec)
     output = model(batch)
     loss = sum(part.sum / part.count.clamp_min(1) for part in goal.task_parts(output, batch).values())
+    if aux:
+        loss = loss + sum(output.aux.values())
     information = goal.mutual_information(output, batch)
     return loss if information is None else loss - goal.information.alpha * information
 
 
-def gradients(model: MultiModalModel, batch: Batch) -> dict[str, Tensor | None]:
+def gradients(model: MultiModalModel, batch: Batch, aux: bool = True) -> dict[str, Tensor | None]:
     model.zero_grad(set_to_none=True)
-    total(model.train(), batch).backward()
+    total(model.train(), batch, aux).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
@@ -145,8 +150,10 @@ def test_no_label_at_all_gives_a_finite_loss_and_no_gradient_of_the_tasks(name: 
         labels={task: torch.full_like(value, -1) for task, value in batch.labels.items()},
     )
     assert torch.isfinite(total(model, batch))
-    found = gradients(model, batch)
-    assert all(gradient is not None and gradient.abs().max() == 0 for gradient in found.values())
+    # auxiliary losses need no labels: with them every parameter takes part, without them none moves
+    assert all(gradient is not None for gradient in gradients(model, batch).values())
+    found = gradients(model, batch, aux=False)
+    assert all(gradient is None or gradient.abs().max() == 0 for gradient in found.values())
 
 
 OURS = ("", "model.use_mtoe=false", "model.use_msoe=false", "model.embedder.share=true", "model.router.norm=false")
