@@ -149,17 +149,23 @@ class Router(nn.Module):
         return Routing(logits, token_mask, self.combine_mode, detached), dispatched
 
     def mix(
-        self, tokens: Tensor, token_mask: Tensor | None, segments: Sequence[int] | None
+        self,
+        tokens: Tensor,
+        token_mask: Tensor | None,
+        segments: Sequence[int] | None,
+        *,
+        joint_streams: bool = False,
     ) -> tuple[Routing, Tensor, Callable[[Tensor], Tensor]]:
         """Slot inputs, and the function that combines expert outputs: what a layer needs, without weight tensors.
 
         Args:
             tokens: ``[B, M, d]``. token_mask: ``[B, M]`` bool. segments: tokens of each modality, adjacent, in order;
                 None = all tokens are of one.
+            joint_streams: sum the outputs over the p slots of an expert instead of keeping one stream per slot.
 
         Returns:
-            The routing; ``slots [B, n, p, d]``; and ``outputs [B, n, p, d] -> [B, p, M, d]``, one stream per task
-            (``joint_streams=True`` for the sum over the p slots instead: ``[B, 1, M, d]``).
+            The routing; ``slots [B, n, p, d]``; and the function ``outputs [B, n, p, d] -> [B, p, M, d]``, or
+            ``[B, 1, M, d]`` with joint streams.
 
         Raises:
             ShapeError: as :meth:`forward`, or segments that do not add up to M.
@@ -182,7 +188,7 @@ class Router(nn.Module):
             mass.unflatten(2, (tasks, experts)).transpose(2, 3),
         )
 
-        def combine(outputs: Tensor, joint_streams: bool = False) -> Tensor:
+        def combine(outputs: Tensor) -> Tensor:
             outputs = outputs.transpose(1, 2)  # [B, p, n, d]
             separate = rows.shape[2] > 1 or not joint_streams
             if not separate:

@@ -58,6 +58,6 @@ class SoftMoE(nn.Module):
 
         Numerics: weights are computed in float32; masked tokens neither contribute nor receive (exact zeros).
         """
-        routing, slots, combine = self.router.mix(tokens, token_mask, None)
+        routing, slots, combine = self.router.mix(tokens, token_mask, None, joint_streams=True)
         outputs = self.experts(slots)  # [B, n, slots, d]
-        return combine(outputs, joint_streams=True).squeeze(1), routing
+        return combine(outputs).squeeze(1), routing
