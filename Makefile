@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
+# Test processes: two fill two cores; distributed tests start up to 4 ranks of their own.
+WORKERS ?= 2
 
 .PHONY: demo test test-fast lint bench clean
 
@@ -11,7 +13,7 @@ demo: $(READY)
 	@bash tools/demo.sh $(BIN)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest tests/unit

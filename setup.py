@@ -49,6 +49,7 @@ setup(
             "moto[server]>=5",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "soft-moe-pytorch==0.1.9",
             "ruff",
