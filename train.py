@@ -24,6 +24,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
     options.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="go on from the newest checkpoint")
     options.add_argument("--output", default="", metavar="DIR", help="run folder (default: runs/<run.name>)")
+    options.add_argument(
+        "--profile", nargs="?", type=int, const=3, default=0, metavar="STEPS",
+        help="record so many steps (default 3) with the torch profiler, after two of warm-up, into <output>/profile",
+    )  # fmt: skip
     options.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
     options.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return options
@@ -37,7 +41,12 @@ def main() -> int:
         from m4oe_ds.training import app
 
         request = app.Request(
-            arguments.ds_config, arguments.config, tuple(arguments.set), arguments.resume, arguments.output
+            arguments.ds_config,
+            arguments.config,
+            tuple(arguments.set),
+            arguments.resume,
+            arguments.output,
+            arguments.profile,
         )
         config, ds_config, folder = app.prepare(request)
         if first and "://" not in config.data.root:  # remote shards are never made here

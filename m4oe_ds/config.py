@@ -44,6 +44,9 @@ class RunConfig:
     conflict_every_steps: int = option(
         0, "Log the cosines of the tasks' gradients at the last shared layer every so many steps; 0 = never."
     )
+    detect_anomaly: bool = option(
+        False, "Name the operation whose gradient is not a number; slows training down several times."
+    )
     tensorboard: bool = option(True, "Write TensorBoard events beside log.jsonl.")
     checkpoint: CheckpointConfig = section(CheckpointConfig, "When to save and what to keep.")
     expects: dict[str, Any] = option(

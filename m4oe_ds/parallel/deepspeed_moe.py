@@ -116,6 +116,11 @@ def parameter_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]
     return [group for group in groups if group["params"]]
 
 
+def ep_size_of(model: nn.Module) -> int:
+    """Ranks that share the experts of a model (or of an engine around it); 1 for a model without experts."""
+    return next((module.ep_size for module in model.modules() if isinstance(module, ExpertParallelExperts)), 1)
+
+
 def check_engine(engine: Any, model: nn.Module) -> None:
     """Asserts that the engine recognised every mixture layer and that no parameter sits in a wrong group.
 

@@ -9,6 +9,13 @@ import deepspeed.comm as dist
 import torch
 from torch import Tensor
 
+_bytes_sent = 0  # by this process since it started
+
+
+def bytes_sent() -> int:
+    """Bytes that all-to-alls of this process have sent to other ranks so far, forward and backward."""
+    return _bytes_sent
+
 
 class _AllToAll(torch.autograd.Function):
     """Equal-split all-to-all over dim 0; its adjoint is the same exchange."""
@@ -26,7 +33,10 @@ class _AllToAll(torch.autograd.Function):
 def _all_to_all(tensor: Tensor, group: Any) -> Tensor:
     # Both buffers must be contiguous. empty_like would copy the strides of a permuted input and the received rows would
     # be permuted without an error (seen in backward, where the gradient arrives strided).
+    global _bytes_sent
     tensor = tensor.contiguous()
+    ranks = dist.get_world_size(group)
+    _bytes_sent += tensor.nbytes * (ranks - 1) // ranks
     received = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     dist.all_to_all_single(received, tensor, group=group)
     return received

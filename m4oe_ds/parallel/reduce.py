@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import deepspeed.comm as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def rank() -> int:
@@ -34,6 +34,24 @@ def maximum_over_ranks(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(total, op=dist.ReduceOp.MAX)
     return total
+
+
+def average_running_statistics(model: nn.Module) -> None:
+    """Gives the batch-norm statistics of a model their mean over the ranks, each of which saw other samples.
+
+    Without it a checkpoint would hold those of one rank only, and ranks would evaluate with different ones.
+
+    Collectives: one all-reduce per batch-norm layer, none for models without; every rank must call it.
+    """
+    if world_size() == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            assert module.running_var is not None
+            both = torch.cat([module.running_mean.double(), module.running_var.double()])
+            mean, variance = (sum_over_ranks(both) / world_size()).chunk(2)
+            module.running_mean.copy_(mean)
+            module.running_var.copy_(variance)
 
 
 def gather_rows(tensor: Tensor) -> Tensor:

@@ -162,6 +162,13 @@ class Cluster:
         return "+".join(f"{pool.count}x{pool.device.name}" for pool in self.pools)
 
 
+def by_device_name(name: str, memory: float) -> Accelerator | None:
+    """The data sheet of a device as its driver names it (``NVIDIA A100-SXM4-80GB``), with ``memory`` bytes; or None."""
+    words = name.upper().replace("-", " ").split()
+    near = [device for key, device in ACCELERATORS.items() if key.split("-")[0] in words]
+    return min(near, key=lambda device: abs(device.memory - memory), default=None)
+
+
 def accelerator(name: str, dim: int = 768) -> Accelerator:
     """The device called ``name`` in any case; ``local`` measures this machine on layers of width ``dim``.
 

@@ -37,6 +37,7 @@ class Request:
     Attributes:
         ds_config: path of the DeepSpeed JSON. config: path of our YAML. overrides: ``--set`` options.
         resume: ``auto``, ``never`` or a checkpoint folder. output: run folder; empty = ``runs/<run.name>``.
+        profile_steps: steps to record with the profiler.
     """
 
     ds_config: str
@@ -44,6 +45,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     resume: str = "auto"
     output: str = ""
+    profile_steps: int = 0
 
 
 def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
@@ -95,7 +97,10 @@ def run(request: Request, config: Config, ds_config: dict[str, Any], folder: Pat
         background=config.run.checkpoint.background,
         timeout_s=60 * config.parallel.timeout_minutes,
     )
-    loop = Loop(config, engine, spec, objective, manifests, store, folder, sizes.micro, sizes.accumulation)
+    loop = Loop(
+        config, engine, spec, objective, manifests, store, folder, sizes.micro, sizes.accumulation,
+        request.profile_steps,
+    )  # fmt: skip
     resumed = _resume(loop, store, request)
     facts = _facts(config, engine, topology, manifests["train"], sizes, place)
     if reduce.rank() == 0:

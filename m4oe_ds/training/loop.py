@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import resource
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,22 @@ import torch
 
 from m4oe_ds.config import Config
 from m4oe_ds.data.manifest import Manifest
-from m4oe_ds.errors import CheckpointError, DataError
+from m4oe_ds.errors import CheckpointError, DataError, UserError
 from m4oe_ds.evaluation.inference import Predictions, predict_split
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.losses.objective import Objective
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.parallel import reduce
+from m4oe_ds.parallel.deepspeed_moe import ep_size_of
+from m4oe_ds.parallel.exchange import bytes_sent
 from m4oe_ds.training import assemble, gradient_policy, schedule
 from m4oe_ds.training.checkpoint import CheckpointStore, Position
 from m4oe_ds.training.engine import compute_dtype
 from m4oe_ds.training.preemption import StopRequest
+from m4oe_ds.training.profiling import StepProfiler
 from m4oe_ds.training.records import Recorder
 from m4oe_ds.training.step import StepReport, check_finite, train_step
+from m4oe_ds.training.throughput import Arithmetic, arithmetic
 
 _logger = logging.getLogger(__name__)
 
@@ -46,7 +52,7 @@ class Loop:
     Args:
         config: resolved tree. engine: from :func:`m4oe_ds.training.engine.create`. spec, objective: of the model.
         manifests: by split, ``train`` required. store: checkpoints. folder: run folder.
-        micro, accumulation: batch sizes of the DeepSpeed JSON.
+        micro, accumulation: batch sizes of the DeepSpeed JSON. profile_steps: steps to record with the profiler.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class Loop:
         folder: Path,
         micro: int,
         accumulation: int,
+        profile_steps: int = 0,
     ) -> None:
         self.config, self.engine, self.spec, self.objective = config, engine, spec, objective
         self.manifests, self.store, self.folder = manifests, store, folder
@@ -77,6 +84,10 @@ class Loop:
         )
         self.base_rates = [group["lr"] for group in engine.optimizer.param_groups]
         self.global_batch = micro * accumulation * reduce.world_size()
+        self.profile_steps = profile_steps
+        self.arithmetic = (
+            arithmetic(config, self.dtype, micro, accumulation, ep_size_of(engine)) if reduce.rank() == 0 else None
+        )
         self.best = math.inf
         self.position = Position(0, 0, 0, 0)
 
@@ -107,23 +118,26 @@ class Loop:
             tensorboard=run.tensorboard,
             first_step=self.position.step,
         )
+        profiler = StepProfiler(self.folder, self.profile_steps, recorder.say)
         stopped = 0
-        with StopRequest() as request:
+        with StopRequest() as request, _anomalies(run.detect_anomaly):
             while self.position.step < self.total_steps and not stopped:
-                stopped = self._epoch(recorder, request)
+                stopped = self._epoch(recorder, request, profiler)
+        profiler.close()
         recorder.close()
         if self.position.step > 0 and self.store.agreed_pointer("LATEST") != _tag(self.position):
             self._save()
         return Outcome(self.position, stopped, self.store.agreed_pointer("BEST"), time.monotonic() - started)
 
-    def _epoch(self, recorder: Recorder, request: StopRequest) -> int:
+    def _epoch(self, recorder: Recorder, request: StopRequest, profiler: StepProfiler) -> int:
         """Steps to the end of the epoch (or of training); returns the signal that asked to stop, if any."""
         run = self.config.run
         epoch = self.position.epoch
-        clock, samples_since = time.monotonic(), 0
+        meter = _Meter()
         self.engine.train()
-        for batches in self.train.epoch(epoch, self.position.samples_in_epoch):
+        for batches in profiler.batches(self.train.epoch(epoch, self.position.samples_in_epoch)):
             step = self.position.step  # steps done before this one
+            log = (step + 1) % run.log_every_steps == 0 or step + 1 == self.total_steps or step == 0
             rate = schedule.apply(
                 self.engine,
                 self.base_rates,
@@ -137,17 +151,18 @@ class Loop:
                 self.dtype,
                 policy=self.policy,
                 conflict=bool(every) and (step + 1) % every == 0,
+                observe=log,
+                where=f"step {step + 1}",
             )
             used = min(self.global_batch, self.train.num_samples - self.position.samples_in_epoch)
             inside = self.position.samples_in_epoch + used
             over = self.train.steps_left(inside) == 0
             self.position = Position(step + 1, epoch + over, 0 if over else inside, self.position.samples + used)
-            samples_since += used
+            meter.add(used)
             recorder.step()
-            if (step + 1) % run.log_every_steps == 0 or step + 1 == self.total_steps or step == 0 or report.conflict:
-                elapsed = time.monotonic() - clock
-                self._log(recorder, report, rate, epoch, samples_since / max(elapsed, 1e-9))
-                clock, samples_since = time.monotonic(), 0
+            profiler.step()
+            if log or report.conflict:
+                self._log(recorder, report, rate, epoch, meter.read(self.arithmetic))
             stop = request.agreed(self.engine.device)
             if over:
                 self._end_of_epoch(recorder, epoch)
@@ -158,8 +173,10 @@ class Loop:
                 return stop
         return 0
 
-    def _log(self, recorder: Recorder, report: StepReport, rate: float, epoch: int, samples_per_s: float) -> None:
+    def _log(self, recorder: Recorder, report: StepReport, rate: float, epoch: int, speed: dict[str, float]) -> None:
         figures = report.collect(self.objective)
+        for name, share in figures.pop("expert_share", {}).items():
+            recorder.distribution(f"expert_share/{name}", share, self.position.step)
         check_finite(figures, self.position.step)
         cuda = torch.cuda.is_available()
         memory = (
@@ -174,7 +191,7 @@ class Loop:
                 "router_scale": self._router_scales(),
                 "lr": rate,
                 "skipped_steps": int(getattr(self.engine, "skipped_steps", 0)),
-                "samples_per_s": samples_per_s,
+                **speed,
                 "max_memory_bytes": memory,
             }
         )
@@ -234,6 +251,7 @@ class Loop:
         return (-sum(values.values()) / len(values) if values else math.inf), figures
 
     def _save(self, *, best: bool = False) -> str:
+        reduce.average_running_statistics(self.engine.module)
         progress = {
             "global_batch": self.global_batch,
             "gradient_policy": {} if self.policy is None else self.policy.state_dict(),
@@ -247,11 +265,50 @@ class Loop:
             raise DataError(f"no split {split!r} was loaded", fix=f"known: {', '.join(self.manifests)}")
         micro = self.config.evaluation.micro_batch or self.micro
         stream = assemble.stream(self.config, split, self.spec, micro, 1, self.manifests["train"])
+        reduce.average_running_statistics(self.engine.module)
         self.engine.eval()
         return predict_split(
             self.engine, stream.evaluation(), self.spec, self.objective, self.engine.device, self.dtype, num_examples,
             assemble.prior_correction(self.config, self.spec, self.manifests["train"]),
         )  # fmt: skip
+
+
+class _Meter:
+    """Speed since it was last read."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._clock, self._samples, self._steps, self._sent = time.monotonic(), 0, 0, bytes_sent()
+
+    def add(self, samples: int) -> None:
+        """Counts one step of ``samples`` samples over all ranks."""
+        self._samples += samples
+        self._steps += 1
+
+    def read(self, work: Arithmetic | None) -> dict[str, float]:
+        """``samples_per_s`` over all ranks, bytes this rank's all-to-alls sent per step, FLOP/s per rank; starts anew."""
+        seconds = max(time.monotonic() - self._clock, 1e-9)
+        figures = {
+            "samples_per_s": self._samples / seconds,
+            "all_to_all_bytes_per_step": (bytes_sent() - self._sent) / max(self._steps, 1),
+            **({} if work is None else work.figures(self._steps / seconds)),
+        }
+        self._restart()
+        return figures
+
+
+@contextlib.contextmanager
+def _anomalies(enabled: bool) -> Iterator[None]:
+    """Names the operation whose gradient is not a number; autograd's own message comes before it as a warning."""
+    try:
+        with torch.autograd.set_detect_anomaly(enabled, check_nan=True):
+            yield
+    except RuntimeError as error:
+        if not enabled or "returned nan values" not in str(error):
+            raise
+        raise UserError(str(error), "backward pass", "the warning above shows the line of the forward pass") from None
 
 
 def predictions_dict(predictions: Predictions) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -115,6 +117,11 @@ class Recorder:
             if self._bar.disable:  # no terminal: a plain line now and then
                 self._line(record)
 
+    def distribution(self, name: str, values: Sequence[float], step: int) -> None:
+        """A histogram for TensorBoard; log.jsonl holds figures only."""
+        if self._writer is not None:
+            self._writer.add_histogram(name, np.asarray(values), step)
+
     def _line(self, record: dict[str, Any]) -> None:
         done = record["step"] - self._first_step
         left = (time.monotonic() - self._started) / max(done, 1) * (self.total_steps - record["step"])
@@ -150,7 +157,7 @@ def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
         if name in ("step", "event", "labels"):
             continue
         if isinstance(value, dict):
-            found += [(f"{name}/{key}", item) for key, item in value.items() if isinstance(item, (int, float))]
+            found += [(f"{name}/{key}", item) for key, item in _scalars(value)]
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             found.append((name, value))
     return found

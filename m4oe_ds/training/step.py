@@ -17,10 +17,13 @@ from torch import Tensor
 
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import UserError
+from m4oe_ds.layers.statistics import routing_figures, routing_sums
 from m4oe_ds.losses.objective import Objective
 from m4oe_ds.models.interface import ModelOutput
 from m4oe_ds.parallel import reduce
+from m4oe_ds.training.finite import stop_if_bad
 from m4oe_ds.training.gradient_policy import Conflict, GradientPolicy, gradient_conflict
+from m4oe_ds.training.profiling import BACKWARD, FORWARD, OPTIMIZER, phase
 
 
 @dataclass
@@ -33,6 +36,7 @@ class StepReport:
         aux: ``[]`` weighted auxiliary losses of this rank.
         has_information: the model has task-slotted routing.
         conflict: agreement of the tasks' gradients, if it was asked for. task_weights: of the gradient policy.
+        routing: sums of this rank by mixture layer (:func:`m4oe_ds.layers.statistics.routing_sums`), if asked for.
     """
 
     loss_sums: Tensor
@@ -43,11 +47,12 @@ class StepReport:
     grad_norm: float | None
     conflict: Conflict | None = None
     task_weights: dict[str, float] | None = None
+    routing: dict[str, Tensor] | None = None
 
     def collect(self, objective: Objective) -> dict[str, Any]:
         """Global figures: ``loss`` (the objective's value), ``losses`` per task (None without labels), ``mi``.
 
-        Collectives: one all-reduce of p + 1 numbers over all ranks.
+        Collectives: one all-reduce of p + 1 numbers over all ranks, and one of the routing sums.
         """
         packed = torch.cat([self.loss_sums, self.aux.reshape(1) / reduce.world_size()])
         packed = reduce.sum_over_ranks(packed.double()).cpu()
@@ -65,9 +70,20 @@ class StepReport:
             "mi": information if self.has_information else None,
             "labels": {task.name: int(counts[k]) for k, task in enumerate(objective.tasks)},
             "grad_norm": self.grad_norm,
+            **self.routing_statistics(),
             **({} if self.conflict is None else {"gradient_conflict": self.conflict.as_dict()}),
             **({} if self.task_weights is None else {"task_weights": self.task_weights}),
         }
+
+    def routing_statistics(self) -> dict[str, Any]:
+        """Spread of every mixture layer over all ranks, under ``routing`` (figures) and ``expert_share`` (per expert)."""
+        if not self.routing:
+            return {}
+        lengths = [len(values) for values in self.routing.values()]
+        total = reduce.sum_over_ranks(torch.cat(list(self.routing.values()))).cpu()
+        sums = dict(zip(self.routing, total.split(lengths), strict=True))
+        shares = {name: (values[3:] / values[0].clamp_min(1)).tolist() for name, values in sums.items()}
+        return {"routing": routing_figures(sums), "expert_share": shares}
 
 
 def train_step(
@@ -78,6 +94,8 @@ def train_step(
     *,
     policy: GradientPolicy | None = None,
     conflict: bool = False,
+    observe: bool = False,
+    where: str = "training step",
 ) -> StepReport:
     """Forward, backward and optimizer step over this rank's micro-batches of one step.
 
@@ -86,9 +104,14 @@ def train_step(
         objective: the loss. dtype: of the views.
         policy: how task gradients are put together; None = their sum. conflict: also measure their agreement.
             Both look at a forward of their own, so that what is trained does not depend on being measured.
+        observe: also sum up how the mixture layers spread the last micro-batch. where: what errors call this step.
 
-    Collectives: one all-reduce of the label counts, one of the modality masses per micro-batch, and the engine's own;
-        every rank must call it, also one without any label.
+    Raises:
+        UserError: the loss of any rank is not finite, raised on all ranks before the weights change; or the gradient
+            norm is not. With fp16 the loss scaler skips such steps instead.
+
+    Collectives: one all-reduce of the label counts, one of the modality masses per micro-batch, one of a flag, and the
+        engine's own; every rank must call it, also one without any label.
     """
     device, world, accumulation = engine.device, reduce.world_size(), len(batches)
     counts = reduce.sum_over_ranks(objective.label_counts(batches).to(device))  # [p]
@@ -96,7 +119,9 @@ def train_step(
     sums = torch.zeros(len(objective.tasks), device=device)
     information, aux_total = torch.zeros((), device=device), torch.zeros((), device=device)
     has_information = False
-    agreement, task_weights = None, None
+    agreement, task_weights, routing = None, None, None
+    losses: list[Tensor] = []
+    scaled = bool(engine.fp16_enabled())
     for number, batch in enumerate(batches):
         batch = batch.to(device, dtype)
         probe = None
@@ -107,7 +132,10 @@ def train_step(
                 agreement = gradient_conflict(task_losses, engine.module, counts)
             if policy is not None:
                 task_weights = policy.weights(task_losses, engine.module, probe, counts)
-        output = engine(batch)
+        with phase(FORWARD):
+            output = engine(batch)
+        if observe and number + 1 == accumulation:
+            routing = {name: routing_sums(layer, batch.valid) for name, layer in output.routing.items()}
         local = torch.stack([part.sum for part in objective.task_parts(output, batch).values()])  # [p]
         weight = scale
         if policy is not None and probe is not None and task_weights is not None:
@@ -126,19 +154,32 @@ def train_step(
             weighted = objective.aux_weights.get(name, 1.0) * value
             aux_total += weighted.detach() / accumulation
             loss = loss + weighted
-        engine.backward(loss)
+        losses.append(loss.detach())
+        with phase(BACKWARD):
+            engine.backward(loss)
         sums += local.detach()
-        engine.step()
+        if number + 1 == accumulation and not scaled:
+            stop_if_bad(engine.module, batches, losses, where)
+        with phase(OPTIMIZER):
+            engine.step()
     norm = engine.get_global_grad_norm()
+    norm = None if norm is None else float(norm)
+    if norm is not None and not math.isfinite(norm) and not scaled:
+        raise UserError(
+            f"the gradient norm is {norm} although every loss is finite",
+            where,
+            "resume from the last checkpoint with --set run.detect_anomaly=true, which names the operation",
+        )
     return StepReport(
         sums,
         counts,
         information,
         aux_total,
         has_information,
-        None if norm is None else float(norm),
+        norm,
         agreement,
         task_weights,
+        routing,
     )
 
 
