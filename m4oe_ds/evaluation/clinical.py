@@ -1,0 +1,105 @@
+"""What a reader of a screening study looks for beside accuracy: one report per split from its predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from m4oe_ds.data.schema import MISSING, TaskSpec
+from m4oe_ds.errors import DataError
+from m4oe_ds.evaluation.calibration import calibration_report, confidence_calibration
+from m4oe_ds.evaluation.delong import auroc_interval
+from m4oe_ds.evaluation.operating_points import at_target, at_threshold, threshold_for
+from m4oe_ds.evaluation.subgroups import subgroup_table
+from m4oe_ds.evaluation.survival import risk_report
+
+Arrays = Mapping[str, np.ndarray]
+RATE = 0.9  # at which sensitivity and specificity are read off the other's curve
+
+
+def clinical_report(
+    predictions: Arrays,
+    tasks: Sequence[TaskSpec],
+    validation: Arrays | None = None,
+    train: Arrays | None = None,
+    attributes: Mapping[str, np.ndarray] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """JSON-ready report of one split.
+
+    Args:
+        predictions: arrays of ``predictions/<split>.npz``. tasks: what to report; masks are left to ``metrics.json``.
+        validation: predictions of the split that thresholds are chosen on; None = only the optimistic choice on the
+            evaluated data itself. train: labels of the training split, for the censoring distribution of the risk tasks.
+        attributes: per name a value ``[N]`` for each row, for the subgroup tables.
+        resamples: of patients. seed: of the bootstrap.
+
+    Returns:
+        ``tasks``: per classification task ``calibration``, ``subgroups``; for two classes also ``delong`` and
+        ``operating_points``. ``risk``: concordance, n-year AUC and Brier scores, where there are risk tasks.
+    """
+    groups = np.asarray(predictions["groups"])
+    options: dict[str, Any] = {"groups": groups, "resamples": resamples, "seed": seed}
+    result: dict[str, Any] = {"rate": RATE, "resamples": resamples, "tasks": {}}
+    for task in tasks:
+        if task.kind != "classification":
+            continue
+        labels, probability = predictions[f"label_{task.name}"], predictions[f"prob_{task.name}"].astype(float)
+        if not (labels != MISSING).any():
+            result["tasks"][task.name] = {"note": "no labelled samples"}
+            continue
+        entry: dict[str, Any] = {}
+        if task.num_classes == 2:
+            score = probability[:, 1]
+            entry["delong"] = auroc_interval(labels, score).as_dict()
+            entry["calibration"] = asdict(calibration_report(labels, score, **options))
+            entry["operating_points"] = _points(task.name, labels, score, validation, options)
+        else:
+            entry["calibration"] = confidence_calibration(labels, probability, **options)
+        if attributes:
+            table = subgroup_table(labels, probability, groups, attributes, resamples=resamples, seed=seed)
+            entry["subgroups"] = table.as_dict()
+        result["tasks"][task.name] = entry
+    result["risk"] = _risk(predictions, train, options)
+    return result
+
+
+def _points(
+    name: str, labels: np.ndarray, score: np.ndarray, validation: Arrays | None, options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Sensitivity at fixed specificity and the reverse, thresholds from validation and from the evaluated data."""
+    points = []
+    for target in ("specificity", "sensitivity"):
+        if validation is not None and (validation[f"label_{name}"] != MISSING).any():
+            threshold = threshold_for(
+                validation[f"label_{name}"], validation[f"prob_{name}"][:, 1].astype(float), target, RATE
+            )
+            point = at_threshold(labels, score, threshold, **options, chosen_on="validation split")
+            points.append({"target": target, **point.as_dict()})
+        points.append({"target": target, **at_target(labels, score, target, RATE, **options).as_dict()})
+    return points
+
+
+def _risk(predictions: Arrays, train: Arrays | None, options: dict[str, Any]) -> dict[str, Any] | None:
+    """Follow-up figures of ``risk1..riskH``; None with fewer than two horizons or without any event.
+
+    Horizon labels that contradict each other give a ``note`` instead.
+    """
+    names = [f"risk{k}" for k in range(1, 6) if f"prob_risk{k}" in predictions]
+    if len(names) < 2 or names != [f"risk{k}" for k in range(1, len(names) + 1)]:
+        return None
+    labels = np.stack([predictions[f"label_{name}"] for name in names], axis=1)
+    if not (labels == 1).any():
+        return None
+    risks = np.stack([predictions[f"prob_{name}"][:, 1].astype(float) for name in names], axis=1)
+    known = None
+    if train is not None:
+        known = np.stack([train[f"label_{name}"] for name in names], axis=1)
+    try:
+        return risk_report(labels, risks, train_labels=known, **options)
+    except DataError as error:  # labels of other shards than ours need not be those of one follow-up
+        return {"note": str(error)}
