@@ -118,6 +118,35 @@ def roc(arrays: Mapping[str, np.ndarray], split: Mapping[str, Any]) -> Any | Non
         return figure
 
 
+def calibration(clinical: Mapping[str, Any]) -> Any | None:
+    """Reliability of every task: observed frequency over predicted probability, bins of equal counts; None without any.
+
+    Two classes: P(y = 1). More classes: probability of the predicted class against the share predicted correctly.
+    """
+    curves = {
+        name: [(b["mean_predicted"], b["observed"], b["n"]) for b in entry["calibration"]["bins"] if b["n"]]
+        for name, entry in clinical["tasks"].items()
+        if "calibration" in entry
+    }
+    if not curves:
+        return None
+    columns = min(4, len(curves))
+    rows = -(-len(curves) // columns)
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.6 * rows), squeeze=False)
+        for axis in axes.flat[len(curves) :]:
+            axis.set_axis_off()
+        for axis, (name, points) in zip(axes.flat, curves.items(), strict=False):
+            predicted, observed, count = np.array(points).T
+            axis.plot([0, 1], [0, 1], ":", color="#999999")
+            axis.plot(predicted, observed, color=COLOURS[0], lw=1)
+            axis.scatter(predicted, observed, s=4 + 60 * count / count.sum(), color=COLOURS[0])
+            ece = clinical["tasks"][name]["calibration"]["ece"]["value"]
+            axis.set(title=f"{name}, ECE {ece:.3f}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+            axis.set(xlabel="predicted", ylabel="observed")
+        return figure
+
+
 def contribution(arrays: Mapping[str, np.ndarray]) -> Any:
     """Mean share of each modality per task over the split, with the share uniform routing would give."""
     tasks, modalities = arrays["tasks"].tolist(), arrays["modalities"].tolist()

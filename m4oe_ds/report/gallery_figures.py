@@ -1,0 +1,76 @@
+"""Pictures of ``analysis/gallery.npz``: where the experts of each task read, and which patches each expert takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+from m4oe_ds.report.figures import STYLE
+
+PICTURE: Any = {**STYLE, "axes.grid": False}
+MOST_EXPERTS = 12
+
+
+def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int) -> Any:
+    """One sample: a column per view, a row per task, the dispatch weight of the tokens over the grey view.
+
+    Every task has one colour scale over its views, from uniform routing (transparent) to its largest token.
+    """
+    tasks, modalities = gallery["tasks"].tolist(), gallery["modalities"].tolist()
+    present = gallery["present"][row]
+    tokens = sum(gallery[f"map_{i}"][row, 0].size for i in range(len(modalities)) if present[i])
+    height, width = gallery["view_0"].shape[1:]
+    side = 1.25
+    with mpl.rc_context(PICTURE):
+        figure, axes = plt.subplots(
+            len(tasks), len(modalities), squeeze=False,
+            figsize=(side * len(modalities) + 0.9, side * len(tasks) * min(height / width, 2.0) + 0.3),
+        )  # fmt: skip
+        for k, task in enumerate(tasks):
+            top = max(float(gallery[f"map_{i}"][row, k].max()) for i in range(len(modalities)))
+            uniform = 1.0 / max(tokens, 1)
+            for i, modality in enumerate(modalities):
+                axis = axes[k, i]
+                axis.set(xticks=[], yticks=[])
+                if k == 0:
+                    axis.set_title(modality, fontsize=8)
+                if i == 0:
+                    axis.set_ylabel(task, fontsize=8)
+                if not present[i]:
+                    axis.text(0.5, 0.5, "absent", ha="center", va="center", transform=axis.transAxes, fontsize=8)
+                    continue
+                view, weight = gallery[f"view_{i}"][row], gallery[f"map_{i}"][row, k]
+                extent = (0, view.shape[1], view.shape[0], 0)
+                axis.imshow(view, cmap="gray", extent=extent)
+                above = np.clip((weight - uniform) / max(top - uniform, 1e-12), 0, 1)
+                axis.imshow(above, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * above, extent=extent)
+        return figure
+
+
+def expert_patches(gallery: Mapping[str, np.ndarray], most: int = MOST_EXPERTS) -> Any:
+    """A row per expert, most used first: the patches (with their surroundings) it takes with the largest weights."""
+    tasks, modalities = gallery["tasks"].tolist(), gallery["modalities"].tolist()
+    usage, source = gallery["expert_usage"], gallery["expert_source"]
+    order = np.argsort(-usage)[:most]
+    count = gallery["expert_patch"].shape[1]
+    with mpl.rc_context(PICTURE):
+        figure, axes = plt.subplots(len(order), count, figsize=(1.05 * count + 0.9, 1.25 * len(order)), squeeze=False)
+        for line, expert in enumerate(order):
+            for k in range(count):
+                axis = axes[line, k]
+                axis.set(xticks=[], yticks=[])
+                if gallery["expert_weight"][expert, k] < 0:
+                    axis.set_axis_off()
+                    continue
+                axis.imshow(gallery["expert_patch"][expert, k], cmap="gray", vmin=0, vmax=255)
+                modality, task = source[expert, k]
+                axis.set_title(f"{modalities[modality]}\n{tasks[task]}", fontsize=6)
+                if k == 0:
+                    axis.set_ylabel(f"expert {expert}\n{usage[expert]:.1%}", fontsize=7)
+        return figure
