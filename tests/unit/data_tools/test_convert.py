@@ -253,7 +253,7 @@ def test_a_killed_conversion_goes_on_and_gives_the_same_bytes(archive: Path, sha
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     records = tmp_path / "out.partial" / ".records"
     deadline = time.monotonic() + 60
-    while len(list(records.glob("*.json")) if records.is_dir() else []) < 2:
+    while len(list(records.glob("embed-*.json")) if records.is_dir() else []) < 2:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -261,7 +261,7 @@ def test_a_killed_conversion_goes_on_and_gives_the_same_bytes(archive: Path, sha
     process.wait()
     assert not out.exists()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out.partial").glob("*/embed-*.tar")}
-    finished = {path.stem for path in records.glob("*.json")}
+    finished = {path.stem for path in records.glob("embed-*.json")}
     convert.run(arguments(archive, out))
     assert tree(out) == tree(shards)
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*/*.tar")}

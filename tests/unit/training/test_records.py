@@ -98,7 +98,7 @@ def test_tensorboard_events_hold_the_scalars(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in events.Scalars("train/task/density")] == [(1, 0.25)]
 
 
-def test_scalars_are_the_numbers_of_a_record_one_level_deep() -> None:
+def test_scalars_are_the_numbers_of_a_record_at_any_depth() -> None:
     found = records._scalars(
         {
             "step": 3,
@@ -112,7 +112,7 @@ def test_scalars_are_the_numbers_of_a_record_one_level_deep() -> None:
             "task": {"density": 0.25, "note": "text", "deep": {"a": 1}},
         }
     )
-    assert found == [("loss", 0.5), ("count", 2), ("task/density", 0.25)]
+    assert found == [("loss", 0.5), ("count", 2), ("task/density", 0.25), ("task/deep/a", 1)]
 
 
 def test_json_is_written_whole_and_replaces_the_old_file(tmp_path: Path) -> None:
