@@ -11,6 +11,7 @@ from pathlib import Path
 
 from m4oe_ds.errors import UserError
 
+STOPPED = 75  # EX_TEMPFAIL: a signal stopped training, a checkpoint was saved, the same command goes on
 DEFAULT_CONFIG = str(Path(__file__).resolve().parent / "configs" / "demo.yaml")
 
 
@@ -61,7 +62,8 @@ def main() -> int:
                 risk_prevalence=made.risk_prevalence,
                 image_size=made.image_size,
             )
-        app.run(request, config, ds_config, folder)
+        if not app.run(request, config, ds_config, folder):
+            return STOPPED
     except UserError as error:
         if arguments.debug:
             traceback.print_exc()

@@ -65,8 +65,11 @@ def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
     return config, ds_config, Path(request.output or f"runs/{config.run.name}")
 
 
-def run(request: Request, config: Config, ds_config: dict[str, Any], folder: Path) -> None:
+def run(request: Request, config: Config, ds_config: dict[str, Any], folder: Path) -> bool:
     """Trains, evaluates and writes the run folder.
+
+    Returns:
+        False if a signal stopped training before its end; a checkpoint was saved then.
 
     Raises:
         UserError: bad data, checkpoint or environment, with one line to act on.
@@ -114,6 +117,7 @@ def run(request: Request, config: Config, ds_config: dict[str, Any], folder: Pat
     else:
         finish(loop, outcome, folder, facts)
     launch.stop()
+    return not outcome.stopped_by
 
 
 def finish(loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any]) -> None:
