@@ -34,6 +34,12 @@ def parser() -> argparse.ArgumentParser:
     planning.add_arguments(plan)
     plan.set_defaults(work=planning.work)
 
+    from m4oe_ds.scaling import command as scaling
+
+    scale = commands.add_parser("scale", help="scaling studies on expert count: measured here, simulated beyond")
+    scaling.add_arguments(scale)
+    scale.set_defaults(work=scaling.work)
+
     export = commands.add_parser("export", help="consolidate a checkpoint into safetensors, every expert included")
     export.add_argument("run", metavar="RUN", help="run folder, or one of its step-* checkpoints")
     export.add_argument("--checkpoint", default="best", metavar="best|latest|TAG", help="which one (default: best)")

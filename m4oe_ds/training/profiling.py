@@ -19,6 +19,37 @@ phase = record_function  # marks a phase in the trace; costs about a microsecond
 Item = TypeVar("Item")
 
 
+class Recording:
+    """The profiler and the log of collectives, from construction to :meth:`end`.
+
+    Collectives: a barrier at the start, so that ranks do not wait for each other's start-up.
+    """
+
+    def __init__(self) -> None:
+        reduce.barrier()
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+        self.profile: Any = profile(activities=activities)
+        self.profile.__enter__()
+        traffic.start()
+        self._waited, self._started = 0.0, time.perf_counter()
+
+    def wait_for(self, iterator: Iterator[Item]) -> Item:
+        """The next item, with the time waited for it counted. Raises StopIteration as the iterator does."""
+        started = time.perf_counter()
+        item = next(iterator)
+        self._waited += time.perf_counter() - started
+        return item
+
+    def end(self, steps: int) -> dict[str, Any]:
+        """Ends the recording of ``steps`` steps; :func:`summarise` of them."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - self._started
+        exchanged = traffic.stop()
+        self.profile.__exit__(None, None, None)
+        return summarise(self.profile, max(steps, 1), wall, self._waited, exchanged)
+
+
 class StepProfiler:
     """Records ``steps`` steps after the first two of this process; does nothing if ``steps`` is 0.
 
@@ -32,20 +63,16 @@ class StepProfiler:
     def __init__(self, folder: Path, steps: int, say: Callable[[str], None]) -> None:
         self.folder, self.steps, self.say = folder, steps, say
         self._seen = 0
-        self._profile: Any = None
-        self._waited = self._started = 0.0
+        self._recording: Recording | None = None
 
     def batches(self, stream: Iterable[Item]) -> Iterator[Item]:
         """The stream, with the time waited for it counted."""
         iterator = iter(stream)
         while True:
-            started = time.perf_counter()
             try:
-                item = next(iterator)
+                yield next(iterator) if self._recording is None else self._recording.wait_for(iterator)
             except StopIteration:
                 return
-            self._waited += time.perf_counter() - started
-            yield item
 
     def step(self) -> None:
         """To be called after every optimizer step. Collectives: a barrier when a recording starts."""
@@ -53,39 +80,27 @@ class StepProfiler:
             return
         self._seen += 1
         if self._seen == WARM_UP:
-            self._begin()
+            self._recording = Recording()
         elif self._seen == WARM_UP + self.steps:
             self._end(self.steps)
 
     def close(self) -> None:
         """Ends a recording that training cut short."""
-        if self._profile is not None:
+        if self._recording is not None:
             self._end(self._seen - WARM_UP)
         elif self.steps and self._seen < WARM_UP + self.steps:
             self.say(f"--profile: no profile, it needs {WARM_UP + 1} steps and training had {self._seen}")
 
-    def _begin(self) -> None:
-        reduce.barrier()
-        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
-        self._profile = profile(activities=activities)
-        self._profile.__enter__()
-        traffic.start()
-        self._waited, self._started = 0.0, time.perf_counter()
-
     def _end(self, steps: int) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        wall = time.perf_counter() - self._started
-        exchanged = traffic.stop()
-        self._profile.__exit__(None, None, None)
-        profiler, self._profile = self._profile, None
+        assert self._recording is not None
+        recording, self._recording = self._recording, None
+        summary = recording.end(steps)
         if steps < 1:
             return
         target = self.folder / "profile"
         target.mkdir(exist_ok=True)
-        profiler.export_chrome_trace(str(target / f"trace-rank{reduce.rank()}.json.gz"))
+        recording.profile.export_chrome_trace(str(target / f"trace-rank{reduce.rank()}.json.gz"))
         if reduce.rank() == 0:
-            summary = summarise(profiler, steps, wall, self._waited, exchanged)
             write_json(target / "summary.json", summary)
             self.say(f"profile of {steps} steps -> {target}\n{table(summary)}")
 
@@ -100,17 +115,17 @@ def summarise(
         exchanged: collectives of all steps.
     """
     averages = {event.key: event for event in profiler.key_averages()}
+    on_device = torch.cuda.is_available()
+    total_time = "device_time_total" if on_device else "cpu_time_total"
     phases = {
-        name.removeprefix("m4oe."): averages[name].cpu_time_total / 1e3 / steps
+        name.removeprefix("m4oe."): getattr(averages[name], total_time) / 1e3 / steps
         for name in (FORWARD, BACKWARD, OPTIMIZER)
         if name in averages
     }
     total = 1e3 * wall / steps
     split = {"data": 1e3 * waited / steps, **phases}
     split["other"] = max(total - sum(split.values()), 0.0)
-    on_device = torch.cuda.is_available()
     cost = "self_device_time_total" if on_device else "self_cpu_time_total"
-    total_time = "device_time_total" if on_device else "cpu_time_total"
     events = [event for event in averages.values() if not event.key.startswith("m4oe.")]
     kernels = sorted(events, key=lambda event: getattr(event, cost), reverse=True)[:15]
     busy = sum(getattr(event, cost) for event in events)

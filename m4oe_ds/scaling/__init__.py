@@ -1,0 +1,1 @@
+"""Scaling studies on expert count: points measured here, and the plan's model where there are no machines."""

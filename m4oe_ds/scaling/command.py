@@ -1,0 +1,177 @@
+# ruff: noqa: T201
+"""``m4oe scale``: run a study on this machine, measure one point in a job, simulate larger clusters, collect."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+DEVICES = "A100-80,L40S,A100-80+L40S"
+WORLDS = "8,16,32,64,128,256,512,1024,2048,4096"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the sub-commands."""
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    run = commands.add_parser("run", help="measure a grid on this machine, then collect")
+    _common(run)
+    run.add_argument("--experts", default="16,32,64,128", metavar="N,N,..", help="experts of the MToE")
+    run.add_argument("--ep", default="1,2", metavar="N,N,..", help="ranks that share the experts (default: 1,2)")
+    run.add_argument("--world", default="1,2", metavar="N,N,..", help="ranks (default: 1,2)")
+    run.add_argument(
+        "--mode", default="weak", metavar="weak,strong", help="samples per rank or per step stay (default: weak)"
+    )
+    run.add_argument("--timeout", type=float, default=1800.0, metavar="S", help="seconds for one point (default: 1800)")
+    run.add_argument("--dry-run", action="store_true", help="list the points, those that cannot be with the reason")
+    point = commands.add_parser(
+        "point", help="measure one point in this job (srun, deepspeed launcher, or one process)"
+    )
+    _common(point)
+    point.add_argument("--experts", type=int, required=True, metavar="N", help="experts of the MToE")
+    point.add_argument(
+        "--ep", type=int, default=0, metavar="N", help="ranks that share them (default: 0 = as many as fit)"
+    )
+    point.add_argument("--mode", default="weak", choices=("weak", "strong"))
+    simulate = commands.add_parser("simulate", help="the same study on clusters that are not here; marked as simulated")
+    _common(simulate)
+    simulate.add_argument("--experts", default="16,32,64,128", metavar="N,N,..", help="experts of the MToE")
+    simulate.add_argument("--mode", default="weak", metavar="weak,strong")
+    simulate.add_argument(
+        "--gpu", default=DEVICES, metavar="KIND,KIND+KIND,..", help=f"clusters; + mixes (default: {DEVICES})"
+    )
+    simulate.add_argument("--worlds", default=WORLDS, metavar="N,N,..", help="devices (default: 8 to 4096)")
+    simulate.add_argument("--zero", type=int, default=2, choices=(1, 2, 3), help="ZeRO stage (default: 2)")
+    simulate.add_argument("--precision", default="bf16", choices=("fp32", "bf16", "fp16"))
+    collect = commands.add_parser("collect", help="tables and plots of the points and simulations of a folder")
+    collect.add_argument("output", metavar="DIR", help="folder of the study")
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="configs/demo.yaml", metavar="YAML", help="default: configs/demo.yaml")
+    parser.add_argument(
+        "--ds_config", default="ds_configs/zero2.json", metavar="JSON", help="default: ds_configs/zero2.json"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the study")
+    parser.add_argument("--micro", type=int, default=4, metavar="N", help="weak scaling: samples per rank (default: 4)")
+    parser.add_argument(
+        "--batch", type=int, default=16, metavar="N", help="strong scaling: samples per step (default: 16)"
+    )
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps (default: 10)")
+    parser.add_argument("--warm-up", type=int, default=3, metavar="N", help="steps before them (default: 3)")
+
+
+def work(options: argparse.Namespace) -> int:
+    """Does one of the sub-commands; 1 if a point failed.
+
+    Raises:
+        UserError: options, configuration or folder contradict each other.
+    """
+    return {"run": _run, "point": _point, "simulate": _simulate, "collect": _collect}[options.what](options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from m4oe_ds import config_loader, deepspeed_json
+    from m4oe_ds.scaling import study
+
+    config = config_loader.load(options.config, options.set)
+    deepspeed_json.read(options.ds_config)
+    cells, impossible = study.grid(
+        config, study.numbers(options.experts, "--experts"), study.numbers(options.ep, "--ep"),
+        study.numbers(options.world, "--world"), _modes(options.mode), options.batch,
+    )  # fmt: skip
+    for cell, reason in impossible:
+        print(f"left out: {cell}: {reason}")
+    print(f"{len(cells)} points to measure, {len(impossible)} left out")
+    if options.dry_run:
+        print("\n".join(f"  {cell}" for cell in cells))
+        return 0
+    folder = Path(options.output)
+    more = ["--config", options.config, "--ds_config", options.ds_config, "--output", options.output]
+    more += ["--micro", str(options.micro), "--batch", str(options.batch), "--steps", str(options.steps)]
+    more += ["--warm-up", str(options.warm_up), *(item for key in options.set for item in ("--set", key))]
+    failures = study.run(
+        cells, lambda cell: study.path_of(folder, cell, options.micro, options.batch).is_file(), more, options.timeout,
+        lambda text: print(text, flush=True),
+    )  # fmt: skip
+    if len(failures) < len(cells):
+        _collect(options)
+    for cell, problem in failures:
+        print(f"failed: {cell}: {problem.splitlines()[-1]}")
+    return 1 if failures else 0
+
+
+def _modes(text: str) -> list[str]:
+    from m4oe_ds.errors import ConfigError
+
+    modes = [part.strip() for part in text.split(",") if part.strip()]
+    if not modes or set(modes) - {"weak", "strong"}:
+        raise ConfigError(f"cannot read {text!r}", "--mode", "write weak, strong or weak,strong")
+    return modes
+
+
+def _point(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from m4oe_ds.scaling.point import Request, measure
+    from m4oe_ds.scaling.rows import write_point
+
+    row = measure(
+        Request(options.config, options.ds_config, tuple(options.set), options.experts, options.ep, options.mode,
+                options.micro, options.batch, options.steps, options.warm_up)
+    )  # fmt: skip
+    if row is not None:
+        path = write_point(row, Path(options.output))
+        print(f"{row.experts} experts, {row.world} ranks, ep {row.ep}: {row.step_ms:.1f} ms per step -> {path}")
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from m4oe_ds.scaling import study
+    from m4oe_ds.scaling.rows import write_csv
+    from m4oe_ds.scaling.simulate import simulate
+
+    clusters: list[list[str]] = [
+        [kind.strip() for kind in part.split("+")] for part in options.gpu.split(",") if part.strip()
+    ]
+    rows: Any = simulate(
+        options.config, options.set, study.numbers(options.experts, "--experts"), clusters,
+        study.numbers(options.worlds, "--worlds"), _modes(options.mode), options.micro, options.batch, options.zero,
+        options.precision,
+    )  # fmt: skip
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(rows, folder / "simulated.csv")
+    print(f"{len(rows)} simulated points")
+    return _collect(options)
+
+
+def _collect(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from m4oe_ds.errors import DataError
+    from m4oe_ds.scaling.figures import draw
+    from m4oe_ds.scaling.rows import read_csv, read_points, table, write_csv
+
+    folder = Path(options.output)
+    simulated = read_csv(folder / "simulated.csv") if (folder / "simulated.csv").is_file() else []
+    try:
+        measured = read_points(folder)
+    except DataError:
+        if not simulated:
+            raise
+        measured = []
+    rows = [*measured, *simulated]
+    write_csv(rows, folder / "scaling.csv")
+    text = table(rows)
+    (folder / "scaling.md").write_text(text + "\n", encoding="utf-8")
+    draw(rows, folder / "figures")
+    print(text)
+    print(
+        f"{len(measured)} measured and {len(simulated)} simulated points: {folder / 'scaling.csv'}, scaling.md, figures/"
+    )
+    return 0

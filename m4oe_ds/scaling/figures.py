@@ -1,0 +1,84 @@
+"""Plots of a study: throughput, efficiency, memory and the split of a step; dashed is simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+from m4oe_ds.report.figures import COLOURS, STYLE, save
+from m4oe_ds.scaling.rows import Row, efficiency
+
+PARTS = (("compute_ms", "compute"), ("all_to_all_ms", "all-to-all"), ("reduction_ms", "reduction and gathering"),
+         ("optimizer_ms", "optimizer"), ("data_ms", "data"))  # fmt: skip
+LARGEST = 24  # bars of the split
+
+
+def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Writes ``throughput``, ``efficiency``, ``memory`` and ``split`` as PNG and SVG; returns the PNG paths."""
+    made = {
+        "throughput": _lines(rows, lambda row: row.samples_per_s, "samples per second", both=True),
+        "efficiency": _lines(rows, lambda row: efficiency(row, rows), "throughput per rank, relative to the smallest", both=False),
+        "memory": _lines(rows, lambda row: row.memory_bytes / 1e9, "GB per rank", both=False),
+        "split": _split(rows),
+    }  # fmt: skip
+    for name, figure in made.items():
+        save(figure, folder, name)
+    return [folder / f"{name}.png" for name in made]
+
+
+def _lines(rows: Sequence[Row], value: Callable[[Row], float | None], label: str, *, both: bool) -> Any:
+    """One panel per mode, one line per (experts, device, origin) over the number of ranks."""
+    modes = sorted({row.mode for row in rows})
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(modes), figsize=(6.2 * len(modes), 4), squeeze=False)
+        for axis, mode in zip(axes.flat, modes, strict=True):
+            lines: dict[tuple[int, str, bool], list[Row]] = {}
+            for row in rows:
+                if row.mode == mode:
+                    lines.setdefault((row.experts, row.device, row.measured), []).append(row)
+            counts = sorted({key[0] for key in lines})
+            devices = sorted({key[1] for key in lines})
+            for (experts, device, measured), points in sorted(lines.items()):
+                drawn = [(row.world, value(row)) for row in sorted(points, key=lambda row: (row.world, row.ep))]
+                drawn = [(x, y) for x, y in drawn if y is not None]
+                axis.plot(
+                    [x for x, _ in drawn], [y for _, y in drawn], "-" if measured else "--",
+                    marker="osv^Dx"[devices.index(device) % 6], ms=4, lw=1, color=COLOURS[counts.index(experts) % len(COLOURS)],
+                    label=f"{experts} experts, {device}{'' if measured else ' (simulated)'}",
+                )  # fmt: skip
+            axis.set(title=f"{mode} scaling", xlabel="ranks", ylabel=label, xscale="log")
+            axis.set_xscale("log", base=2)
+            if both:
+                axis.set_yscale("log")
+            axis.legend(fontsize=7)
+        return figure
+
+
+def _split(rows: Sequence[Row]) -> Any:
+    """Milliseconds of every part, one bar per point."""
+    shown = [row for row in rows if row.compute_ms is not None]
+    shown = sorted(shown, key=lambda row: (not row.measured, row.mode, row.device, row.experts, row.world, row.ep))[
+        :LARGEST
+    ]
+    with mpl.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(8, 0.32 * max(len(shown), 3) + 1.2))
+        left = [0.0] * len(shown)
+        for number, (name, label) in enumerate(PARTS):
+            widths = [getattr(row, name) or 0.0 for row in shown]
+            axis.barh(range(len(shown)), widths, left=left, color=COLOURS[number], label=label, height=0.75)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        names = [
+            f"{row.experts} e, {row.world} ranks, ep {row.ep}, {row.mode}{'' if row.measured else ', ' + row.device + ' (simulated)'}"
+            for row in shown
+        ]
+        axis.set(yticks=range(len(shown)), yticklabels=names, xlabel="ms per step, one part after the other")
+        axis.tick_params(axis="y", labelsize=7)
+        axis.invert_yaxis()
+        axis.legend(fontsize=7, ncols=3, loc="lower right")
+        return figure

@@ -1,0 +1,162 @@
+"""One row per point, measured or simulated, with the same columns; reading and writing them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from m4oe_ds.errors import DataError
+
+DOES_NOT_FIT = "DOES NOT FIT"  # in the source of a simulated point that needs more memory than its devices have
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point of a study.
+
+    Attributes:
+        experts: of the MToE. ep: ranks that share the experts. world: ranks.
+        mode: ``weak`` (samples per rank fixed) or ``strong`` (samples per step fixed). batch, micro: samples per step;
+            per forward and rank. stage: of ZeRO. precision: fp32, bf16 or fp16. device: kind of every rank.
+        parameters: of the whole model, all experts.
+        step_ms: median over steps of the slowest rank; step_ms_low, step_ms_high: quartiles.
+        samples_per_s: batch / step. memory_bytes: peak of a rank (CPU: growth of the resident set since before the model).
+        compute_ms, all_to_all_ms, reduction_ms, optimizer_ms, data_ms: split of a step; None where it was not measured.
+            Collectives were waited for one by one while it was, so the parts may add up to more than ``step_ms``.
+        all_to_all_bytes: that leave a rank per step.
+        measured: False = simulated by the plan's model.
+        source: date and versions, or the assumptions.
+    """
+
+    experts: int
+    ep: int
+    world: int
+    mode: str
+    batch: int
+    micro: int
+    stage: int
+    precision: str
+    device: str
+    parameters: int
+    step_ms: float
+    step_ms_low: float | None
+    step_ms_high: float | None
+    samples_per_s: float
+    memory_bytes: float
+    compute_ms: float | None
+    all_to_all_ms: float | None
+    reduction_ms: float | None
+    optimizer_ms: float | None
+    data_ms: float | None
+    all_to_all_bytes: float
+    measured: bool
+    source: str
+
+    @property
+    def name(self) -> str:
+        """File name of the point."""
+        return f"e{self.experts}-ep{self.ep}-w{self.world}-{self.mode}-b{self.batch}"
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def write_point(row: Row, folder: Path) -> Path:
+    """Writes ``points/<name>.json``."""
+    path = folder / "points" / f"{row.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(asdict(row), indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def read_points(folder: Path) -> list[Row]:
+    """All points of a study, in order.
+
+    Raises:
+        DataError: none there, or one is damaged.
+    """
+    paths = sorted((folder / "points").glob("*.json"))
+    if not paths:
+        raise DataError("no points of a study", str(folder / "points"), "run `m4oe scale run` or the SLURM array first")
+    rows = []
+    for path in paths:
+        try:
+            rows.append(Row(**json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"not a point of a study ({error})", str(path), "delete it and measure it again") from None
+    return sorted(rows, key=lambda row: (row.mode, row.experts, row.world, row.ep))
+
+
+def write_csv(rows: Iterable[Row], path: Path) -> None:
+    """Every column of every row; empty where a value is None."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Rows that :func:`write_csv` wrote.
+
+    Raises:
+        DataError: other columns or values.
+    """
+    with path.open(newline="", encoding="utf-8") as stream:
+        lines = list(csv.DictReader(stream))
+    try:
+        return [
+            Row(**{field.name: _parse(line[field.name], str(field.type)) for field in fields(Row)}) for line in lines
+        ]
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(f"not a table of a study ({error!r})", str(path), "simulate again") from None
+
+
+def _parse(text: str, kind: str) -> Any:
+    if text == "" and "None" in kind:
+        return None
+    if kind == "bool":
+        return {"True": True, "False": False}[text]
+    return {"int": int, "str": str}.get(kind, float)(text)
+
+
+def efficiency(row: Row, rows: Sequence[Row]) -> float | None:
+    """Throughput per rank relative to the smallest world with the same experts, mode, device and origin."""
+    like = [
+        other
+        for other in rows
+        if (other.experts, other.mode, other.device, other.measured)
+        == (row.experts, row.mode, row.device, row.measured)
+        and (row.mode == "weak" or other.batch == row.batch)
+    ]
+    base = min(like, key=lambda other: (other.world, other.ep))
+    if base.world == row.world and base.ep == row.ep and base is not row:
+        return None
+    return (row.samples_per_s / row.world) / (base.samples_per_s / base.world)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown; simulated rows say so."""
+    header = ("experts", "ranks", "ep", "mode", "batch", "step ms", "samples/s", "efficiency", "GB/rank", "compute",
+              "all-to-all", "reduction", "optimizer", "data", "device", "")  # fmt: skip
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for row in rows:
+        share = efficiency(row, rows)
+        spread = "" if row.step_ms_low is None else f" ({row.step_ms_low:.0f}-{row.step_ms_high:.0f})"
+        cells = [
+            row.experts, row.world, row.ep, row.mode, row.batch, f"{row.step_ms:.1f}{spread}", f"{row.samples_per_s:.1f}",
+            "" if share is None else f"{share:.0%}", f"{row.memory_bytes / 1e9:.2f}", _ms(row.compute_ms), _ms(row.all_to_all_ms),
+            _ms(row.reduction_ms), _ms(row.optimizer_ms), _ms(row.data_ms), row.device,
+            "measured" if row.measured else "SIMULATED, does not fit" if DOES_NOT_FIT in row.source else "SIMULATED",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _ms(value: Any) -> str:
+    return "" if value is None else f"{value:.1f}"

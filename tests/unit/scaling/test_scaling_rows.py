@@ -1,0 +1,132 @@
+"""Rows survive writing and reading, efficiency has its definition, impossible points are named, simulation is marked."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from m4oe_ds import config_loader
+from m4oe_ds.cli import main
+from m4oe_ds.errors import ConfigError, DataError
+from m4oe_ds.scaling import rows, simulate, study
+
+ROW = rows.Row(
+    experts=16, ep=1, world=1, mode="weak", batch=4, micro=4, stage=2, precision="fp32", device="CPU", parameters=100,
+    step_ms=100.0, step_ms_low=90.0, step_ms_high=110.0, samples_per_s=40.0, memory_bytes=1e9, compute_ms=80.0,
+    all_to_all_ms=0.0, reduction_ms=0.0, optimizer_ms=10.0, data_ms=None, all_to_all_bytes=0.0, measured=True, source="today",
+)  # fmt: skip
+TINY = (
+    "data.image_size=[32,24]", "model.dim=32", "model.embedder.backbone=vit_tiny_patch16_224",
+    "model.embedder.options={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 4}",
+    "model.msoe={num_experts: 16, depth: 1, num_heads: 4}", "model.fusion={num_experts: 16, depth: 1, num_heads: 4}",
+)  # fmt: skip
+
+
+def other(**changes: object) -> rows.Row:
+    return dataclasses.replace(ROW, **changes)  # type: ignore[arg-type]
+
+
+def test_points_and_tables_are_read_back(tmp_path: Path) -> None:
+    second = other(world=2, batch=8, ep=2, samples_per_s=60.0, data_ms=1.5, measured=False)
+    rows.write_point(second, tmp_path)
+    rows.write_point(ROW, tmp_path)
+    assert rows.read_points(tmp_path) == [ROW, second]
+    rows.write_csv([ROW, second], tmp_path / "x.csv")
+    assert rows.read_csv(tmp_path / "x.csv") == [ROW, second]
+    text = rows.table([ROW, second])
+    assert "SIMULATED" in text.splitlines()[3]
+    assert "measured" in text.splitlines()[2]
+
+
+def test_damaged_points_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no points"):
+        rows.read_points(tmp_path)
+    path = rows.write_point(ROW, tmp_path)
+    path.write_text("{}")
+    with pytest.raises(DataError, match=path.name):
+        rows.read_points(tmp_path)
+    (tmp_path / "x.csv").write_text("experts\n1\n")
+    with pytest.raises(DataError, match="not a table"):
+        rows.read_csv(tmp_path / "x.csv")
+
+
+def test_efficiency_is_throughput_per_rank_over_that_of_the_smallest_world() -> None:
+    two, four = other(world=2, batch=8, samples_per_s=60.0), other(world=4, batch=16, samples_per_s=100.0)
+    simulated = other(world=2, samples_per_s=1.0, measured=False)
+    table = [ROW, two, four, simulated]
+    assert [rows.efficiency(row, table) for row in table] == pytest.approx([1.0, 0.75, 0.625, 1.0])
+    strong = [
+        other(mode="strong"),
+        other(mode="strong", world=2, samples_per_s=80.0),
+        other(mode="strong", batch=64, world=2),
+    ]
+    assert rows.efficiency(strong[1], strong) == pytest.approx(1.0)
+    assert rows.efficiency(strong[2], strong) == pytest.approx(1.0)  # nothing smaller with this batch
+
+
+def test_impossible_points_are_left_out_with_the_reason() -> None:
+    config = config_loader.load(None, [*TINY, "model.msoe.num_experts=6"])
+    possible, impossible = study.grid(config, [16, 18], [1, 2, 4], [1, 4], ["weak", "strong"], 6)
+    assert {(c.experts, c.ep, c.world) for c in possible if c.mode == "weak"} == {
+        (16, 1, 1), (18, 1, 1), (16, 1, 4), (16, 2, 4), (18, 1, 4), (18, 2, 4),
+    }  # fmt: skip
+    assert {c.world for c in possible if c.mode == "strong"} == {1}
+    reasons = {(c.experts, c.ep, c.world, c.mode): reason for c, reason in impossible}
+    assert reasons[16, 2, 1, "weak"] == "ep 2 does not divide 1 ranks"
+    assert "experts of every layer" in reasons[16, 4, 4, "weak"]
+    assert "batch of 6" in reasons[16, 1, 4, "strong"]
+    assert len(possible) + len(impossible) == 2 * 3 * 2 * 2
+
+
+def test_a_point_that_fails_or_hangs_is_reported(tmp_path: Path) -> None:
+    import sys
+
+    cell = study.Cell(4, 1, 2, "weak")
+    fails = [sys.executable, "-c", "import os, sys; print('error: out of luck', os.environ['RANK']); sys.exit(3)"]
+    assert "out of luck" in study.run_cell(cell, [], 30, fails)
+    hangs = [sys.executable, "-c", "import time; time.sleep(60)"]
+    assert "not done after" in study.run_cell(cell, [], 1, hangs)
+    assert study.run_cell(cell, [], 30, [sys.executable, "-c", "import sys; print(sys.argv)"]) == ""
+
+
+def test_numbers_and_paths() -> None:
+    assert study.numbers("16, 32", "--experts") == [16, 32]
+    for text in ("", "a", "0", "4,-1"):
+        with pytest.raises(ConfigError, match="--experts"):
+            study.numbers(text, "--experts")
+    cell = study.Cell(16, 1, 1, "weak")
+    assert study.path_of(Path("x"), cell, 4, 99) == Path("x/points") / f"{ROW.name}.json"
+
+
+def test_simulated_points_follow_the_slowest_device_and_are_marked(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("{}\n")
+    made = simulate.simulate(
+        str(tmp_path / "c.yaml"), TINY, [16], [["A100-80"], ["L40"], ["A100-80", "L40"]], [8, 16], ["weak", "strong"], 4, 64, 2, "bf16"
+    )  # fmt: skip
+    assert len(made) == 12
+    assert not any(row.measured for row in made)
+    by = {(row.device, row.world, row.mode): row for row in made}
+    fast, slow, mixed = (by[name, 16, "weak"] for name in ("A100-80", "L40", "A100-80+L40"))
+    assert fast.step_ms < slow.step_ms
+    assert mixed.compute_ms == pytest.approx(max(fast.compute_ms or 0, slow.compute_ms or 0))
+    assert "pace of L40" in mixed.source
+    assert by["A100-80", 8, "weak"].batch == 32
+    assert by["A100-80", 16, "strong"].batch == by["A100-80", 8, "strong"].batch == 64
+    with pytest.raises(ConfigError, match="cannot be shared"):
+        simulate.cluster_of(["A100-80", "L40S"], 9)
+
+
+def test_collect_writes_tables_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows.write_point(ROW, tmp_path)
+    rows.write_csv(
+        [other(world=8, batch=32, measured=False, samples_per_s=200.0, device="A100-80")], tmp_path / "simulated.csv"
+    )
+    assert main(["scale", "collect", str(tmp_path)]) == 0
+    assert "1 measured and 1 simulated points" in capsys.readouterr().out
+    assert len((tmp_path / "scaling.csv").read_text().splitlines()) == 3
+    for name in ("throughput", "efficiency", "memory", "split"):
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 1000
+        assert (tmp_path / "figures" / f"{name}.svg").is_file()
+    assert main(["scale", "collect", str(tmp_path / "absent")]) != 0
