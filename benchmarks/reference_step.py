@@ -1,17 +1,22 @@
-"""Training steps of a configuration on random images: step time, samples/s, memory. No data needed.
+"""Training steps of a configuration on random images, beside their roofline floor and the plan's memory. No data needed.
 
     deepspeed benchmarks/reference_step.py --ds_config ds_configs/bf16.json --config configs/paper/embed.yaml --steps 20
 
-Prints one Markdown table row per run; the first ``--warmup`` steps are left out of the median.
+Prints one Markdown table row per run; the first ``--warmup`` steps are left out of the median. The floor is what a rank
+could not do without: the matrix products of forward and backward at the rate a large product reaches on this device, plus
+the bytes of weights, gradients and optimizer state at the rate a large copy reaches, both measured in the same run.
+Communication is not in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,8 +30,15 @@ from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
 from m4oe_ds.models import spec_for
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.parallel import launch
+from m4oe_ds.planning.memory import Layout, owned, rank_memory
+from m4oe_ds.planning.model_cost import DTYPES, MicroStep, micro_step
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training.step import train_step
+
+
+def resident() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def random_batch(spec: ModelSpec, count: int, generator: torch.Generator) -> Batch:
@@ -43,6 +55,37 @@ def random_batch(spec: ModelSpec, count: int, generator: torch.Generator) -> Bat
         views, torch.ones(count, len(spec.modalities), dtype=torch.bool), labels,
         torch.ones(count, len(spec.tasks), dtype=torch.bool), ones, names, names, spec.modalities, spec.task_names,
     )  # fmt: skip
+
+
+def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Operations per second of a 2048 x 2048 x 2048 product in ``dtype``, and bytes per second read and written by a copy."""
+
+    def fastest(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(8):
+            started = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    side = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    flops = 2.0 * side**3 / fastest(lambda: a @ b)
+    source = torch.empty(2**26 if device.type == "cpu" else 2**29, device=device)
+    target = torch.empty_like(source)
+    return flops, 2.0 * source.nbytes / fastest(lambda: target.copy_(source))
+
+
+def floor_seconds(cost: MicroStep, layout: Layout, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Arithmetic and memory floor of one optimizer step on this rank."""
+    flops, bandwidth = ceilings(device, dtype)
+    held, own = cost.dense + cost.expert, owned(cost, layout)
+    # weights read in forward and backward and written after the step, gradients written and read; Adam reads and writes
+    # the fp32 weight and two moments
+    moved = layout.accumulation * cost.width * 4 * held + cost.width * held + 6 * 4 * own
+    return layout.accumulation * cost.flops() / flops, moved / bandwidth
 
 
 def main() -> int:
@@ -62,6 +105,7 @@ def main() -> int:
         place = launch.resolve(os.environ)
         device = launch.start(place)
         sizes = deepspeed_json.batch_sizes(ds_config, place.world, arguments.ds_config)
+        before = resident()
         engine, topology = engines.create(config, ds_config, sizes, place.world)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -86,17 +130,28 @@ def main() -> int:
         getattr(p, "ds_numel", p.numel()) * (1 if getattr(p, "allreduce", True) else topology.ep_size)
         for p in engine.module.parameters()
     )
-    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
+    memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else (resident() - before) / 1e9
+    precision = next(name for name, value in DTYPES.items() if value == dtype)
+    cost = micro_step(config, precision, sizes.micro, topology.ep_size)  # type: ignore[arg-type]
+    layout = Layout(
+        place.world, topology.ep_size, engine.zero_optimization_stage(), sizes.micro, sizes.accumulation, precision,
+        adam_temporaries=1 if device.type == "cuda" else 2,
+    )  # fmt: skip
+    predicted = rank_memory(cost, layout).peak / 1e9
+    arithmetic, moving = floor_seconds(cost, layout, device, dtype)
+    floor = arithmetic + moving
     if place.rank == 0:
         name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
         print(
-            "| configuration | parameters | device x ranks | ep | batch | median step s (min, max) | samples/s | peak GiB | loss |"
+            "| configuration | parameters | device x ranks | ep | batch | median step s (min, max) | floor s (arithmetic + memory) "
+            "| step / floor | samples/s | GB | of the plan's | loss |"
         )
-        print("|---|---|---|---|---|---|---|---|---|")
+        print("|---|---|---|---|---|---|---|---|---|---|---|---|")
         print(
             f"| {arguments.config} + {arguments.ds_config} | {count:,} | {name} x {place.world} | {topology.ep_size} | "
-            f"{sizes.train} | {median:.3f} ({min(measured):.3f}, {max(measured):.3f}) | {sizes.train / median:.1f} | "
-            f"{memory:.1f} | {losses_seen[0]:.3f} -> {losses_seen[-1]:.3f} |"
+            f"{sizes.train} | {median:.3f} ({min(measured):.3f}, {max(measured):.3f}) | "
+            f"{floor:.3f} ({arithmetic:.3f} + {moving:.3f}) | {median / floor:.2f} | {sizes.train / median:.1f} | "
+            f"{memory:.2f} | {memory / predicted:.0%} | {losses_seen[0]:.3f} -> {losses_seen[-1]:.3f} |"
         )
     launch.stop()
     return 0

@@ -62,6 +62,32 @@ MODELS: dict[str, Entry] = {
         "re-implemented",
         "m4oe_ds.losses.evidential:EvidentialLoss",
     ),
+    "asymmirai": Entry(
+        "m4oe_ds.models.baselines.asymmirai:build",
+        "AsymMirai: interpretable mammography-based deep learning model for 1-5-year breast cancer risk prediction "
+        "(Radiology 2024)",
+        "re-implemented",
+        datasets=MAMMOGRAPHY,
+        contralateral=True,
+    ),
+    "eyestar": Entry(
+        "m4oe_ds.models.baselines.eyestar:build",
+        "GAMMA challenge: glaucoma grading from multi-modality images (Medical Image Analysis 2023), a finalist",
+        "reconstructed",
+        "m4oe_ds.losses.ordinal:OrdinalLoss",
+        ("gamma",),
+    ),
+    "aide": Entry(
+        "m4oe_ds.models.baselines.aide:build",
+        "AIDE: a vision-driven multi-view, multi-modal, multi-tasking dataset for assistive driving perception (ICCV 2023)",
+        "reconstructed",
+    ),
+    "soft_moe": Entry(
+        "m4oe_ds.models.baselines.soft_moe:build",
+        "From sparse to soft mixtures of experts (ICLR 2024), on the tokens of all modalities",
+        "re-implemented",
+        own_experts=True,
+    ),
     "mmodn": Entry(
         "m4oe_ds.models.baselines.mmodn:build",
         "MultiModN: Multimodal, Multi-Task, Interpretable Modular Networks (NeurIPS 2023)",

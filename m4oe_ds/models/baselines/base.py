@@ -19,7 +19,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
-from m4oe_ds.models.baselines.attached import AttachedMToE
+from m4oe_ds.models.baselines.attached import Attached, AttachedMToE
 from m4oe_ds.models.baselines.decoder import MaskDecoder
 from m4oe_ds.models.baselines.encoders import ViewEncoders
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, MultiModalModel, Tokens
@@ -136,12 +136,16 @@ class ComparedModel(MultiModalModel):
         if self.mtoe is not None:
             attached = self.mtoe({name: stages[-1] for name, stages in tokens.maps.items()}, tokens.present)
             fused.routing["mtoe"], fused.modality_of_token = attached.routing, attached.modality_of_token
+            self.take(fused, attached)
             for task, g in attached.features.items():
                 if self.merge is None:
                     fused.features[task] = g
                 else:
                     fused.features[task] = self.merge[task](torch.cat([fused.features[task], g], 1))
         return fused
+
+    def take(self, fused: Fused, attached: Attached) -> None:
+        """What else a system reads from an attached MToE; nothing by default."""
 
     def predict(self, fused: Fused) -> ModelOutput:
         """Logits of every task."""

@@ -53,6 +53,7 @@ def total(model: MultiModalModel, batch: Batch, aux: bool = True) -> Tensor:
 
 def gradients(model: MultiModalModel, batch: Batch, aux: bool = True) -> dict[str, Tensor | None]:
     model.zero_grad(set_to_none=True)
+    torch.manual_seed(0)  # dropout
     total(model.train(), batch, aux).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 

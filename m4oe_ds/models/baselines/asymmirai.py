@@ -1,0 +1,198 @@
+"""AsymMirai: risk from the largest local difference between the two breasts, with the map that shows where it is.
+
+Donnelly et al., "AsymMirai: interpretable mammography-based deep learning model for 1-5-year breast cancer risk prediction",
+Radiology 2024. Fidelity: re-implemented from public facts about the released code; nothing copied. Adapted: one channel
+matrix and one difference map per modality, so FFDM and synthesised views are compared with their like; a threshold and a
+scale per risk horizon, trained by binary cross-entropy on the logit (the release applies a cross-entropy to probabilities);
+density and BI-RADS read the content of both breasts. Shards store every breast with the chest wall on the same side, so
+the views are aligned as the release assumes. Needs ``data.contralateral: true``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from m4oe_ds.config import ModelConfig
+from m4oe_ds.data.batch import Batch
+from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.errors import ConfigError
+from m4oe_ds.layers.experts import ExpertsFactory
+from m4oe_ds.models.baselines.base import ComparedModel, parse_options
+from m4oe_ds.models.baselines.encoders import max_pool
+from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, Tokens
+
+RISK_PREFIX = "risk"
+CONTENT = 256  # width of the vector that density and BI-RADS read
+SMALLEST_WINDOW = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of AsymMirai.
+
+    Attributes:
+        flexible: windows at every position (the released run) instead of side by side.
+        threshold, temperature: initial mu and tau of the score; 0 = 1.5 and 0.25 times the root of the channels, which suits
+            features of unit variance (the release starts at 2000 and 300 on its own, un-normalised features).
+    """
+
+    flexible: bool = True
+    threshold: float = 0.0
+    temperature: float = 0.0
+
+
+def window_of(height: int, width: int) -> tuple[int, int]:
+    """Window of the difference map: a fifth of each side, at least 3 (or the side itself)."""
+    return tuple(min(side, max(SMALLEST_WINDOW, side // 5)) for side in (height, width))  # type: ignore[return-value]
+
+
+def difference_map(own: Tensor, other: Tensor, flexible: bool = True) -> tuple[Tensor, Tensor]:
+    """Where two aligned maps differ.
+
+    Args:
+        own, other: ``[B, C, h, w]``. flexible: stride 1 instead of the window's size.
+
+    Returns:
+        The largest |own - other| of every channel and window ``[B, C, h', w']``, and its length over the channels, the
+        heat-map ``[B, h', w']``.
+    """
+    window = window_of(*own.shape[2:])
+    pooled = functional.max_pool2d((own - other).abs(), window, stride=1 if flexible else window)
+    return pooled, pooled.float().square().sum(1).clamp_min(1e-12).sqrt()
+
+
+class AsymMirai(ComparedModel):
+    """Encoder, channel matrices, difference maps, one score per horizon. See the module's first lines.
+
+    Extras: ``heatmap.<modality> [B, h', w']``, ``window.<modality> [B, 2]`` (row, column of its largest value),
+    ``asymmetry [B, m]``.
+
+    Raises:
+        ConfigError: modalities that are no mammograms, or masks to predict.
+    """
+
+    def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
+        super().__init__(spec, config, experts_factory, native="resnet18", share=True)
+        self.options = parse_options(Options, config.options, "asymmirai")
+        if any(task.kind == "segmentation" for task in spec.tasks) or len(set(self.encoders.widths.values())) > 1:
+            raise ConfigError("asymmirai compares mammograms of two breasts", "model.name", "use it on mammograms only")
+        width = next(iter(self.encoders.widths.values()))
+        self.channels = nn.ParameterDict(
+            {name: nn.Parameter(torch.eye(width) + 0.01 * torch.randn(width, width)) for name in spec.modalities}
+        )
+        self.risk_tasks = tuple(task.name for task in spec.tasks if task.name.startswith(RISK_PREFIX))
+        self.other_tasks = tuple(task.name for task in spec.tasks if task.name not in self.risk_tasks)
+        # content is read where a task has no score of its own, or where a vector is merged with that of an MToE
+        self.content: nn.Module | None = None
+        if self.own_fusion and (self.other_tasks or self.mode == "append"):
+            self.content = nn.Sequential(nn.Linear(2 * width * len(spec.modalities), CONTENT), nn.ReLU())
+        self.threshold = self.temperature = None
+        if self.own_fusion and self.risk_tasks:
+            mu = self.options.threshold or 1.5 * width**0.5
+            tau = self.options.temperature or 0.25 * width**0.5
+            self.threshold = nn.Parameter(torch.full((len(self.risk_tasks),), mu))
+            self.temperature = nn.Parameter(torch.full((len(self.risk_tasks),), tau))
+        self.finish(CONTENT)
+
+    def make_head(self, task: TaskSpec, width: int) -> nn.Module:
+        """A risk task without MToE is its score alone."""
+        if self.mode == "none" and task.name.startswith(RISK_PREFIX):
+            return nn.Identity()
+        return super().make_head(task, width)
+
+    def encode(self, batch: Batch) -> Tokens:
+        """Difference map and mean map of both breasts, side by side as ``[B, C, 1, l]`` per modality.
+
+        A modality without its counterpart has a difference of zero, and its own map as the mean.
+
+        Raises:
+            ConfigError: the batch has no contralateral views.
+        """
+        if "contralateral_present" not in batch.extras:
+            raise ConfigError("asymmirai needs the other breast", "data.contralateral", "set it to true")
+        own = self.encoders(batch.views)
+        others = {name: batch.extras[f"contralateral.{name}"] for name in self.spec.modalities}
+        other = self.encoders({name: view.to(batch.views[name]) for name, view in others.items()})
+        pairs = batch.present & batch.extras["contralateral_present"]  # [B, m]
+        maps = {}
+        for i, name in enumerate(self.spec.modalities):
+            a, b = (torch.einsum("oc,bchw->bohw", self.channels[name], side[name][-1]) for side in (own, other))
+            b = torch.where(pairs[:, i, None, None, None], b, a)
+            pooled, heat = difference_map(a, b, self.options.flexible)
+            joint = torch.cat([pooled.flatten(2), ((a + b) / 2).flatten(2)], 2)[:, :, None]  # [B, C, 1, l]
+            maps[name] = [heat[:, None], pooled, joint]
+        by_modality = {name: stages[-1][:, :, 0].transpose(1, 2) for name, stages in maps.items()}
+        return Tokens(by_modality, batch.present, maps)
+
+    def combine(self, tokens: Tokens, batch: Batch) -> Fused:
+        """Content of both breasts for the tasks that read it; scores and heat-maps of the pairs."""
+        pairs = batch.present & batch.extras["contralateral_present"]
+        parts, scores = [], []
+        extras: dict[str, Tensor] = {}
+        for i, name in enumerate(self.spec.modalities):
+            heat, pooled, joint = tokens.maps[name]
+            here = tokens.present[:, i, None]
+            split = pooled.shape[2] * pooled.shape[3]
+            mean = joint[:, :, 0, split:].mean(2)
+            parts += [torch.where(here, max_pool(pooled), 0.0), torch.where(here, mean, 0.0)]
+            score, place = heat[:, 0].flatten(1).max(1)
+            scores.append(score)
+            columns = heat.shape[3]
+            extras[f"heatmap.{name}"] = heat[:, 0]
+            extras[f"window.{name}"] = torch.stack([place // columns, place % columns], 1)
+        extras["asymmetry"] = torch.stack(scores, 1)  # [B, m]
+        features = {}
+        if self.content is not None:
+            vector = self.content(torch.cat(parts, 1))
+            features = dict.fromkeys(self.spec.task_names, vector)
+        if self.threshold is not None and self.temperature is not None:
+            weight = pairs.float()
+            score = (extras["asymmetry"] * weight).sum(1) / weight.sum(1).clamp_min(1.0)  # [B]
+            logit = (score[:, None] - self.threshold.float()) / self.temperature.float()  # [B, F]
+            # without any pair there is nothing to say: even odds
+            extras["score_logits"] = torch.where(pairs.any(1, keepdim=True), logit, 0.0)
+        return Fused(features, extras=extras)
+
+    def fuse(self, tokens: Tokens, batch: Batch) -> Fused:
+        """A risk task's feature is its score; with an appended MToE the score is added to what its head says."""
+        if self.mode == "append":
+            return super().fuse(tokens, batch)
+        if self.mode == "replace":
+            fused = super().fuse(tokens, batch)
+        else:
+            fused = self.combine(tokens, batch)
+            for k, name in enumerate(self.risk_tasks):
+                fused.features[name] = self._two(fused.extras["score_logits"][:, k], tokens)
+        return fused
+
+    def predict(self, fused: Fused) -> ModelOutput:
+        """Logits of every task."""
+        output = super().predict(fused)
+        if self.mode == "append":
+            for k, name in enumerate(self.risk_tasks):
+                score = fused.extras["score_logits"][:, k].to(output.logits[name].dtype)
+                output.logits[name] = output.logits[name] + torch.stack([torch.zeros_like(score), score], 1)
+        return output
+
+    @staticmethod
+    def _two(logit: Tensor, tokens: Tokens) -> Tensor:
+        """``[B]`` to two-class logits ``[0, logit]`` in the dtype of the features."""
+        dtype = next(iter(tokens.by_modality.values())).dtype
+        return torch.stack([torch.zeros_like(logit), logit], 1).to(dtype)
+
+    def shared_layer(self) -> nn.Module:
+        """The layer of the content, or the experts of the MToE that replaces it, or the encoder's last layer."""
+        if isinstance(self.content, nn.Sequential):
+            return self.content[0]
+        if self.mtoe is not None:
+            return self.mtoe.block.mtoe.experts
+        return [module for module in self.encoders.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
+
+
+def build(spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> AsymMirai:
+    """Registry entry."""
+    return AsymMirai(spec, config, experts_factory)
