@@ -40,6 +40,14 @@ def parser() -> argparse.ArgumentParser:
     scaling.add_arguments(scale)
     scale.set_defaults(work=scaling.work)
 
+    from m4oe_ds.compare import command as comparison
+
+    compare = commands.add_parser(
+        "compare", help="train and evaluate the compared systems, and make the paper's tables"
+    )
+    comparison.add_arguments(compare)
+    compare.set_defaults(work=comparison.work)
+
     export = commands.add_parser("export", help="consolidate a checkpoint into safetensors, every expert included")
     export.add_argument("run", metavar="RUN", help="run folder, or one of its step-* checkpoints")
     export.add_argument("--checkpoint", default="best", metavar="best|latest|TAG", help="which one (default: best)")

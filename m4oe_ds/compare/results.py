@@ -1,0 +1,140 @@
+"""Figures of the finished cells: mean and spread over seeds, paired comparison with ours, the majority baseline."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m4oe_ds.compare.cells import Cell
+from m4oe_ds.data.schema import MISSING
+from m4oe_ds.errors import DataError
+from m4oe_ds.evaluation.paired import paired_mean_difference
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a table.
+
+    Attributes:
+        dataset, setting, method, task, sweep: of the cells. metric: ``accuracy`` or ``dice`` (the paper's), ``auroc``.
+        seeds: that were run. values: one per seed. mean, spread: over the seeds (standard deviation, n - 1; None with one).
+        majority: accuracy of always answering the most frequent class; None for Dice and AUROC. n: test samples.
+        difference, low, high, p: this minus ours in the same setting: values per sample are averaged over the seeds, then
+            patients are resampled together for both; None for ours, for AUROC, or where ours is missing.
+    """
+
+    dataset: str
+    setting: str
+    method: str
+    task: str
+    sweep: str
+    metric: str
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    mean: float | None
+    spread: float | None
+    majority: float | None
+    n: int
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """A value per test sample of one cell and task."""
+
+    keys: np.ndarray
+    groups: np.ndarray
+    value: np.ndarray
+
+
+def collect(cells: Sequence[Cell], folder: Path, resamples: int = 2000) -> tuple[list[Figure], list[Cell]]:
+    """Figures of all cells with results, and the cells without.
+
+    Raises:
+        DataError: two methods were evaluated on different samples.
+    """
+    groups: dict[tuple[str, str, str, str, str], list[tuple[Cell, dict[str, Any], _Samples]]] = {}
+    missing = []
+    for cell in cells:
+        run = folder / "cells" / cell.name
+        if not (run / "metrics.json").is_file():
+            missing.append(cell)
+            continue
+        metrics = json.loads((run / "metrics.json").read_text())["test"]["tasks"]
+        with np.load(run / "predictions" / "test.npz", allow_pickle=False) as arrays:
+            for task in cell.scored:
+                entry = (cell, metrics[task], _samples(arrays, task))
+                groups.setdefault((cell.dataset, cell.setting, cell.method, task, cell.sweep), []).append(entry)
+    figures = []
+    for (dataset, setting, method, task, sweep), entries in groups.items():
+        ours = None if method == "ours" and not sweep else groups.get((dataset, setting, "ours", task, ""))
+        entries.sort(key=lambda entry: entry[0].seed)
+        seeds = tuple(cell.seed for cell, _, _ in entries)
+        dense = entries[0][1]["kind"] == "segmentation"
+        test = _paired(entries, ours, resamples) if ours else {}
+        for metric in ("dice",) if dense else ("accuracy", "auroc"):
+            values = tuple(_value(found["metrics"][metric]["value"]) for _, found, _ in entries)
+            known = [value for value in values if math.isfinite(value)]
+            figures.append(
+                Figure(
+                    dataset, setting, method, task, sweep, metric, seeds,
+                    tuple(value if math.isfinite(value) else math.nan for value in values),
+                    statistics.mean(known) if known else None, statistics.stdev(known) if len(known) > 1 else None,
+                    entries[0][1]["prior"] if metric == "accuracy" else None, entries[0][1]["n"],
+                    **(test if metric != "auroc" else {}),
+                )
+            )  # fmt: skip
+    return figures, missing
+
+
+def _value(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _samples(arrays: Any, task: str) -> _Samples:
+    """Correct or not, or Dice, per sample; NaN without a label."""
+    if f"dice_{task}" in arrays:
+        value = arrays[f"dice_{task}"].astype(float)
+    else:
+        labels = arrays[f"label_{task}"]
+        value = np.where(labels == MISSING, math.nan, arrays[f"prob_{task}"].argmax(1) == labels)
+    return _Samples(arrays["keys"], arrays["groups"], value)
+
+
+def _paired(entries: list[Any], ours: list[Any], resamples: int) -> dict[str, float | None]:
+    """Difference to ours of the mean over seeds, seeds that both have."""
+    shared = sorted({cell.seed for cell, _, _ in entries} & {cell.seed for cell, _, _ in ours})
+    if not shared:
+        return {}
+    first = [samples for cell, _, samples in entries if cell.seed in shared]
+    second = [samples for cell, _, samples in ours if cell.seed in shared]
+    for other in (*first, *second):
+        if not np.array_equal(other.keys, first[0].keys):
+            raise DataError("methods were evaluated on different test samples", fix="run them on the same shards")
+    a = np.mean([samples.value for samples in first], axis=0)
+    b = np.mean([samples.value for samples in second], axis=0)
+    found = paired_mean_difference(a, b, first[0].groups, resamples=resamples)
+    return {"difference": found.difference, "low": found.low, "high": found.high, "p": found.p}
+
+
+def write(figures: Sequence[Figure], missing: Sequence[Cell], folder: Path, facts: dict[str, Any]) -> Path:
+    """Writes ``results.json``; undefined values are null."""
+    rows = []
+    for figure in figures:
+        row = asdict(figure)
+        row["values"] = [None if math.isnan(value) else value for value in figure.values]
+        rows.append(row)
+    path = folder / "results.json"
+    content = {**facts, "figures": rows, "missing": [cell.name for cell in missing]}
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
