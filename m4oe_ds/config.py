@@ -163,6 +163,9 @@ class ModelConfig:
     mlp_ratio: float = option(4.0, "Hidden width of an expert in units of d.")
     use_mtoe: bool = option(True, "Ablation switch: without it a learned task query takes the place of g_k.")
     use_msoe: bool = option(True, "Ablation switch: without it pooled embedder tokens take the place of z_i.")
+    missing_modality: Literal["mask", "bank"] = option(
+        "mask", "`m4oe`: leave the tokens of an absent modality out, or learn some for each combination (Flex-MoE)."
+    )
     embedder: EmbedderConfig = section(EmbedderConfig, "Image embedders.")
     router: RouterConfig = section(RouterConfig, "Router of every mixture layer.")
     msoe: MSoEConfig = section(MSoEConfig, "Modality-specific Soft-MoE towers.")

@@ -104,8 +104,8 @@ def run_cell(cell: Cell, plan: Plan) -> str:
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=plan.timeout_s, check=False
         )
         output, code = done.stdout + done.stderr, done.returncode
-    except subprocess.TimeoutExpired as expired:
-        output, code = f"{expired.stdout or ''}\nnot done after {plan.timeout_s:.0f} s", 1
+    except subprocess.TimeoutExpired:
+        output, code = f"not done after {plan.timeout_s:.0f} s", 1
     (folder / "output.txt").write_text(output)
     if code == 0 and (folder / "metrics.json").is_file():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the weights are kept in weights/

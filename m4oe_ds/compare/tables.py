@@ -92,9 +92,7 @@ def table1(figures: Sequence[Figure], metric: str = "accuracy") -> list[list[str
             if metric == "accuracy":
                 header.append("paper, real data")
                 majority.append("-")
-    rows = [header]
-    if metric == "accuracy":
-        rows.append(majority)
+    rows = [header, majority] if metric == "accuracy" else [header]
     for single in (True, False):
         for method in METHODS:
             row = ["single-task" if single else "multi-task", METHODS[method].label]

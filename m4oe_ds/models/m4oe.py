@@ -22,6 +22,7 @@ from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.models.embedders import Embedders
 from m4oe_ds.models.heads import ClassificationHead, SegmentationHead
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, MultiModalModel, Tokens
+from m4oe_ds.models.missing_bank import MissingBank, count_tokens
 
 # the modality that owns the mask of a segmentation task
 MASK_OWNER = {"cup": "fundus"}
@@ -68,7 +69,7 @@ class M4oE(MultiModalModel):
 
     Args:
         spec: modalities, tasks, image size.
-        config: widths, depths, expert counts and the switches ``use_mtoe`` and ``use_msoe``.
+        config: widths, depths, expert counts and the switches ``use_mtoe``, ``use_msoe`` and ``missing_modality``.
         experts_factory: makes the expert executor of each mixture layer.
     """
 
@@ -93,6 +94,7 @@ class M4oE(MultiModalModel):
             )
 
         self.embedders = Embedders(config.embedder, spec.modalities, spec.channels, spec.image_size, dim)
+        self.missing_bank = self._missing_bank() if config.missing_modality == "bank" else None
         self.msoe = (
             nn.ModuleDict(
                 {
@@ -137,6 +139,14 @@ class M4oE(MultiModalModel):
             raise ConfigError(f"task {task.name} needs a vision-transformer embedder", "model.embedder.backbone")
         return SegmentationHead(self.config.dim, embedder.backbone.patch_embed.grid_size, self.spec.image_size)
 
+    def _missing_bank(self) -> MissingBank:
+        by_modality, spec = self.embedders.by_modality, self.spec
+        lengths = {
+            name: count_tokens(by_modality["shared" if self.embedders.shared else name], channels, spec.image_size)
+            for name, channels in zip(spec.modalities, spec.channels, strict=True)
+        }
+        return MissingBank(lengths, self.config.dim)
+
     def _owner(self, task: str) -> str:
         return "shared" if self.embedders.shared else MASK_OWNER.get(task, self.spec.modalities[0])
 
@@ -147,8 +157,10 @@ class M4oE(MultiModalModel):
 
     def fuse(self, tokens: Tokens, batch: Batch) -> Fused:
         """Task features H_k after the fusion tower; the routing of every mixture layer."""
-        x = [tokens.by_modality[name] for name in self.spec.modalities]
-        present = tokens.present  # [B, m]
+        by_modality, present = tokens.by_modality, tokens.present  # [B, m]
+        if self.missing_bank is not None:
+            by_modality, present = self.missing_bank(by_modality, present)
+        x = [by_modality[name] for name in self.spec.modalities]
         routing: dict[str, Routing] = {}
 
         z = list(x)

@@ -137,7 +137,7 @@ def build(config: Config, experts_factory: ExpertsFactory | None = None) -> Mult
             Initial expert values depend on the seed, the layer and the global expert id, not on the factory.
 
     Raises:
-        ConfigError: unknown model name (with the nearest known one).
+        ConfigError: unknown model name (with the nearest known one), or an option that this model does not have.
     """
     import torch
 
@@ -148,6 +148,8 @@ def build(config: Config, experts_factory: ExpertsFactory | None = None) -> Mult
         close = difflib.get_close_matches(config.model.name, available(), n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError(f"unknown model.name {config.model.name!r}", fix=f"{hint}known: {', '.join(available())}")
+    if config.model.missing_modality == "bank" and config.model.name != "m4oe":
+        raise ConfigError(f"{config.model.name} has no bank", "model.missing_modality", "set it to mask, or use m4oe")
     module, _, function = entry.builder.partition(":")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)

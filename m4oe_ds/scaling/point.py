@@ -7,7 +7,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from m4oe_ds.models import spec_for
 from m4oe_ds.parallel import exchange, launch, reduce
 from m4oe_ds.planning.model_cost import objective_of, zero_batch
 from m4oe_ds.scaling.rows import Row
+from m4oe_ds.scaling.study import described, digest
 from m4oe_ds.training import assemble, profiling
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training.records import environment
 from m4oe_ds.training.step import train_step
 
-PROFILED = 2  # further steps, recorded for the split of a step
+PROFILED = 4  # further steps, recorded for the split of a step
+PHASES = (profiling.FORWARD, profiling.BACKWARD, profiling.OPTIMIZER)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,10 @@ class Request:
     Attributes:
         config, ds_config: paths. overrides: ``--set`` options. experts: of the MToE; 0 = the configuration's.
         ep: 0 = as many as fit. mode: weak or strong. micro: samples per rank (weak). batch: samples per step (strong).
-        steps: timed. warm_up: before them.
+        steps: timed. warm_up: before them. profiled: after them, for the split; 0 = no split.
+
+    Raises:
+        ConfigError: a number below its smallest.
     """
 
     config: str
@@ -50,6 +55,13 @@ class Request:
     batch: int
     steps: int
     warm_up: int
+    profiled: int = PROFILED
+
+    def __post_init__(self) -> None:
+        smallest = {"experts": 0, "ep": 0, "micro": 1, "batch": 1, "steps": 1, "warm_up": 0, "profiled": 0}
+        for name, least in smallest.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{getattr(self, name)} is too small", f"--{name.replace('_', '-')}", f"write {least} or more")
 
 
 def resolve(request: Request) -> Config:
@@ -69,8 +81,8 @@ def resolve(request: Request) -> Config:
 def measure(request: Request) -> Row | None:
     """Runs the point in this process group; the row on rank 0, None elsewhere.
 
-    Data come from the shards of ``data.root`` where there are any, else random tensors of the same shape are used and
-    ``data_ms`` is None.
+    Data come from the shards of ``data.root`` where there are any; else random tensors of the same shape are made outside
+    the timed part of a step, and ``data_ms`` is None.
 
     Raises:
         ConfigError: a batch that the ranks cannot share.
@@ -108,16 +120,18 @@ def measure(request: Request) -> Row | None:
         step(next(batches))
     sent, seconds = exchange.bytes_sent(), []
     for _ in range(request.steps):
+        made = next(batches) if stream is None else None
         reduce.barrier()
         started = time.perf_counter()
-        step(next(batches))
+        step(next(batches) if made is None else made)
         seconds.append(time.perf_counter() - started)
     sent = exchange.bytes_sent() - sent
     slowest = reduce.maximum_over_ranks(torch.tensor(seconds, dtype=torch.float64, device=device)).tolist()
     used = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident() - before
     memory = float(reduce.maximum_over_ranks(torch.tensor(float(used), dtype=torch.float64, device=device)))
-    split = _split(batches, step)
-    row = _row(request, config, engine, topology.ep_size, place.world, sizes, slowest, memory, sent, split)
+    parts = _split(batches, step, request.profiled)
+    row = _row(request, config, engine, topology.ep_size, place.world, sizes, slowest, memory, sent, parts)
+    row["data"] = "random tensors" if stream is None else f"shards of {config.data.root}"
     if stream is None:
         row["data_ms"] = None
     result = Row(**row) if reduce.rank() == 0 else None
@@ -127,7 +141,7 @@ def measure(request: Request) -> Row | None:
 
 def _row(
     request: Request, config: Config, engine: Any, ep: int, world: int, sizes: Any, seconds: list[float], memory: float,
-    sent: int, split: dict[str, float],
+    sent: int, parts: dict[str, float | None],
 ) -> dict[str, Any]:  # fmt: skip
     facts = environment()
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "deepspeed"))
@@ -145,29 +159,55 @@ def _row(
         "device": gpus[0] if cuda and gpus else f"{facts['hardware']['cpu']} CPU, {facts['hardware']['cpu_cores']} cores",
         "parameters": total, "step_ms": 1e3 * median, "step_ms_low": 1e3 * low, "step_ms_high": 1e3 * high,
         "samples_per_s": sizes.train / median, "memory_bytes": memory, "all_to_all_bytes": sent / request.steps,
-        "measured": True, "source": f"{datetime.date.today().isoformat()}, {versions}", **split,
+        "measured": True, "source": f"{datetime.date.today().isoformat()}, {versions}",
+        "setting": described(request.config, request.ds_config, request.overrides),
+        "digest": digest(request.config, request.ds_config, request.overrides), **parts,
     }  # fmt: skip
 
 
-def _split(batches: Iterator[Batch], step: Any) -> dict[str, float]:
-    """Milliseconds of the parts of a step on this rank, by the profiler."""
+def _split(batches: Iterator[Batch], step: Any, steps: int) -> dict[str, float | None]:
+    """Milliseconds of the parts of a step on this rank, by the profiler; Nones without steps."""
+    if not steps:
+        return dict.fromkeys(("compute_ms", "all_to_all_ms", "reduction_ms", "optimizer_ms", "data_ms"))
     recorder = profiling.Recording()
-    for _ in range(PROFILED):
+    for _ in range(steps):
         step(recorder.wait_for(batches))
-    summary = recorder.end(PROFILED)
+    summary = recorder.end(steps)
+    return {**attribute(recorder.profile.events(), summary["split_ms"], steps), "data_ms": summary["split_ms"]["data"]}
+
+
+def attribute(events: Iterable[Any], phases: Mapping[str, float], steps: int) -> dict[str, float]:
+    """Takes the collectives out of the phases they ran in: compute, all-to-all, reduction and optimizer in ms per step.
+
+    Args:
+        events: of the profiler, over ``steps`` steps. phases: ms per step of forward, backward and optimizer, all included.
+    """
+    ranges: list[tuple[str, float, float]] = []
+    collectives: list[tuple[str, float, float]] = []
+    for event in events:
+        name, start, end = event.name, event.time_range.start, event.time_range.end
+        if name in PHASES:
+            ranges.append((name, start, end))
+        elif name.startswith("gloo:") or "nccl" in name.lower():
+            collectives.append((name.lower(), start, end))
+    inside = dict.fromkeys(PHASES, 0.0)
     exchanged = other = 0.0
-    for name, ms in summary["communication_ms"].items():
-        if "all_to_all" in name.lower() or "sendrecv" in name.lower():
+    for name, start, end in collectives:
+        ms = (end - start) / 1e3 / steps
+        if any(mark in name for mark in ("all_to_all", "alltoall", "sendrecv")):
             exchanged += ms
         else:
             other += ms
-    parts = summary["split_ms"]
+        # all-reduces of label counts and of the timing's barrier belong to no phase
+        phase = next((kind for kind, first, last in ranges if first <= start and end <= last), None)
+        if phase is not None:
+            inside[phase] += ms
+    rest = {name: max(phases.get(name.removeprefix("m4oe."), 0.0) - inside[name], 0.0) for name in PHASES}
     return {
-        "compute_ms": max(parts.get("forward", 0.0) + parts.get("backward", 0.0) - exchanged - other, 0.0),
+        "compute_ms": rest[profiling.FORWARD] + rest[profiling.BACKWARD],
         "all_to_all_ms": exchanged,
         "reduction_ms": other,
-        "optimizer_ms": parts.get("optimizer", 0.0),
-        "data_ms": parts["data"],
+        "optimizer_ms": rest[profiling.OPTIMIZER],
     }
 
 

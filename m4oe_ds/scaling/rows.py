@@ -26,10 +26,15 @@ class Row:
         step_ms: median over steps of the slowest rank; step_ms_low, step_ms_high: quartiles.
         samples_per_s: batch / step. memory_bytes: peak of a rank (CPU: growth of the resident set since before the model).
         compute_ms, all_to_all_ms, reduction_ms, optimizer_ms, data_ms: split of a step; None where it was not measured.
-            Collectives were waited for one by one while it was, so the parts may add up to more than ``step_ms``.
+            A collective counts once: in ``all_to_all_ms`` or, with every other one, in ``reduction_ms``, never in the phase
+            around it. Measured on rank 0 in further steps that waited for each collective, so it includes waiting for slower
+            ranks, and the parts are not those of exactly ``step_ms``.
         all_to_all_bytes: that leave a rank per step.
         measured: False = simulated by the plan's model.
         source: date and versions, or the assumptions.
+        setting, digest: configuration files and overrides, and a hash of what they say without the varied numbers; points
+            of different digests are not compared with each other.
+        data: what was trained on.
     """
 
     experts: int
@@ -55,11 +60,14 @@ class Row:
     all_to_all_bytes: float
     measured: bool
     source: str
+    setting: str
+    digest: str
+    data: str
 
     @property
     def name(self) -> str:
         """File name of the point."""
-        return f"e{self.experts}-ep{self.ep}-w{self.world}-{self.mode}-b{self.batch}"
+        return f"e{self.experts}-ep{self.ep}-w{self.world}-{self.mode}-b{self.batch}-{self.digest}"
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -91,6 +99,18 @@ def read_points(folder: Path) -> list[Row]:
         except (ValueError, TypeError) as error:
             raise DataError(f"not a point of a study ({error})", str(path), "delete it and measure it again") from None
     return sorted(rows, key=lambda row: (row.mode, row.experts, row.world, row.ep))
+
+
+def write_left_out(left_out: Iterable[tuple[str, str]], path: Path) -> None:
+    """Combinations that cannot be and why, for :func:`read_left_out`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(list(left_out), indent=2) + "\n", encoding="utf-8")
+
+
+def read_left_out(folder: Path) -> list[tuple[str, str]]:
+    """Those of every ``left-out-*.json`` of a study."""
+    paths = sorted(folder.glob("left-out-*.json"))
+    return [(point, reason) for path in paths for point, reason in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:
@@ -126,24 +146,27 @@ def _parse(text: str, kind: str) -> Any:
 
 
 def efficiency(row: Row, rows: Sequence[Row]) -> float | None:
-    """Throughput per rank relative to the smallest world with the same experts, mode, device and origin."""
-    like = [
-        other
-        for other in rows
-        if (other.experts, other.mode, other.device, other.measured)
-        == (row.experts, row.mode, row.device, row.measured)
-        and (row.mode == "weak" or other.batch == row.batch)
-    ]
-    base = min(like, key=lambda other: (other.world, other.ep))
-    if base.world == row.world and base.ep == row.ep and base is not row:
+    """Throughput per rank relative to the smallest world of the same study.
+
+    That is: same experts, mode, device, origin, setting, ZeRO stage and precision, and the same samples per rank (weak) or
+    per step (strong). None for another ep at that smallest world.
+    """
+    base = min((other for other in rows if _study(other) == _study(row)), key=lambda other: (other.world, other.ep))
+    if base.world == row.world and base.ep != row.ep:
         return None
     return (row.samples_per_s / row.world) / (base.samples_per_s / base.world)
 
 
+def _study(row: Row) -> tuple[object, ...]:
+    size = row.micro if row.mode == "weak" else row.batch
+    return (row.experts, row.mode, row.device, row.measured, row.digest, row.stage, row.precision, size)
+
+
 def table(rows: Sequence[Row]) -> str:
-    """Markdown; simulated rows say so."""
+    """Markdown; simulated rows say so, and the setting is named where there are several."""
+    several = len({row.digest for row in rows if row.measured}) > 1
     header = ("experts", "ranks", "ep", "mode", "batch", "step ms", "samples/s", "efficiency", "GB/rank", "compute",
-              "all-to-all", "reduction", "optimizer", "data", "device", "")  # fmt: skip
+              "all-to-all", "reduction", "optimizer", "data", "device", *(["setting"] if several else []), "")  # fmt: skip
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
         share = efficiency(row, rows)
@@ -152,6 +175,7 @@ def table(rows: Sequence[Row]) -> str:
             row.experts, row.world, row.ep, row.mode, row.batch, f"{row.step_ms:.1f}{spread}", f"{row.samples_per_s:.1f}",
             "" if share is None else f"{share:.0%}", f"{row.memory_bytes / 1e9:.2f}", _ms(row.compute_ms), _ms(row.all_to_all_ms),
             _ms(row.reduction_ms), _ms(row.optimizer_ms), _ms(row.data_ms), row.device,
+            *([f"{row.setting} ({row.digest})"] if several else []),
             "measured" if row.measured else "SIMULATED, does not fit" if DOES_NOT_FIT in row.source else "SIMULATED",
         ]  # fmt: skip
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
