@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,56 @@ from m4oe_ds.evaluation.survival import risk_report
 
 Arrays = Mapping[str, np.ndarray]
 RATE = 0.9  # at which sensitivity and specificity are read off the other's curve
+
+
+def write_report(folder: Path, split: str, root: str, tasks: Sequence[TaskSpec], resamples: int = 1000) -> Path:
+    """Writes ``clinical.json`` of a run from its ``predictions/``; thresholds come from the validation split if it is there.
+
+    Args:
+        folder: run folder. split: to report. root: shards, for the vendors; what is not a local folder gives none.
+
+    Raises:
+        DataError: the split has no predictions.
+    """
+    predictions = _load(folder / "predictions" / f"{split}.npz")
+    if predictions is None:
+        raise DataError(f"no predictions of {split}", str(folder), f"run `m4oe evaluate {folder} --split {split}`")
+    validation = _load(folder / "predictions" / "val.npz") if split != "val" else None
+    keys = predictions["keys"].tolist()
+    attributes: dict[str, np.ndarray] = {"side": np.array([key.rsplit("-", 1)[-1] for key in keys], dtype=object)}
+    if "label_density" in predictions:
+        names = "ABCD"
+        attributes["density"] = np.array([names[k] if k >= 0 else "" for k in predictions["label_density"]], dtype=object)
+    vendors = _vendors(Path(root) / split) if root and "://" not in root else {}
+    if vendors:
+        attributes["vendor"] = np.array([vendors.get(key, "") for key in keys], dtype=object)
+    report = clinical_report(predictions, tasks, validation, None, attributes, resamples)
+    report |= {"split": split, "thresholds_from": "val" if validation is not None else None}
+    path = folder / "clinical.json"
+    temporary = folder / ".clinical.json"
+    temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _load(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _vendors(folder: Path) -> dict[str, str]:
+    """Vendor family of every sample of a local shard folder, from the samples' ``meta.json``."""
+    found = {}
+    for shard in sorted(folder.glob("*.tar")):
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                stream = archive.extractfile(member) if member.name.endswith(".meta.json") else None
+                if stream is not None:
+                    meta = json.load(stream)
+                    found[meta["key"]] = meta.get("vendor") or ""
+    return found
 
 
 def clinical_report(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from m4oe_ds.errors import DataError
+from m4oe_ds.report import sections
 
 _TEMPLATES = Path(__file__).parent / "templates"
 METRICS = (("accuracy", "accuracy"), ("balanced_accuracy", "balanced acc."), ("macro_f1", "macro-F1"),
@@ -46,7 +47,16 @@ def _content(folder: Path) -> dict[str, Any]:
     splits = {name: entry for name, entry in metrics.items() if isinstance(entry, dict) and "tasks" in entry}
     shown = "test" if "test" in splits else next(iter(splits), "")
     arrays = _arrays(folder / "predictions" / f"{shown}.npz", missing) if shown else {}
+    # made by `m4oe analyze`, which nobody has to run: their absence is no gap of the run
+    clinical = _json(folder / "clinical.json", [])
+    gallery = _arrays(folder / "analysis" / "gallery.npz", [])
+    analysis = _json(folder / "analysis.json", [])
     return {
+        "clinical": sections.clinical_tables(clinical) if clinical else [],
+        "clinical_split": clinical.get("split", ""),
+        "analysis": _analysis(folder, analysis),
+        "analysed": bool(clinical or gallery or analysis),
+        "maps": _maps(folder, gallery),
         "name": folder.resolve().name,
         "environment": environment,
         "synthetic": bool(environment.get("synthetic")),
@@ -54,7 +64,7 @@ def _content(folder: Path) -> dict[str, Any]:
         "splits": {name: _table(entry) for name, entry in splits.items()},
         "violations": {name: entry.get("risk_monotonicity_violations") for name, entry in splits.items()},
         "shown": shown,
-        "figures": _figures(folder, records, splits.get(shown), arrays),
+        "figures": _figures(folder, records, splits.get(shown), arrays, clinical, gallery),
         "patients": _patients(folder, arrays, missing),
         "config": _text(folder / "config.yaml", missing),
         "ds_config": _text(folder / "ds_config.json", missing),
@@ -88,10 +98,15 @@ def _interval(entry: dict[str, float | None]) -> str:
 
 
 def _figures(
-    folder: Path, records: list[dict[str, Any]], split: dict[str, Any] | None, arrays: dict[str, np.ndarray]
+    folder: Path,
+    records: list[dict[str, Any]],
+    split: dict[str, Any] | None,
+    arrays: dict[str, np.ndarray],
+    clinical: dict[str, Any],
+    gallery: dict[str, np.ndarray],
 ) -> dict[str, str]:
     """Embedded figures by name; those whose data are missing are left out."""
-    from m4oe_ds.report import figures
+    from m4oe_ds.report import figures, gallery_figures
 
     train = [record for record in records if record.get("event", "train") == "train"]
     validation = [record for record in records if record.get("event") == "validation"]
@@ -105,8 +120,34 @@ def _figures(
         made["roc"] = figures.roc(arrays, split)
     if "contribution" in arrays:
         made["contribution"] = figures.contribution(arrays)
+    if clinical:
+        made["calibration"] = figures.calibration(clinical)
+    if gallery:
+        made["experts"] = gallery_figures.expert_patches(gallery)
     target = folder / "figures"
     return {name: _embed(figures.save(figure, target, name)) for name, figure in made.items() if figure is not None}
+
+
+def _maps(folder: Path, gallery: dict[str, np.ndarray]) -> list[str]:
+    """Embedded dispatch maps of the samples of the gallery."""
+    if not gallery:
+        return []
+    from m4oe_ds.report import figures, gallery_figures
+
+    return [
+        _embed(figures.save(gallery_figures.dispatch_maps(gallery, row), folder / "figures", f"dispatch_map_{row + 1}"))
+        for row in range(len(gallery["keys"]))
+    ]
+
+
+def _analysis(folder: Path, analysis: dict[str, Any]) -> list[dict[str, str]]:
+    """Figures that ``analysis.json`` lists (``name``, ``title``, ``caption``), embedded; files that are gone are left out."""
+    found = []
+    for figure in analysis.get("figures", []):
+        path = folder / "figures" / f"{figure['name']}.png"
+        if path.is_file():
+            found.append({**figure, "image": _embed(path.read_bytes())})
+    return found
 
 
 def _patients(folder: Path, arrays: dict[str, np.ndarray], missing: list[str]) -> list[dict[str, Any]]:

@@ -1,0 +1,94 @@
+"""Tables of ``clinical.json`` and figures of ``analysis.json`` as the report shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Table = dict[str, Any]
+
+
+def number(entry: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """``0.812 [0.74, 0.88]``; a dash where there is no value, with the reason where there is one."""
+    if not entry or entry.get("value") is None:
+        reason = (entry or {}).get("reason", "")
+        return f"– ({reason})" if reason else "–"
+    text = f"{entry['value']:.{digits}f}"
+    if entry.get("low") is None or entry.get("high") is None:
+        return text
+    return f"{text} [{entry['low']:.2f}, {entry['high']:.2f}]"
+
+
+def clinical_tables(clinical: Mapping[str, Any]) -> list[Table]:
+    """Tables with ``title``, ``note``, ``header`` and ``rows`` of texts, those without content left out."""
+    found = [_points(clinical), _calibration(clinical), _risk(clinical), _subgroups(clinical)]
+    return [table for table in found if table["rows"] or table["note"]]
+
+
+def _points(clinical: Mapping[str, Any]) -> Table:
+    rows = []
+    for task, entry in clinical["tasks"].items():
+        for point in entry.get("operating_points", ()):
+            fixed = f"{point['target']} {clinical['rate']:.0%}"
+            if point["threshold"] is None:
+                rows.append([task, fixed, point["chosen_on"], "–", point["reason"], "", "", ""])
+                continue
+            rates = [number(point[name]) for name in ("sensitivity", "specificity", "ppv", "npv")]
+            rows.append([task, fixed, point["chosen_on"], f"{point['threshold']:.3f}", *rates])
+    note = "A threshold chosen on the evaluated data is optimistic; one from the validation split is what a user would have."
+    return {"title": "Operating points", "note": note if rows else "", "rows": rows,
+            "header": ["task", "fixed", "threshold from", "threshold", "sensitivity", "specificity", "PPV", "NPV"]}  # fmt: skip
+
+
+def _calibration(clinical: Mapping[str, Any]) -> Table:
+    rows = []
+    for task, entry in clinical["tasks"].items():
+        found = entry.get("calibration")
+        if found is None:
+            continue
+        auroc = entry.get("delong")
+        rows.append(
+            [task, number(found["ece"]), number(found.get("slope")), number(found.get("intercept")),
+             number(found.get("expected_observed")), number(auroc) if auroc else "–"]
+        )  # fmt: skip
+    note = "ECE of P(y = 1), or of the predicted class where there are more than two; 15 bins of equal counts."
+    return {"title": "Calibration", "note": note if rows else "", "rows": rows,
+            "header": ["task", "ECE", "slope", "intercept", "expected / observed", "AUROC (DeLong)"]}  # fmt: skip
+
+
+def _risk(clinical: Mapping[str, Any]) -> Table:
+    risk = clinical.get("risk")
+    table: Table = {"title": "Risk over time", "note": "", "rows": [],
+                    "header": ["horizon", "cases", "AUC (weighted for censoring)", "AUC (plain)", "Brier (censored)"]}  # fmt: skip
+    if not risk:
+        return table
+    if "note" in risk:
+        return table | {"note": f"Not available: {risk['note']}."}
+    table["note"] = (
+        f"Uno's C-index {number(risk['uno_c'])}, Harrell's {number(risk['harrell_c'])}; censoring estimated from "
+        f"{risk['censoring_from']}; {risk['events']} events among {risk['n']} breasts."
+    )
+    for entry in risk["horizons"]:
+        auc = entry["auc"]
+        cases = f"{auc.get('events', '–')} of {auc.get('events', 0) + auc.get('controls', 0)}"
+        rows = [
+            f"{entry['horizon']} years",
+            cases,
+            number(auc),
+            number(entry["auc_unweighted"]),
+            number(entry["brier"]),
+        ]
+        table["rows"].append(rows)
+    return table
+
+
+def _subgroups(clinical: Mapping[str, Any]) -> Table:
+    rows = []
+    for task, entry in clinical["tasks"].items():
+        for row in entry.get("subgroups", {}).get("rows", ()):
+            if row["attribute"] == "all":
+                continue
+            value = number(row["estimate"]) if row["estimate"] else f"– ({row['reason']})"
+            rows.append([task, row["attribute"], row["group"], str(row["n"]), str(row["n_groups"]), value])
+    return {"title": "Subgroups", "note": "", "rows": rows,
+            "header": ["task", "attribute", "group", "n", "patients", "AUROC"]}  # fmt: skip

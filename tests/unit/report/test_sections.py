@@ -1,0 +1,83 @@
+"""What `m4oe analyze` adds to a run folder is in the report: clinical tables, maps, gallery, figures with captions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m4oe_ds.evaluation.clinical import write_report
+from m4oe_ds.report.html import render
+from m4oe_ds.report.sections import clinical_tables, number
+from tests.unit.report.test_html import MODALITIES, TASKS, Tags, fill
+
+
+def gallery() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {
+        "keys": np.array(["a", "b"]), "present": np.array([[True] * 4, [True, True, False, True]]),
+        "modalities": np.array(MODALITIES), "tasks": np.array([task.name for task in TASKS]),
+        "expert_usage": np.full(3, 1 / 3), "expert_weight": random.random((3, 2)).astype(np.float32),
+        "expert_source": random.integers(0, 4, (3, 2, 2)), "expert_patch": random.integers(0, 255, (3, 2, 9, 9)).astype(np.uint8),
+    }  # fmt: skip
+    for i in range(4):
+        arrays[f"view_{i}"] = random.integers(0, 255, (2, 16, 14)).astype(np.uint8)
+        arrays[f"map_{i}"] = random.random((2, len(TASKS), 2, 2)).astype(np.float32) / 16
+    return arrays
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = fill(tmp_path_factory.mktemp("report") / "run")
+    write_report(run, "test", "", TASKS, resamples=5)
+    (run / "analysis").mkdir()
+    np.savez(run / "analysis" / "gallery.npz", **gallery())
+    (run / "figures").mkdir(exist_ok=True)
+    (run / "figures" / "utilisation.png").write_bytes(b"\x89PNG fake")
+    figures = [
+        {"name": "utilisation", "title": "Modality utilisation", "caption": "What <b>each</b> layer reads"},
+        {"name": "gone", "title": "A figure that is gone", "caption": ""},
+    ]
+    (run / "analysis.json").write_text(json.dumps({"figures": figures}))
+    return run
+
+
+def test_everything_is_in_the_report(folder: Path) -> None:
+    text = render(folder).read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert not tags.open
+    assert tags.undescribed == 0
+    for phrase in ("Clinical figures, test split", "Operating points", "Calibration", "Subgroups", "Where the experts read",
+                   "not which pixels", "Expert gallery", "Modality utilisation", "What &lt;b&gt;each&lt;/b&gt; layer reads"):  # fmt: skip
+        assert phrase in text, phrase
+    assert "A figure that is gone" not in text
+    assert "run <code>m4oe analyze" not in text
+    assert text.count("Dispatch weight over the views of sample") == 2
+    for name in ("calibration", "experts", "dispatch_map_1", "dispatch_map_2"):
+        assert (folder / "figures" / f"{name}.svg").is_file()
+
+
+def test_a_run_that_was_not_analysed_says_how(tmp_path: Path) -> None:
+    text = render(fill(tmp_path / "run")).read_text()
+    assert "run <code>m4oe analyze</code>" in text
+    assert "analysis" not in text.split("Not in this run folder")[-1][:200]
+
+
+def test_tables_hold_every_figure(folder: Path) -> None:
+    clinical = json.loads((folder / "clinical.json").read_text())
+    tables = {table["title"]: table for table in clinical_tables(clinical)}
+    binary = [task for task in TASKS if task.num_classes == 2]
+    assert len(tables["Operating points"]["rows"]) == 2 * len(binary)  # no validation predictions here
+    assert {row[2] for row in tables["Operating points"]["rows"]} == {"evaluated data"}
+    assert len(tables["Calibration"]["rows"]) == len(TASKS)
+    assert all(len(row) == len(table["header"]) for table in tables.values() for row in table["rows"])
+
+
+def test_numbers_and_reasons() -> None:
+    assert number({"value": 0.8123, "low": 0.701, "high": 0.9}) == "0.812 [0.70, 0.90]"
+    assert number({"value": 1.5, "low": None, "high": None}) == "1.500"
+    assert number({"value": None, "reason": "one class only"}) == "– (one class only)"
+    assert number(None) == "–"
