@@ -1,26 +1,27 @@
 """Expert-parallel overhead on this machine: ep = 1, 2, 4 over 2 to 4 local processes, in turn, round by round.
 
-    python benchmarks/parallel.py [--config configs/demo.yaml] [--worlds 2 4] [--rounds 3] [--out FILE]
+    python benchmarks/parallel.py [--config configs/demo.yaml] [--worlds 2 4] [--rounds 3] [--device cpu|cuda] [--out FILE]
 
 Every point is one run of ``m4oe scale point``; rounds are interleaved and the figure is the median over the rounds, so that
 a machine that slows down slows all of them down. Bytes are counted by the exchange and compared with the minimum: slots to
-their experts and outputs back, forward and backward, of which a rank's own experts get (1/ep) without a wire.
+their experts and outputs back, forward and backward, of which a rank's own experts get (1/ep) without a wire. Memory is
+compared with what `m4oe plan` predicts for tensors; on the CPU it is the growth of the resident set, libraries included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from m4oe_ds import config_loader
+from m4oe_ds import config_loader, deepspeed_json
+from m4oe_ds.planning.memory import Layout, rank_memory
 from m4oe_ds.planning.model_cost import micro_step
 from m4oe_ds.scaling import study
 
@@ -35,12 +36,23 @@ def main() -> int:
     options.add_argument("--micro", type=int, default=4, help="samples per rank")
     options.add_argument("--steps", type=int, default=10)
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: one GPU per rank, over NCCL")
     options.add_argument("--out", help="also write the table to this file")
     arguments = options.parse_args()
+    problem = missing_devices(arguments.device, max(arguments.worlds))
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    # hidden GPUs leave the CPU and gloo, here as in the processes started below
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} if arguments.device == "cpu" else {}
     config = config_loader.load(arguments.config, arguments.set)
     experts = config.model.mtoe.num_experts
-    cells = [study.Cell(experts, ep, world, "weak") for world in arguments.worlds for ep in (1, 2, 4) if ep <= world]
-    found: dict[study.Cell, list[dict[str, float]]] = {cell: [] for cell in cells}
+    cells, impossible = study.grid(config, [experts], [1, 2, 4], arguments.worlds, ["weak"], 0)
+    for cell, reason in impossible:
+        print(f"left out: {cell}: {reason}", file=sys.stderr)
+    digest = study.digest(arguments.config, arguments.ds_config, arguments.set)
+    bucket = int(deepspeed_json.read(arguments.ds_config)["zero_optimization"].get("reduce_bucket_size", 500_000_000))
+    found: dict[study.Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
     more = ["--config", arguments.config, "--ds_config", arguments.ds_config, "--micro", str(arguments.micro)]
     more += ["--steps", str(arguments.steps), *(item for key in arguments.set for item in ("--set", key))]
     with tempfile.TemporaryDirectory() as folder:
@@ -48,37 +60,63 @@ def main() -> int:
             for cell in cells:
                 print(f"round {number + 1}: {cell}", file=sys.stderr)
                 target = Path(folder) / str(number)
-                problem = study.run_cell(cell, [*more, "--output", str(target)], 1800)
+                problem = study.run_cell(cell, [*more, "--output", str(target)], 1800, more=hidden)
                 if problem:
                     print(f"error: {cell}: {problem}", file=sys.stderr)
                     return 1
-                path = study.path_of(target, cell, arguments.micro, 0)
+                path = study.path_of(target, cell, arguments.micro, 0, digest)
                 found[cell].append(json.loads(path.read_text()))
+    first = found[cells[0]][0]
     lines = [
-        f"{date.today()}, {os.cpu_count()} cores, {arguments.rounds} rounds of {arguments.steps} steps, "
-        f"{arguments.micro} samples per rank: `python benchmarks/parallel.py {' '.join(sys.argv[1:])}`",
+        f"{first['source']}, {first['device']}, {first['precision']}, ZeRO-{first['stage']}, {first['data']}; {arguments.rounds} rounds "
+        f"of {arguments.steps} steps, {arguments.micro} samples per rank: `python benchmarks/parallel.py {' '.join(sys.argv[1:])}`",
         "",
-        "| ranks | ep | step ms | against ep 1 | all-to-all ms | reduction ms | MB sent per rank and step | minimum MB | GB per rank |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| ranks | ep | step ms (rounds) | against ep 1 | all-to-all ms | reduction ms | MB sent per rank and step | minimum MB "
+        "| GB per rank | plan GB | of the plan's |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
-        step = statistics.median(row["step_ms"] for row in found[cell])
+        rounds = found[cell]
+        times = [row["step_ms"] for row in rounds]
+        step = statistics.median(times)
         base = statistics.median(row["step_ms"] for row in found[study.Cell(experts, 1, cell.world, "weak")])
-        sent = {row["all_to_all_bytes"] for row in found[cell]}
-        exchanges = micro_step(config, "fp32", arguments.micro, cell.ep).exchanges  # elements of each, forward
-        minimum = 2 * 4 * sum(exchanges) * (cell.ep - 1) / cell.ep
+        sent = {row["all_to_all_bytes"] for row in rounds}
+        cost = micro_step(config, first["precision"], arguments.micro, cell.ep)
+        minimum = (
+            2 * cost.width * sum(cost.exchanges) * (cell.ep - 1) / cell.ep
+        )  # forward's elements, once more in backward
+        layout = Layout(
+            cell.world, cell.ep, first["stage"], arguments.micro, precision=first["precision"],
+            bucket=bucket, adam_temporaries=1 if arguments.device == "cuda" else 2,
+        )  # fmt: skip
+        plan = rank_memory(cost, layout).peak
+        memory = statistics.median(row["memory_bytes"] for row in rounds)
         lines.append(
-            f"| {cell.world} | {cell.ep} | {step:.1f} | {step / base:.2f} | "
-            f"{statistics.median(row['all_to_all_ms'] for row in found[cell]):.1f} | "
-            f"{statistics.median(row['reduction_ms'] for row in found[cell]):.1f} | "
-            f"{', '.join(f'{value / 1e6:.3f}' for value in sent)} | {minimum / 1e6:.3f} | "
-            f"{statistics.median(row['memory_bytes'] for row in found[cell]) / 1e9:.2f} |"
+            f"| {cell.world} | {cell.ep} | {step:.1f} ({min(times):.0f}-{max(times):.0f}) | {step / base:.2f} | "
+            f"{statistics.median(row['all_to_all_ms'] for row in rounds):.1f} | "
+            f"{statistics.median(row['reduction_ms'] for row in rounds):.1f} | "
+            f"{', '.join(f'{value / 1e6:.6f}' for value in sorted(sent))} | {minimum / 1e6:.6f} | "
+            f"{memory / 1e9:.3f} | {plan / 1e9:.3f} | {memory / plan:.0%} |"
         )
     text = "\n".join(lines)
     print(text)
     if arguments.out:
         Path(arguments.out).write_text(text + "\n", encoding="utf-8")
     return 0
+
+
+def missing_devices(device: str, world: int) -> str:
+    """Why ``world`` ranks cannot run on ``device`` here; empty if they can."""
+    if device == "cpu":
+        return ""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return (
+        ""
+        if count >= world
+        else f"--device cuda: {world} ranks need {world} GPUs, {count} here; use --worlds or --device cpu"
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.compare.ablations import parse_sweep
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models.registry import MODELS
 
@@ -15,8 +15,25 @@ QUESTIONS: dict[str, tuple[str, ...]] = {  # columns of Table 1, in its order, a
     "vindr": ("density", "birads"),
     "gamma": ("glaucoma", "cup"),
 }
-MAMMOGRAPHY = ("embed", "rsna", "vindr")
-PRESETS = ("smoke", "small", "paper")
+SETTINGS = ("single", "multi")
+REGIMES = ("vit", "native")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is run where the command line does not say; sizes are in ``configs/compare/<preset>``."""
+
+    datasets: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: tuple[str, ...] = SETTINGS
+
+
+PRESETS = {
+    "smoke": Preset(tuple(QUESTIONS), ("all",), (0,)),
+    "small": Preset(("embed",), ("table2", "soft_moe", "mirai"), (0, 1, 2, 3, 4), ("multi",)),
+    "paper": Preset(tuple(QUESTIONS), ("all",), (0, 1, 2)),
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +42,7 @@ class Method:
 
     Attributes:
         label: as printed. overrides: of the configuration. datasets: where it makes sense. single: it has single-task rows
-            in the paper. paper: it has multi-task rows in the paper.
+            in the paper. paper: it has a multi-task row in the paper's Table 1.
     """
 
     label: str
@@ -96,6 +113,7 @@ class Cell:
     Attributes:
         dataset: data set. method: key of METHODS. setting: ``multi``, or the one task that is trained. seed: of the run.
         overrides: of the preset's configuration, the method's included. sweep: ``experts=32``, ``alpha=0.1`` or empty.
+        regime: encoders of a compared system, ``vit`` (those of our model) or ``native`` (its own).
     """
 
     dataset: str
@@ -104,12 +122,15 @@ class Cell:
     seed: int
     overrides: tuple[str, ...]
     sweep: str = ""
+    regime: str = "vit"
 
     @property
     def name(self) -> str:
         """Folder of its run."""
-        parts = [self.dataset, self.setting, self.method, *([self.sweep.replace("=", "")] if self.sweep else [])]
-        return "-".join([*parts, f"seed{self.seed}"])
+        optional = [self.sweep.replace("=", ""), "native" if self.regime == "native" else ""]
+        return "-".join(
+            [self.dataset, self.setting, self.method, *(part for part in optional if part), f"seed{self.seed}"]
+        )
 
     @property
     def scored(self) -> tuple[str, ...]:
@@ -121,7 +142,7 @@ def enumerate_cells(
     datasets: Sequence[str],
     methods: Sequence[str],
     seeds: Sequence[int],
-    settings: Sequence[str] = ("single", "multi"),
+    settings: Sequence[str] = SETTINGS,
     regime: str = "vit",
     extra: Sequence[str] = (),
     sweeps: Sequence[str] = (),
@@ -131,62 +152,54 @@ def enumerate_cells(
     Args:
         datasets, methods: names; a method is left out where it makes no sense. seeds: one run each.
         settings: ``single`` (one run per column, of the methods with single-task rows), ``multi``.
-        regime: encoders of the compared systems, ``vit`` or ``native``. extra: overrides of every cell.
-        sweeps: ``experts=16,32`` or ``alpha=0,0.1``; with one, only the multi-task runs of the sweep are made.
+        regime: encoders of the compared systems, ``vit`` or ``native``; ours are the same runs in both.
+        extra: overrides of every cell. sweeps: ``experts=16,32`` or ``alpha=0,0.1``; with one, only the multi-task runs of
+            the sweep are made.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, a method that a sweep cannot change, or nothing left.
     """
     for kind, names, known in (
-        ("data set", datasets, QUESTIONS),
-        ("method", methods, METHODS),
-        ("setting", settings, ("single", "multi")),
+        ("data set", datasets, tuple(QUESTIONS)),
+        ("method", methods, tuple(METHODS)),
+        ("setting", settings, SETTINGS),
+        ("regime", (regime,), REGIMES),
     ):
         for name in names:
             if name not in known:
                 raise ConfigError(f"unknown {kind} {name!r}", fix=f"known: {', '.join(known)}")
-    values = [value for text in sweeps for value in parse_sweep(text)]
+    points = [point for text in sweeps for point in parse_sweep(text)]
     cells = []
-    for dataset in datasets:
-        for key in methods:
+    for dataset in dict.fromkeys(datasets):
+        for key in dict.fromkeys(methods):
             method = METHODS[key]
             if dataset not in method.datasets:
                 continue
-            native = (f"model.regime={regime}",) if method.model != "m4oe" else ()
-            base = (*extra, *method.overrides, *native)
-            for seed in seeds:
-                if values:
-                    cells += [
-                        Cell(dataset, key, "multi", seed, (*base, override, f"run.seed={seed}"), label)
-                        for label, override in values
-                    ]
-                    continue
-                if "single" in settings and method.single:
-                    cells += [
-                        Cell(dataset, key, task, seed, (*base, f"data.tasks=[{task}]", f"run.seed={seed}"))
-                        for task in QUESTIONS[dataset]
-                        if _possible(method, task)
-                    ]
-                if "multi" in settings:
-                    cells.append(Cell(dataset, key, "multi", seed, (*base, f"run.seed={seed}")))
+            own = "vit" if method.model == "m4oe" else regime
+            base = (*extra, *method.overrides, *((f"model.regime={own}",) if method.model != "m4oe" else ()))
+            if points:
+                _check_swept(key, sweeps)
+                runs = [("multi", (*base, point.override), point.label) for point in points]
+            else:
+                tasks = QUESTIONS[dataset] if "single" in settings and method.single else ()
+                runs = [(task, (*base, f"data.tasks=[{task}]"), "") for task in tasks]
+                runs += [("multi", base, "")] if "multi" in settings else []
+            cells += [
+                Cell(dataset, key, setting, seed, (*overrides, f"run.seed={seed}"), sweep, own)
+                for seed in dict.fromkeys(seeds)
+                for setting, overrides, sweep in runs
+            ]
+    if not cells:
+        raise ConfigError("no cell: these methods have no run on these data sets in these settings", fix="see --list")
     return cells
 
 
-def _possible(method: Method, task: str) -> bool:
-    """AsymMirai and Mirai have no masks, and are not asked for any."""
-    dense = any(spec.kind == "segmentation" and spec.name == task for data in DATASETS.values() for spec in data.tasks)
-    return not dense or method.model not in ("mirai", "asymmirai")
-
-
-def parse_sweep(text: str) -> list[tuple[str, str]]:
-    """``experts=16,32`` as [("experts=16", "model.mtoe.num_experts=16"), ..]; alpha likewise.
-
-    Raises:
-        ConfigError: another name, or no numbers.
-    """
-    name, _, values = text.partition("=")
-    keys = {"experts": "model.mtoe.num_experts", "alpha": "loss.alpha"}
-    found = [value.strip() for value in values.split(",") if value.strip()]
-    if name not in keys or not found:
-        raise ConfigError(f"cannot read {text!r}", "--sweep", "write experts=16,32,64,128 or alpha=0,0.1,0.2")
-    return [(f"{name}={value}", f"{keys[name]}={value}") for value in found]
+def _check_swept(key: str, sweeps: Sequence[str]) -> None:
+    """Refuses a sweep over an option that the method does not have: all its points would be the same run."""
+    method = METHODS[key]
+    if method.model == "m4oe":
+        swept = "model.use_mtoe=false" not in method.overrides
+    else:
+        swept = _REPLACE in method.overrides or _APPEND in method.overrides
+    if not swept or (key == "ours_no_mi" and any(text.startswith("alpha") for text in sweeps)):
+        raise ConfigError(f"a sweep changes nothing in {key}", "--methods", "sweep ours, or a method with an MToE")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 DEVICES = "A100-80,L40S,A100-80+L40S"
 WORLDS = "8,16,32,64,128,256,512,1024,2048,4096"
@@ -59,6 +58,13 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps (default: 10)")
     parser.add_argument("--warm-up", type=int, default=3, metavar="N", help="steps before them (default: 3)")
+    parser.add_argument(
+        "--profiled",
+        type=int,
+        default=4,
+        metavar="N",
+        help="steps after them, for the split of a step; 0: none (default: 4)",
+    )
 
 
 def work(options: argparse.Namespace) -> int:
@@ -73,11 +79,12 @@ def work(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from m4oe_ds import config_loader, deepspeed_json
+    from m4oe_ds import config_loader
     from m4oe_ds.scaling import study
+    from m4oe_ds.scaling.rows import write_left_out
 
     config = config_loader.load(options.config, options.set)
-    deepspeed_json.read(options.ds_config)
+    digest = study.digest(options.config, options.ds_config, options.set)
     cells, impossible = study.grid(
         config, study.numbers(options.experts, "--experts"), study.numbers(options.ep, "--ep"),
         study.numbers(options.world, "--world"), _modes(options.mode), options.batch,
@@ -89,11 +96,18 @@ def _run(options: argparse.Namespace) -> int:
         print("\n".join(f"  {cell}" for cell in cells))
         return 0
     folder = Path(options.output)
+    write_left_out([(str(cell), reason) for cell, reason in impossible], folder / "left-out-run.json")
     more = ["--config", options.config, "--ds_config", options.ds_config, "--output", options.output]
     more += ["--micro", str(options.micro), "--batch", str(options.batch), "--steps", str(options.steps)]
-    more += ["--warm-up", str(options.warm_up), *(item for key in options.set for item in ("--set", key))]
+    more += [
+        "--warm-up",
+        str(options.warm_up),
+        "--profiled",
+        str(options.profiled),
+        *(item for key in options.set for item in ("--set", key)),
+    ]
     failures = study.run(
-        cells, lambda cell: study.path_of(folder, cell, options.micro, options.batch).is_file(), more, options.timeout,
+        cells, lambda cell: study.path_of(folder, cell, options.micro, options.batch, digest).is_file(), more, options.timeout,
         lambda text: print(text, flush=True),
     )  # fmt: skip
     if len(failures) < len(cells):
@@ -120,7 +134,7 @@ def _point(options: argparse.Namespace) -> int:
 
     row = measure(
         Request(options.config, options.ds_config, tuple(options.set), options.experts, options.ep, options.mode,
-                options.micro, options.batch, options.steps, options.warm_up)
+                options.micro, options.batch, options.steps, options.warm_up, options.profiled)
     )  # fmt: skip
     if row is not None:
         path = write_point(row, Path(options.output))
@@ -132,21 +146,23 @@ def _simulate(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from m4oe_ds.scaling import study
-    from m4oe_ds.scaling.rows import write_csv
+    from m4oe_ds.scaling.rows import write_csv, write_left_out
     from m4oe_ds.scaling.simulate import simulate
 
     clusters: list[list[str]] = [
         [kind.strip() for kind in part.split("+")] for part in options.gpu.split(",") if part.strip()
     ]
-    rows: Any = simulate(
+    rows, left_out = simulate(
         options.config, options.set, study.numbers(options.experts, "--experts"), clusters,
         study.numbers(options.worlds, "--worlds"), _modes(options.mode), options.micro, options.batch, options.zero,
-        options.precision,
+        options.precision, lambda text: print(text, flush=True),
     )  # fmt: skip
     folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    write_left_out(left_out, folder / "left-out-simulate.json")
     write_csv(rows, folder / "simulated.csv")
-    print(f"{len(rows)} simulated points")
+    for point, reason in left_out:
+        print(f"left out: {point}: {reason}")
+    print(f"{len(rows)} simulated points, {len(left_out)} left out")
     return _collect(options)
 
 
@@ -155,7 +171,7 @@ def _collect(options: argparse.Namespace) -> int:
 
     from m4oe_ds.errors import DataError
     from m4oe_ds.scaling.figures import draw
-    from m4oe_ds.scaling.rows import read_csv, read_points, table, write_csv
+    from m4oe_ds.scaling.rows import read_csv, read_left_out, read_points, table, write_csv
 
     folder = Path(options.output)
     simulated = read_csv(folder / "simulated.csv") if (folder / "simulated.csv").is_file() else []
@@ -168,7 +184,12 @@ def _collect(options: argparse.Namespace) -> int:
     rows = [*measured, *simulated]
     write_csv(rows, folder / "scaling.csv")
     text = table(rows)
-    (folder / "scaling.md").write_text(text + "\n", encoding="utf-8")
+    notes = [f"- left out: {point}: {reason}" for point, reason in read_left_out(folder)]
+    if simulated:
+        from m4oe_ds.scaling.simulate import ASSUMED
+
+        notes += [f"- simulated rows assume: {line}" for line in ASSUMED]
+    (folder / "scaling.md").write_text("\n".join([text, "", *notes, ""]) if notes else text + "\n", encoding="utf-8")
     draw(rows, folder / "figures")
     print(text)
     print(

@@ -16,7 +16,7 @@ from m4oe_ds.scaling.rows import Row, efficiency
 
 PARTS = (("compute_ms", "compute"), ("all_to_all_ms", "all-to-all"), ("reduction_ms", "reduction and gathering"),
          ("optimizer_ms", "optimizer"), ("data_ms", "data"))  # fmt: skip
-LARGEST = 24  # bars of the split
+LARGEST = 40  # bars of the split
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -33,24 +33,28 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def _lines(rows: Sequence[Row], value: Callable[[Row], float | None], label: str, *, both: bool) -> Any:
-    """One panel per mode, one line per (experts, device, origin) over the number of ranks."""
+    """One panel per mode, one line per study over the number of ranks; measured points also one per ep, hollow from 2."""
     modes = sorted({row.mode for row in rows})
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(modes), figsize=(6.2 * len(modes), 4), squeeze=False)
         for axis, mode in zip(axes.flat, modes, strict=True):
-            lines: dict[tuple[int, str, bool], list[Row]] = {}
+            lines: dict[tuple[int, str, bool, int, str], list[Row]] = {}
             for row in rows:
                 if row.mode == mode:
-                    lines.setdefault((row.experts, row.device, row.measured), []).append(row)
+                    ep = row.ep if row.measured else 0  # simulated: whatever a node allows
+                    lines.setdefault((row.experts, row.device, row.measured, ep, row.digest), []).append(row)
             counts = sorted({key[0] for key in lines})
             devices = sorted({key[1] for key in lines})
-            for (experts, device, measured), points in sorted(lines.items()):
+            several = len({key[4] for key in lines if key[2]}) > 1
+            for (experts, device, measured, ep, digest), points in sorted(lines.items()):
                 drawn = [(row.world, value(row)) for row in sorted(points, key=lambda row: (row.world, row.ep))]
                 drawn = [(x, y) for x, y in drawn if y is not None]
                 axis.plot(
                     [x for x, _ in drawn], [y for _, y in drawn], "-" if measured else "--",
                     marker="osv^Dx"[devices.index(device) % 6], ms=4, lw=1, color=COLOURS[counts.index(experts) % len(COLOURS)],
-                    label=f"{experts} experts, {device}{'' if measured else ' (simulated)'}",
+                    mfc="white" if ep > 1 else None,
+                    label=f"{experts} experts{f', ep {ep}' if measured else ''}, {device}{'' if measured else ' (simulated)'}"
+                    f"{f', {digest}' if measured and several else ''}",
                 )  # fmt: skip
             axis.set(title=f"{mode} scaling", xlabel="ranks", ylabel=label, xscale="log")
             axis.set_xscale("log", base=2)
@@ -62,10 +66,9 @@ def _lines(rows: Sequence[Row], value: Callable[[Row], float | None], label: str
 
 def _split(rows: Sequence[Row]) -> Any:
     """Milliseconds of every part, one bar per point."""
-    shown = [row for row in rows if row.compute_ms is not None]
-    shown = sorted(shown, key=lambda row: (not row.measured, row.mode, row.device, row.experts, row.world, row.ep))[
-        :LARGEST
-    ]
+    known = [row for row in rows if row.compute_ms is not None]
+    known.sort(key=lambda row: (not row.measured, row.mode, row.device, row.experts, row.world, row.ep))
+    shown = known[:LARGEST]
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(8, 0.32 * max(len(shown), 3) + 1.2))
         left = [0.0] * len(shown)
@@ -80,5 +83,9 @@ def _split(rows: Sequence[Row]) -> Any:
         axis.set(yticks=range(len(shown)), yticklabels=names, xlabel="ms per step, one part after the other")
         axis.tick_params(axis="y", labelsize=7)
         axis.invert_yaxis()
-        axis.legend(fontsize=7, ncols=3, loc="lower right")
+        if len(shown) < len(known):
+            axis.set_title(f"the first {len(shown)} of {len(known)} points; all are in scaling.csv", fontsize=8)
+        axis.legend(
+            fontsize=7, ncols=len(PARTS), loc="upper center", bbox_to_anchor=(0.5, -0.6 / figure.get_figheight())
+        )
         return figure

@@ -61,7 +61,9 @@ class Request:
         smallest = {"experts": 0, "ep": 0, "micro": 1, "batch": 1, "steps": 1, "warm_up": 0, "profiled": 0}
         for name, least in smallest.items():
             if getattr(self, name) < least:
-                raise ConfigError(f"{getattr(self, name)} is too small", f"--{name.replace('_', '-')}", f"write {least} or more")
+                raise ConfigError(
+                    f"{getattr(self, name)} is too small", f"--{name.replace('_', '-')}", f"write {least} or more"
+                )
 
 
 def resolve(request: Request) -> Config:
@@ -188,13 +190,15 @@ def attribute(events: Iterable[Any], phases: Mapping[str, float], steps: int) ->
         name, start, end = event.name, event.time_range.start, event.time_range.end
         if name in PHASES:
             ranges.append((name, start, end))
-        elif name.startswith("gloo:") or "nccl" in name.lower():
+        elif name.startswith(
+            ("gloo:", "ncclDevKernel", "ncclKernel")
+        ):  # not "nccl:...", which only launches the kernel
             collectives.append((name.lower(), start, end))
     inside = dict.fromkeys(PHASES, 0.0)
     exchanged = other = 0.0
     for name, start, end in collectives:
         ms = (end - start) / 1e3 / steps
-        if any(mark in name for mark in ("all_to_all", "alltoall", "sendrecv")):
+        if any(mark in name for mark in ("all_to_all", "sendrecv")):
             exchanged += ms
         else:
             other += ms

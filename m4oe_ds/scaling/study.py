@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from m4oe_ds.config import Config
+from m4oe_ds import config_loader, deepspeed_json
+from m4oe_ds.config import Config, to_dict
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.planning.recommend import expert_counts
 
@@ -55,43 +60,60 @@ def grid(
     return possible, impossible
 
 
-def run_cell(cell: Cell, options: Sequence[str], timeout_s: float, command: Sequence[str] = ()) -> str:
+def run_cell(
+    cell: Cell,
+    options: Sequence[str],
+    timeout_s: float,
+    command: Sequence[str] = (),
+    more: Mapping[str, str] | None = None,
+) -> str:
     """Measures one point with ``cell.world`` processes; an empty text, or the last lines of the first that failed.
+
+    The first failure ends the others, which would wait for it in a collective.
 
     Args:
         options: more for ``m4oe scale point``. timeout_s: kill the processes after so long.
         command: what to start instead of this interpreter's ``m4oe scale point`` (tests).
+        more: further environment variables.
     """
     port = _free_port()
     arguments = ["--experts", str(cell.experts), "--ep", str(cell.ep), "--mode", cell.mode, *options]
     start = list(command) or [sys.executable, "-m", "m4oe_ds", "scale", "point"]
     threads = str(max(1, (os.cpu_count() or 1) // cell.world))
-    processes = []
-    for rank in range(cell.world):
-        environment = {
-            **os.environ, "RANK": str(rank), "WORLD_SIZE": str(cell.world), "LOCAL_RANK": str(rank),
-            "LOCAL_SIZE": str(cell.world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
-        }  # fmt: skip
-        processes.append(
-            subprocess.Popen(
-                [*start, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
-    failed = ""
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=timeout_s)
-            if process.returncode and not failed:
-                failed = "\n".join(output.strip().splitlines()[-3:]) or f"exit status {process.returncode}"
-    except subprocess.TimeoutExpired:
-        failed = f"not done after {timeout_s:.0f} s"
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
-    return failed
+    with tempfile.TemporaryDirectory() as folder:  # files, not pipes: a full pipe would stop a rank, and so all of them
+        logs = [Path(folder) / f"{rank}.log" for rank in range(cell.world)]
+        processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank, log in enumerate(logs):
+                environment = {
+                    **os.environ, "RANK": str(rank), "WORLD_SIZE": str(cell.world), "LOCAL_RANK": str(rank),
+                    "LOCAL_SIZE": str(cell.world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **(more or {}),
+                }  # fmt: skip
+                with log.open("wb") as stream:
+                    processes.append(
+                        subprocess.Popen([*start, *arguments], env=environment, stdout=stream, stderr=subprocess.STDOUT)
+                    )
+            return _wait(processes, logs, timeout_s)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path], timeout_s: float) -> str:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        codes = [process.poll() for process in processes]
+        for rank, (code, log) in enumerate(zip(codes, logs, strict=True)):
+            if code:
+                lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                return "\n".join(lines[-3:]) or f"rank {rank}: exit status {code}"
+        if all(code == 0 for code in codes):
+            return ""
+        time.sleep(0.05)
+    return f"not done after {timeout_s:.0f} s"
 
 
 def run(
@@ -101,7 +123,11 @@ def run(
     timeout_s: float,
     say: Callable[[str], None],
 ) -> list[tuple[Cell, str]]:
-    """Measures every cell that is not there yet, one after the other; those that failed with their last lines."""
+    """Measures every cell that is not there yet, one after the other; those that failed with their last lines.
+
+    Args:
+        done: whether the point of a cell is there. timeout_s: for one point. say: prints a line.
+    """
     failures = []
     for number, cell in enumerate(cells, 1):
         if done(cell):
@@ -109,7 +135,7 @@ def run(
             continue
         say(f"[{number}/{len(cells)}] {cell}")
         problem = run_cell(cell, options, timeout_s)
-        if problem:
+        if problem and not done(cell):  # gloo can abort while it ends, when the point is written
             failures.append((cell, problem))
             say(f"    failed: {problem}")
     return failures
@@ -130,10 +156,22 @@ def numbers(text: str, option: str) -> list[int]:
     return found
 
 
-def path_of(folder: Path, cell: Cell, micro: int, batch: int) -> Path:
+def path_of(folder: Path, cell: Cell, micro: int, batch: int, digest: str) -> Path:
     """Where the point of a cell is, as :attr:`m4oe_ds.scaling.rows.Row.name` calls it."""
     size = micro * cell.world if cell.mode == "weak" else batch
-    return folder / "points" / f"e{cell.experts}-ep{cell.ep}-w{cell.world}-{cell.mode}-b{size}.json"
+    return folder / "points" / f"e{cell.experts}-ep{cell.ep}-w{cell.world}-{cell.mode}-b{size}-{digest}.json"
+
+
+def described(config: str, ds_config: str, overrides: Sequence[str]) -> str:
+    """The setting of a study for people."""
+    return " ".join([config, ds_config, *overrides])
+
+
+def digest(config: str, ds_config: str, overrides: Sequence[str]) -> str:
+    """Eight hexadecimal digits of what a setting says, wherever its files are."""
+    known = to_dict(config_loader.load(config, list(overrides)))
+    text = json.dumps([known, deepspeed_json.read(ds_config)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _free_port() -> int:

@@ -4,7 +4,9 @@ Puigcerver et al., "From sparse to soft mixtures of experts", ICLR 2024, with th
 what the M4oE paper compares with in its Fig. 3b and 6b. Fidelity: re-implemented; nothing copied. The routing is that of
 ``model.router`` (by default the reference implementation's: unit-norm logits, one learned scale, raw tokens dispatched),
 one slot per expert. Experts: ``model.mtoe.num_experts``, so that a sweep over expert counts moves both systems.
-``replace`` leaves the tower out; ``append`` merges g_k into its mean.
+``replace`` leaves the tower out; ``append`` merges g_k into its mean. With ``task_slots`` the last block has one slot per
+expert and task, of which task k reads the k-th, so that experts and tasks can be set against each other (Fig. 6b); it has no
+task embeddings, and ``loss.alpha`` should be 0, since an information term is not part of it.
 """
 
 from __future__ import annotations
@@ -17,30 +19,43 @@ from torch import nn
 from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.layers import SoftMoE
+from m4oe_ds.layers import MToE, MToEBlock, SoftMoE
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
-from m4oe_ds.models.m4oe import SoftMoETower, index_of_segment
+from m4oe_ds.models.m4oe import SoftMoETower, index_of_segment, run
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the multi-modal Soft-MoE: ``depth`` blocks of its tower."""
+    """Options of the multi-modal Soft-MoE: ``depth`` blocks; ``task_slots``: a slot per task in the last of them."""
 
     depth: int = 2
+    task_slots: bool = False
 
 
 class MultiModalSoftMoE(ComparedModel):
-    """Encoders, one Soft-MoE tower, linear heads. See the module's first lines."""
+    """Encoders, one Soft-MoE tower, linear heads. See the module's first lines.
+
+    Routing: ``tower.0``, .. by depth; with task slots that of the last block is called ``mtoe``, like that of our model.
+    """
 
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
         super().__init__(spec, config, experts_factory, native="resnet18", share=False)
         options = parse_options(Options, config.options, "soft_moe")
         if options.depth < 1:
             raise ConfigError(f"depth must be at least 1, got {options.depth}", "model.options")
-        dim = config.dim
+        if options.task_slots and self.mode != "none":
+            raise ConfigError("task_slots and an attached MToE are one too many", "model.attach_mtoe", "set it to none")
+        dim, hidden = config.dim, round(config.mlp_ratio * config.dim)
+        router = {
+            "router_norm": config.router.norm,
+            "scale_init": config.router.scale_init,
+            "dispatch_normalized": config.router.dispatch_normalized,
+            "combine": config.router.combine,
+        }
         self.tower: SoftMoETower | None = None
+        self.last: MToEBlock | None = None
         if self.own_fusion:
             self.project = nn.ModuleDict(
                 {
@@ -52,39 +67,51 @@ class MultiModalSoftMoE(ComparedModel):
             )
             self.modality = nn.Parameter(torch.randn(len(spec.modalities), dim) * 0.02)  # [m, d]
             self.tower = SoftMoETower(
-                lambda: SoftMoE(
-                    dim,
-                    config.mtoe.num_experts,
-                    hidden=round(config.mlp_ratio * dim),
-                    experts_factory=experts_factory,
-                    router_norm=config.router.norm,
-                    scale_init=config.router.scale_init,
-                    dispatch_normalized=config.router.dispatch_normalized,
-                    combine=config.router.combine,
-                ),
+                lambda: SoftMoE(dim, config.mtoe.num_experts, hidden=hidden, experts_factory=experts_factory, **router),
                 dim,
-                options.depth,
+                options.depth - options.task_slots,
                 config.mtoe.num_heads,
                 config.activation_checkpointing,
             )
+            if options.task_slots:
+                slots = MToE(
+                    dim,
+                    config.mtoe.num_experts,
+                    len(spec.tasks),
+                    hidden=hidden,
+                    experts_factory=experts_factory,
+                    **router,
+                )
+                slots.task_embed.requires_grad_(False)  # stays zero: a plain Soft-MoE knows no task
+                self.last = MToEBlock(dim, config.mtoe.num_heads, slots)
         self.finish(dim)
 
     def combine(self, tokens: Tokens, batch: Batch) -> Fused:
-        """Mean of the present tokens after the tower, for every task."""
+        """Mean of the present tokens after the tower: the same for every task, or each task's own stream."""
         assert self.tower is not None
         x = [
             self.project[name](tokens.by_modality[name]) + self.modality[i]
             for i, name in enumerate(self.spec.modalities)
         ]
-        mask = tokens.present[:, index_of_segment([part.shape[1] for part in x], tokens.present.device)]  # [B, M]
+        lengths = [part.shape[1] for part in x]
+        modality_of_token = index_of_segment(lengths, tokens.present.device)  # [M]
+        mask = tokens.present[:, modality_of_token]  # [B, M]
         h, steps = self.tower(torch.cat(x, 1), mask)  # [B, M, d]
-        weight = mask.to(h.dtype)
-        mean = torch.einsum("btd,bt->bd", h, weight / weight.sum(1, keepdim=True).clamp_min(1.0))
         routing = {f"tower.{depth}": step for depth, step in enumerate(steps)}
-        return Fused(dict.fromkeys(self.spec.task_names, mean), routing)
+        weight = mask.to(h.dtype)
+        share = weight / weight.sum(1, keepdim=True).clamp_min(1.0)
+        if self.last is None:
+            return Fused(dict.fromkeys(self.spec.task_names, torch.einsum("btd,bt->bd", h, share)), routing)
+        recompute = self.config.activation_checkpointing and self.training
+        g, routing["mtoe"] = run(self.last, recompute, h, mask, lengths)  # [B, p, M, d]
+        mean = torch.einsum("bktd,bt->bkd", g, share)
+        features = {name: mean[:, k] for k, name in enumerate(self.spec.task_names)}
+        return Fused(features, routing, modality_of_token=modality_of_token)
 
     def shared_layer(self) -> nn.Module:
         """Experts of the last block, or of the MToE that replaces the tower."""
+        if self.last is not None:
+            return self.last.mtoe.experts
         if self.tower is not None:
             return self.tower.blocks[-1].mlp.experts
         assert self.mtoe is not None

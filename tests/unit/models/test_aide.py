@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -28,9 +30,14 @@ def test_equal_features_get_equal_weights_and_the_result_lies_in_the_hull() -> N
     torch.testing.assert_close(w[0], torch.full((3,), 1 / 3))
     torch.testing.assert_close(w[1], torch.tensor([0.5, 0.0, 0.5]))
     f = torch.randn(4, 3, 8)
-    fused, _ = fusion(f, torch.ones(4, 3, dtype=torch.bool))
-    assert (fused <= f.amax(1) + 1e-6).all()
-    assert (fused >= f.amin(1) - 1e-6).all()
+    fused, w = fusion(f, torch.ones(4, 3, dtype=torch.bool))
+    # three points in general position: solve for the weights that make F, without looking at w
+    system = torch.cat([f.transpose(1, 2), torch.ones(4, 1, 3)], 1)
+    target = torch.cat([fused, torch.ones(4, 1)], 1)
+    solved = torch.linalg.lstsq(system, target[..., None]).solution[..., 0]  # [B, 3]
+    torch.testing.assert_close(torch.einsum("brc,bc->br", system, solved), target, rtol=1e-4, atol=1e-5)
+    assert (solved > 0).all()
+    torch.testing.assert_close(solved, w, rtol=1e-3, atol=1e-4)
 
 
 def test_the_order_of_the_views_is_irrelevant() -> None:
@@ -44,6 +51,31 @@ def test_the_order_of_the_views_is_irrelevant() -> None:
     torch.manual_seed(1)
     turned = CrossAttentionFusion(8, 2, [types[i] for i in order])
     torch.testing.assert_close(turned(f[:, order], PRESENT[:, order]), cross(f, PRESENT))
+
+
+def test_a_view_and_its_embedding_may_take_another_place() -> None:
+    """Exchange two modalities with their projections and embeddings: the adaptive F and its weights follow."""
+    config = problem.config("model.name=aide", "model.options={hidden: 32}")
+    model = build(config).eval()
+    batch = problem.samples(spec_for(config), 4, 0)
+    batch = dataclasses.replace(batch, present=torch.ones(4, 2, dtype=torch.bool))
+    seen: list[torch.Tensor] = []
+    model.fusion.register_forward_hook(lambda _m, _i, out: seen.extend(out))  # type: ignore[union-attr, operator]
+    swap = {"ffdm_cc": "syn_mlo", "syn_mlo": "ffdm_cc"}
+    turned = build(config).eval()
+    turned.fusion.register_forward_hook(lambda _m, _i, out: seen.extend(out))  # type: ignore[union-attr, operator]
+    state = {}
+    for name, value in model.state_dict().items():
+        other = next((name.replace(a, b) for a, b in swap.items() if f".{a}." in name), name)
+        state[other] = value.flip(0) if name == "view_embedding" else value
+    turned.load_state_dict(state, strict=True)
+    views = {swap[name]: view for name, view in batch.views.items()}
+    with torch.no_grad():
+        model(batch)
+        turned(dataclasses.replace(batch, views=views))
+    torch.testing.assert_close(seen[2], seen[0])  # F
+    torch.testing.assert_close(seen[3], seen[1].flip(1))  # w
+    assert not torch.allclose(seen[3], seen[1], atol=1e-5)
 
 
 def test_queries_read_the_other_image_type_only() -> None:

@@ -75,6 +75,9 @@ def test_a_difference_at_one_place_raises_only_the_windows_over_it() -> None:
     assert (high, wide) == (4, 3)
     rows, columns = (heat[0] > 1e-3).nonzero().T
     assert heat.max() == pytest.approx(7.0)
+    top, left = divmod(int(heat[0].argmax()), heat.shape[2])
+    assert top <= 11 < top + high
+    assert left <= 6 < left + wide
     assert (int(rows.min()), int(rows.max())) == (11 - high + 1, 11)
     assert (int(columns.min()), int(columns.max())) == (6 - wide + 1, 6)
 
@@ -86,6 +89,14 @@ def test_map_sizes_of_the_release() -> None:
     assert difference_map(a, a, flexible=False)[1].shape == (1, 5, 5)
     assert window_of(7, 7) == (3, 3)
     assert window_of(2, 2) == (2, 2)
+
+
+def test_native_maps_of_full_resolution_have_the_published_size() -> None:
+    size = (1664, 2048)
+    with torch.device("meta"):
+        model = build(problem.config(*BASE, "model.regime=native", f"data.image_size={list(size)}"))
+        maps = model.encoders({name: torch.empty(1, 1, *size) for name in model.spec.modalities})  # type: ignore[attr-defined]
+    assert {tuple(stages[-1].shape) for stages in maps.values()} == {(1, 512, 52, 64)}
 
 
 def test_flexible_windows_find_at_least_as_much_as_the_grid() -> None:

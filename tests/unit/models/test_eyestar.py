@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 from torch import nn
 
+from m4oe_ds.evaluation.inference import _rows
+from m4oe_ds.losses import binary_cross_entropy_dice
 from m4oe_ds.models import build, spec_for
+from m4oe_ds.models.interface import ModelOutput
 from tests.distributed import problem
 
 GAMMA = ("model.name=eyestar", "data.dataset=gamma", "data.modalities=[fundus, oct]", "data.image_size=[32, 32]")
@@ -69,6 +73,29 @@ def test_the_decoder_reads_the_mtoe_at_the_places_of_the_fundus() -> None:
         handle.remove()
     change = (after - before).abs().mean((0, 1))
     assert change[:8, :8].mean() > 2 * change[-8:, -8:].mean()
+
+
+def test_dice_of_equal_disjoint_and_empty_masks() -> None:
+    """As evaluation reports it, and as the loss differs from it: 1 minus Dice, up to the smoothing by one pixel."""
+    config = problem.config(*GAMMA, "data.tasks=[cup]")
+    spec = spec_for(config)
+    left = torch.zeros(1, 32, 32)
+    left[:, :, :16] = 1.0
+    empty = torch.zeros_like(left)
+    truth = torch.stack([left, left, empty, left])
+    predicted = torch.stack([left, 1 - left, empty, empty])
+    batch = dataclasses.replace(
+        problem.samples(spec, 4, 0), labels={"cup": truth}, label_mask=torch.ones(4, 1, dtype=torch.bool)
+    )
+    logits = torch.where(predicted > 0, 100.0, -100.0)
+    rows = _rows(ModelOutput({"cup": logits}), batch, spec)
+    assert rows["dice_cup"].tolist() == [1.0, 0.0, 1.0, 0.0]
+    for row, dice in enumerate((1.0, 1 / 1025, 1.0, 1 / 513)):  # 512 pixels each, smoothing 1
+        one = torch.zeros(4, dtype=torch.bool)
+        one[row] = True
+        loss = binary_cross_entropy_dice(logits, truth, one).sum
+        entropy = 100.0 * (predicted[row] != truth[row]).float().mean()
+        assert float(loss - entropy) == pytest.approx(1 - dice, abs=1e-4)
 
 
 def _bump(g: torch.Tensor, k: int, token: int) -> torch.Tensor:

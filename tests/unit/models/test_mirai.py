@@ -53,6 +53,15 @@ def test_native_encoder_has_the_size_of_a_resnet_18_without_classifier() -> None
     assert parameters(model.encoders) == 11_176_512  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("size", "expected"), [((2048, 1664), (64, 52)), ((224, 224), (7, 7))])
+def test_native_maps_have_the_published_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    config = problem.config("model.name=mirai", "model.regime=native", f"data.image_size={list(size)}")
+    with torch.device("meta"):
+        model = build(config)
+        maps = model.encoders({name: torch.empty(1, 1, *size) for name in model.spec.modalities})  # type: ignore[attr-defined]
+    assert {tuple(stages[-1].shape) for stages in maps.values()} == {(1, 512, *expected)}
+
+
 def test_views_and_their_ids_may_be_permuted_together() -> None:
     torch.manual_seed(0)
     aggregator = ViewAggregator(16, Options(hidden=32, heads=4)).eval()
@@ -75,8 +84,9 @@ def test_pad_ids_are_zero() -> None:
     assert (aggregator.type_table(torch.tensor(2)) == 0).all()
 
 
-def test_risk_logits_of_the_model_never_decrease() -> None:
-    config = problem.config("model.name=mirai")
+@pytest.mark.parametrize("mode", ["none", "replace", "append"])
+def test_risk_logits_of_the_model_never_decrease(mode: str) -> None:
+    config = problem.config("model.name=mirai", f"model.attach_mtoe={mode}")
     spec = spec_for(config)
     output = build(config).eval()(problem.samples(spec, 8, 0))
     risk = torch.stack([output.logits[f"risk{k}"][:, 1] - output.logits[f"risk{k}"][:, 0] for k in range(1, 6)], 1)

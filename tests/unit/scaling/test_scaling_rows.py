@@ -16,6 +16,7 @@ ROW = rows.Row(
     experts=16, ep=1, world=1, mode="weak", batch=4, micro=4, stage=2, precision="fp32", device="CPU", parameters=100,
     step_ms=100.0, step_ms_low=90.0, step_ms_high=110.0, samples_per_s=40.0, memory_bytes=1e9, compute_ms=80.0,
     all_to_all_ms=0.0, reduction_ms=0.0, optimizer_ms=10.0, data_ms=None, all_to_all_bytes=0.0, measured=True, source="today",
+    setting="c.yaml d.json", digest="0123abcd", data="random tensors",
 )  # fmt: skip
 TINY = (
     "data.image_size=[32,24]", "model.dim=32", "model.embedder.backbone=vit_tiny_patch16_224",
@@ -66,6 +67,39 @@ def test_efficiency_is_throughput_per_rank_over_that_of_the_smallest_world() -> 
     assert rows.efficiency(strong[2], strong) == pytest.approx(1.0)  # nothing smaller with this batch
 
 
+def test_efficiency_compares_nothing_of_another_study() -> None:
+    changes: list[dict[str, object]] = [
+        {"digest": "f"},
+        {"micro": 8},
+        {"stage": 1},
+        {"precision": "bf16"},
+        {"device": "GPU"},
+    ]
+    for change in changes:
+        alone = other(world=2, batch=8, samples_per_s=10.0, **change)
+        assert rows.efficiency(alone, [ROW, alone]) == pytest.approx(1.0), change
+    sharded = other(ep=2, samples_per_s=60.0)
+    assert rows.efficiency(sharded, [ROW, sharded]) is None
+
+
+def test_settings_are_named_where_there_are_several() -> None:
+    assert "setting" not in rows.table([ROW])
+    assert "c.yaml d.json (f)" in rows.table([ROW, other(digest="f")])
+
+
+def test_digests_follow_what_a_setting_says(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("{}\n")
+    (tmp_path / "d.json").write_text("{}")
+    (tmp_path / "same.json").write_text("{ }")
+    (tmp_path / "other.json").write_text('{"gradient_clipping": 1.0}')
+
+    def of(name: str, *overrides: str) -> str:
+        return study.digest(str(tmp_path / "c.yaml"), str(tmp_path / name), overrides)
+
+    assert of("d.json") == of("same.json")
+    assert len({of("d.json"), of("other.json"), of("d.json", "model.dim=32")}) == 3
+
+
 def test_impossible_points_are_left_out_with_the_reason() -> None:
     config = config_loader.load(None, [*TINY, "model.msoe.num_experts=6"])
     possible, impossible = study.grid(config, [16, 18], [1, 2, 4], [1, 4], ["weak", "strong"], 6)
@@ -88,7 +122,32 @@ def test_a_point_that_fails_or_hangs_is_reported(tmp_path: Path) -> None:
     assert "out of luck" in study.run_cell(cell, [], 30, fails)
     hangs = [sys.executable, "-c", "import time; time.sleep(60)"]
     assert "not done after" in study.run_cell(cell, [], 1, hangs)
-    assert study.run_cell(cell, [], 30, [sys.executable, "-c", "import sys; print(sys.argv)"]) == ""
+    # rank 0 waits for a rank that is gone: what that one said counts, long before the timeout
+    one_dies = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit('error: gone')\ntime.sleep(600)"
+    assert study.run_cell(cell, [], 500, [sys.executable, "-c", one_dies]) == "error: gone"
+    # more output than a pipe holds, from a rank that nobody reads yet
+    loud = "import os\nif os.environ['RANK'] == '1': print('x' * 2_000_000)"
+    assert study.run_cell(cell, [], 60, [sys.executable, "-c", loud]) == ""
+    given = [sys.executable, "-c", "import os, sys; sys.exit(sys.argv[1:] != '--experts 4 --ep 1 --mode weak --x'.split()"
+             " or os.environ['SEEN'] != 'yes' or os.environ['WORLD_SIZE'] != '2')"]  # fmt: skip
+    assert study.run_cell(cell, ["--x"], 30, given, more={"SEEN": "yes"}) == ""
+
+
+def test_points_that_are_there_are_kept_and_failures_with_a_point_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [study.Cell(4, 1, world, "weak") for world in (1, 2, 4)]
+    there, said, started = {cells[0]}, list[str](), list[study.Cell]()
+
+    def run_cell(cell: study.Cell, options: object, timeout_s: float) -> str:
+        started.append(cell)
+        if cell == cells[1]:
+            there.add(cell)  # written, then aborted at exit
+        return "terminate called"
+
+    monkeypatch.setattr(study, "run_cell", run_cell)
+    failures = study.run(cells, lambda cell: cell in there, [], 1.0, said.append)
+    assert started == cells[1:]
+    assert failures == [(cells[2], "terminate called")]
+    assert "there already" in said[0]
 
 
 def test_numbers_and_paths() -> None:
@@ -97,15 +156,21 @@ def test_numbers_and_paths() -> None:
         with pytest.raises(ConfigError, match="--experts"):
             study.numbers(text, "--experts")
     cell = study.Cell(16, 1, 1, "weak")
-    assert study.path_of(Path("x"), cell, 4, 99) == Path("x/points") / f"{ROW.name}.json"
+    assert study.path_of(Path("x"), cell, 4, 99, ROW.digest) == Path("x/points") / f"{ROW.name}.json"
 
 
 def test_simulated_points_follow_the_slowest_device_and_are_marked(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("{}\n")
-    made = simulate.simulate(
-        str(tmp_path / "c.yaml"), TINY, [16], [["A100-80"], ["L40"], ["A100-80", "L40"]], [8, 16], ["weak", "strong"], 4, 64, 2, "bf16"
+    made, left_out = simulate.simulate(
+        str(tmp_path / "c.yaml"), TINY, [16], [["A100-80"], ["L40"], ["A100-80", "L40"]], [8, 16, 25], ["weak", "strong"], 4, 64, 2, "bf16"
     )  # fmt: skip
-    assert len(made) == 12
+    assert len(made) == 14
+    # 3 clusters, 3 worlds, 2 modes: nothing is left out without a word
+    assert len(made) + len(left_out) == 18
+    reasons = dict(left_out)
+    assert reasons["16 experts, 25 x A100-80, strong"] == "a batch of 64 cannot be shared by 25 ranks"
+    assert reasons["16 experts, 25 x A100-80+L40, weak"] == "25 devices cannot be shared equally by 2 kinds"
+    assert {row.ep for row in made if row.world == 8} == {8}
     assert not any(row.measured for row in made)
     by = {(row.device, row.world, row.mode): row for row in made}
     fast, slow, mixed = (by[name, 16, "weak"] for name in ("A100-80", "L40", "A100-80+L40"))
@@ -114,8 +179,19 @@ def test_simulated_points_follow_the_slowest_device_and_are_marked(tmp_path: Pat
     assert "pace of L40" in mixed.source
     assert by["A100-80", 8, "weak"].batch == 32
     assert by["A100-80", 16, "strong"].batch == by["A100-80", 8, "strong"].batch == 64
-    with pytest.raises(ConfigError, match="cannot be shared"):
-        simulate.cluster_of(["A100-80", "L40S"], 9)
+    assert simulate.cluster_of(["A100-80", "L40S"], 9) is None
+    with pytest.raises(ConfigError, match="A100"):
+        simulate.cluster_of(["A100-88"], 8)
+
+
+def test_experts_are_shared_by_a_node_of_ranks_at_most() -> None:
+    for kinds, world, counts, ep in (
+        (["A100-80"], 64, [32, 16], 8), (["A100-80"], 64, [32, 12], 4), (["A100-80", "L40S"], 8, [32], 8),
+        (["A100-80", "L40S"], 4, [32, 16], 4), (["A100-80"], 12, [32], 4), (["A100-80"], 4, [32], 4),
+    ):  # fmt: skip
+        cluster = simulate.cluster_of(kinds, world)
+        assert cluster is not None
+        assert simulate.largest_ep(cluster, counts) == ep
 
 
 def test_collect_writes_tables_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,9 +199,13 @@ def test_collect_writes_tables_and_plots(tmp_path: Path, capsys: pytest.CaptureF
     rows.write_csv(
         [other(world=8, batch=32, measured=False, samples_per_s=200.0, device="A100-80")], tmp_path / "simulated.csv"
     )
+    rows.write_left_out([("16 experts, ep 3", "no")], tmp_path / "left-out-run.json")
     assert main(["scale", "collect", str(tmp_path)]) == 0
     assert "1 measured and 1 simulated points" in capsys.readouterr().out
     assert len((tmp_path / "scaling.csv").read_text().splitlines()) == 3
+    written = (tmp_path / "scaling.md").read_text()
+    assert "- left out: 16 experts, ep 3: no" in written
+    assert written.count("- simulated rows assume: ") == len(simulate.ASSUMED) > 1
     for name in ("throughput", "efficiency", "memory", "split"):
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 1000
         assert (tmp_path / "figures" / f"{name}.svg").is_file()
