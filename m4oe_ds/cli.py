@@ -26,6 +26,14 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
     report.set_defaults(work=_report)
 
+    from m4oe_ds.analysis import command as analysis
+
+    analyze = commands.add_parser(
+        "analyze", help="what routing, gradients and representations of a run say about modalities and tasks"
+    )
+    analysis.add_arguments(analyze)
+    analyze.set_defaults(work=analysis.work)
+
     from m4oe_ds.planning import command as planning
 
     plan = commands.add_parser(

@@ -54,7 +54,7 @@ def _content(folder: Path) -> dict[str, Any]:
     return {
         "clinical": sections.clinical_tables(clinical) if clinical else [],
         "clinical_split": clinical.get("split", ""),
-        "analysis": _analysis(folder, analysis),
+        "analysis": _analysis(folder) if analysis else [],
         "analysed": bool(clinical or gallery or analysis),
         "maps": _maps(folder, gallery),
         "name": folder.resolve().name,
@@ -140,13 +140,12 @@ def _maps(folder: Path, gallery: dict[str, np.ndarray]) -> list[str]:
     ]
 
 
-def _analysis(folder: Path, analysis: dict[str, Any]) -> list[dict[str, str]]:
-    """Figures that ``analysis.json`` lists (``name``, ``title``, ``caption``), embedded; files that are gone are left out."""
+def _analysis(folder: Path) -> list[dict[str, str]]:
+    """Figures that ``m4oe analyze`` left in the run folder, embedded, in the order of the paper."""
     found = []
-    for figure in analysis.get("figures", []):
-        path = folder / "figures" / f"{figure['name']}.png"
-        if path.is_file():
-            found.append({**figure, "image": _embed(path.read_bytes())})
+    for pattern, title, caption in sections.ANALYSES:
+        for path in sorted((folder / "figures").glob(f"{pattern}.png")):
+            found.append({"title": title, "caption": caption, "image": _embed(path.read_bytes())})
     return found
 
 

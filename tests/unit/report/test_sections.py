@@ -35,12 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "analysis").mkdir()
     np.savez(run / "analysis" / "gallery.npz", **gallery())
     (run / "figures").mkdir(exist_ok=True)
-    (run / "figures" / "utilisation.png").write_bytes(b"\x89PNG fake")
-    figures = [
-        {"name": "utilisation", "title": "Modality utilisation", "caption": "What <b>each</b> layer reads"},
-        {"name": "gone", "title": "A figure that is gone", "caption": ""},
-    ]
-    (run / "analysis.json").write_text(json.dumps({"figures": figures}))
+    (run / "figures" / "fig3bc_utilisation.png").write_bytes(b"\x89PNG fake")
+    for task in ("density", "risk1"):
+        (run / "figures" / f"fig3a_competition_{task}.png").write_bytes(b"\x89PNG fake")
+    (run / "analysis.json").write_text(json.dumps({"split": "test"}))
     return run
 
 
@@ -51,9 +49,10 @@ def test_everything_is_in_the_report(folder: Path) -> None:
     assert not tags.open
     assert tags.undescribed == 0
     for phrase in ("Clinical figures, test split", "Operating points", "Calibration", "Subgroups", "Where the experts read",
-                   "not which pixels", "Expert gallery", "Modality utilisation", "What &lt;b&gt;each&lt;/b&gt; layer reads"):  # fmt: skip
+                   "not which pixels", "Expert gallery", "Modality utilisation (Fig. 3b, c)"):  # fmt: skip
         assert phrase in text, phrase
-    assert "A figure that is gone" not in text
+    assert text.count("<h3>Modality competition") == 2
+    assert "Synergy of pairs" not in text  # not drawn
     assert "run <code>m4oe analyze" not in text
     assert text.count("Dispatch weight over the views of sample") == 2
     for name in ("calibration", "experts", "dispatch_map_1", "dispatch_map_2"):
