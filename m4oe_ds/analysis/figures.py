@@ -1,0 +1,268 @@
+"""Figures of the analyses in the layout of the paper, each drawn from plain data and written as PNG, SVG and CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+from m4oe_ds.report.figures import COLOURS, STYLE, save
+
+Row = Mapping[str, Any]
+CLEAN: Any = {**STYLE, "axes.grid": False}
+PARTS = (("conflict", COLOURS[1]), ("neutral", COLOURS[7]), ("enhance", COLOURS[0]))
+
+
+def write(figure: Any, rows: Sequence[Row], folder: Path, name: str) -> list[Path]:
+    """Writes ``name.png``, ``name.svg`` and the numbers behind them as ``name.csv``; returns the paths."""
+    save(figure, folder, name)
+    path = folder / f"{name}.csv"
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return [folder / f"{name}.{kind}" for kind in ("png", "svg", "csv")]
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def competition(rows: Sequence[Row], modalities: Sequence[str], task: str) -> Any:
+    """Fig. 3a: AUROC of each modality's encoder, from the multi-modal model and (where trained) on its own."""
+    chosen = [row for row in rows if row["task"] == task]
+    bars: list[tuple[str, str, list[Row | None]]] = []
+
+    def series(protocol: str, side: str, label: str, colour: str) -> None:
+        by_name = {row["modality"]: row.get(side) for row in chosen if row["protocol"] == protocol}
+        if any(by_name.values()):
+            bars.append((label, colour, [(by_name.get(name) or {}).get("auroc") for name in modalities]))
+
+    series("linear", "unimodal", "trained alone, linear probe", COLOURS[7])
+    series("linear", "multimodal", "from the multi-modal model, linear probe", COLOURS[0])
+    series("mask", "multimodal", "multi-modal model, other modalities at their mean", COLOURS[4])
+    with mpl.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(1.5 * len(modalities) + 2.5, 3.4))
+        width = 0.8 / max(len(bars), 1)
+        for number, (label, colour, entries) in enumerate(bars):
+            x = np.arange(len(modalities)) + (number - (len(bars) - 1) / 2) * width
+            value = np.array([_number(entry and entry["value"]) for entry in entries])
+            low = np.array([_number(entry and entry["low"]) for entry in entries])
+            high = np.array([_number(entry and entry["high"]) for entry in entries])
+            axis.bar(x, value, width, color=colour, label=label)
+            span = np.nan_to_num(np.clip(np.stack([value - low, high - value]), 0, None))
+            axis.errorbar(x, value, span, fmt="none", ecolor="black", lw=1, capsize=2)
+        axis.axhline(0.5, ls=":", color="black", lw=1)
+        axis.set(xticks=range(len(modalities)), xticklabels=list(modalities), ylabel="AUROC", ylim=(0, 1.05))
+        axis.set_title(f"Modality competition, {task} (dotted: chance)", fontsize=10)
+        axis.legend(fontsize=7, loc="lower right")
+        return figure
+
+
+def utilisation(panels: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]) -> Any:
+    """Fig. 3b and c: per model the modality shares (left bar, black lines: uniform routing) and those of every expert.
+
+    Args:
+        panels: ``{model: {utilisation_i [m], utilisation_ij [m][n], token_share [m]}}``.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(panels), 2, figsize=(9, 2.6 * len(panels) + 0.4), squeeze=False, width_ratios=(1, 2.2)
+        )
+        for (left, right), (name, panel) in zip(axes, panels.items(), strict=True):
+            share, uniform = panel["utilisation_i"], panel["token_share"]
+            for i, value in enumerate(share):
+                left.bar(i, value, color=COLOURS[i % len(COLOURS)])
+                left.plot([i - 0.4, i + 0.4], [uniform[i]] * 2, color="black", lw=1.2)
+            left.set(
+                xticks=range(len(modalities)), xticklabels=list(modalities), ylabel="share of dispatch", title=name
+            )
+            left.tick_params(axis="x", labelsize=7)
+            table = np.array(panel["utilisation_ij"])
+            bottom = np.zeros(table.shape[1])
+            for i, row in enumerate(table):
+                right.bar(range(len(row)), row, bottom=bottom, color=COLOURS[i % len(COLOURS)], label=modalities[i])
+                bottom += row
+            right.set(xlabel="expert", xlim=(-0.6, table.shape[1] - 0.4), ylim=(0, 1))
+            right.set_title("modalities within each expert", fontsize=10)
+        figure.legend(
+            *axes[0, 1].get_legend_handles_labels(), ncols=len(modalities), fontsize=8, loc="outside lower center"
+        )
+        return figure
+
+
+def synergy(panels: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]) -> Any:
+    """Fig. 4: a matrix of pairwise synergy in bits per model (row) and task (column); grey: not estimated.
+
+    A dot marks values above the 95 % quantile of their permutation null.
+
+    Args:
+        panels: ``{model: {task: {synergy [m][m], null_q95 [m][m]}}}``, None = not estimated.
+    """
+    tasks = list(dict.fromkeys(task for panel in panels.values() for task in panel))
+    with mpl.rc_context(CLEAN):
+        figure, axes = plt.subplots(
+            len(panels), len(tasks), figsize=(3.4 * len(tasks), 3.1 * len(panels)), squeeze=False
+        )
+        for row, (model, panel) in zip(axes, panels.items(), strict=True):
+            for axis, task in zip(row, tasks, strict=True):
+                if task not in panel:
+                    axis.set_axis_off()
+                    continue
+                table = np.array(panel[task]["synergy"], dtype=float)
+                null = np.array(panel[task]["null_q95"], dtype=float)
+                top = float(np.nanmax(table)) if np.isfinite(table).any() else 0.0
+                colours = mpl.colormaps["viridis"].with_extremes(bad="#dddddd")
+                image = axis.imshow(table, cmap=colours, vmin=0, vmax=max(top, 0.01))
+                for (i, j), value in np.ndenumerate(table):
+                    if math.isfinite(value):
+                        mark = " •" if value > null[i, j] else ""
+                        tone = "white" if value < 0.6 * max(top, 0.01) else "black"
+                        axis.text(j, i, f"{value:.3f}{mark}", ha="center", va="center", fontsize=7, color=tone)
+                ticks = range(len(modalities))
+                axis.set(xticks=ticks, yticks=ticks, xticklabels=list(modalities), yticklabels=list(modalities))
+                axis.tick_params(labelsize=7)
+                axis.set_title(f"{model}: {task}, synergy (bits)", fontsize=9)
+                figure.colorbar(image, ax=axis, shrink=0.8)
+        return figure
+
+
+def contribution(
+    population: Any, uniform: Sequence[float], patients: Sequence[Row], tasks: Sequence[str], modalities: Sequence[str]
+) -> Any:
+    """Fig. 5: modality contributions of two samples and of the population, for every task.
+
+    Args:
+        population: ``[p][m]``. uniform: ``[m]`` shares of uniform routing. patients: rows with ``title`` and
+            ``contribution [p][m]``.
+    """
+    panels = [*((row["title"], row["contribution"]) for row in patients), ("all samples", population)]
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(3.4 * len(panels), 0.34 * len(tasks) + 1.3), squeeze=False, sharey=True
+        )
+        for axis, (title, table) in zip(axes[0], panels, strict=True):
+            left = np.zeros(len(tasks))
+            for i, name in enumerate(modalities):
+                values = np.array([_number(row[i]) for row in table])
+                axis.barh(range(len(tasks)), values, left=left, color=COLOURS[i % len(COLOURS)], label=name)
+                left = left + np.nan_to_num(values)
+            axis.set(yticks=range(len(tasks)), yticklabels=list(tasks), xlim=(0, 1), xlabel="share of routing mass")
+            axis.set_title(title, fontsize=9)
+        axes[0, 0].invert_yaxis()
+        for edge in np.cumsum(uniform)[:-1]:
+            axes[0, -1].axvline(edge, color="black", ls=":", lw=1)
+        figure.legend(
+            *axes[0, 0].get_legend_handles_labels(), ncols=len(modalities), fontsize=8, loc="outside upper center"
+        )
+        figure.supxlabel("routing mass is not causal importance; dotted: uniform routing over the tokens", fontsize=7)
+        return figure
+
+
+def conflict(panels: Mapping[str, Sequence[Row]]) -> Any:
+    """Fig. 6a: shares of conflicting, neutral and enhancing task gradients per epoch, one panel per model.
+
+    Args:
+        panels: ``{model: rows with epoch, conflict, neutral, enhance}``.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.0), squeeze=False, sharey=True)
+        for axis, (model, rows) in zip(axes[0], panels.items(), strict=True):
+            bottom = np.zeros(len(rows))
+            for name, colour in PARTS:
+                values = np.array([row[name] for row in rows])
+                axis.bar([row["epoch"] for row in rows], values, bottom=bottom, color=colour, label=name, width=0.85)
+                bottom += values
+            axis.set(title=model, xlabel="epoch", ylim=(0, 1))
+        axes[0, 0].set_ylabel("share of task pairs")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, fontsize=8, loc="outside lower center")
+        return figure
+
+
+def experts(panels: Mapping[str, Any], tasks: Sequence[str]) -> Any:
+    """Fig. 6b: heat map of P(expert | task) per model and measure, experts of each panel ordered by their main task.
+
+    Args:
+        panels: ``{title: [n][p]}`` with columns that sum to 1.
+    """
+    with mpl.rc_context(CLEAN):
+        deepest = max(len(table) for table in panels.values())
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=((0.38 * len(tasks) + 1.9) * len(panels), 0.16 * deepest + 1.8), squeeze=False
+        )
+        for axis, (title, table) in zip(axes[0], panels.items(), strict=True):
+            values = np.array(table, dtype=float)
+            order = np.lexsort((-values.max(1), values.argmax(1)))
+            image = axis.imshow(values[order], cmap="viridis", vmin=0, aspect="auto")
+            axis.set(xticks=range(len(tasks)), yticks=range(len(values)), yticklabels=order, ylabel="expert")
+            axis.set_xticklabels(list(tasks), rotation=60, ha="right", fontsize=7)
+            axis.tick_params(axis="y", labelsize=6)
+            axis.set_title(title, fontsize=8)
+            figure.colorbar(image, ax=axis, shrink=0.8)
+        return figure
+
+
+def sweeps(rows: Sequence[Row], metric: str) -> Any:
+    """Fig. 7: mean and standard deviation over the seeds of a metric against the expert count and alpha.
+
+    Args:
+        rows: with ``sweep``, ``value``, ``task``, ``mean``, ``sd``. metric: name for the axis.
+    """
+    names = list(dict.fromkeys(row["sweep"] for row in rows))
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(names), figsize=(4.4 * len(names), 3.2), squeeze=False, sharey=True)
+        for axis, name in zip(axes[0], names, strict=True):
+            chosen = [row for row in rows if row["sweep"] == name]
+            for number, task in enumerate(dict.fromkeys(row["task"] for row in chosen)):
+                points = sorted((row for row in chosen if row["task"] == task), key=lambda row: row["value"])
+                axis.errorbar(
+                    range(len(points)), [row["mean"] for row in points], [row["sd"] for row in points], marker="o",
+                    ms=3, capsize=2, lw=1, color=COLOURS[number % len(COLOURS)], label=task,
+                )  # fmt: skip
+                axis.set(xticks=range(len(points)), xticklabels=[f"{row['value']:g}" for row in points])
+            axis.set(xlabel=name, title=f"Ablation: {name}")
+        axes[0, 0].set_ylabel(metric)
+        axes[0, 0].legend(fontsize=7, ncols=2)
+        return figure
+
+
+def interpretability(rows: Sequence[Row]) -> Any:
+    """Agreement of explanations with references: Spearman coefficients over samples, within samples and of the means.
+
+    Args:
+        rows: with ``reference``, ``explanation``, ``level``, ``spearman`` and, at level ``sample``, ``low`` and ``high``.
+    """
+    references = list(dict.fromkeys(row["reference"] for row in rows))
+    levels = ("sample", "within", "population")
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(references), figsize=(4.8 * len(references), 3.2), squeeze=False, sharey=True
+        )
+        for axis, reference in zip(axes[0], references, strict=True):
+            chosen = [row for row in rows if row["reference"] == reference]
+            names = list(dict.fromkeys(row["explanation"] for row in chosen))
+            for number, level in enumerate(levels):
+                entries = {row["explanation"]: row for row in chosen if row["level"] == level}
+                x = np.arange(len(names)) + (number - 1) * 0.27
+                value = np.array([_number(entries.get(name, {}).get("spearman")) for name in names])
+                axis.bar(x, value, 0.27, color=COLOURS[number], label=level)
+                low = np.array([_number(entries.get(name, {}).get("low")) for name in names])
+                high = np.array([_number(entries.get(name, {}).get("high")) for name in names])
+                if np.isfinite(low).any():
+                    span = np.nan_to_num(np.clip(np.stack([value - low, high - value]), 0, None))
+                    axis.errorbar(x, value, span, fmt="none", ecolor="black", lw=1, capsize=2)
+            axis.axhline(0, color="black", lw=0.8)
+            axis.set(xticks=range(len(names)), xticklabels=names, ylim=(-1, 1))
+            axis.set_title(f"agreement with {reference}", fontsize=9)
+        axes[0, 0].set_ylabel("Spearman coefficient")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, fontsize=8, loc="outside lower center")
+        return figure

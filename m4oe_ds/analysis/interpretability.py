@@ -1,0 +1,238 @@
+"""Is an explanation right? Modality shares scored against a planted truth and against what happens without the modality.
+
+An explanation gives every sample, task and modality a share. Two references exist: the truth of synthetic data (share of
+the evidence each image carries, ``truth.json``) and the effect of leaving the modality out, on any data. Three levels:
+
+* ``sample``: over all (sample, modality) cells of a task, after subtracting what uniform weights over the modalities
+  present would say; otherwise samples with fewer images would correlate with anything that sums to 1.
+* ``within``: the correlation over the modalities of one sample, averaged over samples with at least three modalities.
+* ``population``: over all (task, modality) cells of the mean shares.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from scipy import stats
+
+from m4oe_ds.errors import DataError
+from m4oe_ds.evaluation.intervals import percentile, resampled_indices
+
+Array = np.ndarray
+COEFFICIENTS = ("pearson", "spearman", "kendall")
+MIN_CELLS = 3
+MIN_MODALITIES = 3
+
+
+class Correlations(TypedDict):
+    """Coefficients (None if undefined) over ``n`` cells or samples."""
+
+    n: int
+    pearson: float | None
+    spearman: float | None
+    kendall: float | None
+
+
+def correlations(x: Array, y: Array) -> Correlations:
+    """Pearson, Spearman and Kendall (tau-b) of two ``[N]`` arrays, pairs with NaN left out.
+
+    None for fewer than three pairs, or where one side is constant.
+    """
+    known = np.isfinite(x) & np.isfinite(y)
+    a, b = x[known], y[known]
+    if len(a) < MIN_CELLS or _constant(a) or _constant(b):
+        return {"n": len(a), "pearson": None, "spearman": None, "kendall": None}
+    return {
+        "n": len(a),
+        "pearson": float(np.corrcoef(a, b)[0, 1]),
+        "spearman": float(stats.spearmanr(a, b).statistic),
+        "kendall": float(stats.kendalltau(a, b).statistic),
+    }
+
+
+def _constant(values: Array) -> bool:
+    # shares are sums of float32 terms: equal ones differ in the last digits, and their ranks would be noise
+    return float(np.ptp(values)) <= 1e-6 * max(1.0, float(np.abs(values).max()))
+
+
+def excess(share: Array, present: Array) -> Array:
+    """Shares minus 1 / (number of modalities present), ``[N, m]``; NaN for absent modalities and lone ones.
+
+    Args:
+        share: ``[N, m]``. present: ``[N, m]`` bool.
+    """
+    count = present.sum(1, keepdims=True)
+    return np.where(present & (count > 1), share - 1.0 / np.maximum(count, 1), np.nan)
+
+
+def normalised(effect: Array, present: Array) -> Array:
+    """Non-negative effects ``[N, m]`` as shares of the modalities present; NaN where nothing has an effect."""
+    value = np.where(present, effect, 0.0)
+    total = value.sum(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(present & (total > 0), value / total, np.nan)
+
+
+def within_samples(explanation: Array, reference: Array, present: Array) -> Correlations:
+    """Mean over the samples of the correlation across their modalities; arguments ``[N, m]``.
+
+    Samples with fewer than three modalities, or where one side is constant, have no correlation and are left out.
+    """
+    found: dict[str, list[float]] = {name: [] for name in COEFFICIENTS}
+    for row in np.flatnonzero(present.sum(1) >= MIN_MODALITIES):
+        one = correlations(explanation[row][present[row]], reference[row][present[row]])
+        for name in COEFFICIENTS:
+            value = one[name]  # type: ignore[literal-required]
+            if value is not None:
+                found[name].append(value)
+    count = len(found["pearson"])
+    mean = {name: float(np.mean(values)) if values else None for name, values in found.items()}
+    return {"n": count, **mean}  # type: ignore[typeddict-item]
+
+
+def score(
+    explanation: Array,
+    reference: Array,
+    present: Array,
+    tasks: tuple[str, ...],
+    groups: Array,
+    resamples: int = 200,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Agreement of an explanation with a reference on all levels.
+
+    Args:
+        explanation, reference: ``[N, p, m]`` shares; NaN = unknown. present: ``[N, m]`` bool. tasks: p names.
+        groups: ``[N]`` patients. resamples, seed: of the patients, for the interval of the sample-level Spearman
+            coefficient over all tasks.
+
+    Returns:
+        ``sample`` and ``within``: coefficients by task and ``all`` (mean over the tasks that have them; ``sample`` also
+        ``low`` and ``high``); ``population``: coefficients over the cells; ``means``: the population shares of both sides,
+        ``[p][m]`` (None = unknown); ``samples``: rows with a reference.
+    """
+    sample: dict[str, Any] = {}
+    within: dict[str, Any] = {}
+    cells: list[tuple[Array, Array]] = []
+    for k, task in enumerate(tasks):
+        a, b = excess(explanation[:, k], present), excess(reference[:, k], present)
+        cells.append((a, b))
+        sample[task] = correlations(a.ravel(), b.ravel())
+        within[task] = within_samples(explanation[:, k], reference[:, k], present)
+    sample["all"], within["all"] = _mean(sample), _mean(within)
+
+    def spearman(rows: Array) -> float:
+        values = [_fast_spearman(a[rows].ravel(), b[rows].ravel()) for a, b in cells]
+        known = [value for value in values if math.isfinite(value)]
+        return float(np.mean(known)) if known else math.nan
+
+    interval = percentile([spearman(rows) for rows in resampled_indices(groups, resamples, seed)] if resamples else [])
+    sample["all"] |= {"low": interval.low, "high": interval.high}
+    both = np.isfinite(explanation) & np.isfinite(reference) & present[:, None]
+    mean_a, mean_b = _masked_mean(explanation, both), _masked_mean(reference, both)
+    return {
+        "samples": int(np.isfinite(reference).any((1, 2)).sum()),
+        "sample": sample,
+        "within": within,
+        "population": correlations(mean_a.ravel(), mean_b.ravel()),
+        "means": {"explanation": _plain(mean_a), "reference": _plain(mean_b)},
+    }
+
+
+def _fast_spearman(x: Array, y: Array) -> float:
+    known = np.isfinite(x) & np.isfinite(y)
+    a, b = x[known], y[known]
+    if len(a) < MIN_CELLS or _constant(a) or _constant(b):
+        return math.nan
+    return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
+
+
+def _mean(by_task: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean of each coefficient over the tasks that have it; ``n`` sums."""
+    found: dict[str, Any] = {"n": sum(entry["n"] for entry in by_task.values())}
+    for name in COEFFICIENTS:
+        values = [entry[name] for entry in by_task.values() if entry[name] is not None]
+        found[name] = float(np.mean(values)) if values else None
+    return found
+
+
+def _masked_mean(values: Array, mask: Array) -> Array:
+    count = mask.sum(0)
+    total = np.where(mask, values, 0.0).sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _plain(values: Array) -> list[list[float | None]]:
+    return [[float(value) if math.isfinite(value) else None for value in row] for row in values]
+
+
+def find_truth(root: str) -> Path | None:
+    """``truth.json`` of the phantom archive that shards in ``root`` were made from, if it is still beside them."""
+    path = Path(root)
+    for candidate in (path.with_name(f"{path.name}-archive") / "truth.json", path.with_name(f"{path.name}.truth.json")):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def read_truth(
+    path: Path, mapping: Path, keys: Array, tasks: tuple[str, ...], modalities: tuple[str, ...], present: Array
+) -> Array:
+    """Planted share of the evidence ``[N, p, m]`` per sample key; NaN where nothing is planted or nothing is known.
+
+    The shares are those of the modalities that the sample has here; if conversion lost an image, or the model does not
+    read one, the others are rescaled to sum to 1.
+
+    Args:
+        path: ``truth.json``. mapping: the converter's ``<out>.mapping.csv``, which says which key is which exam.
+        keys: ``[N]``. present: ``[N, m]`` bool.
+
+    Raises:
+        DataError: a file is missing or no key of it is among ``keys``.
+    """
+    for needed in (path, mapping):
+        if not needed.is_file():
+            raise DataError("no such file", str(needed), "name truth.json with --truth, its mapping.csv with --mapping")
+    samples = json.loads(path.read_text(encoding="utf-8"))["samples"]
+    planted = {(one["patient"], one["exam"], one["side"]): one["information"] for one in samples}
+    with mapping.open(newline="", encoding="utf-8") as stream:
+        source = {row["key"]: (row["patient"], row["exam"], row["side"]) for row in csv.DictReader(stream)}
+    found = np.full((len(keys), len(tasks), len(modalities)), np.nan)
+    matched = 0
+    for row, key in enumerate(keys.tolist()):
+        information = planted.get(source.get(key, ("", "", "")))
+        matched += information is not None
+        for k, task in enumerate(tasks):
+            if information and task in information:
+                found[row, k] = [information[task].get(name, np.nan) for name in modalities]
+    if len(keys) and not matched:
+        raise DataError(f"none of {len(keys)} samples is in it", str(path), f"is {mapping} of the same archive?")
+    found = np.where(present[:, None], found, np.nan)
+    total = np.nansum(found, axis=2, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, found / total, np.nan)
+
+
+def verify(
+    explanations: Mapping[str, Array],
+    references: Mapping[str, Array],
+    present: Array,
+    tasks: tuple[str, ...],
+    groups: Array,
+    resamples: int = 200,
+) -> dict[str, dict[str, Any]]:
+    """``{reference: {explanation: score(...)}}`` for every combination."""
+    return {
+        name: {
+            rival: score(values, reference, present, tasks, groups, resamples)
+            for rival, values in explanations.items()
+            if rival != name
+        }
+        for name, reference in references.items()
+    }
