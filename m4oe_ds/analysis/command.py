@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from m4oe_ds.analysis.sections import State
 
 SECTIONS = (
-    "utilisation", "contribution", "experts", "competition", "synergy", "conflict", "sweep", "interpretability"
+    "utilisation", "contribution", "experts", "competition", "synergy", "conflict", "sweep", "interpretability", "gallery", "clinical",
 )  # fmt: skip
 NEEDS_TRAINING_SPLIT = {"competition", "synergy"}
-NEEDS_PASS = {*SECTIONS} - {"conflict", "sweep"}
+NEEDS_PASS = {*SECTIONS} - {"conflict", "sweep", "gallery", "clinical"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +52,8 @@ def work(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from m4oe_ds.analysis.runs import analysed, open_run, plain
-    from m4oe_ds.analysis.sections import WORK, Skip, State, facts_of
+    from m4oe_ds.analysis.sections import WORK, Skip, State, agreement_lines, facts_of
+    from m4oe_ds.errors import ConfigError
     from m4oe_ds.training.records import write_json
 
     started = time.monotonic()
@@ -60,6 +61,9 @@ def work(options: argparse.Namespace) -> int:
     folder = Path(options.run)
     run = open_run(folder, options.split, options.data)
     baseline = analysed(Path(options.baseline)) if options.baseline else {}
+    same = ("modalities", "tasks")
+    if baseline and [baseline.get(name) for name in same] != [list(run.spec.modalities), list(run.spec.task_names)]:
+        raise ConfigError("has other modalities or tasks", f"--baseline {options.baseline}", "name a comparable run")
     state = State(options, run, run.config.model.name, baseline)
     tasks = _tasks(state)
     _passes(state, sections, tasks)
@@ -73,6 +77,8 @@ def work(options: argparse.Namespace) -> int:
             print(f"{section:17} skipped: {reason}")
         else:
             print(f"{section:17} done in {time.monotonic() - begin:.1f} s", flush=True)
+    if "interpretability" in state.result:
+        print("\n".join(agreement_lines(state.result["interpretability"])))
     path = folder / "analysis.json"
     content = {
         **_earlier(path, options, sections),

@@ -82,18 +82,38 @@ def normalised(effect: Array, present: Array) -> Array:
 def within_samples(explanation: Array, reference: Array, present: Array) -> Correlations:
     """Mean over the samples of the correlation across their modalities; arguments ``[N, m]``.
 
-    Samples with fewer than three modalities, or where one side is constant, have no correlation and are left out.
+    Samples with fewer than three modalities, or where one side is constant or unknown, have no correlation and are left
+    out.
     """
-    found: dict[str, list[float]] = {name: [] for name in COEFFICIENTS}
-    for row in np.flatnonzero(present.sum(1) >= MIN_MODALITIES):
-        one = correlations(explanation[row][present[row]], reference[row][present[row]])
-        for name in COEFFICIENTS:
-            value = one[name]  # type: ignore[literal-required]
-            if value is not None:
-                found[name].append(value)
-    count = len(found["pearson"])
-    mean = {name: float(np.mean(values)) if values else None for name, values in found.items()}
-    return {"n": count, **mean}  # type: ignore[typeddict-item]
+    found: dict[str, list[Array]] = {name: [] for name in COEFFICIENTS}
+    for pattern in np.unique(present, axis=0):
+        rows = (present == pattern).all(1)
+        if pattern.sum() < MIN_MODALITIES:
+            continue
+        a, b = explanation[rows][:, pattern], reference[rows][:, pattern]
+        known = np.isfinite(a).all(1) & np.isfinite(b).all(1)
+        known[known] &= ~(_constant_rows(a[known]) | _constant_rows(b[known]))
+        a, b = a[known], b[known]
+        found["pearson"].append(_row_pearson(a, b))
+        found["spearman"].append(_row_pearson(stats.rankdata(a, axis=1), stats.rankdata(b, axis=1)))
+        left, right = np.triu_indices(a.shape[1], 1)
+        order_a, order_b = np.sign(a[:, left] - a[:, right]), np.sign(b[:, left] - b[:, right])
+        found["kendall"].append(_row_cosine(order_a, order_b))  # tau-b
+    values = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in found.items()}
+    mean = {name: float(value.mean()) if len(value) else None for name, value in values.items()}
+    return {"n": len(values["pearson"]), **mean}  # type: ignore[typeddict-item]
+
+
+def _constant_rows(values: Array) -> Array:
+    return np.asarray(np.ptp(values, axis=1) <= 1e-6 * np.maximum(1.0, np.abs(values).max(1)))
+
+
+def _row_pearson(a: Array, b: Array) -> Array:
+    return _row_cosine(a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True))
+
+
+def _row_cosine(a: Array, b: Array) -> Array:
+    return np.asarray((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)))
 
 
 def score(

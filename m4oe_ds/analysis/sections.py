@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from m4oe_ds.analysis import figures
+from m4oe_ds.analysis import extras, figures
 from m4oe_ds.analysis import interpretability as checks
 from m4oe_ds.analysis.collect import Collected, Features, collect_features
 from m4oe_ds.analysis.pid import principal_components
@@ -19,7 +19,7 @@ from m4oe_ds.analysis.pid_batch import BatchSettings
 from m4oe_ds.analysis.probes import competition, masked_probabilities
 from m4oe_ds.analysis.runs import Run, conflict_rows, open_run, plain, sweep_rows, twin_folders
 from m4oe_ds.analysis.synergy import SynergyReport, SynergySettings, synergy_matrices
-from m4oe_ds.errors import ConfigError
+from m4oe_ds.errors import ConfigError, DataError
 
 FEATURE_ROWS = 4000  # most rows of features kept for probes and synergy
 COMPONENTS = 16
@@ -64,7 +64,6 @@ class Skip(Exception):
 
 def save_rows(state: State) -> None:
     """Shares of every sample, as arrays."""
-
     found, spec = state.split, state.run.spec
     arrays: dict[str, Any] = {
         "keys": found.keys, "present": found.present, "tasks": np.array(spec.task_names),
@@ -78,6 +77,7 @@ def save_rows(state: State) -> None:
 
 
 def facts_of(state: State) -> dict[str, Any]:
+    """What was analysed."""
     run = state.run
     facts: dict[str, Any] = {
         "model": state.name,
@@ -93,7 +93,6 @@ def facts_of(state: State) -> dict[str, Any]:
 
 
 def _utilisation(state: State) -> dict[str, Any]:
-
     found = state.split.routing
     if found is None:
         raise Skip("the model has no mixture layer in which modalities meet")
@@ -114,7 +113,6 @@ def _utilisation(state: State) -> dict[str, Any]:
 
 
 def _contribution(state: State) -> dict[str, Any]:
-
     found = state.split
     if found.contribution is None or found.routing is None:
         raise Skip("the model has no mixture layer in which modalities meet")
@@ -146,7 +144,6 @@ def _contribution(state: State) -> dict[str, Any]:
 
 
 def _experts(state: State) -> dict[str, Any]:
-
     routing, gradient = state.split.routing, state.split.experts
     if routing is None or gradient is None:
         raise Skip("no mixture layer in which modalities meet, or no labels")
@@ -171,7 +168,6 @@ def _experts(state: State) -> dict[str, Any]:
 
 
 def _competition(state: State) -> list[dict[str, Any]]:
-
     assert state.train is not None
     run, options = state.run, state.options
     masked = {
@@ -204,7 +200,6 @@ def _competition(state: State) -> list[dict[str, Any]]:
 
 def _twins(state: State) -> dict[str, tuple[Features, Features]]:
     """Features of the models trained on one modality alone."""
-
     run, options = state.run, state.options
     found = {}
     for name, folder in twin_folders(options.unimodal, run.spec.modalities).items():
@@ -223,7 +218,6 @@ def _twins(state: State) -> dict[str, tuple[Features, Features]]:
 
 
 def _synergy(state: State) -> dict[str, Any]:
-
     assert state.train is not None
     names, test, train = state.run.spec.modalities, state.split.features, state.train
     if len(names) < 2:
@@ -270,7 +264,6 @@ def _synergy(state: State) -> dict[str, Any]:
 
 
 def _conflict(state: State) -> dict[str, Any]:
-
     folder = state.run.folder
     rows = conflict_rows(folder)
     if not rows:
@@ -283,7 +276,6 @@ def _conflict(state: State) -> dict[str, Any]:
 
 
 def _sweep(state: State) -> list[dict[str, Any]]:
-
     if not state.options.sweep:
         raise Skip("no sweep given; name the sweep.csv of `m4oe compare --sweep` with --sweep")
     rows = sweep_rows(Path(state.options.sweep), state.options.metric)
@@ -292,7 +284,6 @@ def _sweep(state: State) -> list[dict[str, Any]]:
 
 
 def _interpretability(state: State) -> dict[str, Any]:
-
     found, run, options = state.split, state.run, state.options
     names, tasks, root = run.spec.modalities, run.spec.task_names, run.config.data.root
     if len(names) < 2:
@@ -317,12 +308,33 @@ def _interpretability(state: State) -> dict[str, Any]:
         for level in ("sample", "within", "population")
     ]
     state.draw(figures.interpretability(rows), rows, "interpretability")
-    for reference in scores:
-        for row in rows:
-            if row["reference"] == reference and row["level"] == "sample" and row["spearman"] is not None:
-                print(f"  {row['explanation']:9} against {reference}: Spearman {row['spearman']:+.2f} "
-                      f"[{row['low']:+.2f}, {row['high']:+.2f}] over samples")  # fmt: skip
     return {"truth": None if path is None else path.name, "scores": scores, "table": rows}
+
+
+def agreement_lines(result: dict[str, Any]) -> list[str]:
+    """The sample-level agreement of every explanation as lines of text."""
+    return [
+        f"  {row['explanation']:9} against {row['reference']}: Spearman {row['spearman']:+.2f} "
+        f"[{row['low']:+.2f}, {row['high']:+.2f}] over samples"
+        for row in result["table"]
+        if row["level"] == "sample" and row["spearman"] is not None and row["low"] is not None
+    ]
+
+
+def _gallery(state: State) -> dict[str, Any]:
+    """Dispatch maps and expert gallery."""
+    try:
+        return extras.gallery(state.run, state.options.split, state.options.limit)
+    except DataError as error:
+        raise Skip(str(error)) from None
+
+
+def _clinical(state: State) -> dict[str, Any]:
+    """Clinical figures of the whole split, from its stored predictions."""
+    try:
+        return extras.clinical(state.run, state.options.split, state.options.resamples)
+    except DataError as error:
+        raise Skip(str(error)) from None
 
 
 WORK: dict[str, Callable[[State], Any]] = {
@@ -334,4 +346,6 @@ WORK: dict[str, Callable[[State], Any]] = {
     "conflict": _conflict,
     "sweep": _sweep,
     "interpretability": _interpretability,
+    "gallery": _gallery,
+    "clinical": _clinical,
 }
