@@ -157,6 +157,10 @@ def _rows(output: ModelOutput, batch: Batch, spec: ModelSpec) -> dict[str, Tenso
             rows[f"dice_{task.name}"] = torch.where(mask, dice, torch.full_like(dice, float("nan")))
     routing = output.routing.get("mtoe")
     if routing is not None and output.modality_of_token is not None:
+        if routing.token_mask is not None:  # what takes part may be more than what is present: a bank of missing tokens
+            share = torch.zeros(len(batch), len(spec.modalities), device=device)
+            share = share.index_add(1, output.modality_of_token, routing.token_mask.float())
+            rows["token_share"] = functional.normalize(share, p=1.0, dim=1)
         rows["contribution"] = modality_contribution(routing, output.modality_of_token, len(spec.modalities)).float()
     return rows
 

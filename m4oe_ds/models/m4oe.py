@@ -120,7 +120,8 @@ class M4oE(MultiModalModel):
             self.task_query = None
         else:
             self.mtoe = None
-            self.task_query = nn.Parameter(torch.randn(len(spec.tasks), dim) * 0.02)
+            # an embedding, like every vector of a model itself: ZeRO stage 3 gathers what a sub-module's forward reads
+            self.task_query = nn.Embedding.from_pretrained(torch.randn(len(spec.tasks), dim) * 0.02, freeze=False)
         self.fusion = tower(config.fusion.num_experts, config.fusion.depth, config.fusion.num_heads)
         self.heads = nn.ModuleDict({task.name: self._head(task) for task in spec.tasks})
         self.dense_projection = nn.ModuleDict(
@@ -184,7 +185,8 @@ class M4oE(MultiModalModel):
         else:
             assert self.task_query is not None
             g = None
-            task_token = self.task_query.to(pooled.dtype).expand(len(present), -1, -1)
+            query = self.task_query(torch.arange(len(self.spec.tasks), device=pooled.device))  # [p, d]
+            task_token = query.to(pooled.dtype).expand(len(present), -1, -1)
         features = self._fusion(task_token, pooled, present, g, z, routing)
         return Fused(features, routing, modality_of_token=modality_of_token)
 

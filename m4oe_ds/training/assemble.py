@@ -75,7 +75,13 @@ def verify(config: Config, manifests: Mapping[str, Manifest], device: torch.devi
 def stream(
     config: Config, split: str, spec: ModelSpec, micro: int, accumulation: int, train_manifest: Manifest
 ) -> ShardStream:
-    """This rank's stream of a split, standardised with the pixel statistics of the training split."""
+    """This rank's stream of a split, standardised with the pixel statistics of the training split.
+
+    Raises:
+        ConfigError: the model compares breasts and the other one is not read.
+    """
+    if MODELS[config.model.name].contralateral and not config.data.contralateral:
+        raise ConfigError(f"{config.model.name} needs the other breast", "data.contralateral", "set it to true")
     statistics = train_manifest.pixel_statistics
     normalise = {
         name: (float(statistics[name]["mean"]), max(float(statistics[name]["std"]), 1e-6))

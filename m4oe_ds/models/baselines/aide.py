@@ -105,7 +105,8 @@ class AIDE(ComparedModel):
             self.project = nn.ModuleDict(
                 {name: nn.Linear(self.encoders.widths[name], hidden) for name in spec.modalities}
             )
-            self.view_embedding = nn.Parameter(torch.randn(count, hidden) * 0.02)  # [m, F]
+            # an embedding, not a parameter of the model itself, which ZeRO stage 3 would not gather in backward
+            self.view_embedding = nn.Embedding.from_pretrained(torch.randn(count, hidden) * 0.02, freeze=False)
             self.transformer = nn.TransformerEncoderLayer(
                 hidden, options.heads, options.feedforward, options.dropout, batch_first=True
             )
@@ -123,7 +124,7 @@ class AIDE(ComparedModel):
         assert self.transformer is not None
         present = tokens.present
         pooled = [self.project[name](mean_pool(tokens.maps[name][-1])) for name in self.spec.modalities]
-        f = torch.stack(pooled, 1) + self.view_embedding  # [B, m, F]
+        f = torch.stack(pooled, 1) + self.view_embedding(torch.arange(len(pooled), device=present.device))  # [B, m, F]
         f = torch.where(present[..., None], f, 0.0)
         f = self.transformer(f, src_key_padding_mask=~present & present.any(1, keepdim=True))
         f = torch.where(present[..., None], f, 0.0)

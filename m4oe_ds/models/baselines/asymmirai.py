@@ -65,6 +65,39 @@ def difference_map(own: Tensor, other: Tensor, flexible: bool = True) -> tuple[T
     return pooled, pooled.float().square().sum(1).clamp_min(1e-12).sqrt()
 
 
+class ChannelMatrix(nn.Module):
+    """E <- A E at every position, A = I + N(0, 0.01^2) at first.
+
+    Args:
+        width: channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.eye(width) + 0.01 * torch.randn(width, width))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """``[B, C, h, w] -> [B, C, h, w]``."""
+        return torch.einsum("oc,bchw->bohw", self.matrix, maps)
+
+
+class RiskScore(nn.Module):
+    """Logits of the risk horizons from one score, (a - mu_k) / tau_k, in float32.
+
+    Args:
+        horizons: F. threshold, temperature: initial mu and tau.
+    """
+
+    def __init__(self, horizons: int, threshold: float, temperature: float) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.full((horizons,), threshold))
+        self.temperature = nn.Parameter(torch.full((horizons,), temperature))
+
+    def forward(self, score: Tensor) -> Tensor:
+        """``[B] -> [B, F]``."""
+        return (score[:, None].float() - self.threshold.float()) / self.temperature.float()
+
+
 class AsymMirai(ComparedModel):
     """Encoder, channel matrices, difference maps, one score per horizon. See the module's first lines.
 
@@ -81,21 +114,18 @@ class AsymMirai(ComparedModel):
         if any(task.kind == "segmentation" for task in spec.tasks) or len(set(self.encoders.widths.values())) > 1:
             raise ConfigError("asymmirai compares mammograms of two breasts", "model.name", "use it on mammograms only")
         width = next(iter(self.encoders.widths.values()))
-        self.channels = nn.ParameterDict(
-            {name: nn.Parameter(torch.eye(width) + 0.01 * torch.randn(width, width)) for name in spec.modalities}
-        )
+        self.channels = nn.ModuleDict({name: ChannelMatrix(width) for name in spec.modalities})
         self.risk_tasks = tuple(task.name for task in spec.tasks if task.name.startswith(RISK_PREFIX))
         self.other_tasks = tuple(task.name for task in spec.tasks if task.name not in self.risk_tasks)
         # content is read where a task has no score of its own, or where a vector is merged with that of an MToE
         self.content: nn.Module | None = None
         if self.own_fusion and (self.other_tasks or self.mode == "append"):
             self.content = nn.Sequential(nn.Linear(2 * width * len(spec.modalities), CONTENT), nn.ReLU())
-        self.threshold = self.temperature = None
+        self.score: RiskScore | None = None
         if self.own_fusion and self.risk_tasks:
             mu = self.options.threshold or 1.5 * width**0.5
             tau = self.options.temperature or 0.25 * width**0.5
-            self.threshold = nn.Parameter(torch.full((len(self.risk_tasks),), mu))
-            self.temperature = nn.Parameter(torch.full((len(self.risk_tasks),), tau))
+            self.score = RiskScore(len(self.risk_tasks), mu, tau)
         self.finish(CONTENT)
 
     def make_head(self, task: TaskSpec, width: int) -> nn.Module:
@@ -120,7 +150,7 @@ class AsymMirai(ComparedModel):
         pairs = batch.present & batch.extras["contralateral_present"]  # [B, m]
         maps = {}
         for i, name in enumerate(self.spec.modalities):
-            a, b = (torch.einsum("oc,bchw->bohw", self.channels[name], side[name][-1]) for side in (own, other))
+            a, b = (self.channels[name](side[name][-1]) for side in (own, other))
             b = torch.where(pairs[:, i, None, None, None], b, a)
             pooled, heat = difference_map(a, b, self.options.flexible)
             joint = torch.cat([pooled.flatten(2), ((a + b) / 2).flatten(2)], 2)[:, :, None]  # [B, C, 1, l]
@@ -149,10 +179,9 @@ class AsymMirai(ComparedModel):
         if self.content is not None:
             vector = self.content(torch.cat(parts, 1))
             features = dict.fromkeys(self.spec.task_names, vector)
-        if self.threshold is not None and self.temperature is not None:
+        if self.score is not None:
             weight = pairs.float()
-            score = (extras["asymmetry"] * weight).sum(1) / weight.sum(1).clamp_min(1.0)  # [B]
-            logit = (score[:, None] - self.threshold.float()) / self.temperature.float()  # [B, F]
+            logit = self.score((extras["asymmetry"] * weight).sum(1) / weight.sum(1).clamp_min(1.0))  # [B, F]
             # without any pair there is nothing to say: even odds
             extras["score_logits"] = torch.where(pairs.any(1, keepdim=True), logit, 0.0)
         return Fused(features, extras=extras)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,8 @@ from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.m4oe import index_of_segment
 
 
-@dataclass
-class Attached:
-    """What an attached MToE adds.
+class Attached(NamedTuple):
+    """What an attached MToE adds. A tuple, since ZeRO stage 3 finds the tensors of a module's output in those only.
 
     Attributes:
         features: ``{task: [B, d]}`` mean over the present tokens of G_k. tokens: ``{task: {modality: [B, l_i, d]}}``.

@@ -65,7 +65,8 @@ class MultiModalSoftMoE(ComparedModel):
                     for name in spec.modalities
                 }
             )
-            self.modality = nn.Parameter(torch.randn(len(spec.modalities), dim) * 0.02)  # [m, d]
+            # an embedding, not a parameter of the model itself, which ZeRO stage 3 would not gather in backward
+            self.modality = nn.Embedding.from_pretrained(torch.randn(len(spec.modalities), dim) * 0.02, freeze=False)
             self.tower = SoftMoETower(
                 lambda: SoftMoE(dim, config.mtoe.num_experts, hidden=hidden, experts_factory=experts_factory, **router),
                 dim,
@@ -89,12 +90,11 @@ class MultiModalSoftMoE(ComparedModel):
     def combine(self, tokens: Tokens, batch: Batch) -> Fused:
         """Mean of the present tokens after the tower: the same for every task, or each task's own stream."""
         assert self.tower is not None
-        x = [
-            self.project[name](tokens.by_modality[name]) + self.modality[i]
-            for i, name in enumerate(self.spec.modalities)
-        ]
+        names, device = self.spec.modalities, tokens.present.device
+        vectors = self.modality(torch.arange(len(names), device=device))  # [m, d]
+        x = [self.project[name](tokens.by_modality[name]) + vectors[i] for i, name in enumerate(names)]
         lengths = [part.shape[1] for part in x]
-        modality_of_token = index_of_segment(lengths, tokens.present.device)  # [M]
+        modality_of_token = index_of_segment(lengths, device)  # [M]
         mask = tokens.present[:, modality_of_token]  # [B, M]
         h, steps = self.tower(torch.cat(x, 1), mask)  # [B, M, d]
         routing = {f"tower.{depth}": step for depth, step in enumerate(steps)}

@@ -67,7 +67,7 @@ def test_a_view_and_its_embedding_may_take_another_place() -> None:
     state = {}
     for name, value in model.state_dict().items():
         other = next((name.replace(a, b) for a, b in swap.items() if f".{a}." in name), name)
-        state[other] = value.flip(0) if name == "view_embedding" else value
+        state[other] = value.flip(0) if name == "view_embedding.weight" else value
     turned.load_state_dict(state, strict=True)
     views = {swap[name]: view for name, view in batch.views.items()}
     with torch.no_grad():

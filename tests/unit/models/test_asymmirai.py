@@ -44,7 +44,8 @@ def test_equal_breasts_have_no_asymmetry() -> None:
     with torch.no_grad():
         output = model(mirrored(batch))
     assert (output.extras["asymmetry"] <= 1e-6 + 1e-12).all()
-    expected = -model.threshold / model.temperature  # type: ignore[operator]
+    assert model.score is not None
+    expected = -model.score.threshold / model.score.temperature
     for k in range(5):
         found = output.logits[f"risk{k + 1}"]
         torch.testing.assert_close(found[:, 1] - found[:, 0], expected[k].detach().expand(4), rtol=1e-4, atol=1e-5)
@@ -111,7 +112,7 @@ def test_channel_matrices_start_near_the_identity_and_have_the_published_size() 
     model = build(problem.config(*BASE, "model.regime=native", "data.image_size=[64, 64]"))
     assert isinstance(model, AsymMirai)
     assert sum(p.numel() for p in model.channels.parameters()) == 2 * 512**2 == 524_288
-    for matrix in model.channels.values():
+    for matrix in model.channels.parameters():
         assert float((matrix - torch.eye(512)).std().detach()) == pytest.approx(0.01, rel=0.02)
 
 
