@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -19,6 +20,8 @@ from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.planning.recommend import expert_counts
+
+NO_POINT = "ended without its point; were the configuration files changed meanwhile?"
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,13 @@ def grid(
     possible, impossible = [], []
     for mode, count, world, ep in itertools.product(modes, experts, worlds, eps):
         cell = Cell(count, ep, world, mode)
-        others = [number for number in expert_counts(config) if number != config.model.mtoe.num_experts]
+        mtoe = dataclasses.replace(config.model.mtoe, num_experts=count)
+        counts = expert_counts(dataclasses.replace(config, model=dataclasses.replace(config.model, mtoe=mtoe)))
         reason = ""
         if world % ep:
             reason = f"ep {ep} does not divide {world} ranks"
-        elif any(number % ep for number in (count, *others)):
-            reason = f"ep {ep} does not divide the experts of every layer ({count}; {', '.join(map(str, others))})"
+        elif any(number % ep for number in counts):
+            reason = f"ep {ep} does not divide the experts of every layer ({', '.join(map(str, counts))})"
         elif mode == "strong" and batch % world:
             reason = f"a batch of {batch} cannot be shared by {world} ranks"
         if reason:
@@ -135,7 +139,8 @@ def run(
             continue
         say(f"[{number}/{len(cells)}] {cell}")
         problem = run_cell(cell, options, timeout_s)
-        if problem and not done(cell):  # gloo can abort while it ends, when the point is written
+        if not done(cell):  # judged by its file: gloo can abort while it ends, when the point is written
+            problem = problem or NO_POINT
             failures.append((cell, problem))
             say(f"    failed: {problem}")
     return failures

@@ -114,6 +114,13 @@ def test_impossible_points_are_left_out_with_the_reason() -> None:
     assert len(possible) + len(impossible) == 2 * 3 * 2 * 2
 
 
+def test_layers_with_as_many_experts_as_the_mtoe_count_too() -> None:
+    config = config_loader.load(None, [*TINY, "model.mtoe.num_experts=16"])  # as in the fusion and the MSoE
+    possible, impossible = study.grid(config, [48], [3], [3], ["weak"], 1)
+    assert not possible
+    assert impossible[0][1] == "ep 3 does not divide the experts of every layer (16, 16, 48)"
+
+
 def test_a_point_that_fails_or_hangs_is_reported(tmp_path: Path) -> None:
     import sys
 
@@ -134,19 +141,19 @@ def test_a_point_that_fails_or_hangs_is_reported(tmp_path: Path) -> None:
 
 
 def test_points_that_are_there_are_kept_and_failures_with_a_point_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = [study.Cell(4, 1, world, "weak") for world in (1, 2, 4)]
+    cells = [study.Cell(4, 1, world, "weak") for world in (1, 2, 4, 8)]
     there, said, started = {cells[0]}, list[str](), list[study.Cell]()
 
     def run_cell(cell: study.Cell, options: object, timeout_s: float) -> str:
         started.append(cell)
         if cell == cells[1]:
             there.add(cell)  # written, then aborted at exit
-        return "terminate called"
+        return "" if cell.world == 8 else "terminate called"
 
     monkeypatch.setattr(study, "run_cell", run_cell)
     failures = study.run(cells, lambda cell: cell in there, [], 1.0, said.append)
     assert started == cells[1:]
-    assert failures == [(cells[2], "terminate called")]
+    assert failures == [(cells[2], "terminate called"), (cells[3], study.NO_POINT)]  # success is a point, not a status
     assert "there already" in said[0]
 
 
