@@ -151,7 +151,7 @@ class FeatureCollector:
                 parts = [stage.detach()[rows].double().sum(0).cpu() for stage in tokens.maps[name]]
                 before = self._map_sums.get(name)
                 self._map_sums[name] = parts if before is None else [a + b for a, b in zip(before, parts, strict=True)]
-        self._representation = next(iter(task_tokens), "encoder")
+        self._representation = next((name for name in ("mtoe", "tower") if name in task_tokens), "encoder")
         for name in self.tasks:
             k = self.spec.task_names.index(name)
             for modality, value in self._pooled(k, lengths, columns, task_tokens).items():
@@ -302,7 +302,8 @@ def _one_batch(model: MultiModalModel, batch: Batch, layer: str, state: _Pass) -
         state.experts.add(batch, output, outputs)
     shares = saliency(views, output, spec)
     effect = ablation(model, batch, output, spec)
-    token_share = batch.present * torch.tensor(lengths, dtype=torch.float32, device=batch.present.device)
+    takes_part = _taking_part(output, batch.present)
+    token_share = takes_part * torch.tensor(lengths, dtype=torch.float32, device=batch.present.device)
     columns: dict[str, Tensor | Array] = {
         "key": np.array(batch.keys),
         "group": np.array(batch.groups),
@@ -318,7 +319,7 @@ def _one_batch(model: MultiModalModel, batch: Batch, layer: str, state: _Pass) -
             state.sums.add(view, batch.valid, batch.label_mask)
             columns["contribution"] = _per_spec_task(view.contribution(), view.tasks, spec)
             state.has_routing = True
-        rolled = rollout(attention, batch.present, lengths, spec)
+        rolled = rollout(attention, takes_part, lengths, spec)
         if rolled is not None:
             columns["rollout"] = rolled.expand(-1, len(spec.tasks), -1)
             state.has_rollout = True
@@ -334,6 +335,14 @@ def _one_batch(model: MultiModalModel, batch: Batch, layer: str, state: _Pass) -
 def _forward(model: MultiModalModel, batch: Batch) -> tuple[Tokens, ModelOutput]:
     tokens = model.encode(batch)
     return tokens, model.predict(model.fuse(tokens, batch))
+
+
+def _taking_part(output: ModelOutput, present: Tensor) -> Tensor:
+    """``[B, m]`` modalities whose tokens the MToE sees: more than those present where a bank fills in the missing ones."""
+    routing, of_token = output.routing.get("mtoe"), output.modality_of_token
+    if routing is None or routing.token_mask is None or of_token is None:
+        return present
+    return torch.zeros_like(present, dtype=torch.float32).index_add(1, of_token, routing.token_mask.float()) > 0
 
 
 def _per_spec_task(share: Tensor, tasks: tuple[str, ...], spec: ModelSpec) -> Tensor:

@@ -43,24 +43,28 @@ def batch(x1: ArrayLike, x2: ArrayLike, y: ArrayLike, **options: Any) -> dict[st
     return pid_batch.batch(x1, x2, y, **direct).parts()
 
 
-def principal_components(x: ArrayLike, present: ArrayLike, count: int) -> NDArray[np.float64]:
-    """``[N, d]`` standardised features as at most ``count`` principal components, fitted on the rows present, zeros elsewhere.
+def principal_components(x: ArrayLike, present: ArrayLike, count: int, share: float = 0.95) -> NDArray[np.float64]:
+    """``[N, c]`` principal components of standardised features, fitted on the rows present, zeros elsewhere.
 
-    A few hundred patients do not determine networks on hundreds of inputs: the estimate would be its own bias.
+    A few hundred patients do not determine networks on hundreds of inputs: the estimate would be its own bias. The
+    components that explain little are left out, because the estimator standardises its inputs and would blow them up.
 
     Args:
-        x: features. present: ``[N]`` bool. count: most components.
+        x: ``[N, d]`` features. present: ``[N]`` bool. count: most components c. share: of the variance to explain; no
+            more components than that takes.
 
     Raises:
-        DataError: non-finite features.
+        DataError: no row is present, or non-finite features.
     """
     values, rows = np.asarray(x, dtype=np.float64), np.asarray(present, dtype=bool)
-    if not np.isfinite(values[rows]).all():
-        raise DataError("NaN or infinite features", "principal components", "check the model's outputs")
+    if not rows.any() or not np.isfinite(values[rows]).all():
+        raise DataError("no rows, or NaN or infinite features", "principal components", "check the model's outputs")
     chosen = values[rows]
     deviation = chosen.std(0)
     scaled = (chosen - chosen.mean(0)) / np.where(deviation > 1e-12, deviation, np.inf)
-    _, _, directions = np.linalg.svd(scaled, full_matrices=False)
-    found = np.zeros((len(values), min(count, len(directions))))
+    _, singular, directions = np.linalg.svd(scaled, full_matrices=False)
+    explained = np.cumsum(singular**2) / max(float((singular**2).sum()), 1e-300)
+    needed = int(np.searchsorted(explained, share - 1e-12)) + 1
+    found = np.zeros((len(values), min(count, needed, len(directions))))
     found[rows] = scaled @ directions[: found.shape[1]].T
     return found

@@ -23,6 +23,7 @@ from m4oe_ds.errors import ConfigError, DataError
 
 FEATURE_ROWS = 4000  # most rows of features kept for probes and synergy
 COMPONENTS = 16
+MIN_MINORITY = 30  # rows outside the majority class that a synergy estimate needs
 PAPER_TASKS = ("density", "risk1")
 
 
@@ -233,17 +234,15 @@ def _synergy(state: State) -> dict[str, Any]:
     )
     report: SynergyReport | None = None
     for task in tqdm(test.task, desc="synergy", unit="task"):
-        features = {
-            name: principal_components(
-                np.concatenate([(part.task[task] if own else part.encoder)[name] for part in parts]),
-                present[:, i],
-                COMPONENTS,
-            )
-            for i, name in enumerate(names)
-        }
+        features = {}
+        for i, name in enumerate(names):
+            rows = np.concatenate([(part.task[task] if own else part.encoder)[name] for part in parts])
+            some = present[:, i].any()
+            features[name] = principal_components(rows, present[:, i], COMPONENTS) if some else np.zeros((len(rows), 1))
         predicted = np.concatenate([part.predicted[task] for part in parts])
         there = {name: present[:, i] for i, name in enumerate(names)}
         one = synergy_matrices(features, {task: predicted}, groups, model=state.name, present=there, settings=settings)
+        one = _reliable(one, predicted, there)
         report = one if report is None else report.merged(one)
     assert report is not None
     if not report.pairs:
@@ -261,6 +260,28 @@ def _synergy(state: State) -> dict[str, Any]:
         "pattern_entropy": {task: report.pattern_entropy(task) for task in estimated},
         "skipped": [list(entry) for entry in report.skipped],
     }  # fmt: skip
+
+
+def _reliable(report: SynergyReport, predicted: np.ndarray, present: dict[str, np.ndarray]) -> SynergyReport:
+    """The report without pairs whose estimate cannot be trusted; they move to ``skipped`` with the reason.
+
+    With a dozen rows outside the majority class a single split decides: an estimate over another split differs by more
+    than its interval, and may exceed H(Y).
+    """
+    kept, dropped = [], []
+    for pair in report.pairs:
+        labels = predicted[present[pair.modality1] & present[pair.modality2]]
+        minority = len(labels) - int(np.bincount(labels).max())
+        reason = ""
+        if minority < MIN_MINORITY:
+            reason = f"fewer than {MIN_MINORITY} rows outside the majority class"
+        elif pair.total > pair.target_entropy:
+            reason = "an estimated information above H(Y)"
+        if reason:
+            dropped.append((pair.task, pair.modality1, pair.modality2, reason))
+        else:
+            kept.append(pair)
+    return SynergyReport(report.modalities, tuple(kept), report.skipped + tuple(dropped))
 
 
 def _conflict(state: State) -> dict[str, Any]:

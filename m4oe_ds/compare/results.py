@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def _paired(entries: list[Any], ours: list[Any], resamples: int) -> dict[str, fl
     first = [samples for cell, _, samples in entries if cell.seed in shared]
     second = [samples for cell, _, samples in ours if cell.seed in shared]
     for other in (*first, *second):
-        if not np.array_equal(other.keys, first[0].keys):
+        if not (np.array_equal(other.keys, first[0].keys) and np.array_equal(other.groups, first[0].groups)):
             raise DataError("methods were evaluated on different test samples", fix="run them on the same shards")
     a = np.mean([samples.value for samples in first], axis=0)
     b = np.mean([samples.value for samples in second], axis=0)
@@ -127,14 +127,17 @@ def _paired(entries: list[Any], ours: list[Any], resamples: int) -> dict[str, fl
     return {"difference": found.difference, "low": found.low, "high": found.high, "p": found.p}
 
 
-def write(figures: Sequence[Figure], missing: Sequence[Cell], folder: Path, facts: dict[str, Any]) -> Path:
-    """Writes ``results.json``; undefined values are null."""
+def write(figures: Sequence[Figure], missing: Mapping[str, str], path: Path, facts: dict[str, Any]) -> Path:
+    """Writes figures as JSON, undefined values as null.
+
+    Args:
+        missing: name of each cell without result, and why. path: of the file. facts: written beside the figures.
+    """
     rows = []
     for figure in figures:
         row = asdict(figure)
         row["values"] = [None if math.isnan(value) else value for value in figure.values]
         rows.append(row)
-    path = folder / "results.json"
-    content = {**facts, "figures": rows, "missing": [cell.name for cell in missing]}
+    content = {**facts, "figures": rows, "missing": dict(missing)}
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path

@@ -3,26 +3,220 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from m4oe_ds import config_loader
-from m4oe_ds.compare.cells import PRESETS, Cell
+from m4oe_ds.compare.cells import Cell
 from m4oe_ds.compare.processes import Children
 from m4oe_ds.config import to_dict
 from m4oe_ds.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-STOPPED = 75  # as train.py: a signal stopped it, a checkpoint was saved, the same command goes on
+STOPPED = "stopped by a signal; the same command goes on"
+_STOPPED_STATUS = 75  # of train.py, which saved a checkpoint
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How cells are run.
+
+    Attributes:
+        folder: of the comparison; cells lie in ``cells/``. preset: smoke, small or paper. ds_config: DeepSpeed JSON, from
+            the repository's root if relative. ranks: processes of a cell; above 1 under the deepspeed launcher.
+        timeout_s: of a cell.
+    """
+
+    folder: Path
+    preset: str
+    ds_config: str
+    ranks: int
+    timeout_s: float
+
+    def config(self, dataset: str) -> Path:
+        """The preset's configuration of a data set.
+
+        Raises:
+            ConfigError: the preset has none.
+        """
+        path = ROOT / "configs" / "compare" / self.preset / f"{dataset}.yaml"
+        if not path.is_file():
+            raise ConfigError(f"preset {self.preset} has no data set {dataset}", str(path.parent), "use another preset")
+        return path
+
+    def of(self, cell: Cell) -> Path:
+        """Folder of a cell's run."""
+        return self.folder / "cells" / cell.name
+
+
+@functools.cache
+def _digest(cell: Cell, plan: Plan) -> str:
+    """Of everything the run is made from: all options with their defaults, wherever they are written, and the JSON."""
+    options = to_dict(config_loader.load(plan.config(cell.dataset), cell.overrides))
+    content = [options, json.loads((ROOT / plan.ds_config).read_text())]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:16]
+
+
+def identity(cell: Cell, plan: Plan) -> dict[str, Any]:
+    """What a finished run must have been made from to count as this cell.
+
+    Raises:
+        ConfigError: the cell's options contradict each other.
+    """
+    return {
+        **asdict(cell),
+        "overrides": list(cell.overrides),
+        "preset": plan.preset,
+        "configuration": _digest(cell, plan),
+    }
+
+
+def state(cell: Cell, plan: Plan) -> str:
+    """``done``, ``failed``, ``started`` or ``new``.
+
+    Raises:
+        ConfigError: the folder holds a run of other settings, finished or under way; one that failed is given up.
+    """
+    folder = plan.of(cell)
+    if not (folder / "cell.json").is_file():
+        return "new"
+    done, failed = (folder / "metrics.json").is_file(), (folder / "error.txt").is_file()
+    if json.loads((folder / "cell.json").read_text()) != identity(cell, plan):
+        if failed and not done:
+            return "new"
+        raise ConfigError("holds a run of other settings", str(folder), "delete it, or choose another --output")
+    return "done" if done else "failed" if failed else "started"
+
+
+def reason(cell: Cell, plan: Plan) -> str:
+    """Why a cell has no result: the last line of what a failed run printed, else that it was not run to its end."""
+    path = plan.of(cell) / "error.txt"
+    lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
+    return f"failed: {lines[-1]}" if lines else "not run" if state(cell, plan) == "new" else "not finished"
+
+
+def run_cell(cell: Cell, plan: Plan, children: Children | None = None) -> str:
+    """Trains and evaluates one cell; the last lines of its output if it failed, else an empty text.
+
+    In a SLURM step of several tasks every task calls this for the same cell: the tasks are its ranks.
+    """
+    if state(cell, plan) == "done":
+        return ""
+    children = children or Children()
+    if children.stopped:
+        return STOPPED
+    folder, (tasks, task) = plan.of(cell), step_tasks(os.environ)
+    if task == 0:
+        if state(cell, plan) == "new":
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").unlink(missing_ok=True)
+        _write(folder / "cell.json", json.dumps(identity(cell, plan), indent=1) + "\n")
+    code = children.call(
+        _command(cell, plan, 1 if tasks > 1 else plan.ranks),
+        _environment(tasks),
+        plan.timeout_s,
+        folder / "output.txt" if task == 0 else None,
+    )
+    if code == 0 and (task != 0 or (folder / "metrics.json").is_file()):
+        if task == 0:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the weights are kept in weights/
+        return ""
+    if children.stopped or code == _STOPPED_STATUS:
+        return STOPPED
+    if task != 0:
+        return f"rank {task} ended with status {code}"
+    printed = (folder / "output.txt").read_text(errors="replace").strip().splitlines()[-3:]
+    ended = f"not done after {plan.timeout_s:.0f} s" if code is None else f"ended with status {code}"
+    last = "\n".join([ended, *printed] if printed and code is not None else [*printed, ended])
+    _write(folder / "error.txt", last + "\n")
+    return last
+
+
+def run(
+    cells: Sequence[Cell], plan: Plan, workers: int, say: Callable[[str], None]
+) -> tuple[list[tuple[Cell, str]], bool]:
+    """Runs all cells that are not done, ``workers`` at a time.
+
+    Returns:
+        those that failed, with their last lines; whether a signal stopped the work.
+
+    Raises:
+        ConfigError: a cell's options contradict each other, or its folder holds a run of other settings; nothing was run.
+    """
+    todo = [cell for cell in cells if state(cell, plan) != "done"]
+    say(f"{len(cells)} cells, {len(cells) - len(todo)} done already, {workers} at a time")
+    failures: list[tuple[Cell, str]] = []
+    started = time.monotonic()
+    with Children() as children, ThreadPoolExecutor(workers) as pool:
+        pending = {pool.submit(run_cell, cell, plan, children): cell for cell in todo}
+        for number, finished in enumerate(as_completed(pending), 1):
+            cell, problem = pending[finished], finished.result()
+            if problem == STOPPED:
+                continue
+            left = (time.monotonic() - started) / number * (len(todo) - number)
+            say(f"[{number}/{len(todo)}] {cell.name}: {'failed' if problem else 'done'}, {left / 60:.0f} min left")
+            if problem:
+                failures.append((cell, problem))
+                say("    " + problem.splitlines()[-1])
+        return failures, bool(children.stopped)
+
+
+def step_tasks(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Number of tasks of this SLURM step and which one this is; (1, 0) outside of one."""
+    if not environ.get("SLURM_STEP_ID", "").isdigit():
+        return 1, 0
+    count = environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "1"))
+    return int(count), int(environ.get("SLURM_PROCID", "0"))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock file: array tasks that start together make shared shards once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _command(cell: Cell, plan: Plan, ranks: int) -> list[str]:
+    arguments = [
+        str(ROOT / "train.py"), "--ds_config", str(ROOT / plan.ds_config), "--config", str(plan.config(cell.dataset)),
+        "--output", str(plan.of(cell)), "--resume", "auto",
+    ]  # fmt: skip
+    for override in (*cell.overrides, f"run.name={cell.name}"):
+        arguments += ["--set", override]
+    if ranks == 1:
+        return [sys.executable, *arguments]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    launcher = str(Path(sys.executable).parent / "deepspeed")
+    return [launcher, "-q", "--num_accelerators", str(ranks), "--master_port", str(port), *arguments]
+
+
+def _environment(tasks: int) -> dict[str, str]:
+    """Of a cell's process: the step's own where its tasks are the ranks, else free of other launchers' variables."""
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    if tasks == 1:
+        foreign = ("SLURM_", "MASTER_", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "RANK")
+        environment = {name: value for name, value in environment.items() if not name.startswith(foreign)}
+    return environment
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

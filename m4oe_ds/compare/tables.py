@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from m4oe_ds.compare.ablations import option_and_value
 from m4oe_ds.compare.cells import ABLATIONS, METHODS, QUESTIONS
 from m4oe_ds.compare.results import Figure
 
@@ -70,7 +71,8 @@ def cell_text(figure: Figure | None) -> str:
     if figure.spread is not None:
         text += f" ± {100 * figure.spread:.1f}"
     if figure.difference is not None and figure.p is not None:
-        text += f" ({100 * figure.difference:+.1f}, p {figure.p:.2f})"
+        p = "p < 0.01" if figure.p < 0.01 else f"p {figure.p:.2f}"
+        text += f" ({100 * figure.difference:+.1f}, {p})"
     return text
 
 
@@ -131,26 +133,29 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def write(name: str, rows: Sequence[Sequence[str]], folder: Path) -> str:
-    """Writes ``<name>.md`` and ``<name>.csv``; returns the Markdown."""
-    text = markdown(rows)
+def write(name: str, rows: Sequence[Sequence[str]], folder: Path, caption: str = "", data: str = "") -> str:
+    """Writes ``<name>.md`` and ``<name>.csv``; returns the Markdown.
+
+    Args:
+        caption: above the Markdown table. data: what the figures were measured on, a last column of the CSV; empty = none.
+    """
+    text = f"{caption}\n\n{markdown(rows)}" if caption else markdown(rows)
     (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    marked = [[*row, "data" if number == 0 else data] for number, row in enumerate(rows)] if data else rows
     with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows(rows)
+        csv.writer(stream).writerows(marked)
     return text
 
 
 def sweep_rows(figures: Sequence[Figure]) -> list[list[str]]:
-    """Fig. 7 as a table: swept option and value, data set, task, metric, mean, spread, seeds."""
+    """Fig. 7 as a table: swept option and value, data set, method, task, metric, mean, spread, seeds."""
     rows = [["option", "value", "data set", "method", "task", "metric", "mean", "spread", "seeds"]]
-    for figure in sorted(figures, key=lambda f: (f.sweep.split("=")[0], f.dataset, f.task, f.metric, _number(f.sweep))):
-        if figure.sweep and figure.mean is not None:
-            option, _, value = figure.sweep.partition("=")
-            spread = "" if figure.spread is None else f"{figure.spread:.4f}"
-            rows.append([option, value, figure.dataset, figure.method, figure.task, figure.metric, f"{figure.mean:.4f}",
-                         spread, str(len(figure.seeds))])  # fmt: skip
+    swept = [(option_and_value(figure.sweep), figure) for figure in figures if figure.sweep and figure.mean is not None]
+    for (option, value), f in sorted(
+        swept, key=lambda pair: (pair[0][0], pair[1].dataset, pair[1].method, pair[1].task, pair[1].metric, pair[0][1])
+    ):
+        spread = "" if f.spread is None else f"{f.spread:.4f}"
+        rows.append(
+            [option, f"{value:g}", f.dataset, f.method, f.task, f.metric, f"{f.mean:.4f}", spread, str(len(f.seeds))]
+        )
     return rows
-
-
-def _number(sweep: str) -> float:
-    return float(sweep.partition("=")[2] or 0)

@@ -40,7 +40,9 @@ def write_report(folder: Path, split: str, root: str, tasks: Sequence[TaskSpec],
     attributes: dict[str, np.ndarray] = {"side": np.array([key.rsplit("-", 1)[-1] for key in keys], dtype=object)}
     if "label_density" in predictions:
         names = "ABCD"
-        attributes["density"] = np.array([names[k] if k >= 0 else "" for k in predictions["label_density"]], dtype=object)
+        attributes["density"] = np.array(
+            [names[k] if k >= 0 else "" for k in predictions["label_density"]], dtype=object
+        )
     vendors = _vendors(Path(root) / split) if root and "://" not in root else {}
     if vendors:
         attributes["vendor"] = np.array([vendors.get(key, "") for key in keys], dtype=object)
