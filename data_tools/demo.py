@@ -11,7 +11,8 @@ def ensure_phantom_shards(
 ) -> bool:
     """Generates a phantom archive beside ``root`` and converts it, unless the shards exist; True if it did.
 
-    The two steps are the commands a user would type: ``data_tools.phantom``, then ``data_tools.convert``.
+    The two steps are the commands a user would type: ``data_tools.phantom``, then ``data_tools.convert``. Of the archive
+    only its planted truth stays, as ``<root>.truth.json``, against which ``m4oe analyze`` scores explanations.
 
     Args:
         root: shard folder. dataset: archive layout. patients: 0 = never make any. seed, risk_prevalence: of the archive.
@@ -29,5 +30,6 @@ def ensure_phantom_shards(
     phantom.generate(dataset, archive, patients, seed, risk_prevalence=risk_prevalence)
     rows, columns = map(str, image_size)
     convert.run(["--dataset", dataset, "--root", str(archive), "--out", str(root), "--rows", rows, "--cols", columns])
+    (archive / "truth.json").replace(root.with_name(f"{root.name}.truth.json"))
     shutil.rmtree(archive)
     return True
