@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.layers.routing import Routing
+
+Reduce = Callable[[Tensor], Tensor]  # sum of a detached tensor over the data-parallel ranks
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,13 @@ class MultiModalModel(nn.Module):
     def forward(self, batch: Batch) -> ModelOutput:
         """Predictions for a batch."""
         return self.predict(self.fuse(self.encode(batch), batch))
+
+    def inner_level(self, reduce: Reduce) -> AbstractContextManager[None]:
+        """Around the forward of a training step: a model optimised in two levels takes its inner step in there.
+
+        Collectives: those of ``reduce``, in every forward inside; every rank makes the same forwards.
+        """
+        return nullcontext()
 
     def shared_layer(self) -> nn.Module:
         """The last layer that all tasks use (where gradient conflict is measured)."""

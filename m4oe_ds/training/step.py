@@ -132,7 +132,7 @@ def train_step(
                 agreement = gradient_conflict(task_losses, engine.module, counts)
             if policy is not None:
                 task_weights = policy.weights(task_losses, engine.module, probe, counts)
-        with phase(FORWARD):
+        with phase(FORWARD), engine.module.inner_level(reduce.sum_over_ranks):
             output = engine(batch)
         if observe and number + 1 == accumulation:
             routing = {name: routing_sums(layer, batch.valid) for name, layer in output.routing.items()}

@@ -5,17 +5,19 @@ from the abstract; no code is public and the network here is our own: classifica
 events and infrared. The private codes of two modalities shall share little information (vCLUB), the fused code and each
 shared code much (InfoNCE).
 
-The original optimises in two levels, alternating. Here both levels move in one backward, on disjoint parameters: the
-estimator q_theta of the upper bound is fitted by its likelihood on detached codes, which reaches theta alone, while the
-bounds see theta detached and reach everything but theta. Neither level's gradient is touched by the other; what differs
-from alternating steps is that theta is one step behind the codes, and has the optimizer's learning rate.
+Optimised in two levels that alternate (:meth:`Evif.inner_level`): in every forward that is trained the estimators q_theta of
+the upper bound first take one step of Adam along their likelihood on the codes of all ranks, everything else frozen; the
+outer step then minimises task losses and bounds with theta frozen. theta is no parameter of the model, so the outer
+optimizer cannot touch it, nor ZeRO partition it; its values and moments are buffers and part of every checkpoint.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ from m4oe_ds.layers.contrastive import info_nce, negative_log_likelihood, vclub
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.baselines.encoders import mean_pool
-from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
+from m4oe_ds.models.interface import Fused, ModelSpec, Reduce, Tokens
 
 
 @dataclass(frozen=True)
@@ -37,46 +39,95 @@ class Options:
 
     Attributes:
         heads: of the cross-attention. private, fused: weights of the upper and the lower bound.
-        temperature: of InfoNCE. estimator: weight of q_theta's likelihood.
+        temperature: of InfoNCE. estimator_lr: learning rate of the inner level.
     """
 
     heads: int = 8
     private: float = 0.1
     fused: float = 0.1
     temperature: float = 0.07
-    estimator: float = 1.0
+    estimator_lr: float = 1e-3
 
 
 class Gaussian(NamedTuple):
-    """Mean and log variance ``[B, d]`` of q(y|x)."""
+    """Mean and log variance ``[P, B, d]`` of q(y|x), for every pair."""
 
     mean: Tensor
     log_variance: Tensor
 
 
-class Estimator(nn.Module):
-    """q_theta(y|x) = N(mu(x), diag exp s(x)): one hidden layer, tanh on s.
+class Estimators(nn.Module):
+    """q_theta(y|x) = N(mu(x), diag exp s(x)) of P pairs: one hidden layer, tanh on s; and the inner optimizer of theta.
 
-    Parameters stand here and not in sub-modules: the bound uses them detached within the same call, so one gathering
-    serves both uses where parameters are partitioned.
+    Everything is float32 whatever the model is cast to: a step of 1e-3 would vanish in bf16.
 
     Args:
-        dim: width of x and y. hidden: of the hidden layer.
+        pairs: P. dim: width of x and y. hidden: of the hidden layer.
     """
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    BETAS, EPSILON = (0.9, 0.999), 1e-8
+    theta: Tensor
+    mean: Tensor
+    square: Tensor
+    steps: Tensor
+
+    def __init__(self, pairs: int, dim: int, hidden: int) -> None:
         super().__init__()
-        first, second = nn.Linear(dim, hidden), nn.Linear(hidden, 2 * dim)
-        self.w1, self.b1, self.w2, self.b2 = first.weight, first.bias, second.weight, second.bias
+        self.shapes = ((hidden, dim), (hidden,), (2 * dim, hidden), (2 * dim,))
+        rows = []
+        for _ in range(pairs):
+            layers = (nn.Linear(dim, hidden), nn.Linear(hidden, 2 * dim))
+            rows.append(torch.cat([p.detach().flatten() for layer in layers for p in (layer.weight, layer.bias)]))
+        self.register_buffer("theta", torch.stack(rows))  # [P, N]
+        self.register_buffer("mean", torch.zeros_like(self.theta))
+        self.register_buffer("square", torch.zeros_like(self.theta))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def forward(self, x: Tensor) -> tuple[Gaussian, Gaussian]:
-        """Of ``x [B, d]``: q of the codes with theta constant, and q of the codes as constants with theta to be fitted."""
-        constant = [parameter.detach() for parameter in (self.w1, self.b1, self.w2, self.b2)]
-        return self._gaussian(x, *constant), self._gaussian(x.detach(), self.w1, self.b1, self.w2, self.b2)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        kept = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
 
-    @staticmethod
-    def _gaussian(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Gaussian:
-        mean, spread = functional.linear(functional.relu(functional.linear(x, w1, b1)), w2, b2).chunk(2, -1)
+    def forward(self, x: Tensor) -> Gaussian:
+        """q of ``x [P, B, d]`` with theta constant."""
+        return self._gaussian(x, self.theta.clone())  # the next step changes theta in place
+
+    def fit(self, x: Tensor, y: Tensor, valid: Tensor, lr: float, reduce: Reduce) -> None:
+        """One step of Adam on -log q(y|x), a mean over the valid rows of all ranks; x and y are constants.
+
+        Args:
+            x, y: ``[P, B, d]``. valid: ``[P, B]`` bool. lr: learning rate. reduce: sum over the ranks.
+
+        Collectives: one all-reduce of P * (N + 1) numbers if ``reduce`` has one. A gradient that is not finite (an
+            overflow, which the outer level skips or stops at) counts as zero.
+        """
+        with torch.enable_grad():
+            theta = self.theta.clone().requires_grad_()
+            q = self._gaussian(x.detach(), theta)
+            pairs = zip(y.detach(), q.mean, q.log_variance, valid, strict=True)
+            # sums, so that the mean can be taken over the rows of all ranks
+            sums = [negative_log_likelihood(*pair, keep) * keep.sum() for *pair, keep in pairs]
+            (gradient,) = torch.autograd.grad(torch.stack(sums).sum(), theta)
+        total = reduce(torch.cat([gradient, valid.sum(1, keepdim=True).to(gradient.dtype)], 1))
+        gradient = total[:, :-1] / total[:, -1:].clamp_min(1.0)
+        gradient = torch.where(gradient.isfinite(), gradient, 0.0)
+        first, second = self.BETAS
+        self.steps += 1
+        self.mean.lerp_(gradient, 1 - first)
+        self.square.lerp_(gradient.square(), 1 - second)
+        count = self.steps.to(gradient.dtype)
+        scale = (self.square / (1 - second**count)).sqrt() + self.EPSILON
+        self.theta -= lr * (self.mean / (1 - first**count)) / scale
+
+    def _gaussian(self, x: Tensor, theta: Tensor) -> Gaussian:
+        sizes = [torch.Size(shape).numel() for shape in self.shapes]
+        parts = zip(theta.split(sizes, 1), self.shapes, strict=True)
+        w1, b1, w2, b2 = (part.unflatten(1, shape) for part, shape in parts)
+        with torch.autocast(x.device.type, enabled=False):
+            hidden = functional.relu(torch.baddbmm(b1[:, None], x.float(), w1.transpose(1, 2)))
+            mean, spread = torch.baddbmm(b2[:, None], hidden, w2.transpose(1, 2)).chunk(2, -1)
         return Gaussian(mean, spread.tanh())
 
 
@@ -117,7 +168,8 @@ class Collaboration(nn.Module):
         self.attention = nn.MultiheadAttention(dim, options.heads, kdim=half, vdim=half, batch_first=True)
         self.exchange = CrossTask(tasks, dim) if tasks > 1 else None
         self.pairs = list(itertools.permutations(range(len(widths)), 2))
-        self.estimators = nn.ModuleDict({f"{i}_{j}": Estimator(half, half) for i, j in self.pairs})
+        self.estimators = Estimators(len(self.pairs), half, half) if self.pairs else None
+        self.reduce: Reduce | None = None  # set while the inner level is to take its steps
         self.fused_code = nn.Linear(dim, half)
 
     def forward(self, x: list[Tensor], present: Tensor, valid: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -150,19 +202,17 @@ class Collaboration(nn.Module):
         Args:
             private, shared: codes ``m x [B, d/2]``. fused: ``[B, d]``. rows: ``m x [B]`` bool, which codes exist.
         """
-        lower, upper, fit = [], [], []
         code = self.fused_code(fused)
-        for c, keep in zip(shared, rows, strict=True):
-            lower.append(info_nce(code, c, keep, self.options.temperature))
-        for i, j in self.pairs:
-            keep = rows[i] & rows[j]
-            outer, inner = self.estimators[f"{i}_{j}"](private[i])
-            upper.append(vclub(private[j], outer.mean, outer.log_variance, keep))
-            fit.append(negative_log_likelihood(private[j].detach(), inner.mean, inner.log_variance, keep))
+        lower = [info_nce(code, c, keep, self.options.temperature) for c, keep in zip(shared, rows, strict=True)]
         aux = {"shared_information": -self.options.fused * torch.stack(lower).mean()}
-        if self.pairs:
+        if self.estimators is not None:
+            x, y = (torch.stack([private[pair[end]] for pair in self.pairs]) for end in (0, 1))  # [P, B, d/2]
+            keep = torch.stack([rows[i] & rows[j] for i, j in self.pairs])
+            if self.training and self.reduce is not None:
+                self.estimators.fit(x, y, keep, self.options.estimator_lr, self.reduce)
+            q = self.estimators(x)
+            upper = [vclub(*pair) for pair in zip(y, q.mean, q.log_variance, keep, strict=True)]
             aux["private_information"] = self.options.private * torch.stack(upper).mean()
-            aux["estimator_fit"] = self.options.estimator * torch.stack(fit).mean()
         return aux
 
 
@@ -182,6 +232,18 @@ class Evif(ComparedModel):
         widths = tuple(self.encoders.widths[name] for name in spec.modalities)
         self.collaboration = Collaboration(widths, len(spec.tasks), config.dim, options) if self.own_fusion else None
         self.finish(config.dim)
+
+    @contextmanager
+    def inner_level(self, reduce: Reduce) -> Iterator[None]:
+        """Forwards in here, in training mode, first fit the estimators; see :meth:`MultiModalModel.inner_level`."""
+        if self.collaboration is None:
+            yield
+            return
+        self.collaboration.reduce = reduce
+        try:
+            yield
+        finally:
+            self.collaboration.reduce = None
 
     def combine(self, tokens: Tokens, batch: Batch) -> Fused:
         """h_k per task, and the weighted bounds."""

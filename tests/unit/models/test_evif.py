@@ -14,7 +14,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.contrastive import info_nce, negative_log_likelihood, vclub
 from m4oe_ds.models import build, spec_for
-from m4oe_ds.models.baselines.evif import Collaboration, CrossTask, Estimator, Options
+from m4oe_ds.models.baselines.evif import Collaboration, CrossTask, Estimators, Evif, Options
 from tests.distributed import problem
 
 GAMMA = ("data.dataset=gamma", "data.modalities=[fundus, oct]", "data.image_size=[32, 32]")
@@ -25,12 +25,14 @@ def config_of(*overrides: str) -> Config:
     return problem.config("model.name=evif", *overrides)
 
 
-def case(*overrides: str, count: int = 8) -> tuple[nn.Module, Batch]:
+def case(*overrides: str, count: int = 8) -> tuple[Evif, Batch]:
     config = config_of(*overrides)
     spec = spec_for(config)
     batch = problem.samples(spec, count, seed=0)
     masks = {task.name: torch.zeros(count, 1, *spec.image_size) for task in spec.tasks if task.kind == "segmentation"}
-    return build(config), dataclasses.replace(batch, labels={**batch.labels, **masks})
+    model = build(config)
+    assert isinstance(model, Evif)
+    return model, dataclasses.replace(batch, labels={**batch.labels, **masks})
 
 
 def parameters(module: nn.Module) -> int:
@@ -58,8 +60,10 @@ def test_the_native_network_has_its_size() -> None:
     attention = d * d + 2 * d * (d // 2) + 3 * d + d * d + d
     exchange = p * (p - 1) * 2 * d + d * d
     half = d // 2
+    assert parameters(model.collaboration) == codes + p * d + attention + exchange + d * half + half
+    # theta belongs to the inner level and is no parameter of the model
     estimators = m * (m - 1) * (half * half + half + half * 2 * half + 2 * half)
-    assert parameters(model.collaboration) == codes + p * d + attention + exchange + estimators + d * half + half
+    assert model.collaboration.estimators.theta.numel() == estimators
     heads = 5 * (d * 2 + 2) + d * 3 + 3 + d * 4 + 4
     assert parameters(model) == m * 11_176_512 + parameters(model.collaboration) + heads
 
@@ -71,43 +75,108 @@ def test_every_parameter_learns_for_any_modalities_and_tasks(mode: str, problem_
     output = model(batch)
     (task_loss(model, output, batch) + sum(output.aux.values())).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
-    bounds = {"shared_information", "private_information", "estimator_fit"}
+    bounds = {"shared_information", "private_information"}
     assert set(output.aux) == (set() if mode == "replace" else bounds)
     assert (model.collaboration is None) is (mode == "replace")
 
 
-def test_the_two_levels_move_disjoint_parameters() -> None:
+def alone(value: Tensor) -> Tensor:
+    """A sum over one rank."""
+    return value.clone()
+
+
+def test_alternating_steps_touch_disjoint_parameters() -> None:
+    """The inner step moves theta alone, the outer step everything but theta, and all of both moves."""
+    model, batch = case()
+    theta = {name for name, _ in model.named_buffers() if name.endswith("estimators.theta")}
+    outer = {name for name, _ in model.named_parameters()}
+    assert len(theta) == 1
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def moved(before: dict[str, Tensor]) -> set[str]:
+        return {name for name in theta | outer if not torch.equal(model.state_dict()[name], before[name])}
+
+    def state() -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    before = state()
+    with model.inner_level(alone):
+        output = model(batch)
+    assert moved(before) == theta
+    before = state()
+    (task_loss(model, output, batch) + sum(output.aux.values())).backward()
+    optimizer.step()
+    assert moved(before) == outer
+
+
+def test_the_inner_step_is_taken_before_the_bound_and_only_where_it_is_trained() -> None:
+    model, batch = case()
+    before = model.collaboration.estimators.theta.clone()
+    model(batch)  # a forward that is only looked at
+    model.eval()
+    with model.inner_level(alone):
+        model(batch)
+    assert torch.equal(model.collaboration.estimators.theta, before)
+    model.train()
+    with model.inner_level(alone):
+        trained = model(batch)
+    assert model.collaboration.reduce is None
+    assert not torch.equal(model.collaboration.estimators.theta, before)
+    # the bound of the same forward already stands on the new theta
+    torch.testing.assert_close(model(batch).aux["private_information"], trained.aux["private_information"])
+
+
+def test_the_inner_step_is_adam_on_the_likelihood() -> None:
+    torch.manual_seed(0)
+    estimators = Estimators(2, 3, 5)
+    reference = torch.nn.Parameter(estimators.theta.clone())
+    optimizer = torch.optim.Adam([reference], lr=1e-3)
+    for step in range(4):
+        x, y, valid = torch.randn(2, 6, 3), torch.randn(2, 6, 3), torch.rand(2, 6) < 0.7
+        valid[1] &= step != 2  # a pair without any sample
+        q = estimators._gaussian(x, reference)
+        losses = [negative_log_likelihood(y[k], q.mean[k], q.log_variance[k], valid[k]) for k in range(2)]
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+        estimators.fit(x, y, valid, 1e-3, alone)
+        torch.testing.assert_close(estimators.theta, reference.detach())
+
+
+def test_the_inner_step_is_that_of_the_samples_of_all_ranks() -> None:
+    torch.manual_seed(0)
+    whole, half = Estimators(1, 3, 5), Estimators(1, 3, 5)
+    half.load_state_dict(whole.state_dict())
+    x, y, valid = torch.randn(1, 8, 3), torch.randn(1, 8, 3), torch.tensor([[True] * 3 + [False] * 2 + [True] * 3])
+    seen: list[Tensor] = []
+    for part in (slice(0, 6), slice(6, 8)):  # ranks with unequally many samples
+        rank = Estimators(1, 3, 5)
+        rank.load_state_dict(whole.state_dict())
+        rank.fit(x[:, part], y[:, part], valid[:, part], 1e-3, lambda value: seen.append(value) or value)  # type: ignore[func-returns-value]
+    half.fit(x[:, :6], y[:, :6], valid[:, :6], 1e-3, lambda _: seen[0] + seen[1])
+    whole.fit(x, y, valid, 1e-3, alone)
+    torch.testing.assert_close(half.theta, whole.theta)
+    torch.testing.assert_close(half.square, whole.square)
+
+
+def test_the_inner_level_stays_in_float32_and_survives_an_overflow() -> None:
+    model = case()[0].bfloat16()
+    estimators = model.collaboration.estimators
+    assert {value.dtype for value in (estimators.theta, estimators.mean, estimators.square)} == {torch.float32}
+    x = torch.full((2, 4, 8), math.inf)
+    estimators.fit(x, x, torch.ones(2, 4, dtype=torch.bool), 1e-3, alone)
+    assert estimators.theta.isfinite().all()
+
+
+def test_the_bound_reaches_the_codes() -> None:
     model, batch = case()
     output = model(batch)
-    theta = {name for name, _ in model.named_parameters() if ".estimators." in name}
-    assert theta
-    assert reached(model, output.aux["estimator_fit"]) == theta
-    outer = task_loss(model, output, batch) + output.aux["private_information"] + output.aux["shared_information"]
-    assert not reached(model, outer) & theta
     assert any("private" in name for name in reached(model, output.aux["private_information"]))
-    assert reached(model, outer) | theta == {name for name, _ in model.named_parameters()}
-
-
-def test_one_backward_gives_each_level_its_own_gradient() -> None:
-    """The gradients of the sum are those of the two levels taken one after the other, as in alternating steps."""
-    model, batch = case()
-    output = model(batch)
-    outer = task_loss(model, output, batch) + output.aux["private_information"] + output.aux["shared_information"]
-    inner = output.aux["estimator_fit"]
-    names, values = zip(*model.named_parameters(), strict=True)
-
-    def gradients(value: Tensor) -> dict[str, Tensor | None]:
-        return dict(zip(names, torch.autograd.grad(value, values, retain_graph=True, allow_unused=True), strict=True))
-
-    both, of_inner, of_outer = gradients(outer + inner), gradients(inner), gradients(outer)
-    for name in names:
-        expected = of_inner[name] if ".estimators." in name else of_outer[name]
-        torch.testing.assert_close(both[name], expected, msg=name)
 
 
 def test_the_aux_losses_are_the_weighted_bounds() -> None:
     """From the codes that the model shows, with the estimators called on their own."""
-    model, batch = case("model.options={private: 0.3, fused: 0.2, estimator: 0.5, temperature: 0.1}")
+    model, batch = case("model.options={private: 0.3, fused: 0.2, temperature: 0.1}")
     output = model(batch)
     private, shared = output.extras["codes"].split(2, 1)
     fused = torch.stack([model.fuse(model.encode(batch), batch).features[name] for name in model.spec.task_names])
@@ -115,31 +184,26 @@ def test_the_aux_losses_are_the_weighted_bounds() -> None:
     rows = [batch.valid & batch.present[:, i] for i in range(2)]
     lower = sum(info_nce(code, shared[:, i], rows[i], 0.1) for i in range(2)) / 2
     torch.testing.assert_close(output.aux["shared_information"], -0.2 * lower)
-    upper, fit = 0.0, 0.0
-    for i, j in ((0, 1), (1, 0)):
-        q = model.collaboration.estimators[f"{i}_{j}"](private[:, i])[0]
-        upper += vclub(private[:, j], q.mean, q.log_variance, rows[0] & rows[1]) / 2
-        fit += negative_log_likelihood(private[:, j], q.mean, q.log_variance, rows[0] & rows[1]) / 2
+    upper = torch.zeros(())
+    for place, (i, j) in enumerate(((0, 1), (1, 0))):
+        q = model.collaboration.estimators(private[:, i].expand(2, -1, -1))
+        upper += vclub(private[:, j], q.mean[place], q.log_variance[place], rows[0] & rows[1]) / 2
     torch.testing.assert_close(output.aux["private_information"], 0.3 * upper)
-    torch.testing.assert_close(output.aux["estimator_fit"], 0.5 * fit)
     assert lower.item() <= math.log(len(batch))
 
 
 def fitted_bound(correlation: float) -> float:
     """Upper bound between two correlated standard normal numbers after fitting q_theta to them, in nats."""
     torch.manual_seed(0)
-    estimator = Estimator(1, 16)
-    optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-2)
-    valid = torch.ones(512, dtype=torch.bool)
+    estimators = Estimators(1, 1, 16)
+    valid = torch.ones(1, 512, dtype=torch.bool)
     for step in range(401):
-        x = torch.randn(512, 1)
-        y = correlation * x + math.sqrt(1 - correlation**2) * torch.randn(512, 1)
-        outer, inner = estimator(x)
+        x = torch.randn(1, 512, 1)
+        y = correlation * x + math.sqrt(1 - correlation**2) * torch.randn(1, 512, 1)
         if step == 400:
-            return vclub(y, outer.mean, outer.log_variance, valid).item()
-        optimizer.zero_grad()
-        negative_log_likelihood(y, inner.mean, inner.log_variance, valid).backward()
-        optimizer.step()
+            q = estimators(x)
+            return vclub(y[0], q.mean[0], q.log_variance[0], valid[0]).item()
+        estimators.fit(x, y, valid, 1e-2, alone)
     raise AssertionError
 
 
@@ -172,13 +236,12 @@ def test_an_absent_modality_is_as_if_its_codes_were_not_there() -> None:
     torch.manual_seed(0)
     options = Options(heads=2)
     whole, smaller = Collaboration((6, 6, 6), 2, 8, options), Collaboration((6, 6), 2, 8, options)
-    renamed = {"private.2": "private.1", "estimators.0_2": "estimators.0_1", "estimators.2_0": "estimators.1_0"}
-    state = {}
-    for name, value in whole.state_dict().items():
-        if name.startswith(("private.1", "estimators.0_1", "estimators.1_", "estimators.2_1")):
-            continue
-        old = next((key for key in renamed if name.startswith(key)), "")
-        state[name.replace(old, renamed[old]) if old else name] = value
+    state = {
+        name.replace("private.2", "private.1"): value
+        for name, value in whole.state_dict().items()
+        if not name.startswith(("private.1", "estimators."))  # answers do not depend on the estimators
+    }
+    state |= {name: value for name, value in smaller.state_dict().items() if name.startswith("estimators.")}
     smaller.load_state_dict(state, strict=True)
     x, valid = [torch.randn(5, 6) for _ in range(3)], torch.ones(5, dtype=torch.bool)
     h, _, _ = whole(x, torch.tensor([[True, False, True]]).expand(5, 3), valid)
@@ -211,9 +274,9 @@ def test_exchange_between_tasks_by_hand() -> None:
 def test_one_task_has_no_exchange_and_one_modality_no_upper_bound() -> None:
     model, _ = case("data.tasks=[density]")
     assert model.collaboration.exchange is None
-    alone = Collaboration((6,), 2, 8, Options(heads=2))
+    single = Collaboration((6,), 2, 8, Options(heads=2))
     everything = torch.ones(3, dtype=torch.bool)
-    h, aux, _ = alone([torch.randn(3, 6)], everything[:, None], everything)
+    h, aux, _ = single([torch.randn(3, 6)], everything[:, None], everything)
     assert h.shape == (3, 2, 8)
     assert set(aux) == {"shared_information"}
 
