@@ -171,8 +171,9 @@ class RoutingSums:
         Returns:
             ``layer``, ``slots``, ``tasks``, ``samples``; ``utilisation_ij`` (mean over samples and slots of W),
             ``utilisation_i`` (mean over experts; sums to 1), ``utilisation_ik`` (mean over experts, per slot column),
-            ``utilisation_entropy`` (1 = all modalities alike), ``utilisation_largest``; ``contribution_ki`` (zeros for
-            a task without labels; one row for shared slots); ``expert_mass_jk`` (mean over samples and tokens of C) and,
+            ``utilisation_entropy`` (1 = all modalities alike), ``utilisation_largest``; ``information_k``
+            (:func:`modality_information`); ``contribution_ki`` (zeros for a task without labels; one row for shared
+            slots); ``expert_mass_jk`` (mean over samples and tokens of C) and,
             for task slots, :func:`expert_dependency` of it.
 
         Raises:
@@ -192,6 +193,7 @@ class RoutingSums:
             "utilisation_ik": mass.mean(1),
             "utilisation_entropy": normalised_entropy(used),
             "utilisation_largest": float(used.max()),
+            "information_k": modality_information(mass),
             "contribution_ki": (self._contribution / self._labelled.clamp_min(1.0)[:, None]).numpy(),
             "labelled_k": self._labelled.numpy(),
             "expert_mass_jk": (self._weight / self.tokens).numpy(),
@@ -199,6 +201,19 @@ class RoutingSums:
         if self.tasks:
             found |= expert_dependency(found["expert_mass_jk"])
         return found
+
+
+def modality_information(mass: ArrayLike) -> np.ndarray:
+    """I(M; E | T = k) of the population in nats, ``[p]``: the mutual information of the mean dispatch mass.
+
+    Args:
+        mass: ``[m, n, p]`` dispatch mass of modality i in expert j and slot column k, averaged over samples.
+    """
+    table = np.asarray(mass, dtype=np.float64)
+    joint = table / table.sum((0, 1), keepdims=True)
+    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    ratio = np.divide(joint, independent, out=np.ones_like(joint), where=joint > 0)
+    return np.asarray((joint * np.log(ratio)).sum((0, 1)))
 
 
 def expert_dependency(mass: ArrayLike) -> dict[str, Any]:

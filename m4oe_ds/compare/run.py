@@ -126,7 +126,7 @@ def run_cell(cell: Cell, plan: Plan, children: Children | None = None) -> str:
         _write(folder / "cell.json", json.dumps(identity(cell, plan), indent=1) + "\n")
     code = children.call(
         _command(cell, plan, 1 if tasks > 1 else plan.ranks),
-        _environment(tasks),
+        cell_environment(tasks),
         plan.timeout_s,
         folder / "output.txt" if task == 0 else None,
     )
@@ -207,7 +207,7 @@ def _command(cell: Cell, plan: Plan, ranks: int) -> list[str]:
     return [launcher, "-q", "--num_accelerators", str(ranks), "--master_port", str(port), *arguments]
 
 
-def _environment(tasks: int) -> dict[str, str]:
+def cell_environment(tasks: int) -> dict[str, str]:
     """Of a cell's process: the step's own where its tasks are the ranks, else free of other launchers' variables."""
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     if tasks == 1:

@@ -54,6 +54,7 @@ def summed(case: dict[str, Any], parts: int) -> tuple[dict[str, Any], Any]:
 @pytest.mark.parametrize("parts", [1, 2])
 def test_every_value_of_the_oracle(cmi_reference: dict[str, Any], parts: int) -> None:
     cases = logits_cases(cmi_reference)
+    labelled = 0
     assert len(cases) >= 8
     for case in cases:
         expected = case["analyses"]
@@ -74,6 +75,11 @@ def test_every_value_of_the_oracle(cmi_reference: dict[str, Any], parts: int) ->
             np.testing.assert_allclose(found[name], expected[key], err_msg=f"{case['name']} {name}", **EXACT)
         population = np.array(expected["contribution_population_ik"]).T
         np.testing.assert_allclose(found["contribution_ki"], population, err_msg=case["name"], **EXACT)
+        if np.array(case["label_mask_bk"]).all():  # the loss averages over labelled samples, the analysis over all
+            information = case["expected"]["dispatch"]["batch"]["I_per_task_nats"]
+            np.testing.assert_allclose(found["information_k"], information, err_msg=case["name"], **EXACT)
+            labelled += 1
+    assert labelled >= 4
 
 
 def test_sparsity_of_extremes() -> None:

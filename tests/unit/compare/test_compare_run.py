@@ -189,14 +189,14 @@ def test_tasks_of_a_step_are_the_ranks_of_one_cell(
     for name, value in {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert run.step_tasks(os.environ) == (2, 1)
-    assert run._environment(2)["SLURM_PROCID"] == "1"
+    assert run.cell_environment(2)["SLURM_PROCID"] == "1"
     scripts[0] = "print('rank')"
     assert run.run_cell(cells()[0], plan(tmp_path)) == ""  # rank 0 answers for the metrics
     assert not plan(tmp_path).of(cells()[0]).exists()
     assert main(["compare", "--datasets", "embed", "--methods", "ours", "--output", str(tmp_path)]) == 6
     assert "--cell" in capsys.readouterr().err
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert not {"SLURM_STEP_ID", "SLURM_PROCID", "MASTER_PORT"} & run._environment(1).keys()
+    assert not {"SLURM_STEP_ID", "SLURM_PROCID", "MASTER_PORT"} & run.cell_environment(1).keys()
 
 
 def test_shared_shards_are_made_by_one_at_a_time(tmp_path: Path) -> None:
