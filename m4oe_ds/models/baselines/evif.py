@@ -108,7 +108,7 @@ class Estimators(nn.Module):
             q = self._gaussian(x.detach(), theta)
             pairs = zip(y.detach(), q.mean, q.log_variance, valid, strict=True)
             # sums, so that the mean can be taken over the rows of all ranks
-            sums = [negative_log_likelihood(*pair, keep) * keep.sum() for *pair, keep in pairs]
+            sums = [negative_log_likelihood(*pair) * pair[3].sum() for pair in pairs]
             (gradient,) = torch.autograd.grad(torch.stack(sums).sum(), theta)
         total = reduce(torch.cat([gradient, valid.sum(1, keepdim=True).to(gradient.dtype)], 1))
         gradient = total[:, :-1] / total[:, -1:].clamp_min(1.0)
