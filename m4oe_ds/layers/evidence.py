@@ -49,8 +49,10 @@ class EvidentialOptions:
     Attributes:
         fusion: ``nig`` or ``dirichlet``. plus: add the confidence ranking of EyeMoSt+.
         squared_scale: put the squared scale where the t likelihood has the scale, as the released code does.
-        source_entropy, fused_entropy: weights of the cross-entropies. ranking: weight of the confidence ranking.
-        kl: weight of the KL divergence of the Dirichlet loss.
+        source_entropy, fused_entropy: weights of the cross-entropies.
+        ranking: weight of the confidence ranking per sample: the original's 10 for the sum over its batch of 16, where
+            every other term is a mean.
+        kl: weight of the KL divergence of the Dirichlet loss. kl_epochs: epochs in which it rises from 0 to that.
     """
 
     fusion: str = "nig"
@@ -58,8 +60,9 @@ class EvidentialOptions:
     squared_scale: bool = False
     source_entropy: float = 0.01
     fused_entropy: float = 0.5
-    ranking: float = 10.0
+    ranking: float = 160.0
     kl: float = 1.0
+    kl_epochs: int = 50
 
 
 def nig_from_logits(raw: Tensor) -> NIG:

@@ -3,8 +3,7 @@
 EyeMoSt (Zou et al., MICCAI 2023) and EyeMoSt+ (Zou et al., Medical Image Analysis 2024), with the Dirichlet evidence of
 trusted multi-view classification (Han et al., ICLR 2021) as the other fusion. Sources are modalities, and the features
 of an attached MToE where there is one. Everything is float32. Adapted: more than two sources; sums run over the sources
-that are present; the confidence ranking is averaged over the samples (the original adds them up: times its batch of 16);
-the weight of the Dirichlet KL term is constant (the original raises it over the first 50 epochs).
+that are present; the confidence ranking is a mean over the samples, weighted by the original's weight times its batch.
 """
 
 from __future__ import annotations
@@ -151,7 +150,8 @@ class EvidentialLoss(OwnLoss):
             labels = torch.where(keep, batch.labels[task.name], 0)
             evidence, present = output.extras[f"evidence.{task.name}"].float(), output.extras["sources"]
             if self.evidence.fusion == "dirichlet":
-                rows = dirichlet_fusion_loss(evidence, present, labels, self.evidence)
+                kl = self.evidence.kl * min(1.0, self.epoch / max(self.evidence.kl_epochs, 1))
+                rows = dirichlet_fusion_loss(evidence, present, labels, dataclasses.replace(self.evidence, kl=kl))
             else:
                 rows = nig_loss(NIG(*evidence.unbind(2)), present, labels, self.evidence)
             found[task.name] = LossParts(torch.where(keep, rows, 0.0).sum(), keep.sum().to(rows.dtype))

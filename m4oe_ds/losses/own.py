@@ -36,10 +36,14 @@ class OwnLoss:
 
     Args:
         tasks: in the order of ``label_mask``. options: ``model.options``.
+
+    Attributes:
+        epoch: number of the epoch, from 0, set by the training loop.
     """
 
     def __init__(self, tasks: Sequence[TaskSpec], options: Mapping[str, Any]) -> None:
         self.tasks, self.options = tuple(tasks), dict(options)
+        self.epoch = 0
 
     def mask(self, batch: OwnLabels) -> Tensor:
         """``[B, p]`` bool: the labels that count, a subset of ``batch.label_mask`` that depends on labels alone."""

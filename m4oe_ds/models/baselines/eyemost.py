@@ -5,8 +5,9 @@ al., "Confidence-aware multi-modality learning for eye disease screening", Medic
 Fidelity: re-implemented from public facts about the released network; nothing copied. Adapted: one set of evidential
 heads per task over encoders that all tasks share; two to four modalities; a mask is decoded from the fundus maps and a
 mean of projected modality vectors, since the original has no fused vector; Res2Net-50d of timm stands for
-Res2Net-50-v1b, and how the 3-D map becomes 8192 features (4 x 4 positions here) is not documented. ``append`` lets the
-features g_k join the fusion as one more source, ``replace`` leaves them as the only one.
+Res2Net-50-v1b; the 3-D map becomes the published 8192 features by a mean over 2 x 4 x 2 places, which their number and
+the size of the published volume imply. ``append`` lets the features g_k join the fusion as one more source, ``replace``
+leaves them as the only one.
 """
 
 from __future__ import annotations

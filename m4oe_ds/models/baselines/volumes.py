@@ -17,7 +17,9 @@ from torch.nn import functional
 
 logger = logging.getLogger(__name__)
 
-GRID = 4  # positions per side of the pooled map: 512 * 4 * 4 = 8192 features
+# of the pooled map. The published volume of 128 x 256 x 128 becomes 8192 features; behind a stride of 8 that is a pool of 8
+# in every direction: 512 channels at 2 x 4 x 2 positions
+GRID = (2, 4, 2)
 VOLUME_CHANNELS = 4  # from so many channels on an image is a volume
 
 default_cfgs = generate_default_cfgs({"volume_resnet10.untrained": {"input_size": (256, 256, 256)}})
@@ -49,7 +51,7 @@ class BasicBlock3d(nn.Module):
 
 
 class VolumeResNet10(nn.Module):
-    """One channel in, stages of 64, 128, 256 and 512 channels with one block each; the last map pooled over depth.
+    """One channel in, stages of 64, 128, 256 and 512 channels with one block each; the last map pooled to ``GRID``.
 
     ``num_features`` and ``feature_info`` are what timm's networks have.
     """
@@ -74,12 +76,12 @@ class VolumeResNet10(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> Tensor:
-        """``[B, D, H, W] -> [B, 512, 4, 4]``."""
+        """``[B, D, H, W] -> [B, 512, 8, 2]``: depth and height of the grid share the rows."""
         x = functional.relu(self.norm(self.conv(image[:, None])))
         x = functional.max_pool3d(x, 3, 2, 1)
         for stage in self.stages:
             x = stage(x)
-        return functional.adaptive_avg_pool3d(x, (1, GRID, GRID)).squeeze(2)
+        return functional.adaptive_avg_pool3d(x, GRID).flatten(2, 3)
 
     def forward_intermediates(self, image: Tensor, intermediates_only: bool = False) -> list[Tensor]:
         """The one map that is read, as timm's networks give theirs."""
@@ -108,5 +110,5 @@ def is_volume(channels: int) -> bool:
 
 
 def flatten_grid(maps: Tensor) -> Tensor:
-    """``[B, 512, 4, 4] -> [B, 8192]``."""
+    """``[B, 512, 8, 2] -> [B, 8192]``."""
     return torch.flatten(maps, 1)

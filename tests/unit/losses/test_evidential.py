@@ -276,3 +276,30 @@ def test_the_options_add_what_they_name() -> None:
     torch.testing.assert_close(plus - plain, 2.0 * ranking, rtol=1e-4, atol=1e-5)
     squared = EvidentialLoss(TASKS, {"squared_scale": True}).parts(output, batch, mask, unused)["grade"].sum
     assert abs((squared - plain).item()) > 1e-3
+
+
+def test_the_ranking_weighs_as_in_the_original_batch() -> None:
+    """10 times the sum over a batch of 16, beside means: 160 times the mean."""
+    nig = random_nig(16, 2, 3, seed=2)
+    labels, present = torch.arange(16) % 3, torch.ones(16, 2, dtype=torch.bool)
+    fused = evidence.fuse_student_t(evidence.student_t(nig), present).location
+    summed = evidential.confidence_ranking(nig.gamma, fused, labels, present).sum()
+    assert summed > 0
+    plain = evidential.nig_loss(nig, present, labels, EvidentialOptions()).mean()
+    plus = evidential.nig_loss(nig, present, labels, EvidentialOptions(plus=True)).mean()
+    torch.testing.assert_close(plus - plain, 10 * summed, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("epoch", "weight"), [(0, 0.0), (25, 0.5), (50, 1.0), (80, 1.0)])
+def test_the_dirichlet_divergence_rises_over_fifty_epochs(epoch: int, weight: float) -> None:
+    output, batch, mask = case(dirichlet=True)
+    loss = EvidentialLoss(TASKS, {"fusion": "dirichlet"})
+    loss.epoch = epoch
+    found = loss.parts(output, batch, mask, unused)["grade"].sum
+    rows = evidential.dirichlet_fusion_loss(
+        output.extras["evidence.grade"],
+        output.extras["sources"],
+        torch.tensor([0, 2, 0, 1]),
+        EvidentialOptions(fusion="dirichlet", kl=weight),
+    )
+    torch.testing.assert_close(found, rows[[0, 1, 3]].sum())

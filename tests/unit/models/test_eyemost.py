@@ -66,9 +66,17 @@ def test_the_volume_network_keeps_a_map_of_8192_numbers_for_any_depth() -> None:
     network = VolumeResNet10().eval()
     with torch.no_grad():
         for depth in (16, 24):
-            assert network(torch.randn(1, depth, 32, 32)).shape == (1, 512, 4, 4)
+            assert network(torch.randn(1, depth, 32, 32)).shape == (1, 512, 8, 2)
         image = torch.randn(1, 16, 32, 32)
         assert not torch.allclose(network(image), network(image.flip(1)), atol=1e-4)  # depth is an axis, not a set
+        network.stages = nn.ModuleList()  # what is left is of stride 4: 128 x 256 x 128 of the release as 64 x 128 x 64
+        network.conv, network.norm = nn.Conv3d(1, 2, 7, 2, 3), nn.Identity()
+        nn.init.ones_(network.conv.weight)
+        image = torch.zeros(1, 64, 128, 64)
+        image[:, 40:, 40:60, :20] = 1e3  # back, second quarter of the height, left
+        maps = network(image)[0].amax(0).unflatten(0, (2, 4))  # depth, height, width
+        assert divmod(int(maps.argmax()), 8)[0] == 1
+        assert int(maps[1].argmax()) == 2
 
 
 def test_the_native_network_has_its_size() -> None:
