@@ -215,7 +215,9 @@ class LossConfig:
         "sum",
         "`calibrated`: bring the gradients of tasks and modalities to one level (FULLER); a second forward per step.",
     )
-    gradient_options: dict[str, Any] = option({}, "`calibrated`: rule (norm or imtl_g), momentum, normalise, branches.")
+    gradient_options: dict[str, Any] = option(
+        {}, "`calibrated`: rule (norm or imtl_g), momentum, normalise, branches, weighted_heads."
+    )
     default: TaskLossConfig = section(TaskLossConfig, "Loss of every task not listed under `tasks`.")
     tasks: dict[str, TaskLossConfig] = option({}, "Losses of single tasks, by task name.")
 

@@ -3,8 +3,8 @@
 ``sum`` adds the task losses as they are. ``calibrated`` reconstructs the multi-level gradient calibration of FULLER
 (Huang et al., ICCV 2023) from its abstract: the tasks' gradients at the last shared layer are brought to one level
 (``norm``) or to equal projections (``imtl_g``; Liu et al., ICLR 2021), then the gradients that enter the modality
-branches are brought to one level. Two deviations: the heads are trained with the weighted losses too, and what is level
-is the whole branch gradient of a micro-batch.
+branches are brought to one level. The heads keep their own gradients: weights act from the shared layer down, where the
+model shows its output for every task; else they multiply the losses. What is level is the branch gradient of a micro-batch.
 
 Every gradient here comes from ``torch.autograd.grad`` and leaves ``.grad`` and the engine's hooks alone. The losses must
 therefore come from a forward through ``engine.module``: the engine marks the outputs of its own forward for its own
@@ -27,6 +27,9 @@ from m4oe_ds.models.interface import ModelOutput, MultiModalModel
 from m4oe_ds.parallel import reduce
 
 FEATURE_PREFIX = "features."  # extras that hold what enters the fusion, one per modality
+SHARED_PREFIX = (
+    "shared."  # extras that hold what the shared layer gives, one per task, of no other parent than that layer
+)
 SCALE_RANGE = (0.1, 10.0)  # of the branch scales
 _EPSILON = 1e-12
 
@@ -47,6 +50,10 @@ class GradientPolicy:
             counts: ``[p]`` labels of the step over all ranks.
         """
         return dict.fromkeys(task_losses, 1.0)
+
+    def spread(self, weights: Mapping[str, float], *outputs: ModelOutput) -> dict[str, float]:
+        """Makes coming backwards from ``outputs`` weigh the tasks below their heads; returns what is left for the losses."""
+        return dict(weights)
 
     def calibrate(self, loss: Tensor, output: ModelOutput, trained: ModelOutput | None = None) -> dict[str, float]:
         """Makes the coming backward of ``loss`` scale the gradient of each modality branch; returns the scales."""
@@ -75,13 +82,20 @@ class CalibratedPolicy(GradientPolicy):
     Args:
         rule: one of the two. momentum: of the smoothing.
         normalise: rescale the ``norm`` weights to sum to the number of tasks; the smoothing then cancels.
-        branches: calibrate the modality branches as well.
+        branches: calibrate the modality branches as well. weighted_heads: weigh the losses, and so the heads too.
     """
 
     def __init__(
-        self, rule: Rule = "norm", *, momentum: float = 0.9, normalise: bool = True, branches: bool = True
+        self,
+        rule: Rule = "norm",
+        *,
+        momentum: float = 0.9,
+        normalise: bool = True,
+        branches: bool = True,
+        weighted_heads: bool = False,
     ) -> None:
         self.rule, self.momentum, self.normalise, self.branches = rule, momentum, normalise, branches
+        self.weighted_heads = weighted_heads
         self.mean_norm: float | None = None
 
     def weights(
@@ -115,6 +129,15 @@ class CalibratedPolicy(GradientPolicy):
         weights.update({names[k]: float(weight) for k, weight in zip(useful, found, strict=True)})
         return weights
 
+    def spread(self, weights: Mapping[str, float], *outputs: ModelOutput) -> dict[str, float]:
+        """See :class:`GradientPolicy`; all weights are left for the losses of a model that does not show ``shared.<task>``."""
+        if self.weighted_heads or any(SHARED_PREFIX + name not in o.extras for o in outputs for name in weights):
+            return dict(weights)
+        for output in outputs:
+            for name, weight in weights.items():
+                output.extras[SHARED_PREFIX + name].register_hook(_Scale(weight))
+        return dict.fromkeys(weights, 1.0)
+
     def calibrate(self, loss: Tensor, output: ModelOutput, trained: ModelOutput | None = None) -> dict[str, float]:
         """Measures ||dL/dX_i|| over the global micro-batch and hangs the scales mean / own norm on the features X_i.
 
@@ -122,7 +145,7 @@ class CalibratedPolicy(GradientPolicy):
         number, so no collective depends on the order in which autograd reaches the branches.
 
         Args:
-            loss: the weighted loss about to be differentiated. output: with ``extras["features.<modality>"]``.
+            loss: the loss about to be differentiated, behind :meth:`spread`. output: with ``extras["features.<modality>"]``.
             trained: the output whose backward is to be scaled, if it comes from another forward than ``output``.
 
         Collectives: those of one backward down to the features, then one all-reduce of m numbers.
@@ -307,7 +330,7 @@ def branch_scales(norms: list[float]) -> list[float]:
 
 
 def policy(name: str, **options: Any) -> GradientPolicy:
-    """The policy ``sum`` or ``calibrated``; options of the latter: ``rule``, ``momentum``, ``normalise``, ``branches``.
+    """The policy ``sum`` or ``calibrated``; options of the latter: those of :class:`CalibratedPolicy`.
 
     Raises:
         ConfigError: unknown name, rule or option.
@@ -319,7 +342,7 @@ def policy(name: str, **options: Any) -> GradientPolicy:
         return GradientPolicy()
     if name != "calibrated":
         raise ConfigError(f"unknown gradient policy {name!r}", where, "known: calibrated, sum")
-    known = {"rule", "momentum", "normalise", "branches"}
+    known = {"rule", "momentum", "normalise", "branches", "weighted_heads"}
     if unknown := sorted(set(options) - known):
         raise ConfigError(f"unknown options {unknown}", where, f"known: {', '.join(sorted(known))}")
     if options.get("rule", "norm") not in ("norm", "imtl_g"):

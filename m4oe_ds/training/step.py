@@ -139,8 +139,9 @@ def train_step(
         local = torch.stack([part.sum for part in objective.task_parts(output, batch).values()])  # [p]
         weight = scale
         if policy is not None and probe is not None and task_weights is not None:
-            weight = scale * torch.tensor([task_weights[task.name] for task in objective.tasks], device=device)
-            policy.calibrate(_total(task_losses, task_weights), probe, output)
+            left = policy.spread(task_weights, probe, output)
+            weight = scale * torch.tensor([left[task.name] for task in objective.tasks], device=device)
+            policy.calibrate(_total(task_losses, left), probe, output)
         loss = (local * weight).sum()
         # Skipping the term at alpha = 0 must not skip its collective: every rank has the same alpha, so all skip or none.
         with torch.set_grad_enabled(objective.information.alpha != 0):

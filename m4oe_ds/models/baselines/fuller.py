@@ -70,7 +70,8 @@ class FusionTrunk(nn.Module):
 class Fuller(ComparedModel):
     """Encoders, fusion trunk, one linear head per task. See the module's first lines.
 
-    Extras: ``features.<modality>``: the maps that enter the trunk (and the attached MToE, and the mask decoders).
+    Extras: ``features.<modality>``: the maps that enter the trunk (and the attached MToE, and the mask decoders);
+    ``shared.<task> [B, d]``: what the trunk gives to a task's head, without an attached MToE.
     """
 
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
@@ -85,11 +86,14 @@ class Fuller(ComparedModel):
         """One vector for all tasks."""
         assert self.trunk is not None
         z = self.trunk({name: stages[-1] for name, stages in tokens.maps.items()}, tokens.present)
-        return Fused(dict.fromkeys(self.spec.task_names, z))
+        features = {name: z.view_as(z) for name in self.spec.task_names}  # a node each, for the gradients of its task
+        return Fused(features, extras={f"shared.{name}": value for name, value in features.items()})
 
     def fuse(self, tokens: Tokens, batch: Batch) -> Fused:
         """As the base class, with the maps that enter the fusion noted."""
         fused = super().fuse(tokens, batch)
+        if self.mtoe is not None:  # it is shared as well: what the trunk gives is not all that reaches the heads
+            fused.extras = {}
         fused.extras |= {f"features.{name}": stages[-1] for name, stages in tokens.maps.items()}
         return fused
 

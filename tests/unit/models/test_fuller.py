@@ -118,6 +118,41 @@ def test_the_tasks_come_to_one_level_at_the_shared_layer() -> None:
     torch.testing.assert_close(projections, projections.mean().expand_as(projections), rtol=1e-3, atol=1e-6)
 
 
+def test_weights_act_from_the_shared_layer_down_and_leave_the_heads_alone() -> None:
+    model, batch = case()
+    rule = policy("calibrated", rule="norm")
+
+    def gradients(weigh: bool, *only: str) -> dict[str, Tensor]:
+        model.zero_grad()
+        output = model(batch)
+        losses, counts = task_losses(model, output, batch)
+        weights = rule.weights(losses, model, output, counts)
+        left = rule.spread(weights, output) if weigh else dict.fromkeys(losses, 1.0)
+        assert set(left.values()) == {1.0}
+        sum(loss for name, loss in losses.items() if not only or name in only).backward()
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return found | {name: torch.tensor(value) for name, value in weights.items()}
+
+    plain, weighted = gradients(False), gradients(True)
+    for name, _ in model.named_parameters():
+        if name.startswith("heads."):
+            torch.testing.assert_close(weighted[name], plain[name])
+    single = {task: gradients(False, task) for task in model.spec.task_names}
+    for name in ("trunk.last.weight", "trunk.expand.weight", "trunk.project.syn_mlo.weight"):
+        expected = sum(weighted[task] * single[task][name] for task in model.spec.task_names)
+        torch.testing.assert_close(weighted[name], expected, rtol=1e-4, atol=1e-7)
+        assert not torch.allclose(weighted[name], plain[name], rtol=1e-2)
+
+
+@pytest.mark.parametrize("mode", ["append", "replace"])
+def test_beside_an_mtoe_the_losses_are_weighted(mode: str) -> None:
+    model, batch = case(f"model.attach_mtoe={mode}")
+    weights = {name: float(k) for k, name in enumerate(model.spec.task_names)}
+    assert policy("calibrated").spread(weights, model(batch)) == weights
+    model, batch = case()
+    assert policy("calibrated", weighted_heads=True).spread(weights, model(batch)) == weights
+
+
 @pytest.mark.parametrize("mode", ["none", "append", "replace"])
 def test_the_branches_come_to_one_level_in_the_real_backward(mode: str) -> None:
     model, batch = case(f"model.attach_mtoe={mode}")
