@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,10 +110,21 @@ def quiet() -> Iterator[None]:
         chatty.setLevel(level)
 
 
-def _check_header(ds: Any) -> None:
-    """Rejects what is not a single grey image made for viewing."""
-    if "PixelData" not in ds:
-        raise BadImage("no_pixels")
+def read_header(path: Path, tags: Sequence[str]) -> Any:
+    """The named attributes of a file and its file meta information; the pixels stay on the disk.
+
+    Raises:
+        BadImage: missing, not DICOM or damaged.
+    """
+    return _read(path, stop_before_pixels=True, specific_tags=list(tags))
+
+
+def check_kind(ds: Any) -> None:
+    """Rejects what is not a single grey image made for viewing, by its header alone.
+
+    Raises:
+        BadImage: for processing, several frames or colours.
+    """
     if "PROCESSING" in str(ds.get("PresentationIntentType") or "").upper():
         raise BadImage("for_processing")
     frames = str(ds.get("NumberOfFrames") or "1").strip()
@@ -124,10 +135,16 @@ def _check_header(ds: Any) -> None:
 
 
 def read_mammogram(path: Path) -> tuple[Any, NDArray[Any]]:
+    """Header and stored values of one file: the first two of :func:`decode`, which see."""
+    ds, stored, _ = decode(path)
+    return ds, stored
+
+
+def decode(path: Path) -> tuple[Any, NDArray[Any], tuple[int, int]]:
     """Header and stored values of one file.
 
     Returns:
-        ``(ds, stored)``: pydicom Dataset and an integer array [H, W].
+        ``(ds, stored, extremes)``: pydicom Dataset, an integer array [H, W], its least and largest value.
 
     Raises:
         BadImage: missing, truncated, not a single grey image for presentation, constant, or beyond BitsStored.
@@ -137,7 +154,9 @@ def read_mammogram(path: Path) -> tuple[Any, NDArray[Any]]:
 
     with quiet():
         ds = _read(path)
-        _check_header(ds)
+        if "PixelData" not in ds:
+            raise BadImage("no_pixels")
+        check_kind(ds)
         uid = ds.file_meta.get("TransferSyntaxUID")
         if uid is None:
             raise BadImage("no_transfer_syntax")
@@ -165,4 +184,4 @@ def read_mammogram(path: Path) -> tuple[Any, NDArray[Any]]:
         raise BadImage("beyond_bits_stored")
     if least == most:
         raise BadImage("constant")
-    return ds, stored
+    return ds, stored, (least, most)

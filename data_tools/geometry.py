@@ -1,4 +1,4 @@
-"""From a graded image to the stored one: breast mask, crop, chest wall to the left, aspect, size; and back."""
+"""From a graded image and its mask to the stored one: crop, chest wall to the left, aspect, size; and back."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MASK_SIDE = 512  # the mask is found on a copy of at most this many pixels per side
-BORDER_SHARE = 0.0015  # outermost rows and columns ignored: 5 pixels of a full frame
+from data_tools.breast import CoarseMask, Unit
+
+ROWS_AT_ONCE = 64  # source rows looked up and averaged together: they then stay in the cache
 MARGIN_SHARE = 0.01  # kept around the breast, of its box
 MIN_AREA, MAX_AREA = 0.02, 0.98  # share of the image a breast may cover
-
-Unit = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -33,111 +31,6 @@ class Stored:
     area: float
 
 
-def block_mean(image: Unit, factor: int) -> Unit:
-    """Mean of every whole block of ``factor x factor`` pixels."""
-    rows, cols = image.shape[0] // factor * factor, image.shape[1] // factor * factor
-    total = np.zeros((rows // factor, cols // factor), np.float32)
-    for down in range(factor):  # a few passes over short rows: several times faster than a mean over two inner axes
-        for across in range(factor):
-            total += image[down:rows:factor, across:cols:factor]
-    return (total / np.float32(factor * factor)).astype(np.float32)
-
-
-def air_threshold(image: Unit) -> float:
-    """Grey value between air and skin: a fifth of the way from the most frequent dark value to Otsu's threshold.
-
-    Otsu's threshold itself separates fat from gland in dense breasts and would cut the skin line off.
-    """
-    counts, edges = np.histogram(image, bins=256, range=(0.0, 1.0))
-    centres = (edges[:-1] + edges[1:]) / 2
-    weight = np.cumsum(counts)
-    mass = np.cumsum(counts * centres)
-    below, above = weight[:-1], weight[-1] - weight[:-1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (mass[:-1] / below - (mass[-1] - mass[:-1]) / above) ** 2
-    otsu = int(np.argmax(np.nan_to_num(between))) + 1
-    air = float(centres[int(np.argmax(counts[:otsu]))])
-    return air + max(0.012, 0.2 * (float(edges[otsu]) - air))
-
-
-@dataclass(frozen=True)
-class CoarseMask:
-    """A breast mask in blocks of pixels: found, cropped and applied without a pass over the full image.
-
-    Attributes:
-        blocks: bool [rows / factor, cols / factor]. factor: pixels per block and side. shape: of the full image.
-        right_heavy: the right third of the masked image holds more intensity than the left third.
-    """
-
-    blocks: Mask
-    factor: int
-    shape: tuple[int, int]
-    right_heavy: bool
-
-    @property
-    def area(self) -> float:
-        """Share of the image."""
-        return float(self.blocks.sum()) * self.factor**2 / (self.shape[0] * self.shape[1])
-
-    def part(self, top: int, left: int, height: int, width: int) -> Mask:
-        """The mask of a rectangle, one value per pixel."""
-        factor = self.factor
-        first_row, first_col = top // factor, left // factor
-        blocks = self.blocks[first_row : -(-(top + height) // factor), first_col : -(-(left + width) // factor)]
-        above, before = top - first_row * factor, left - first_col * factor
-        wide = np.repeat(blocks, factor, axis=1)[:, before : before + width]
-        tall = np.repeat(wide, factor, axis=0)[above : above + height]
-        if tall.shape == (height, width):
-            return tall
-        out = np.zeros((height, width), bool)  # pixels behind the last whole block belong to no block
-        out[: tall.shape[0], : tall.shape[1]] = tall
-        return out
-
-    def full(self) -> Mask:
-        """The mask of the whole image."""
-        return self.part(0, 0, *self.shape)
-
-
-def block_factor(shape: tuple[int, ...]) -> int:
-    """Pixels per block and side at which the mask of an image is found."""
-    return max(1, -(-max(shape[:2]) // MASK_SIDE))
-
-
-def coarse_mask(small: Unit, factor: int, shape: tuple[int, int]) -> CoarseMask:
-    """The breast (with the pectoral muscle): the largest bright component, holes filled.
-
-    Args:
-        small: float [rows / factor, cols / factor] in 0..1: block means of an image with bright tissue on dark air.
-        shape: of that image.
-
-    Returns:
-        A mask that is False everywhere where nothing is brighter than air.
-    """
-    from scipy import ndimage
-
-    bright = small > air_threshold(small)
-    border = max(1, round(BORDER_SHARE * small.shape[0]))
-    inner = np.zeros_like(bright)
-    inner[border:-border, border:-border] = True
-    bright &= inner
-    # opening cuts thin bridges to markers and collimator edges
-    labels, count = ndimage.label(ndimage.binary_opening(bright, iterations=1))
-    if count == 0:
-        return CoarseMask(np.zeros_like(bright), factor, shape, False)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    breast = labels == int(np.argmax(sizes))
-    breast = ndimage.binary_dilation(breast, iterations=1) & bright
-    breast = ndimage.binary_fill_holes(breast)
-    return CoarseMask(breast, factor, shape, chest_wall_at_right(np.where(breast, small, np.float32(0))))
-
-
-def breast_mask(image: Unit) -> CoarseMask:
-    """:func:`coarse_mask` of a full float image [rows, cols] in 0..1."""
-    factor = block_factor(image.shape)
-    return coarse_mask(block_mean(image, factor), factor, (image.shape[0], image.shape[1]))
-
-
 def crop_box(mask: CoarseMask) -> tuple[int, int, int, int]:
     """(top, left, height, width) of the mask with a margin, inside the image."""
     rows, cols = np.flatnonzero(mask.blocks.any(axis=1)), np.flatnonzero(mask.blocks.any(axis=0))
@@ -149,45 +42,95 @@ def crop_box(mask: CoarseMask) -> tuple[int, int, int, int]:
     return top, left, bottom - top, right - left
 
 
-def chest_wall_at_right(image: Unit) -> bool:
-    """Whether the right third holds more intensity than the left third of a masked, uncropped image."""
-    third = max(1, image.shape[1] // 3)
-    return bool(image[:, -third:].sum(dtype=np.float64) > image[:, :third].sum(dtype=np.float64))
-
-
 def padded_shape(height: int, width: int, rows: int, cols: int) -> tuple[int, int]:
     """Smallest shape of aspect ``rows : cols`` that holds ``height x width``."""
     return (height, max(width, round(height * cols / rows))) if height * cols >= width * rows else (
         max(height, round(width * rows / cols)), width)  # fmt: skip
 
 
+def _edges(full: int, parts: int) -> NDArray[np.intp]:
+    """``parts + 1`` borders of runs of whole source pixels, each the pixels whose centre lies in one target pixel."""
+    return np.floor(np.arange(parts + 1) * (full / parts) + 0.5).astype(np.intp)
+
+
+def _masked(
+    render: Callable[[int, int, int, int], Unit], gaps: list[list[tuple[int, int]]], factor: int,
+    top: int, left: int, height: int, width: int,
+) -> Unit:  # fmt: skip
+    """A freshly made rectangle of the image, 0 where it is not breast."""
+    part = np.array(render(top, left, height, width), np.float32, copy=None)
+    for row in range(top // factor, -(-(top + height) // factor)):
+        above, below = max(0, row * factor - top), (row + 1) * factor - top
+        for first, last in gaps[row] if row < len(gaps) else [(0, left + width)]:
+            if last > left:
+                part[above:below, max(0, first - left) : last - left] = 0.0
+    return part
+
+
+def _sums(part: Unit, starts: NDArray[np.intp], counts: NDArray[np.intp]) -> Unit:
+    """Sums of runs of rows: run i begins at ``starts[i]`` and has ``counts[i]`` rows."""
+    out = np.zeros((len(starts), part.shape[1]), np.float32)
+    for place in range(int(counts.max(initial=0))):
+        longer = np.flatnonzero(counts > place)
+        if len(longer) == len(starts):
+            out += part[starts + place]
+        else:
+            out[longer] += part[starts[longer] + place]
+    return out
+
+
+def _average(
+    render: Callable[[int, int, int, int], Unit], mask: CoarseMask, box: tuple[int, int, int, int],
+    padded: tuple[int, int], rows: int, cols: int,
+) -> Unit:  # fmt: skip
+    """Averages over areas, [rows, cols]: what Pillow's box filter gives, without making the full grey image.
+
+    Rows are averaged first, a few at a time; the columns of what is left, a third, are Pillow's work.
+    """
+    from PIL import Image
+
+    top, left, height, width = box
+    above = (padded[0] - height) // 2
+    edges = _edges(padded[0], rows)
+    gaps = mask.gaps(mask.shape[1])
+    tall = np.zeros((rows, padded[1]), np.float32)
+    step = max(1, ROWS_AT_ONCE * rows // padded[0])
+    for first in range(0, rows, step):
+        borders = np.clip(edges[first : first + step + 1] - above, 0, height)
+        if borders[0] < borders[-1]:
+            part = _masked(render, gaps, mask.factor, top + int(borders[0]), left, int(borders[-1] - borders[0]), width)
+            sums = _sums(part, borders[:-1] - borders[0], np.diff(borders))
+            tall[first : first + len(sums), :width] = sums[:, ::-1] if mask.right_heavy else sums
+    tall /= np.diff(edges)[:, None].astype(np.float32)
+    return np.asarray(Image.fromarray(tall).resize((cols, rows), Image.Resampling.BOX))
+
+
 def canonicalise(render: Callable[[int, int, int, int], Unit], mask: CoarseMask, rows: int, cols: int) -> Stored:
     """Crops to the breast, mirrors if needed, pads to the aspect (below, above and at the right) and resizes.
 
     Args:
-        render: ``(top, left, height, width) -> float32 [height, width]`` in 0..1: only the part that is kept is ever made.
-        mask: not empty. rows, cols: of the result.
+        render: ``(top, left, height, width) -> float32 [height, width]`` in 0..1, an array of its own: only the parts
+            that are kept are ever made, some rows at a time. mask: not empty. rows, cols: of the result.
     """
     from PIL import Image
 
-    top, left, height, width = crop_box(mask)
-    part, inside = render(top, left, height, width), mask.part(top, left, height, width)
-    if mask.right_heavy:
-        part, inside = part[:, ::-1], inside[:, ::-1]
-    full_height, full_width = padded_shape(height, width, rows, cols)
-    padded = np.zeros((full_height, full_width), np.float32)
-    above = (full_height - height) // 2
-    np.copyto(padded[above : above + height, :width], part, where=inside)
-    # averaging over areas where pixels are merged; interpolation where the source is smaller than the target
-    shrinking = full_height >= rows and full_width >= cols
-    method = Image.Resampling.BOX if shrinking else Image.Resampling.BILINEAR
-    resized = np.asarray(Image.fromarray(padded).resize((cols, rows), method))
-    pixels = np.rint(np.clip(resized, 0.0, 1.0) * 65535.0).astype(np.uint16)
+    box = crop_box(mask)
+    _, _, height, width = box
+    padded = padded_shape(height, width, rows, cols)
+    if padded[0] >= rows and padded[1] >= cols:
+        resized = _average(render, mask, box, padded, rows, cols)
+    else:  # interpolation where the source is smaller than the target
+        part = _masked(render, mask.gaps(mask.shape[1]), mask.factor, *box)
+        canvas = np.zeros(padded, np.float32)
+        above = (padded[0] - height) // 2
+        canvas[above : above + height, :width] = part[:, ::-1] if mask.right_heavy else part
+        resized = np.asarray(Image.fromarray(canvas).resize((cols, rows), Image.Resampling.BILINEAR))
+    pixels = np.rint(np.clip(resized, 0.0, 1.0) * np.float32(65535.0)).astype(np.uint16)
     geometry = {
         "original_shape": [int(n) for n in mask.shape],
-        "crop": [top, left, height, width],
+        "crop": list(box),
         "flipped": mask.right_heavy,
-        "padded_shape": [full_height, full_width],
+        "padded_shape": list(padded),
         "stored_shape": [rows, cols],
     }
     return Stored(pixels, geometry, mask.area)
@@ -195,7 +138,7 @@ def canonicalise(render: Callable[[int, int, int, int], Unit], mask: CoarseMask,
 
 def from_image(image: Unit) -> Callable[[int, int, int, int], Unit]:
     """What :func:`canonicalise` wants, from a full image."""
-    return lambda top, left, height, width: image[top : top + height, left : left + width]
+    return lambda top, left, height, width: image[top : top + height, left : left + width].copy()
 
 
 def to_source(geometry: Mapping[str, Any], row: float, col: float) -> tuple[float, float]:

@@ -49,7 +49,7 @@ class SampleResult:
         bad: (modality, reason) of images that were not used.
         facts: counts for the histograms of the report.
         sums: per modality (number, sum, sum of squares) of stored pixels.
-        digests: of the stored pixels, to find an image that belongs to two patients.
+        digests: of the members, to find an image that belongs to two patients.
     """
 
     meta: dict[str, Any]
@@ -66,14 +66,17 @@ class SampleResult:
     def add(self, modality: str, pixels: NDArray[Any], codec: str) -> None:
         """Stores the pixels (uint8 or uint16) of a modality as a member and adds them to its sums."""
         self.members[f"{modality}.{codec}"] = encode(pixels, codec)
-        # sums of whole numbers are exact and so do not depend on the order of the samples
-        counts = np.bincount(pixels.ravel(), minlength=1)
-        values = np.flatnonzero(counts)
-        weights = counts[values].astype(np.uint64)
-        wide = values.astype(np.uint64)
-        self.sums[modality] = (
-            int(pixels.size), int((weights * wide).sum()), int((weights * wide * wide).sum())
-        )  # fmt: skip
+        # what is equal as a member is equal for every use, and is a fraction of the decoded pixels
+        self.digests.append(hashlib.blake2b(self.members[f"{modality}.{codec}"], digest_size=16).hexdigest())
+        # sums of whole numbers are exact and so do not depend on the order of the samples; as float64 they stay below
+        # 2^53 for a million pixels at a time
+        total = squares = 0
+        flat = pixels.ravel()
+        for start in range(0, flat.size, 1 << 20):
+            part = flat[start : start + (1 << 20)].astype(np.float64)
+            total += int(part.sum())
+            squares += int(np.dot(part, part))
+        self.sums[modality] = (int(pixels.size), total, squares)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,6 @@ class _View:
 
     stored: Stored
     facts: dict[str, str]
-    digest: str
 
 
 def _convert_view(path: Path, side: str, task: SampleTask) -> _View:
@@ -92,12 +94,12 @@ def _convert_view(path: Path, side: str, task: SampleTask) -> _View:
         BadImage: the image cannot be used.
     """
     from data_tools.deidentify import vendor_family
-    from data_tools.dicom import BadImage, read_mammogram, syntax_name
+    from data_tools.dicom import BadImage, decode, syntax_name
     from data_tools.geometry import MAX_AREA, MIN_AREA, canonicalise
     from data_tools.grayscale import grade
 
-    ds, stored = read_mammogram(path)
-    graded = grade(ds, stored)
+    ds, stored, extremes = decode(path)
+    graded = grade(ds, stored, extremes)
     mask = graded.mask()
     area = mask.area
     if area < MIN_AREA:
@@ -116,8 +118,7 @@ def _convert_view(path: Path, side: str, task: SampleTask) -> _View:
         # as taken, a left breast has its chest wall at the left
         "flip": "agrees with laterality" if view.geometry["flipped"] == (side == "r") else "disagrees",
     }
-    # of the stored pixels: what is equal there is equal for every use, and they are a tenth of the decoded ones
-    return _View(view, facts, hashlib.blake2b(view.pixels.tobytes(), digest_size=16).hexdigest())
+    return _View(view, facts)
 
 
 def _best_view(modality: str, task: SampleTask, result: SampleResult) -> _View | None:
@@ -158,7 +159,6 @@ def convert_sample(task: SampleTask) -> SampleResult:
             continue
         for name, value in view.facts.items():
             result.count(name, value)
-        result.digests.append(view.digest)
         result.meta["vendor"] = result.meta["vendor"] or view.facts["vendor"]
         result.add(modality, view.stored.pixels, task.codec)
         geometry[modality] = view.stored.geometry

@@ -15,6 +15,9 @@ import numpy as np
 from m4oe_ds.errors import DataError
 
 CODECS = ("b2", "png")
+_BLOCK_BYTES = (
+    1 << 18
+)  # large blocks at level 1 are smaller than the default ones at level 3, and made in a quarter of the time
 MAX_PIXELS = 1 << 28  # a header that claims more is damaged; nothing is allocated for it
 _MAGIC = b"M4B2"
 _HEADER = struct.Struct("<4sBBBxIII")  # magic, version, dtype code, dimensions, shape (leading 1s if fewer than 3)
@@ -62,9 +65,10 @@ def _encode_b2(array: np.ndarray) -> bytes:
     payload = blosc2.compress2(
         delta,
         codec=blosc2.Codec.ZSTD,
-        clevel=3,
+        clevel=1,
         typesize=array.itemsize,
         filters=[blosc2.Filter.BITSHUFFLE],
+        blocksize=_BLOCK_BYTES,
         nthreads=1,
     )
     shape = (1,) * (3 - array.ndim) + array.shape

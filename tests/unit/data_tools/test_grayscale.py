@@ -85,6 +85,36 @@ def test_empty_function_is_linear(function: str | None) -> None:
     assert grayscale.grade(ds, ramp()).method == "window"
 
 
+TABLES = {
+    "window": np.clip((np.arange(4096) - 300) / 1800, 0, 1),
+    "falling": np.clip(1 - (np.arange(4096) - 300) / 1800, 0, 1),
+    "curve": (np.arange(4096) / 4095) ** 2,
+    "step": (np.arange(4096) > 1000).astype(float),
+    "padding": np.where(np.arange(4096) > 4000, 0.0, np.arange(4096) / 4095),
+}
+
+
+@pytest.mark.parametrize("low", [0, -1000])
+@pytest.mark.parametrize("name", TABLES)
+def test_arithmetic_and_look_up_give_the_same_grey(name: str, low: int) -> None:
+    """Only a table that is a ramp everywhere is replaced by arithmetic; the others are looked up."""
+    table = TABLES[name].astype(np.float32)
+    stored = (ramp().astype(np.int32) + low).astype(np.int16 if low else np.uint16)
+    graded = grayscale.Graded(stored, low, table, "window", False)
+    assert (graded.ramp is not None) is (name in ("window", "falling"))
+    np.testing.assert_allclose(graded.image.ravel(), table, atol=2e-6)
+    np.testing.assert_array_equal(graded.part(3, 5, 20, 30), graded.image[3:23, 5:35])
+
+
+@pytest.mark.parametrize("size", [3, 200, 9999])
+def test_percentiles_of_counts_are_numpys(size: int) -> None:
+    rng = np.random.default_rng(size)
+    values = rng.permutation(np.arange(500, dtype=np.float32) * 1.7 - 60)  # in no order, as a modality LUT may be
+    drawn = rng.integers(500, size=size)
+    found = grayscale._percentiles(values, np.bincount(drawn, minlength=500))
+    np.testing.assert_allclose(found, np.percentile(values[drawn], grayscale.PERCENTILES), rtol=1e-6)
+
+
 def test_monochrome1_is_the_negative() -> None:
     stored = breast_values()
     ds = header(WindowCenter=2048, WindowWidth=4096)
