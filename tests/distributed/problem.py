@@ -38,6 +38,9 @@ def samples(spec: ModelSpec, count: int, seed: int) -> Batch:
     labels, mask = {}, torch.rand(count, len(spec.tasks), generator=generator) < 0.6
     mask[: count // 4] = False
     for k, task in enumerate(spec.tasks):
+        if task.kind == "segmentation":
+            labels[task.name] = (torch.rand(count, 1, height, width, generator=generator) < 0.3).float()
+            continue
         drawn = torch.randint(task.num_classes, (count,), generator=generator)
         labels[task.name] = torch.where(mask[:, k], drawn, torch.full_like(drawn, -1))
     present = torch.rand(count, len(spec.modalities), generator=generator) < 0.8
@@ -80,8 +83,9 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def objective(spec: ModelSpec, alpha: float = 0.05) -> Objective:
-    """Cross-entropy for every task and the mutual information of the global batch."""
-    losses = {task.name: TaskLoss("cross_entropy") for task in spec.tasks}
+    """Cross-entropy for every task (masks: with Dice) and the mutual information of the global batch."""
+    kinds = {"classification": "cross_entropy", "segmentation": "bce_dice"}
+    losses = {task.name: TaskLoss(kinds[task.kind]) for task in spec.tasks}
     return Objective(spec.tasks, losses, InformationTerm(alpha=alpha), len(spec.modalities))
 
 
@@ -112,6 +116,7 @@ def trajectory(
 ) -> list[dict[str, Any]]:
     """Global figures of ``steps`` optimizer steps; the samples of a step do not depend on the world size."""
     from m4oe_ds.training import engine as engines
+    from m4oe_ds.training.assemble import own_loss
     from m4oe_ds.training.step import train_step
 
     sizes = deepspeed_json.batch_sizes(ds, world, "test")
@@ -119,6 +124,7 @@ def trajectory(
     engine.train()
     spec = spec_for(cfg)
     goal = objective(spec, cfg.loss.alpha)
+    goal.own = own_loss(cfg, spec)
     figures = []
     for step in range(steps):
         everything = samples(spec, sizes.train, seed=seed * 1000 + step)

@@ -1,7 +1,8 @@
-"""Every model trains under ZeRO stage 3 on two ranks as in one process: none keeps tensors that are not gathered."""
+"""Every model on two ranks as in one process: parameters partitioned by ZeRO stage 3, experts of attached MToEs sharded."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,15 @@ from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 
-GAMMA = ("data.dataset=gamma", "data.modalities=[fundus, oct]", "data.tasks=[glaucoma]", "data.image_size=[16, 16]")
+GAMMA = (
+    "data.dataset=gamma",
+    "data.modalities=[fundus, oct]",
+    "data.tasks=[glaucoma, cup]",
+    "data.image_size=[16, 16]",
+)
 OPTIONS = {
     "aide": ("model.options={dropout: 0.0, head_dropout: 0.0}",),  # ranks draw other dropout masks than one process
+    "eyemost": GAMMA,
     "eyestar": GAMMA,
 }
 OURS = (
@@ -27,6 +34,11 @@ OURS = (
 )
 VARIANTS = [(f"model.name={name}", *OPTIONS.get(name, ())) for name in available()] + [*OURS]
 LOCAL = "model.name=evif"  # its contrastive losses compare the samples of one rank, so two ranks are not one process
+# the rows of Table 1 with an MToE, in both modes, and the model that is all experts
+SHARDED = [
+    (f"model.name={name}", *OPTIONS.get(name, ()), f"model.attach_mtoe={mode}")
+    for name, mode in itertools.product(("mirai", "asymmirai", "eyemost", "eyestar"), ("replace", "append"))
+] + [("model.name=soft_moe",)]
 STEPS = 2
 TOLERANCE = 1e-4  # of float32 sums in another order, carried through a step of Adam
 
@@ -42,14 +54,46 @@ def losses(rank: int, world: int, stage: int) -> dict[str, list[float]]:
     return found
 
 
+def sharded(rank: int, world: int, stages: list[int]) -> dict[str, list[float]]:
+    """Loss, gradient norm and information of every system with experts, those sharded over all ranks."""
+    found = {}
+    for stage, overrides in itertools.product(stages, SHARDED):
+        config = problem.config(*overrides, f"parallel.ep_size={world}", "loss.alpha=0.5")
+        steps = problem.trajectory(config, problem.deepspeed_config(stage, 8, 1, 0.5), STEPS, rank, world)
+        values = [step[key] for step in steps for key in ("loss", "grad_norm", "mi")]
+        found[f"{stage} {' '.join(overrides)}"] = [value for value in values if value is not None]
+    return found
+
+
+def differing(found: dict[str, list[float]], expected: dict[str, list[float]]) -> dict[str, object]:
+    """Cases that are not equal, with both sides."""
+    assert found.keys() == expected.keys()
+    return {
+        name: (values, expected[name])
+        for name, values in found.items()
+        if any(abs(a - b) > TOLERANCE * abs(b) for a, b in zip(values, expected[name], strict=True))
+    }
+
+
 @pytest.mark.timeout(400)
 def test_stage_3_on_two_ranks_agrees_with_one_process(tmp_path: Path) -> None:
     one = run_ranks(losses, 1, 1, folder=tmp_path / "one")[0]
     two = run_ranks(losses, 2, 3, folder=tmp_path / "two")[0]
-    one[LOCAL] = two.pop("reference")
-    assert len(two) == len(VARIANTS)
-    wrong = {}
-    for name, found in two.items():
-        if any(abs(a - b) > TOLERANCE * abs(b) for a, b in zip(found, one[name], strict=True)):
-            wrong[name] = (found, one[name])
-    assert not wrong
+    one[LOCAL] = two["reference"]
+    one["reference"] = two["reference"]
+    assert len(two) == len(VARIANTS) + 1
+    assert not differing(two, one)
+
+
+@pytest.mark.timeout(600)
+def test_experts_of_attached_mtoes_may_be_sharded(tmp_path: Path) -> None:
+    one = run_ranks(sharded, 1, [2], folder=tmp_path / "one")[0]
+    two = run_ranks(sharded, 2, [2, 3], folder=tmp_path / "two", timeout_s=400)
+    expected = {f"{stage}{name[1:]}": values for stage in (2, 3) for name, values in one.items()}
+    assert len(expected) == 2 * len(SHARDED)
+    for name, values in one.items():
+        # loss and norm, and where slots have tasks the information, which is small but there
+        assert len(values) == STEPS * (2 if "soft_moe" in name else 3)
+        assert "soft_moe" in name or min(values[2::3]) > 0
+    for found in two:
+        assert not differing(found, expected)
