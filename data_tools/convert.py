@@ -162,13 +162,13 @@ def _preprocessing(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _write_private(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Writes the mapping of keys to exams, readable by its owner only from the first byte on."""
+def write_private(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]]) -> None:
+    """Writes a mapping of keys to what they stand for as CSV, readable by its owner only from the first byte on."""
     temporary = path.with_name(f".{path.name}")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, ("key", "patient", "exam", "side", "split"), lineterminator="\n")
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     os.replace(temporary, path)
@@ -362,7 +362,8 @@ def _finish(
         logger.warning("the images are not as documented: %s", ", ".join(sorted(found)))
     quarantine = [item for record in records for item in record.quarantine]
     conversion_report.write(partial, report, quarantine, manifests)
-    _write_private(_beside(options.out, "mapping.csv"), _mapping(jobs, records))
+    columns = ("key", "patient", "exam", "side", "split")
+    write_private(_beside(options.out, "mapping.csv"), columns, _mapping(jobs, records))
     conversion.remove_records(partial)
     for leftover in (".fingerprint", ".finishing"):
         (partial / leftover).unlink(missing_ok=True)

@@ -259,7 +259,7 @@ def plan_archive(root: Path, options: Options) -> Plan:
     return build_plan(clinical, metadata, DATASETS["embed"].modalities, options)
 
 
-def _take_order(row: Row) -> tuple[float, str]:
+def take_order(row: Row) -> tuple[float, str]:
     """Later takes are the accepted ones; the path decides between takes of the same time."""
     time = _number(row["AcquisitionTime"])
     return (-1.0 if math.isnan(time) else time), row["anon_dicom_path"]
@@ -322,7 +322,7 @@ def _exam_views(images: Sequence[Row], plan: Plan) -> dict[str, dict[str, Row]]:
     """Chosen image row per side and modality of an exam."""
     excluded = plan.excluded["images"]
     chosen: dict[str, dict[str, Row]] = {"L": {}, "R": {}}
-    for row in sorted(images, key=_take_order, reverse=True):
+    for row in sorted(images, key=take_order, reverse=True):
         modality, reason = image_exclusion(row)
         if reason:
             excluded[reason] += 1

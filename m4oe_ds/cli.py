@@ -22,6 +22,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", default="", metavar="DIR", help="other shards than those it was trained on")
     evaluate.set_defaults(work=_evaluate)
 
+    from m4oe_ds.predict import command as prediction
+
+    predict = commands.add_parser("predict", help="predict on new DICOM files with a finished run")
+    prediction.add_arguments(predict)
+    predict.set_defaults(work=prediction.work)
+
     report = commands.add_parser("report", help="write report.html from a run folder")
     report.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
     report.set_defaults(work=_report)

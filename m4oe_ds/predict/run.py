@@ -1,0 +1,200 @@
+"""One prediction from a run folder and a folder of DICOM files to the files of ``--out``."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from data_tools.deidentify import SYNTHETIC_SECRET, load_secret
+from data_tools.view import SampleTask
+from m4oe_ds.analysis.runs import Run, open_run
+from m4oe_ds.data import sources
+from m4oe_ds.data.batch import Batch
+from m4oe_ds.data.collate import Sample, collate
+from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.stream import Reading
+from m4oe_ds.errors import ConfigError, DataError, EnvironmentProblem
+from m4oe_ds.evaluation.inference import Predictions, predict_split
+from m4oe_ds.models.interface import ModelOutput
+from m4oe_ds.parallel import launch
+from m4oe_ds.predict import results
+from m4oe_ds.predict.command import REASONS_SHOWN, beside, counted
+from m4oe_ds.predict.exams import Found, collect
+from m4oe_ds.predict.samples import Rules, Tally, limited, make_tasks, mark_beyond, read_samples, storing
+from m4oe_ds.training import assemble
+
+_logger = logging.getLogger(__name__)
+NOTICE = "research software, not a medical device"
+
+
+def predict(options: argparse.Namespace, dicom: Path, out: Path) -> dict[str, Any]:
+    """Predicts every breast below ``dicom``.
+
+    Returns:
+        The content of ``predictions.json``.
+
+    Raises:
+        UserError: see :func:`m4oe_ds.predict.command.work`; nothing is left behind then.
+    """
+    if launch.resolve(os.environ).world > 1:
+        raise EnvironmentProblem("every rank would predict everything", fix="start m4oe predict as one process")
+    run = open_run(Path(options.run), "train", options.data)
+    manifest = run.manifests["train"]
+    where = sources.shown(sources.join(run.config.data.root, "train"))
+    store = storing(manifest, where)
+    dataset = DATASETS[manifest.dataset]
+    complete = dataset.modalities if manifest.preprocessing.get("require") == "complete" else ()
+    rules = Rules(complete, run.spec.modalities, run.config.data.complete_only, run.config.data.contralateral)
+    batch_size = options.batch_size or run.config.evaluation.micro_batch or 16
+    # the stream is never started: it says how evaluation reads a sample, and refuses what evaluation refuses
+    reading = assemble.stream(run.config, "train", run.spec, batch_size, 1, manifest).reading
+
+    found = collect(dicom, manifest.dataset, complete or run.spec.modalities, lossy=options.accept_lossy)
+    for line in found.lacking:
+        _logger.warning("%s", line)
+    if not found.plan.samples:
+        raise nothing_usable(found.reasons(), len(found.files), dicom)
+    synthetic = (dicom / "phantom.json").is_file()
+    with _folder(out) as folder, _secret(options, out, synthetic) as secret:
+        tasks = make_tasks(found, dicom.absolute(), store, secret)
+        kept, keys = limited(tasks, options.limit, rules.contralateral)
+        mark_beyond(found, tasks, keys)
+        before = found.reasons()
+        tally = Tally()
+        predictions, masks = _infer(run, reading, rules, kept, keys, found, tally, batch_size, folder, options, dicom)
+        left_out = before + tally.bad
+        exam_key = results.exam_keys(found, manifest.dataset, secret)
+        samples = results.entries(predictions, tally.rows, run.spec, masks)
+        summary: dict[str, Any] = {
+            "notice": NOTICE,
+            "synthetic": synthetic,
+            "trained_on_synthetic": bool(manifest.synthetic),
+            "model": run.config.model.name,
+            "dataset": manifest.dataset,
+            "data_digest": manifest.digest,
+            "preprocessing": {"rows": store.rows, "cols": store.cols, "image_size": list(run.spec.image_size)},
+            "modalities": list(run.spec.modalities),
+            "tasks": {task.name: list(results.class_names(task)) for task in run.spec.tasks},
+            "samples": samples,
+            "samples_without_prediction": sorted(tally.failed, key=lambda one: str(one["key"])),
+            "exams_without_prediction": results.exams_without_prediction(
+                found, exam_key, {row.exam for row in tally.rows.values()}
+            ),
+            "files": {"found": len(found.files), "used": tally.used, "left_out": dict(sorted(left_out.items()))},
+        }
+        results.write_table(folder / "predictions.csv", samples)
+        results.write_report(folder / "predictions.json", summary)
+        names = {f"{row.exam}-{row.side}": row.key for row in tally.rows.values()}
+        results.write_mapping(beside(out, "mapping.csv"), found, exam_key, names)
+    return summary
+
+
+def nothing_usable(reasons: Counter[str], files: int, dicom: Path) -> DataError:
+    """The error of a folder without anything to predict."""
+    why = counted(dict(reasons), REASONS_SHOWN) or "it is empty"
+    return DataError(
+        f"no usable mammogram among {files} files ({why})", str(dicom),
+        "give CC and MLO views for presentation, with laterality and view in their headers",
+    )  # fmt: skip
+
+
+def _infer(
+    run: Run, reading: Reading, rules: Rules, tasks: list[SampleTask], keys: set[str], found: Found, tally: Tally,
+    batch_size: int, folder: Path, options: argparse.Namespace, dicom: Path,
+) -> tuple[Predictions, dict[tuple[str, str], str]]:  # fmt: skip
+    """Predictions and the mask files by (key, task).
+
+    Raises:
+        DataError: no image could be used. ConfigError: the batch does not fit the device's memory.
+    """
+    workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
+    masks: dict[tuple[str, str], str] = {}
+    dense = [task.name for task in run.spec.tasks if task.kind == "segmentation"]
+
+    def forward(batch: Batch) -> ModelOutput:
+        output: ModelOutput = run.model(batch)
+        for name in dense:
+            for key, logits in zip(batch.keys, output.logits[name], strict=True):
+                masks[key, name] = f"masks/{key}.{name}.png"
+                results.save_mask(folder / masks[key, name], (logits[0] > 0).cpu().numpy())
+        return output
+
+    with tqdm(total=len(keys), desc="samples", unit="sample") as progress:
+        samples = read_samples(tasks, keys, found, reading, rules, workers, tally)
+        batches = _batches(samples, reading, batch_size, rules.contralateral, tally, progress)
+        first = next(batches, None)
+        if first is None:
+            progress.close()
+            raise nothing_usable(found.reasons(), len(found.files), dicom)
+        manifest = run.manifests["train"]
+        try:
+            predictions = predict_split(
+                forward, itertools.chain([first], batches), run.spec,
+                assemble.objective(run.config, run.spec, manifest, run.device), run.device, torch.float32,
+                correction=assemble.prior_correction(run.config, run.spec, manifest),
+            )  # fmt: skip
+        except torch.OutOfMemoryError:
+            raise ConfigError(
+                f"{batch_size} samples do not fit the memory of {run.device}", "--batch-size", "use fewer"
+            ) from None
+    return predictions, masks
+
+
+def _batches(
+    samples: Iterable[Sample], reading: Reading, size: int, contralateral: bool, tally: Tally, progress: Any
+) -> Iterator[Batch]:
+    """Batches of at most ``size`` samples; the bar moves with the samples read, whether they can be used or not."""
+    source = iter(samples)
+    while part := list(itertools.islice(source, size)):
+        progress.update(len(tally.rows) + len(tally.failed) - progress.n)
+        yield collate(
+            part, reading.modalities, reading.channels, reading.tasks, reading.image_size, contralateral=contralateral
+        )
+    progress.update(len(tally.rows) + len(tally.failed) - progress.n)
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its place when all is written, and is removed otherwise."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise DataError(f"cannot be made ({error.strerror})", str(out), "choose another --out") from None
+    try:
+        yield made
+        umask = os.umask(0)
+        os.umask(umask)
+        made.chmod(0o777 & ~umask)  # made for its owner alone; the files hold nothing private
+        os.replace(made, out)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def _secret(options: argparse.Namespace, out: Path, synthetic: bool) -> Iterator[bytes]:
+    """The secret of the pseudonyms, as of a conversion; one made for a prediction that fails is removed again."""
+    if synthetic and not options.salt_file:
+        yield SYNTHETIC_SECRET
+        return
+    path = Path(options.salt_file) if options.salt_file else beside(out, "secret")
+    new = not path.exists()
+    secret = load_secret(path)
+    try:
+        yield secret
+    except BaseException:
+        if new:
+            path.unlink(missing_ok=True)
+        raise
