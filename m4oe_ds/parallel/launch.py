@@ -97,13 +97,14 @@ def start(environment: LaunchEnvironment, timeout_minutes: float = 10.0) -> torc
     Collectives: blocks until all ``environment.world`` processes have joined.
 
     Raises:
-        EnvironmentProblem: the group does not form.
+        EnvironmentProblem: the group does not form, or there is no GPU for this rank.
     """
     cuda = torch.cuda.is_available()
+    index = device_index(environment, torch.cuda.device_count()) if cuda else environment.local_rank
     for name, value in {
         "RANK": environment.rank,
         "WORLD_SIZE": environment.world,
-        "LOCAL_RANK": environment.local_rank,
+        "LOCAL_RANK": index,  # DeepSpeed takes it for the number of the device
         "LOCAL_SIZE": environment.local_size,
         "MASTER_ADDR": environment.master_addr,
         "MASTER_PORT": environment.master_port,
@@ -120,7 +121,7 @@ def start(environment: LaunchEnvironment, timeout_minutes: float = 10.0) -> torc
         # The shared-memory helper is compiled at the first start (up to a minute, needs a compiler) and only serves
         # inference; a process killed during that build leaves a lock behind that blocks every later start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    device = torch.device("cuda", environment.local_rank) if cuda else torch.device("cpu")
+    device = torch.device("cuda", index) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     try:
@@ -137,6 +138,24 @@ def start(environment: LaunchEnvironment, timeout_minutes: float = 10.0) -> torc
             "check that this address is reachable and the port free",
         ) from error
     return device
+
+
+def device_index(environment: LaunchEnvironment, visible: int) -> int:
+    """Number of this rank's GPU among the ``visible`` ones.
+
+    Where a rank sees one GPU it is its own, whatever its local rank: ``srun --gpus-per-task`` hides those of the others.
+
+    Raises:
+        EnvironmentProblem: more ranks on this machine than visible GPUs.
+    """
+    if visible == 1:
+        return 0
+    if environment.local_rank >= visible:
+        raise EnvironmentProblem(
+            f"local rank {environment.local_rank} has no GPU, {visible} are visible",
+            fix="start one rank per GPU (--ntasks-per-node equal to --gpus-per-node), check CUDA_VISIBLE_DEVICES",
+        )
+    return environment.local_rank
 
 
 def stop() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
 import shutil
 import socket
@@ -12,14 +14,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "srun")
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "srun", "setpriv")
 
 
 def unavailable() -> str:
     """Why no cluster can be started here; empty if one can."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing:
-        return f"no {', '.join(missing)}: install slurmctld, slurmd, slurm-client and munge"
+        return f"no {', '.join(missing)}: install slurmctld, slurmd, slurm-client, munge and util-linux"
     return "" if os.geteuid() == 0 else "slurmd starts jobs of its users and needs root"
 
 
@@ -57,21 +59,34 @@ class Cluster:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_raised: object) -> None:
+        if any(name == "slurmd" for name, _ in self._daemons):
+            self._end_jobs()
         for _, process in reversed(self._daemons):
             process.terminate()
         for _, process in reversed(self._daemons):
             try:
-                process.wait(10)
+                process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
+    def _end_jobs(self) -> None:
+        """Ranks of a test that failed would outlive their slurmd."""
+        with contextlib.suppress(subprocess.SubprocessError):
+            deadline = time.monotonic() + 20
+            while self.run("squeue", "-h", "-o", "%A") and time.monotonic() < deadline:
+                self.run("scancel", "--quiet", "--state=PENDING", "--user=root")
+                self.run("scancel", "--quiet", "--signal=KILL", "--full", "--state=RUNNING", "--user=root")
+                time.sleep(0.5)
+
     def _configure(self) -> None:
         control, first, second = _free_ports(3)
         host = socket.gethostname().split(".")[0]
+        # jobs take their rendezvous port from their number: two clusters on one machine must not count alike
+        first_job = random.randint(1, 15000)
         nodes = "\n".join(
-            f"NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 Features={kind} Gres=gpu:2"
+            f"NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 Features={kind} Gres=gpu:{kind}:2"
             for i, port, kind in ((1, first, "a100"), (2, second, "l40"))
         )
         (self.folder / "slurm.conf").write_text(
@@ -82,7 +97,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={self.folder}/munge.sock,cred_expire=6
+AuthInfo=socket={self.folder}/munge.sock,cred_expire=10
 StateSaveLocation={self.folder}/state
 SlurmdSpoolDir={self.folder}/spool-%n
 SlurmctldPidFile={self.folder}/slurmctld.pid
@@ -100,20 +115,27 @@ AccountingStorageType=accounting_storage/none
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
+FirstJobId={first_job}
 GresTypes=gpu
-KillWait=30
+KillWait=10
 MinJobAge=600
 SchedulerParameters=sched_interval=2,bf_interval=2
 JobRequeue=1
 InactiveLimit=0
 {nodes}
-PartitionName=work Nodes=n1,n2 Default=YES MaxTime=UNLIMITED State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=work Nodes=n1,n2 Default=YES MaxTime=UNLIMITED State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=120
 PartitionName=urgent Nodes=n1,n2 MaxTime=UNLIMITED State=UP PriorityTier=10 PreemptMode=OFF
 """
         )
         for number in range(2):  # stand for device files, so that GPUs can be asked for and counted
             (self.folder / f"gpu{number}").touch()
-        (self.folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={self.folder}/gpu[0-1]\n")
+        (self.folder / "gres.conf").write_text(
+            "AutoDetect=off\n"
+            + "".join(
+                f"NodeName=n{i} Name=gpu Type={kind} File={self.folder}/gpu[0-1]\n"
+                for i, kind in ((1, "a100"), (2, "l40"))
+            )
+        )
         (self.folder / "state").mkdir()
         for node in ("n1", "n2"):
             (self.folder / f"spool-{node}").mkdir()
@@ -137,12 +159,17 @@ PartitionName=urgent Nodes=n1,n2 MaxTime=UNLIMITED State=UP PriorityTier=10 Pree
     def _daemon(self, name: str, *arguments: str) -> None:
         path = shutil.which(name) or name
         log = (self.folder / f"{name}-{len(self._daemons)}.out").open("wb")
+        # setpriv: a test process that is killed takes its daemons along
         process = subprocess.Popen(
-            [path, *arguments], env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            ["setpriv", "--pdeathsig", "TERM", path, *arguments],
+            env=self.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         self._daemons.append((name, process))
 
-    def _wait(self, ready: Any, what: str, seconds: float = 60) -> None:
+    def _wait(self, ready: Any, what: str, seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while not ready():
             ended = [name for name, process in self._daemons if process.poll() is not None]
@@ -176,7 +203,7 @@ PartitionName=urgent Nodes=n1,n2 MaxTime=UNLIMITED State=UP PriorityTier=10 Pree
         """States of a job, one per array task."""
         return re.findall(r"JobState=(\w+)", self.run("scontrol", "show", "job", job))
 
-    def wait(self, job: str, seconds: float = 150, until: tuple[str, ...] = ()) -> list[str]:
+    def wait(self, job: str, seconds: float = 300, until: tuple[str, ...] = ()) -> list[str]:
         """States of a job once all its tasks ended, or once one is in ``until``."""
         final = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY"}
         deadline = time.monotonic() + seconds

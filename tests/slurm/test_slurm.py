@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,22 +21,12 @@ from tests.slurm.cluster import Cluster, unavailable
 
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "a cluster can be started"),
 ]
 SCRIPTS = commands.ROOT / "slurm"
+AGAIN = "[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]"  # in a job: it was requeued
 SIZE = ("--cpus-per-task=1", "--gpus-per-node=2", "--ntasks-per-node=2")  # the loopback nodes count two GPUs each
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="m4oe-") as folder, Cluster(Path(folder)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shards.write(tmp_path_factory.mktemp("shards"), {"train": 96, "val": 16, "test": 16})
 
 
 def variables(data: Path, output: Path, *settings: str) -> dict[str, str]:
@@ -59,7 +50,11 @@ def submit(cluster: Cluster, script: str, log: Path, *options: str, **exported: 
 
 
 def explain(log: Path, run: Path) -> str:
-    texts = [path.read_text(errors="replace")[-2000:] for path in (log, *sorted(run.glob("logs/*"))) if path.is_file()]
+    texts = [
+        path.read_text(errors="replace")[-2000:]
+        for path in (log, *sorted(run.glob("logs/*")), *sorted(run.glob("*-rank*.out")))
+        if path.is_file()
+    ]
     return "\n".join(texts)
 
 
@@ -71,6 +66,23 @@ def test_every_script_is_accepted(cluster: Cluster, script: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "to start at" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "accepted"),
+    [
+        (("--constraint=[a100*1&l40*1]",), True),
+        (("--nodelist=n[1-2]",), True),
+        (("--nodes=1", "--gpus-per-node=l40:2"), True),
+        (("--gpus-per-node=l40:2",), False),  # only one node has them
+    ],
+)
+def test_mixed_nodes_are_chosen_as_the_script_says(cluster: Cluster, options: tuple[str, ...], accepted: bool) -> None:
+    done = subprocess.run(
+        ["sbatch", "--test-only", *SIZE, *options, str(SCRIPTS / "train_multinode.sbatch")], env=cluster.environment,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode == 0) == accepted, done.stderr
 
 
 def test_one_node(cluster: Cluster, data: Path, tmp_path: Path) -> None:
@@ -107,28 +119,23 @@ def test_two_nodes_share_experts_and_lose_what_one_process_loses(cluster: Cluste
 def test_a_preempted_job_is_requeued_and_ends_as_if_nothing_had_happened(
     cluster: Cluster, data: Path, tmp_path: Path
 ) -> None:
-    settings = ("run.num_epochs=14", "run.eval_every_epochs=0", "evaluation.splits=[test]")  # 42 steps
+    """Two nodes that share experts; losing one of them stops both ranks, which must save together."""
+    settings = ("run.num_epochs=9", "run.eval_every_epochs=0", "evaluation.splits=[test]")  # 27 steps
     whole, log = tmp_path / "whole", tmp_path / "whole.out"
-    one = ("--cpus-per-task=2", "--gpus-per-node=1", "--ntasks-per-node=1", "--nodelist=n1")
-    job = submit(cluster, "train.sbatch", log, *one, **variables(data, whole, *settings))
+    two = ("--nodes=2", "--cpus-per-task=1", "--gpus-per-node=1", "--ntasks-per-node=1")
+    job = submit(cluster, "train_multinode.sbatch", log, *two, EP_SIZE="2", **variables(data, whole, *settings))
     assert cluster.wait(job) == ["COMPLETED"], explain(log, whole)
 
     run, log = tmp_path / "run", tmp_path / "run.out"
-    job = submit(cluster, "train.sbatch", log, *one, **variables(data, run, *settings))
-    until(
-        lambda: (run / "log.jsonl").is_file() and len((run / "log.jsonl").read_text().splitlines()) >= 5, job, cluster
-    )
-    script = tmp_path / "urgent" / "urgent.sh"
-    script.parent.mkdir()
-    script.write_text("#!/bin/bash\nsleep 2\n")
-    urgent = cluster.submit(
-        script, "--partition=urgent", "--cpus-per-task=2", "--nodelist=n1", f"--output={tmp_path}/urgent.out"
-    )
+    job = submit(cluster, "train_multinode.sbatch", log, *two, EP_SIZE="2", **variables(data, run, *settings))
+    until(lambda: steps(run) >= 3, job, cluster)
+    urgent = preempt(cluster, tmp_path)
     assert cluster.wait(job) == ["COMPLETED"], explain(log, run)
     assert cluster.wait(urgent) == ["COMPLETED"]
     text = log.read_text()
-    assert "requeueing job" in text, text
+    assert "stopped and saved\nrequeueing job" in text, text
     assert "start 2:" in text
+    assert "start 3:" not in text
     assert "resuming from step-" in (run / "logs" / f"{job}-rank0.out").read_text()
     assert commands.losses(run) == commands.losses(whole)
     assert (run / "weights" / "model.safetensors").read_bytes() == (
@@ -136,20 +143,155 @@ def test_a_preempted_job_is_requeued_and_ends_as_if_nothing_had_happened(
     ).read_bytes()
 
 
-def test_the_time_limit_is_survived(cluster: Cluster, data: Path, tmp_path: Path) -> None:
-    """SLURM's own signal before the limit: a one-minute job signalled 58 s before its end."""
-    settings = ("run.num_epochs=14", "run.eval_every_epochs=0", "evaluation.splits=[test]")
+def test_the_time_limit_is_survived_and_a_cancelled_job_stays_cancelled(
+    cluster: Cluster, data: Path, tmp_path: Path
+) -> None:
+    """SLURM's own signal five minutes before the limit, of a job that has five minutes."""
     run, log = tmp_path / "run", tmp_path / "run.out"
-    one = ("--cpus-per-task=2", "--gpus-per-node=1", "--ntasks-per-node=1")
+    one = ("--cpus-per-task=2", "--gpus-per-node=1", "--ntasks-per-node=1", "--time=5")
+    settings = ("run.num_epochs=2000", "run.eval_every_epochs=0", "evaluation.splits=[test]")
     job = submit(cluster, "train.sbatch", log, *one, **variables(data, run, *settings))
-    until(
-        lambda: (run / "log.jsonl").is_file() and len((run / "log.jsonl").read_text().splitlines()) >= 3, job, cluster
+    ranks = run / "logs" / f"{job}-rank0.out"
+    until(lambda: ranks.is_file() and "resuming from step-" in ranks.read_text(), job, cluster)
+    resumed = steps(run)
+    until(lambda: steps(run) > resumed, job, cluster)
+    text = log.read_text()
+    assert "time is nearly up" in text, text
+    assert "stopped and saved\nrequeueing job" in text, text
+    assert "start 2:" in text
+    cluster.run("scancel", job, check=True)
+    assert cluster.wait(job) == ["CANCELLED"]
+    until(lambda: not cluster.run("squeue", "-h", "-j", job), "", cluster)
+    assert cluster.state(job) == ["CANCELLED"], log.read_text()
+    found = sorted(commands.losses(run))
+    assert found == list(range(1, len(found) + 1))
+
+
+def behaviour(cluster: Cluster, folder: Path, command: str, *options: str, before: str = "") -> tuple[str, Path]:
+    """Job id and output of a job whose ranks run a shell command under ``until_done``; the repository is a stand-in.
+
+    ``before`` is run by the script between ``env.sh`` and that.
+    """
+    home = folder / "home"
+    (home / "slurm").mkdir(parents=True)
+    shutil.copy(SCRIPTS / "env.sh", home / "slurm")
+    (home / "train.py").touch()
+    script = home / "slurm" / "job.sbatch"
+    script.write_text(
+        f"""#!/bin/bash
+#SBATCH --requeue --open-mode=append
+set -uo pipefail
+. {home}/slurm/env.sh
+{before}
+until_done {folder}/logs bash -c '{command}'
+"""
     )
-    cluster.run("scancel", "--batch", "--signal=USR1", job, check=True)  # what --signal=B:USR1@300 sends
-    assert cluster.wait(job) == ["COMPLETED"], explain(log, run)
-    assert "time is nearly up" in log.read_text()
+    log = folder / "job-%a.out"
+    return cluster.submit(script, f"--output={log}", *options, M4OE_HOME=str(home), M4OE_VENV=""), folder / "job-0.out"
+
+
+def test_ranks_that_end_one_after_the_other_are_requeued(cluster: Cluster, tmp_path: Path) -> None:
+    command = f"{AGAIN} && exit 0; sleep $((1 + 2 * SLURM_PROCID)); exit 75"
+    job, log = behaviour(cluster, tmp_path, command, "--nodes=2", "--ntasks-per-node=1", "--array=0")
+    assert cluster.wait(job) == ["COMPLETED"], log.read_text()
     assert "start 2:" in log.read_text()
-    assert sorted(commands.losses(run)) == list(range(1, 43))
+
+
+def test_a_preemption_during_start_up_is_requeued_but_a_crash_is_not(cluster: Cluster, tmp_path: Path) -> None:
+    command = f"{AGAIN} && kill -SEGV $$; exec sleep 60"
+    job, log = behaviour(cluster, tmp_path, command, "--nodelist=n1", "--ntasks=1", "--cpus-per-task=2", "--array=0")
+    until(lambda: (tmp_path / "logs").is_dir() and any((tmp_path / "logs").iterdir()), job, cluster)
+    preempt(cluster, tmp_path)
+    assert cluster.wait(job) == ["FAILED"], log.read_text()
+    assert "stopped before anything could be saved\nrequeueing job" in log.read_text()
+    assert "start 2:" in log.read_text()
+    assert "start 3:" not in log.read_text()
+
+
+def test_a_signal_before_there_are_ranks_reaches_them(cluster: Cluster, tmp_path: Path) -> None:
+    """The script has it before it can pass it on, and srun has started nobody yet when it does."""
+    command, alone = f"{AGAIN} && exit 0; exec sleep 280", ("--ntasks=1", "--array=0")
+    job, log = behaviour(cluster, tmp_path, command, *alone, before="kill -USR1 $$")
+    assert cluster.wait(job) == ["COMPLETED"], log.read_text()
+    assert "time is nearly up" in log.read_text()
+    assert "stopped before anything could be saved\nrequeueing job" in log.read_text()
+    assert "start 2:" in log.read_text()
+
+
+def test_requeueing_one_task_of_an_array_leaves_the_others_alone(cluster: Cluster, tmp_path: Path) -> None:
+    """The task that has the number of the whole array is the one that stops."""
+    command = f"{AGAIN} && exit 0; [ $SLURM_JOB_ID = $SLURM_ARRAY_JOB_ID ] && exit 75; sleep 15"
+    job, log = behaviour(cluster, tmp_path, command, "--array=0-1", "--ntasks=1")
+    assert cluster.wait(job) == ["COMPLETED", "COMPLETED"], log.read_text()
+    texts = [(tmp_path / f"job-{task}.out").read_text() for task in (0, 1)]
+    assert sorted(text.count("start 2:") for text in texts) == [0, 1], texts
+
+
+def test_requeues_have_an_end(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cluster.environment, "MAX_RESTARTS", "0")
+    job, log = behaviour(cluster, tmp_path, "exit 75", "--ntasks=1", "--array=0")
+    assert cluster.wait(job) == ["FAILED"], log.read_text()
+    assert "already restarted 0 times: submit again to go on" in log.read_text()
+
+
+def contained(cluster: Cluster, folder: Path, **variables: str) -> tuple[list[str], list[str], str]:
+    """State, calls and output of a job in a container, with stand-ins for ``apptainer`` and an ``srun`` with pyxis.
+
+    They write down their arguments, one a line, and start what would run inside.
+    """
+    (folder / "bin").mkdir()
+    note = f"""#!/bin/bash\nprintf '%s\\n' "${{0##*/}}" "$@" >>{folder}/calls\n"""
+    (folder / "bin" / "srun").write_text(
+        f"""{note}for word in "$@"; do [[ $word == --container-* ]] || kept+=("$word"); done
+exec {shutil.which("srun")} "${{kept[@]}}"
+"""
+    )
+    (folder / "bin" / "apptainer").write_text(
+        f"""{note}while [ "$1" != /images/m4oe.sif ]; do shift; done
+exec "${{@:2}}"
+"""
+    )
+    for path in (folder / "bin").iterdir():
+        path.chmod(0o755)
+    path_variable = f"{folder / 'bin'}:{os.environ['PATH']}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**variables, "CONTAINER": "/images/m4oe.sif", "PATH": path_variable}.items():
+            patch.setitem(cluster.environment, name, value)
+        job, log = behaviour(cluster, folder, "echo in the container", "--ntasks=1", "--array=0")
+    states, calls = cluster.wait(job), folder / "calls"
+    return states, calls.read_text().splitlines() if calls.is_file() else [], explain(log, folder)
+
+
+def test_apptainer_runs_every_rank(cluster: Cluster, tmp_path: Path) -> None:
+    states, calls, text = contained(cluster, tmp_path, CONTAINER_OPTIONS="--bind /scratch")
+    assert states == ["COMPLETED"], text
+    assert "\nin the container\n" in text
+    home, start = str(tmp_path / "home"), calls.index("apptainer")
+    assert calls[0] == "srun"
+    expected = ["apptainer", "exec", "--pwd", home, "--bind", home, "--bind", "/scratch", "/images/m4oe.sif"]
+    assert [word for word in calls[start : start + 10] if word != "--nv"][:9] == expected
+
+
+def test_pyxis_is_told_the_image_and_the_folders(cluster: Cluster, tmp_path: Path) -> None:
+    given = {"CONTAINER_MOUNTS": "/scratch:/scratch", "CONTAINER_OPTIONS": "--container-readonly"}
+    states, calls, text = contained(cluster, tmp_path, CONTAINER_BY="pyxis", **given)
+    assert states == ["COMPLETED"], text
+    assert "\nin the container\n" in text
+    home = tmp_path / "home"
+    assert {word for word in calls if word.startswith("--container-")} == {
+        "--container-image=/images/m4oe.sif",
+        f"--container-workdir={home}",
+        f"--container-mounts={home}:{home},/scratch:/scratch",
+        "--container-readonly",
+    }
+    assert "apptainer" not in calls
+
+
+def test_an_unknown_container_runtime_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    states, calls, text = contained(cluster, tmp_path, CONTAINER_BY="docker")
+    assert states == ["FAILED"]
+    assert not calls
+    assert "error: CONTAINER_BY=docker is not apptainer, singularity or pyxis" in text
 
 
 def test_an_array_of_expert_counts(cluster: Cluster, tmp_path: Path) -> None:
@@ -166,6 +308,28 @@ def test_an_array_of_expert_counts(cluster: Cluster, tmp_path: Path) -> None:
     lines = (study / "scaling.csv").read_text().splitlines()
     assert len(lines) == 3
     assert {line.split(",")[0] for line in lines[1:]} == {"8", "16"}
+
+
+def test_an_array_of_compared_systems(cluster: Cluster, data: Path, tmp_path: Path) -> None:
+    """Two cells of a comparison, each on two ranks, and their table."""
+    comparison = tmp_path / "comparison"
+    exported = variables(data, comparison)
+    cells = "--datasets embed --methods mirai,ours --seeds 0 --settings multi"
+    sizes = "--set run.num_epochs=1 --set schedule.warmup_steps=0 --set data.image_size=[32,32]"
+    exported["ARGUMENTS"] = f"{cells} --set data.root={data} --set data.phantom.patients=0 {sizes}"
+    exported["PRESET"] = "smoke"
+    job = submit(cluster, "compare_array.sbatch", tmp_path / "job-%a.out", *SIZE, "--array=0-1", **exported)
+    assert cluster.wait(job) == ["COMPLETED", "COMPLETED"], explain(tmp_path / "job-0.out", comparison)
+    for cell in ("embed-multi-mirai-seed0", "embed-multi-ours-seed0"):
+        facts = json.loads((comparison / "cells" / cell / "environment.json").read_text())
+        assert (facts["world"], facts["launched_by"]) == (2, "slurm")
+    collect = ["--preset", "smoke", "--output", str(comparison), "--ds_config", exported["DS_CONFIG"], "--collect"]
+    done = subprocess.run(
+        [sys.executable, "-m", "m4oe_ds", "compare", *collect, *exported["ARGUMENTS"].split()], cwd=commands.ROOT,
+        env=commands.environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 cells" in done.stdout
 
 
 def test_an_archive_is_converted_in_parts(cluster: Cluster, tmp_path: Path) -> None:
@@ -189,7 +353,7 @@ def test_an_archive_is_converted_in_parts(cluster: Cluster, tmp_path: Path) -> N
     job = submit(
         cluster, "convert_array.sbatch", tmp_path / "job-%a.out", "--cpus-per-task=1", "--array=1-3", **exported
     )
-    assert set(cluster.wait(job)) == {"COMPLETED"}, explain(tmp_path / "job-1.out", parts)
+    assert set(cluster.wait(job)) == {"COMPLETED"}, explain(tmp_path / "job-1.out", parts.with_name("parts.logs"))
     made = sorted(path.relative_to(parts) for path in parts.rglob("*.tar"))
     assert made
     assert made == sorted(path.relative_to(whole) for path in whole.rglob("*.tar"))
@@ -208,13 +372,27 @@ def test_what_is_missing_is_said(cluster: Cluster, tmp_path: Path) -> None:
     assert "is not the repository" in (tmp_path / "b.out").read_text()
 
 
-def until(ready: object, job: str, cluster: Cluster, seconds: float = 120) -> None:
-    """Waits for a condition while a job runs."""
-    import time
+def steps(run: Path) -> int:
+    """Training steps logged so far."""
+    path = run / "log.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
 
+
+def preempt(cluster: Cluster, folder: Path) -> str:
+    """Submits a job that takes all of ``n1`` from whoever has it."""
+    script = folder / "urgent" / "urgent.sh"
+    script.parent.mkdir()
+    script.write_text("#!/bin/bash\nsleep 2\n")
+    return cluster.submit(
+        script, "--partition=urgent", "--cpus-per-task=2", "--nodelist=n1", f"--output={folder}/urgent.out"
+    )
+
+
+def until(ready: Callable[[], bool], job: str, cluster: Cluster, seconds: float = 300) -> None:
+    """Waits for a condition while a job, if one is named, waits or runs."""
     deadline = time.monotonic() + seconds
-    assert callable(ready)
     while not ready():
-        assert time.monotonic() < deadline, cluster.state(job)
-        assert cluster.state(job)[0] in ("PENDING", "RUNNING", "CONFIGURING"), cluster.state(job)
+        states = cluster.state(job) if job else []
+        assert time.monotonic() < deadline, states
+        assert set(states) <= {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED"}, states
         time.sleep(0.2)

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from m4oe_ds.errors import EnvironmentProblem
-from m4oe_ds.parallel.launch import LaunchEnvironment, resolve
+from m4oe_ds.parallel.launch import LaunchEnvironment, device_index, resolve
 
 LAUNCHER = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node-a", "MASTER_PORT": "29501"}
 SLURM = {
@@ -149,3 +149,15 @@ def test_nothing_set_is_a_single_process_at_a_free_local_port() -> None:
     assert (found.master_addr, found.source) == ("127.0.0.1", "single")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", found.master_port))  # free
+
+
+# ------------------------------------------------------------------------------------------------------ devices
+
+
+def test_a_rank_takes_its_own_gpu_whether_it_sees_those_of_the_others_or_not() -> None:
+    place = LaunchEnvironment(5, 8, 1, 4, "node-a", 29501, "slurm")
+    assert device_index(place, 4) == 1
+    assert device_index(place, 1) == 0  # srun --gpus-per-task
+    beyond = LaunchEnvironment(7, 8, 3, 4, "node-a", 29501, "slurm")
+    with pytest.raises(EnvironmentProblem, match="local rank 3 has no GPU, 2 are visible"):
+        device_index(beyond, 2)
