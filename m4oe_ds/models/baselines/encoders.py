@@ -65,19 +65,27 @@ class ViewEncoders(nn.Module):
     def forward(self, views: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         """``{modality: [B, C, H, W]} -> {modality: [[B, C_s, h_s, w_s], ...]}`` from fine to coarse (vit: one map)."""
         if self.regime == "vit":
-            tokens = self.embedders({name: views[name] for name in self.modalities})
-            maps = {}
-            for name, value in tokens.items():
-                embedder = self.embedders.by_modality["shared" if self.embedders.shared else name]
-                grid = embedder.backbone.patch_embed.grid_size
-                patches = value[:, embedder.num_prefix_tokens :]
-                maps[name] = [patches.transpose(1, 2).unflatten(2, grid)]
-            return maps
+            return self._patches({name: views[name] for name in self.modalities})
         if self.shared:  # one batch of all views: one pass instead of m
             stacked = torch.cat([views[name] for name in self.modalities])
             parts = [stage.chunk(len(self.modalities)) for stage in self._pyramid("shared", stacked)]
             return {name: [stage[i] for stage in parts] for i, name in enumerate(self.modalities)}
         return {name: self._pyramid(name, views[name]) for name in self.modalities}
+
+    def one(self, name: str, image: Tensor) -> list[Tensor]:
+        """As :meth:`forward`, of one view ``[B, C, H, W]`` of a modality."""
+        if self.regime == "vit":
+            return self._patches({name: image})[name]
+        return self._pyramid("shared" if self.shared else name, image)
+
+    def _patches(self, views: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+        maps = {}
+        for name, value in self.embedders(views).items():
+            embedder = self.embedders.by_modality["shared" if self.embedders.shared else name]
+            grid = embedder.backbone.patch_embed.grid_size
+            patches = value[:, embedder.num_prefix_tokens :]
+            maps[name] = [patches.transpose(1, 2).unflatten(2, grid)]
+        return maps
 
     def _pyramid(self, key: str, image: Tensor) -> list[Tensor]:
         encoder = self.by_modality[key]

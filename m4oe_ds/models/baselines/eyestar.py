@@ -3,12 +3,13 @@
 A finalist of the GAMMA challenge (Wu et al., "GAMMA challenge: glaucoma grading from multi-modality images", Medical Image
 Analysis 2023). Fidelity: reconstructed. Its architecture is not public; this is the challenge's public grading baseline
 (two ResNet-34, the OCT's B-scans as channels, pooled and concatenated) with the ingredients the report names for the
-leading teams: ordinal regression with a shared slope, and segmentation with skip connections. Grading reads the whole
-fundus, not a crop around the disc, and one network does both tasks.
+leading teams: ordinal regression with a shared slope, segmentation with skip connections, and, as an option, grading of a
+crop around what was segmented. One network does both tasks; by default grading reads the whole fundus.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,16 +19,26 @@ from torch.nn import functional
 from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.models.baselines.attached import Attached
 from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.baselines.encoders import mean_pool
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, Tokens
 
+SMALLEST_CROP = 0.125  # of the image's side
+
 
 @dataclass(frozen=True)
 class Options:
-    """EyeStar has no options."""
+    """Options of EyeStar.
+
+    Attributes:
+        crop: side of the crop that grading reads, as a multiple of the box around the predicted mask (4 times a cup is about
+            twice its disc); 0 = the whole fundus. Needs a mask task, and the system's own fusion.
+    """
+
+    crop: float = 0.0
 
 
 class OrdinalHead(nn.Module):
@@ -61,19 +72,53 @@ def class_logits(cumulative: Tensor) -> Tensor:
     return (at_least[:, :-1] - at_least[:, 1:]).clamp_min(1e-6).log().to(cumulative.dtype)
 
 
+def crop_around(image: Tensor, mask: Tensor, multiple: float) -> tuple[Tensor, Tensor]:
+    """A crop of the image's own shape around a mask, resampled to the image's size; all of it where the mask is empty.
+
+    Args:
+        image: ``[B, C, H, W]``. mask: ``[B, 1, H, W]`` bool. multiple: of the mask's larger extent, relative to the image.
+
+    Returns:
+        The crop ``[B, C, H, W]``, which never leaves the image, and its centre (x, y from -1 to 1) and side (share of the
+        image's, at least ``SMALLEST_CROP``) ``[B, 3]``.
+    """
+    ends = []
+    for hit in (mask[:, 0].any(1), mask[:, 0].any(2)):  # columns [B, W], rows [B, H]
+        size = hit.shape[1]
+        place = torch.arange(size, device=hit.device)
+        low, high = torch.where(hit, place, size).amin(1), torch.where(hit, place, -1).amax(1) + 1
+        ends.append(((low + high) / size - 1.0, (high - low) / size))  # centre, extent
+    (x, wide), (y, tall) = ends
+    side = (multiple * torch.maximum(wide, tall)).clamp(SMALLEST_CROP, 1.0)
+    side = torch.where(mask.flatten(1).any(1), side, 1.0)
+    x, y = (torch.minimum(torch.maximum(centre, side - 1.0), 1.0 - side) for centre in (x, y))
+    zero = torch.zeros_like(side)
+    theta = torch.stack([torch.stack([side, zero, x], 1), torch.stack([zero, side, y], 1)], 1)  # [B, 2, 3]
+    grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
+    crop = functional.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
+    return crop.to(image.dtype), torch.stack([x, y, side], 1)
+
+
 class EyeStar(ComparedModel):
     """Two branches, ordinal heads, mask decoder. See the module's first lines.
 
-    Extras: ``ordinal.<task> [B, K-1]``, the cumulative logits that the loss reads.
+    Extras: ``ordinal.<task> [B, K-1]``, the cumulative logits that the loss reads; ``crop [B, 3]``, see
+    :func:`crop_around`, with that option.
     """
 
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
         super().__init__(spec, config, experts_factory, native="resnet34", share=False)
-        parse_options(Options, config.options, "eyestar")
+        self.options = parse_options(Options, config.options, "eyestar")
         width = sum(self.encoders.widths[name] for name in spec.modalities)
         self.finish(width)
         # with an attached MToE the decoder also gets the task's tokens at the places of the fundus
         dense = [task.name for task in spec.tasks if task.kind == "segmentation"]
+        if self.options.crop and (not dense or not self.own_fusion):
+            what = (
+                "a crop needs a mask to be predicted" if not dense else "a crop is part of the fusion that is replaced"
+            )
+            raise ConfigError(what, "model.options", "set crop: 0")
+        self.cropped_by = dense[0] if self.options.crop else ""
         self.places = (
             nn.ModuleDict({name: nn.Linear(config.dim, self.encoders.widths[self.owner(name)]) for name in dense})
             if self.mtoe is not None
@@ -85,12 +130,24 @@ class EyeStar(ComparedModel):
         return OrdinalHead(width, task.num_classes)
 
     def combine(self, tokens: Tokens, batch: Batch) -> Fused:
-        """Pooled features of the branches side by side; zeros for an absent one."""
+        """Pooled features of the branches side by side; zeros for an absent one. Grades read the crop if there is one."""
+        whole = self._side_by_side(tokens.maps, tokens.present)
+        fused = Fused(dict.fromkeys(self.spec.task_names, whole))
+        if self.cropped_by:
+            owner = self.owner(self.cropped_by)
+            with torch.no_grad():  # where to look; the decoder learns from its own loss
+                mask = self.decoders[self.cropped_by](tokens.maps[owner], whole) > 0
+            image, fused.extras["crop"] = crop_around(batch.views[owner], mask, self.options.crop)
+            graded = self._side_by_side({**tokens.maps, owner: self.encoders.one(owner, image)}, tokens.present)
+            fused.features |= {task.name: graded for task in self.classification_tasks}
+        return fused
+
+    def _side_by_side(self, maps: Mapping[str, list[Tensor]], present: Tensor) -> Tensor:
         parts = [
-            torch.where(tokens.present[:, i, None], mean_pool(tokens.maps[name][-1]), 0.0)
+            torch.where(present[:, i, None], mean_pool(maps[name][-1]), 0.0)
             for i, name in enumerate(self.spec.modalities)
         ]
-        return Fused(dict.fromkeys(self.spec.task_names, torch.cat(parts, 1)))
+        return torch.cat(parts, 1)
 
     def take(self, fused: Fused, attached: Attached) -> None:
         """Adds the tokens of G_k at the places of the owner's last map to what the decoder of task k reads."""

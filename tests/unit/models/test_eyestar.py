@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from m4oe_ds.errors import ConfigError
 from m4oe_ds.evaluation.inference import _rows
 from m4oe_ds.losses import binary_cross_entropy_dice
 from m4oe_ds.models import build, spec_for
+from m4oe_ds.models.baselines.eyestar import crop_around
 from m4oe_ds.models.interface import ModelOutput
 from tests.distributed import problem
 
@@ -73,6 +75,64 @@ def test_the_decoder_reads_the_mtoe_at_the_places_of_the_fundus() -> None:
         handle.remove()
     change = (after - before).abs().mean((0, 1))
     assert change[:8, :8].mean() > 2 * change[-8:, -8:].mean()
+
+
+def test_a_crop_shows_what_lies_around_the_mask() -> None:
+    image = torch.arange(32.0)[None, :, None] + 100 * torch.arange(32.0)[None, None]  # row + 100 column
+    image = image.expand(4, 1, 32, 32).contiguous()
+    mask = torch.zeros(4, 1, 32, 32, dtype=torch.bool)
+    mask[0, 0, 8:16, 12:16] = True  # 8 high: a crop of 16 around row 12 and column 14
+    mask[1, 0, 0:8, 30:32] = True  # in a corner: moved inside
+    mask[2] = True  # all of it
+    crop, place = crop_around(image, mask, 2.0)
+    torch.testing.assert_close(place[:, 2], torch.tensor([0.5, 0.5, 1.0, 1.0]))
+    torch.testing.assert_close(place[:2, :2], torch.tensor([[14 / 16 - 1, 12 / 16 - 1], [0.5, -0.5]]))
+    torch.testing.assert_close(crop[2:], image[2:])  # an empty mask shows the whole image
+    # two pixels of the crop per pixel of the image; the means of both are those of the region
+    assert crop[0].mean() == pytest.approx(float(image[0, 0, 4:20, 6:22].mean()), rel=1e-4)
+    assert crop[1].mean() == pytest.approx(float(image[1, 0, 0:16, 16:32].mean()), rel=1e-3)
+    assert crop_around(image, mask & (image == 1212), 1.0)[1][0, 2] == 0.125
+
+
+def test_grades_read_the_crop_and_masks_the_whole_fundus() -> None:
+    config = problem.config(*GAMMA, "model.options={crop: 2.0}")
+    model, batch = build(config).eval(), batch_of(config)
+    batch = dataclasses.replace(batch, present=torch.ones(4, 2, dtype=torch.bool))
+    quarter = torch.full((4, 1, 32, 32), -1.0)
+    quarter[:, :, 4:12, 4:12] = 1.0  # a crop of rows and columns 0 to 16
+    model.decoders["cup"].register_forward_hook(lambda _m, _i, out: out * 0 + quarter)  # type: ignore[attr-defined]
+    outside = batch.views["fundus"].clone()
+    outside[:, :, 18:] = 0
+    inside = batch.views["fundus"].clone()
+    inside[:, :, :14, :14] = 0
+    with torch.no_grad():
+        seen = [model(dataclasses.replace(batch, views={**batch.views, "fundus": f})) for f in (outside, inside)]
+        whole = model(batch)
+    torch.testing.assert_close(whole.extras["crop"], torch.tensor([-0.5, -0.5, 0.5]).expand(4, 3))
+    torch.testing.assert_close(seen[0].logits["glaucoma"], whole.logits["glaucoma"])
+    assert not torch.allclose(seen[1].logits["glaucoma"], whole.logits["glaucoma"], atol=1e-4)
+
+
+@pytest.mark.parametrize("regime", ["vit", "native"])
+def test_with_a_crop_everything_learns_from_both_losses(regime: str) -> None:
+    size = () if regime == "vit" else ("data.image_size=[64, 64]",)
+    config = problem.config(*GAMMA, *size, f"model.regime={regime}", "model.options={crop: 4.0}")
+    model, batch = build(config).train(), batch_of(config)
+    output = model(batch)
+    names, values = zip(*model.named_parameters(), strict=True)
+    reached = {}
+    for task in ("glaucoma", "cup"):
+        found = torch.autograd.grad(output.logits[task].square().sum(), values, retain_graph=True, allow_unused=True)
+        # zero is no sign of missing the path: timm's residual branches start at zero
+        reached[task] = {name for name, g in zip(names, found, strict=True) if g is not None}
+    assert reached["glaucoma"] | reached["cup"] == set(names)
+    assert not any(name.startswith("decoders") for name in reached["glaucoma"])
+
+
+@pytest.mark.parametrize("extra", [("data.tasks=[glaucoma]",), ("model.attach_mtoe=replace",)])
+def test_a_crop_without_mask_or_fusion_is_refused(extra: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="crop"):
+        build(problem.config(*GAMMA, "model.options={crop: 4.0}", *extra))
 
 
 def test_dice_of_equal_disjoint_and_empty_masks() -> None:
