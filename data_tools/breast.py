@@ -102,6 +102,13 @@ class CoarseMask:
                 row_gaps.append((behind, width))
         return out
 
+    def every(self, stride: int) -> Mask:
+        """The mask of every ``stride``-th pixel in each direction, beginning with the first."""
+        out = np.zeros((-(-self.shape[0] // stride), -(-self.shape[1] // stride)), bool)
+        rows, cols = (np.arange(0, n * self.factor, stride) // self.factor for n in self.blocks.shape)
+        out[: len(rows), : len(cols)] = self.blocks[rows[:, None], cols]  # behind the last whole block: in no block
+        return out
+
     def full(self) -> Mask:
         """The mask of the whole image."""
         return self.part(0, 0, *self.shape)

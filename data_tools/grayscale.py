@@ -20,7 +20,8 @@ from data_tools.dicom import BadImage
 
 PERCENTILES = (0.5, 99.5)
 ROWS_AT_ONCE = 64
-SEEN_PER_DIRECTION = 4  # of a large image every so many pixels tell which values occur
+SMALL = 1 << 20  # pixels; of larger images every fourth row and column tells which values occur, and how often
+SEEN_PER_DIRECTION = 4
 MAX_VALUES = 1 << 16  # entries of a table; mammograms have 10 to 16 bits
 RAMP_ERROR = 2e-6  # a table this close to a ramp is one: an eighth of a step of the stored 16 bits
 LEAST_RANGE = 0.05  # of the window that the image must use; below, the window is that of another image or depth
@@ -199,8 +200,8 @@ def _percentile_table(
     mask = _mask(stored, low, rough, _ramp(rough))
     if not mask.blocks.any():
         raise BadImage("no_breast")
-    stride = 2 if mask.factor > 1 else 1
-    inside = stored[::stride, ::stride][mask.full()[::stride, ::stride]].astype(np.intp) - low
+    stride = SEEN_PER_DIRECTION if stored.size > SMALL else 1
+    inside = stored[::stride, ::stride][mask.every(stride)].astype(np.intp) - low
     below, above = _percentiles(x, np.bincount(inside, minlength=len(x)))
     if above <= below:
         raise BadImage("constant")
@@ -257,7 +258,7 @@ def grade(ds: Any, stored: NDArray[Any], extremes: tuple[int, int] | None = None
     if last - low >= MAX_VALUES:
         raise BadImage("more_than_16_bits")
     domain = np.arange(low, last + 1, dtype=stored.dtype)
-    stride = SEEN_PER_DIRECTION if stored.size > 1 << 20 else 1
+    stride = SEEN_PER_DIRECTION if stored.size > SMALL else 1
     seen = stored[::stride, ::stride].astype(np.intp).ravel()
     occurs = np.bincount(seen - low if low else seen, minlength=len(domain)) > 0
     padding = _padding(ds, domain)

@@ -29,7 +29,7 @@ _GLYPHS = {  # 5 x 7 dots, one number per row
 
 @dataclass(frozen=True)
 class DicomFacts:
-    """What the header of one file says. ``window``: one or more (centre, width) pairs; times ``HHMMSS``."""
+    """What the header of one file says. ``window``: (centre, width) pairs, none to several; times ``HHMMSS``."""
 
     patient: str
     accession: str
@@ -141,7 +141,8 @@ def write_mammogram(path: Path, pixels: NDArray[np.uint16], facts: DicomFacts) -
     ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType, ds.BurnedInAnnotation = 0, 1, "US", "NO"
     centres = [(2**facts.bits - 1 - centre) if facts.monochrome1 else centre for centre, _ in facts.window]
     widths = [width for _, width in facts.window]
-    ds.WindowCenter, ds.WindowWidth = (centres, widths) if len(widths) > 1 else (centres[0], widths[0])
+    if widths:
+        ds.WindowCenter, ds.WindowWidth = (centres, widths) if len(widths) > 1 else (centres[0], widths[0])
     if facts.voi_lut:
         ds.VOILUTSequence = [_voi_lut(facts.bits)]
     if facts.voi_function:

@@ -176,6 +176,21 @@ def test_a_point_is_found_again_in_the_source(row: int, col: int, right: bool, s
     assert found == pytest.approx((row, col), abs=1.2)
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4, 5])
+@pytest.mark.parametrize("shape", [(20, 16), (23, 19), (21, 18)])
+def test_a_thinned_mask_is_every_nth_pixel_of_the_full_one(shape: tuple[int, int], stride: int) -> None:
+    blocks = np.random.default_rng(0).random((shape[0] // 3, shape[1] // 3)) < 0.5
+    mask = breast_.CoarseMask(blocks, 3, shape, right_heavy=False)
+    assert mask.full().sum() == 9 * blocks.sum()
+    np.testing.assert_array_equal(mask.every(stride), mask.full()[::stride, ::stride])
+    gone = np.ones(shape, bool)
+    for row, gaps in enumerate(mask.gaps(shape[1])):
+        for first, last in gaps:
+            gone[3 * row : 3 * row + 3, first:last] = False
+    gone[3 * len(blocks) :] = False
+    np.testing.assert_array_equal(gone, mask.full())
+
+
 def test_corners_map_to_the_corners_of_the_crop() -> None:
     info = {
         "original_shape": [100, 80], "crop": [10, 20, 60, 40], "flipped": False, "padded_shape": [60, 48],

@@ -94,6 +94,17 @@ TABLES = {
 }
 
 
+def test_percentiles_of_a_large_image_are_those_of_all_its_pixels() -> None:
+    rng = np.random.default_rng(1)
+    stored = np.zeros((1600, 1300), np.uint16)
+    stored[200:1400, :800] = rng.integers(900, 2500, (1200, 800))
+    graded = grayscale.grade(header(), stored)
+    assert graded.method == "percentile"
+    low, high = np.percentile(stored[stored > 0], (0.5, 99.5))
+    expected = np.clip((stored - low) / (high - low), 0, 1)
+    assert np.abs(graded.image - expected)[220:1380, :780].max() < 0.02
+
+
 @pytest.mark.parametrize("low", [0, -1000])
 @pytest.mark.parametrize("name", TABLES)
 def test_arithmetic_and_look_up_give_the_same_grey(name: str, low: int) -> None:
