@@ -80,7 +80,8 @@ def stream(
     Raises:
         ConfigError: the model compares breasts and the other one is not read.
     """
-    if MODELS[config.model.name].contralateral and not config.data.contralateral:
+    pairs = config.model.options.get("pairs", "bilateral")  # of image types: the other breast is not read
+    if MODELS[config.model.name].contralateral and not config.data.contralateral and pairs == "bilateral":
         raise ConfigError(f"{config.model.name} needs the other breast", "data.contralateral", "set it to true")
     statistics = train_manifest.pixel_statistics
     normalise = {

@@ -6,6 +6,9 @@ matrix and one difference map per modality, so FFDM and synthesised views are co
 scale per risk horizon, trained by binary cross-entropy on the logit (the release applies a cross-entropy to probabilities);
 density and BI-RADS read the content of both breasts. Shards store every breast with the chest wall on the same side, so
 the views are aligned as the release assumes. Needs ``data.contralateral: true``.
+
+For data without the other breast ``pairs: cross_type`` compares the FFDM with the synthesised image of the same view
+instead. That is another method: its score says how the two image types differ, not how the breasts do.
 """
 
 from __future__ import annotations
@@ -35,11 +38,13 @@ class Options:
     """Options of AsymMirai.
 
     Attributes:
+        pairs: ``bilateral``, or ``cross_type`` (see the module's first lines).
         flexible: windows at every position (the released run) instead of side by side.
         threshold, temperature: initial mu and tau of the score; 0 = 1.5 and 0.25 times the root of the channels, which suits
             features of unit variance (the release starts at 2000 and 300 on its own, un-normalised features).
     """
 
+    pairs: str = "bilateral"
     flexible: bool = True
     threshold: float = 0.0
     temperature: float = 0.0
@@ -48,6 +53,12 @@ class Options:
 def window_of(height: int, width: int) -> tuple[int, int]:
     """Window of the difference map: a fifth of each side, at least 3 (or the side itself)."""
     return tuple(min(side, max(SMALLEST_WINDOW, side // 5)) for side in (height, width))  # type: ignore[return-value]
+
+
+def partner_of(modality: str) -> str:
+    """The other image type of the same view: ``ffdm_cc`` and ``syn_cc``."""
+    kind, _, view = modality.partition("_")
+    return f"{'syn' if kind == 'ffdm' else 'ffdm'}_{view}"
 
 
 def difference_map(own: Tensor, other: Tensor, flexible: bool = True) -> tuple[Tensor, Tensor]:
@@ -105,7 +116,7 @@ class AsymMirai(ComparedModel):
     ``asymmetry [B, m]``.
 
     Raises:
-        ConfigError: modalities that are no mammograms, or masks to predict.
+        ConfigError: modalities that are no mammograms or have no partner, masks to predict, or another kind of pairs.
     """
 
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
@@ -113,6 +124,11 @@ class AsymMirai(ComparedModel):
         self.options = parse_options(Options, config.options, "asymmirai")
         if any(task.kind == "segmentation" for task in spec.tasks) or len(set(self.encoders.widths.values())) > 1:
             raise ConfigError("asymmirai compares mammograms of two breasts", "model.name", "use it on mammograms only")
+        if self.options.pairs not in ("bilateral", "cross_type"):
+            raise ConfigError(f"pairs must be bilateral or cross_type, got {self.options.pairs!r}", "model.options")
+        self.partners = [partner_of(name) for name in spec.modalities]
+        if self.options.pairs == "cross_type" and not set(self.partners) <= set(spec.modalities):
+            raise ConfigError("cross_type needs every view in both types", "data.modalities", "use pairs: bilateral")
         width = next(iter(self.encoders.widths.values()))
         self.channels = nn.ModuleDict({name: ChannelMatrix(width) for name in spec.modalities})
         self.risk_tasks = tuple(task.name for task in spec.tasks if task.name.startswith(RISK_PREFIX))
@@ -135,19 +151,20 @@ class AsymMirai(ComparedModel):
         return super().make_head(task, width)
 
     def encode(self, batch: Batch) -> Tokens:
-        """Difference map and mean map of both breasts, side by side as ``[B, C, 1, l]`` per modality.
+        """Difference map and mean map of the two sides of a pair, side by side as ``[B, C, 1, l]`` per modality.
 
         A modality without its counterpart has a difference of zero, and its own map as the mean.
 
         Raises:
             ConfigError: the batch has no contralateral views.
         """
-        if "contralateral_present" not in batch.extras:
-            raise ConfigError("asymmirai needs the other breast", "data.contralateral", "set it to true")
         own = self.encoders(batch.views)
-        others = {name: batch.extras[f"contralateral.{name}"] for name in self.spec.modalities}
-        other = self.encoders({name: view.to(batch.views[name]) for name, view in others.items()})
-        pairs = batch.present & batch.extras["contralateral_present"]  # [B, m]
+        pairs = self.pairs(batch)
+        if self.options.pairs == "cross_type":
+            other = {name: own[partner] for name, partner in zip(self.spec.modalities, self.partners, strict=True)}
+        else:
+            others = {name: batch.extras[f"contralateral.{name}"] for name in self.spec.modalities}
+            other = self.encoders({name: view.to(batch.views[name]) for name, view in others.items()})
         maps = {}
         for i, name in enumerate(self.spec.modalities):
             a, b = (self.channels[name](side[name][-1]) for side in (own, other))
@@ -158,9 +175,22 @@ class AsymMirai(ComparedModel):
         by_modality = {name: stages[-1][:, :, 0].transpose(1, 2) for name, stages in maps.items()}
         return Tokens(by_modality, batch.present, maps)
 
+    def pairs(self, batch: Batch) -> Tensor:
+        """Which modalities have both sides of their pair ``[B, m]``.
+
+        Raises:
+            ConfigError: the batch has no contralateral views.
+        """
+        if self.options.pairs == "cross_type":
+            places = [self.spec.modalities.index(name) for name in self.partners]
+            return batch.present & batch.present[:, places]
+        if "contralateral_present" not in batch.extras:
+            raise ConfigError("asymmirai needs the other breast", "data.contralateral", "set it to true")
+        return batch.present & batch.extras["contralateral_present"]
+
     def combine(self, tokens: Tokens, batch: Batch) -> Fused:
-        """Content of both breasts for the tasks that read it; scores and heat-maps of the pairs."""
-        pairs = batch.present & batch.extras["contralateral_present"]
+        """Content of both sides for the tasks that read it; scores and heat-maps of the pairs."""
+        pairs = self.pairs(batch)
         parts, scores = [], []
         extras: dict[str, Tensor] = {}
         for i, name in enumerate(self.spec.modalities):

@@ -145,3 +145,36 @@ def test_it_says_what_it_needs() -> None:
         model(dataclasses.replace(batch, extras={}))
     with pytest.raises(ConfigError, match="two breasts"):
         build(problem.config(*BASE, "data.dataset=gamma", "data.modalities=[fundus, oct]"))
+
+
+FOUR = ("data.modalities=[ffdm_cc, ffdm_mlo, syn_cc, syn_mlo]",)
+CROSS = (*FOUR, "model.options={pairs: cross_type}")
+
+
+def test_cross_type_compares_the_two_images_of_a_view_and_not_the_breasts() -> None:
+    model, batch = model_and_batch(*CROSS)
+    with torch.no_grad():
+        alone = model(dataclasses.replace(batch, extras={}))  # needs no other breast, and does not look at it
+        torch.testing.assert_close(model(batch).extras["asymmetry"], alone.extras["asymmetry"])
+        for i, view in enumerate(("cc", "mlo", "cc", "mlo")):
+            a, b = (f"{kind}_{view}" for kind in ("ffdm", "syn"))
+            own, other = (a, b) if i < 2 else (b, a)
+            maps = model.encoders(batch.views)
+            matrix = model.channels[own]
+            _, heat = difference_map(matrix(maps[own][-1]), matrix(maps[other][-1]))
+            torch.testing.assert_close(alone.extras["asymmetry"][:, i], heat.flatten(1).amax(1))
+
+
+def test_cross_type_without_the_partner_has_no_pair() -> None:
+    model, batch = model_and_batch(*CROSS)
+    batch = dataclasses.replace(batch, present=torch.tensor([[True, True, False, False]]).expand(4, 4), extras={})
+    with torch.no_grad():
+        output = model(batch)
+    assert all((output.logits[f"risk{k}"] == 0).all() for k in range(1, 6))  # even odds
+
+
+def test_pairs_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ConfigError, match="both types"):
+        build(problem.config(*BASE, "model.options={pairs: cross_type}"))  # ffdm_cc and syn_mlo
+    with pytest.raises(ConfigError, match="pairs must be"):
+        build(problem.config(*BASE, "model.options={pairs: left}"))
