@@ -118,6 +118,20 @@ def test_zero_phi_and_identity_experts_give_the_mean_token(norm: bool) -> None:
     torch.testing.assert_close(out, tokens.mean(1, keepdim=True).expand_as(tokens), **EXACT)
 
 
+def test_zero_phi_gives_the_average_expert_of_the_mean_token() -> None:
+    layer = SoftMoE(5, 3, 2).double()
+    nn.init.zeros_(layer.router.phi)
+    tokens = torch.randn(2, 7, 5, dtype=torch.float64)
+    weights = layer.experts.experts
+    mean = tokens.mean(1)
+    each = []
+    for j in range(3):
+        inner, outer = weights.w3[j, 0].split([20, 5])
+        each.append(nn.functional.gelu(mean @ weights.w1[j] + inner) @ weights.w2[j] + outer)
+    expected = torch.stack(each).mean(0)[:, None]
+    torch.testing.assert_close(layer(tokens)[0], expected.expand_as(tokens), **EXACT)
+
+
 def test_identity_experts_keep_outputs_in_the_convex_hull_of_the_tokens() -> None:
     layer = SoftMoE(1, 3, 2, experts_factory=IdentityExperts, router_norm=False).double()
     nn.init.normal_(layer.router.phi, std=4.0)
