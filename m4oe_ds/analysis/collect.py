@@ -1,14 +1,16 @@
 """One streaming pass over a split that gathers everything the analyses need from a trained model.
 
-Population values are running sums, so they do not grow with the split. What grows is a few numbers per sample (modality
-shares) and, up to a limit, mean-pooled features for probes and information decomposition.
+Population values are running sums over all samples. Values per sample (modality shares; mean-pooled features for probes
+and information decomposition) are kept of at most so many samples, chosen by their keys. So memory does not grow with the
+split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from m4oe_ds.models.interface import ModelOutput, ModelSpec, MultiModalModel, To
 from m4oe_ds.models.m4oe import SoftMoETower
 
 Array = np.ndarray
+MOST_ROWS = 20_000  # samples whose shares are kept by default
 
 
 @dataclass
@@ -56,6 +59,8 @@ class Collected:
     """Result of :func:`collect`.
 
     Attributes:
+        samples: all that were seen; the N rows below are all of them or a sample.
+        uniform: ``[m]`` mean over all samples of ``token_share``.
         keys, groups: ``[N]``. present: ``[N, m]`` bool. token_share: ``[N, m]`` share of uniform routing.
         labels, predicted: ``{task: [N]}``, -1 missing.
         contribution: ``[N, p, m]`` routing shares, or None. rollout: likewise. saliency: ``[N, p, m]``.
@@ -64,6 +69,8 @@ class Collected:
         features: see :class:`Features`.
     """
 
+    samples: int
+    uniform: Array
     keys: Array
     groups: Array
     present: Array
@@ -98,30 +105,49 @@ def _task_tokens(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 class _Rows:
-    """Named per-sample arrays, valid rows only, up to ``limit`` rows."""
+    """Named per-sample arrays of the valid rows, in the order of the stream: all, or a sample of at most ``limit``.
+
+    The sample is that of the smallest hashes of the keys, so it depends on neither order nor batch size, and no more than
+    twice ``limit`` rows are ever held.
+    """
 
     def __init__(self, limit: int = 0) -> None:
-        self.limit, self.count = limit, 0
-        self.columns: dict[str, list[Array]] = {}
+        self.limit, self.count, self.seen = limit, 0, 0
+        self._columns: dict[str, list[Array]] = {}
+        self._ranks: list[Array] = []
 
     def add(self, valid: Tensor, columns: Mapping[str, Tensor | Array]) -> None:
+        """Adds the valid rows of ``columns``, among them ``key``."""
         keep = valid.nonzero().flatten().cpu()
-        if self.limit:
-            keep = keep[: self.limit - self.count]
         for name, value in columns.items():
             rows = value[keep.numpy()] if isinstance(value, np.ndarray) else value.detach()[keep.to(value.device)].cpu()
-            self.columns.setdefault(name, []).append(rows if isinstance(rows, np.ndarray) else rows.numpy())
+            self._columns.setdefault(name, []).append(rows if isinstance(rows, np.ndarray) else rows.numpy())
+        if self.limit:
+            hashes = [blake2b(str(key).encode(), digest_size=8).digest() for key in self._columns["key"][-1]]
+            self._ranks.append(np.array([int.from_bytes(value, "big") for value in hashes], dtype=np.uint64))
         self.count += len(keep)
+        self.seen += len(keep)
+        if self.limit and self.count > 2 * self.limit:
+            self._prune()
+
+    def _prune(self) -> None:
+        ranks = np.concatenate(self._ranks)
+        chosen = np.sort(np.argsort(ranks, kind="stable")[: self.limit])
+        self._columns = {name: [np.concatenate(parts)[chosen]] for name, parts in self._columns.items()}
+        self._ranks, self.count = [ranks[chosen]], len(chosen)
 
     def get(self, name: str) -> Array:
-        return np.concatenate(self.columns[name])
+        """The column, one row per sample kept."""
+        if self.limit and self.count > self.limit:
+            self._prune()
+        return np.concatenate(self._columns[name])
 
 
 class FeatureCollector:
     """Gathers :class:`Features` from forwards.
 
     Args:
-        spec: of the model. tasks: whose representations are kept. limit: rows to keep, 0 = all; the means use all rows.
+        spec: of the model. tasks: whose representations are kept. limit: most rows to keep, 0 = all; the means use all.
     """
 
     def __init__(self, spec: ModelSpec, tasks: Iterable[str], limit: int = 0) -> None:
@@ -180,7 +206,7 @@ class FeatureCollector:
         Raises:
             DataError: no sample was added.
         """
-        if not self._rows.count:
+        if not self._rows.seen:
             raise DataError("no samples to analyse", fix="check that the split has samples")
         get = self._rows.get
         classify = [task.name for task in self.spec.tasks if task.kind == "classification"]
@@ -230,27 +256,30 @@ class _Pass:
     features: FeatureCollector
     sums: RoutingSums
     experts: ExpertTaskSums
-    rows: _Rows = field(default_factory=_Rows)
+    rows: _Rows
+    token_share: Array | float = 0.0  # running sum
     has_routing: bool = False
     has_rollout: bool = False
 
 
 def collect(
-    model: MultiModalModel, batches: Iterable[Batch], tasks: Iterable[str], device: torch.device, limit: int = 0
-) -> Collected:
+    model: MultiModalModel, batches: Iterable[Batch], tasks: Iterable[str], device: torch.device, limit: int = 0,
+    most_rows: int = MOST_ROWS,
+) -> Collected:  # fmt: skip
     """Routing sums, expert dependency, modality shares of every sample and features, in one pass.
 
     Per batch: one forward with a graph, two backwards per task (to the pixels, and to the expert outputs) and one forward
     per modality left out.
 
     Args:
-        model: in evaluation mode, on ``device``. tasks: whose representations are kept. limit: feature rows, 0 = all.
+        model: in evaluation mode, on ``device``. tasks: whose representations are kept. limit: most rows of features, 0 =
+            all. most_rows: most samples whose shares are kept, 0 = all.
 
     Raises:
         DataError: no samples.
     """
     spec = model.spec
-    state = _Pass(spec, FeatureCollector(spec, tasks, limit), RoutingSums(spec), ExpertTaskSums(spec))
+    state = _Pass(spec, FeatureCollector(spec, tasks, limit), RoutingSums(spec), ExpertTaskSums(spec), _Rows(most_rows))
     layer = ""
     for number, host in enumerate(batches):
         batch = host.to(device, torch.float32)
@@ -261,6 +290,7 @@ def collect(
     get = state.rows.get
     classify = [task.name for task in spec.tasks if task.kind == "classification"]
     return Collected(
+        samples=state.rows.seen, uniform=np.asarray(state.token_share) / state.rows.seen,
         keys=get("key"), groups=get("group"), present=get("present"), token_share=get("token_share"),
         labels={name: get(f"label.{name}").astype(np.int64) for name in classify},
         predicted={name: get(f"predicted.{name}").astype(np.int64) for name in classify},
@@ -304,11 +334,13 @@ def _one_batch(model: MultiModalModel, batch: Batch, layer: str, state: _Pass) -
     effect = ablation(model, batch, output, spec)
     takes_part = _taking_part(output, batch.present)
     token_share = takes_part * torch.tensor(lengths, dtype=torch.float32, device=batch.present.device)
+    token_share = token_share / token_share.sum(1, keepdim=True).clamp_min(1)
+    state.token_share = state.token_share + token_share[batch.valid].double().sum(0).cpu().numpy()
     columns: dict[str, Tensor | Array] = {
         "key": np.array(batch.keys),
         "group": np.array(batch.groups),
         "present": batch.present,
-        "token_share": token_share / token_share.sum(1, keepdim=True).clamp_min(1),
+        "token_share": token_share,
         "saliency": shares,
         "divergence": effect.divergence,
         "loss_increase": effect.loss_increase,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from m4oe_ds.analysis.runs import Run
-    from m4oe_ds.analysis.sections import State
+    from m4oe_ds.analysis.state import State
 
 SECTIONS = (
     "utilisation", "contribution", "experts", "competition", "synergy", "conflict", "sweep", "interpretability", "gallery", "clinical",
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tasks", default="", metavar="A,B,..", help="tasks of the synergy matrices (default: density, risk1)")
     add("--representation", default="task", choices=("task", "encoder"),
         help="features of the synergy matrices: the task's tokens of a modality, or its encoder's (default: task)")  # fmt: skip
-    add("--permutations", type=int, default=5, metavar="N", help="of the null of every synergy (default: 5)")
+    add("--permutations", type=int, default=10, metavar="N", help="of the null of every synergy (default: 10)")
     add("--resamples", type=int, default=500, metavar="N", help="bootstrap resamples of patients (default: 500)")
 
 
@@ -52,7 +52,8 @@ def work(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from m4oe_ds.analysis.runs import analysed, open_run, plain
-    from m4oe_ds.analysis.sections import WORK, Skip, State, agreement_lines, facts_of
+    from m4oe_ds.analysis.sections import WORK, agreement_lines, facts_of
+    from m4oe_ds.analysis.state import Skip, State
     from m4oe_ds.errors import ConfigError
     from m4oe_ds.training.records import write_json
 
@@ -106,7 +107,7 @@ def _sections(only: str) -> list[str]:
 
 def _tasks(state: State) -> tuple[str, ...]:
     """Tasks of the synergy matrices."""
-    from m4oe_ds.analysis.sections import PAPER_TASKS
+    from m4oe_ds.analysis.state import PAPER_TASKS
     from m4oe_ds.errors import ConfigError
 
     known = [task.name for task in state.run.spec.tasks if task.kind == "classification"]
@@ -119,7 +120,8 @@ def _tasks(state: State) -> tuple[str, ...]:
 def _passes(state: State, sections: Iterable[str], tasks: tuple[str, ...]) -> None:
     """The pass over the split, and the lighter one over the training split if a section needs it."""
     from m4oe_ds.analysis.collect import collect, collect_features
-    from m4oe_ds.analysis.sections import FEATURE_ROWS, save_rows
+    from m4oe_ds.analysis.sections import save_rows
+    from m4oe_ds.analysis.state import FEATURE_ROWS
 
     run, options = state.run, state.options
     wanted = set(sections)

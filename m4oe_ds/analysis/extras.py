@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from m4oe_ds.analysis.gallery import GalleryCollector, save
@@ -17,7 +19,10 @@ def gallery(run: Run, split: str, limit: int) -> dict[str, Any]:
     Raises:
         DataError: a model without task-slotted routing or without a grid of image tokens.
     """
-    collector = GalleryCollector(run.model, run.spec, run.config.evaluation.num_examples or 6)
+    count = run.config.evaluation.num_examples or 6
+    collector = GalleryCollector(
+        run.model, run.spec, count, keys=None if limit else _shown(run.folder / "predictions", split)
+    )
     with torch.no_grad():
         for host in run.batches(split, limit):
             batch = host.to(run.device)
@@ -28,11 +33,25 @@ def gallery(run: Run, split: str, limit: int) -> dict[str, Any]:
     return {"samples": len(arrays["keys"]), "experts": len(arrays["expert_usage"]), "file": "analysis/gallery.npz"}
 
 
+def _shown(folder: Path, split: str) -> list[str] | None:
+    """Keys of the samples that the report shows, if they are of this split: their maps belong beside them."""
+    examples, predictions = folder / "examples.npz", folder / f"{split}.npz"
+    if not (examples.is_file() and predictions.is_file()):
+        return None
+    with np.load(examples, allow_pickle=False) as shown, np.load(predictions, allow_pickle=False) as known:
+        keys: list[str] = shown["keys"].tolist()
+        return keys if set(keys) <= set(known["keys"].tolist()) else None
+
+
 def clinical(run: Run, split: str, resamples: int) -> dict[str, Any]:
     """Writes ``clinical.json``: calibration, operating points, risk over time, subgroups.
 
     Raises:
         DataError: the split has no stored predictions.
     """
-    write_report(run.folder, split, run.config.data.root, run.spec.tasks, resamples)
+    train = run.manifests["train"]
+    labels = {
+        f"label_{task.name}": train.sample_labels(task.name) for task in run.spec.tasks if task.kind == "classification"
+    }
+    write_report(run.folder, split, run.config.data.root, run.spec.tasks, resamples, labels)
     return {"split": split, "file": "clinical.json"}

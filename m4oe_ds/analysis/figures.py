@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -13,24 +12,14 @@ import numpy as np
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
 
-from m4oe_ds.report.figures import COLOURS, STYLE, save
+from m4oe_ds.report.figures import COLOURS, STYLE
 
 Row = Mapping[str, Any]
 CLEAN: Any = {**STYLE, "axes.grid": False}
+REFERENCES = {"truth": "the planted truth", "ablation": "the effect of leaving a modality out"}
 PARTS = (("conflict", COLOURS[1]), ("neutral", COLOURS[7]), ("enhance", COLOURS[0]))
-
-
-def write(figure: Any, rows: Sequence[Row], folder: Path, name: str) -> list[Path]:
-    """Writes ``name.png``, ``name.svg`` and the numbers behind them as ``name.csv``; returns the paths."""
-    save(figure, folder, name)
-    path = folder / f"{name}.csv"
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return [folder / f"{name}.{kind}" for kind in ("png", "svg", "csv")]
 
 
 def _number(value: Any) -> float:
@@ -51,7 +40,7 @@ def competition(rows: Sequence[Row], modalities: Sequence[str], task: str) -> An
     series("linear", "multimodal", "from the multi-modal model, linear probe", COLOURS[0])
     series("mask", "multimodal", "multi-modal model, other modalities at their mean", COLOURS[4])
     with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(1.5 * len(modalities) + 2.5, 3.4))
+        figure, axis = plt.subplots(figsize=(1.5 * len(modalities) + 2.5, 3.7))
         width = 0.8 / max(len(bars), 1)
         for number, (label, colour, entries) in enumerate(bars):
             x = np.arange(len(modalities)) + (number - (len(bars) - 1) / 2) * width
@@ -64,7 +53,7 @@ def competition(rows: Sequence[Row], modalities: Sequence[str], task: str) -> An
         axis.axhline(0.5, ls=":", color="black", lw=1)
         axis.set(xticks=range(len(modalities)), xticklabels=list(modalities), ylabel="AUROC", ylim=(0, 1.05))
         axis.set_title(f"Modality competition, {task} (dotted: chance)", fontsize=10)
-        axis.legend(fontsize=7, loc="lower right")
+        figure.legend(fontsize=8, ncols=2, loc="outside lower center")
         return figure
 
 
@@ -101,43 +90,63 @@ def utilisation(panels: Mapping[str, Mapping[str, Any]], modalities: Sequence[st
 
 
 def synergy(panels: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]) -> Any:
-    """Fig. 4: a matrix of pairwise synergy in bits per model (row) and task (column); grey: not estimated.
+    """Fig. 4: a matrix of pairwise synergy per model (row) and task (column); grey: not estimated.
 
-    A dot marks values above the 95 % quantile of their permutation null.
+    Every cell: S in bits, S / H(Y), and the 95 % quantile of S with permuted labels. Cells whose S is above that null are
+    framed.
 
     Args:
-        panels: ``{model: {task: {synergy [m][m], null_q95 [m][m]}}}``, None = not estimated.
+        panels: ``{model: {task: {synergy, share_of_entropy, null_q95 [m][m]}}}``, None = not estimated or no null; a task
+            of which nothing is known has ``{note: why}``.
     """
     tasks = list(dict.fromkeys(task for panel in panels.values() for task in panel))
+    side = 0.95 * len(modalities)
     with mpl.rc_context(CLEAN):
         figure, axes = plt.subplots(
-            len(panels), len(tasks), figsize=(3.4 * len(tasks), 3.1 * len(panels)), squeeze=False
+            len(panels), len(tasks), figsize=((side + 1.4) * len(tasks), (side + 0.9) * len(panels)), squeeze=False
         )
         for row, (model, panel) in zip(axes, panels.items(), strict=True):
             for axis, task in zip(row, tasks, strict=True):
                 if task not in panel:
                     axis.set_axis_off()
                     continue
+                if "synergy" not in panel[task]:
+                    axis.set(xticks=[], yticks=[], facecolor="#eeeeee", aspect="equal")
+                    text = f"not estimated:\n{textwrap.fill(panel[task]['note'], 26)}"
+                    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes, fontsize=8)
+                    axis.set_title(f"{model}: {task}", fontsize=10)
+                    continue
                 table = np.array(panel[task]["synergy"], dtype=float)
+                share = np.array(panel[task].get("share_of_entropy", np.full_like(table, np.nan)), dtype=float)
                 null = np.array(panel[task]["null_q95"], dtype=float)
-                top = float(np.nanmax(table)) if np.isfinite(table).any() else 0.0
+                # the scale reaches to the null: what is not above it stays dark
+                known = [float(value) for value in (*table.flat, *null.flat) if math.isfinite(value)]
+                top = max([0.01, *known])
                 colours = mpl.colormaps["viridis"].with_extremes(bad="#dddddd")
-                image = axis.imshow(table, cmap=colours, vmin=0, vmax=max(top, 0.01))
+                image = axis.imshow(table, cmap=colours, vmin=0, vmax=top)
                 for (i, j), value in np.ndenumerate(table):
-                    if math.isfinite(value):
-                        mark = " •" if value > null[i, j] else ""
-                        tone = "white" if value < 0.6 * max(top, 0.01) else "black"
-                        axis.text(j, i, f"{value:.3f}{mark}", ha="center", va="center", fontsize=7, color=tone)
+                    if not math.isfinite(value):
+                        continue
+                    lines = [f"{value:.3f}"]
+                    lines += [f"{share[i, j]:.0%} of H"] if math.isfinite(share[i, j]) else []
+                    lines += [f"null {null[i, j]:.3f}"] if math.isfinite(null[i, j]) else []
+                    tone = "white" if value < 0.6 * top else "black"
+                    axis.text(j, i, "\n".join(lines), ha="center", va="center", fontsize=7.5, color=tone)
+                    if value > null[i, j]:
+                        edge = Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=COLOURS[1], lw=2)
+                        axis.add_patch(edge)
                 ticks = range(len(modalities))
-                axis.set(xticks=ticks, yticks=ticks, xticklabels=list(modalities), yticklabels=list(modalities))
-                axis.tick_params(labelsize=7)
-                axis.set_title(f"{model}: {task}, synergy (bits)", fontsize=9)
-                figure.colorbar(image, ax=axis, shrink=0.8)
+                axis.set(xticks=ticks, yticks=ticks, yticklabels=list(modalities))
+                axis.set_xticklabels(list(modalities), rotation=30, ha="right")
+                axis.tick_params(labelsize=8)
+                axis.set_title(f"{model}: {task}", fontsize=10)
+                figure.colorbar(image, ax=axis, shrink=0.8).set_label("synergy (bits)", fontsize=8)
+        figure.supxlabel("framed: above the 95 % quantile with permuted labels; grey: not estimated", fontsize=8)
         return figure
 
 
 def contribution(
-    population: Any, uniform: Sequence[float], patients: Sequence[Row], tasks: Sequence[str], modalities: Sequence[str]
+    population: Any, uniform: Any, patients: Sequence[Row], tasks: Sequence[str], modalities: Sequence[str]
 ) -> Any:
     """Fig. 5: modality contributions of two samples and of the population, for every task.
 
@@ -168,46 +177,79 @@ def contribution(
         return figure
 
 
-def conflict(panels: Mapping[str, Sequence[Row]]) -> Any:
-    """Fig. 6a: shares of conflicting, neutral and enhancing task gradients per epoch, one panel per model.
+def conflict(panels: Mapping[str, Sequence[Row]], pairs: Mapping[str, Row] | None = None) -> Any:
+    """Fig. 6a: shares of conflicting, neutral and enhancing task gradients, a row per model.
+
+    Left: all steps together; middle: per epoch; right: share of conflicts of every pair of tasks (grey: never measured).
 
     Args:
-        panels: ``{model: rows with epoch, conflict, neutral, enhance}``.
+        panels: ``{model: rows with epoch, pairs, conflict, neutral, enhance}``.
+        pairs: ``{model: {tasks, conflict [q][q]}}``; models without have no right part.
     """
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.0), squeeze=False, sharey=True)
-        for axis, (model, rows) in zip(axes[0], panels.items(), strict=True):
-            bottom = np.zeros(len(rows))
+        figure, axes = plt.subplots(
+            len(panels), 3, figsize=(10, 3.1 * len(panels) + 0.4), squeeze=False, width_ratios=(0.7, 1.5, 1.3)
+        )
+        for (whole, epochs, square), (model, rows) in zip(axes, panels.items(), strict=True):
+            weight = np.array([row["pairs"] for row in rows], dtype=float)
+            bottom, below = np.zeros(len(rows)), 0.0
             for name, colour in PARTS:
                 values = np.array([row[name] for row in rows])
-                axis.bar([row["epoch"] for row in rows], values, bottom=bottom, color=colour, label=name, width=0.85)
+                epochs.bar([row["epoch"] for row in rows], values, bottom=bottom, color=colour, label=name, width=0.85)
                 bottom += values
-            axis.set(title=model, xlabel="epoch", ylim=(0, 1))
-        axes[0, 0].set_ylabel("share of task pairs")
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, fontsize=8, loc="outside lower center")
+                share = float((values * weight).sum() / weight.sum())
+                whole.bar(0, share, bottom=below, color=colour)
+                if share > 0.06:
+                    tone = "black" if colour == COLOURS[7] else "white"
+                    whole.text(0, below + share / 2, f"{share:.0%}", ha="center", va="center", fontsize=9, color=tone)
+                below += share
+            whole.set(title=model, xticks=[], ylim=(0, 1), ylabel="share of task pairs")
+            epochs.set(title="by epoch", xlabel="epoch", ylim=(0, 1))
+            _pair_conflicts(figure, square, (pairs or {}).get(model))
+        figure.legend(*axes[0, 1].get_legend_handles_labels(), ncols=3, fontsize=9, loc="outside lower center")
         return figure
 
 
-def experts(panels: Mapping[str, Any], tasks: Sequence[str]) -> Any:
-    """Fig. 6b: heat map of P(expert | task) per model and measure, experts of each panel ordered by their main task.
+def _pair_conflicts(figure: Any, axis: Any, table: Row | None) -> None:
+    """Heat map of the share of conflicts per pair of tasks."""
+    axis.grid(visible=False)
+    if not table:
+        axis.set_axis_off()
+        return
+    values = np.array(table["conflict"], dtype=float)
+    np.fill_diagonal(values, np.nan)
+    colours = mpl.colormaps["viridis"].with_extremes(bad="#dddddd")
+    image = axis.imshow(values, cmap=colours, vmin=0, vmax=1)
+    ticks = range(len(values))
+    axis.set(xticks=ticks, yticks=ticks, yticklabels=list(table["tasks"]), title="conflicts by pair")
+    axis.set_xticklabels(list(table["tasks"]), rotation=60, ha="right")
+    axis.tick_params(labelsize=8)
+    figure.colorbar(image, ax=axis, shrink=0.8)
+
+
+def experts(panels: Mapping[str, Any], tasks: Sequence[str], notes: Mapping[str, str] | None = None) -> Any:
+    """Fig. 6b: heat map of P(expert | task) per model and measure, experts ordered by their main task.
 
     Args:
-        panels: ``{title: [n][p]}`` with columns that sum to 1.
+        panels: ``{title: [n][p]}`` with columns that sum to 1; panels whose titles share the first line (the model) have
+            the same order, that of the first. notes: text below panels, by title.
     """
+    order_of: dict[str, np.ndarray] = {}
     with mpl.rc_context(CLEAN):
         deepest = max(len(table) for table in panels.values())
         figure, axes = plt.subplots(
-            1, len(panels), figsize=((0.38 * len(tasks) + 1.9) * len(panels), 0.16 * deepest + 1.8), squeeze=False
+            1, len(panels), figsize=((0.38 * len(tasks) + 1.9) * len(panels), 0.16 * deepest + 2.2), squeeze=False
         )
         for axis, (title, table) in zip(axes[0], panels.items(), strict=True):
             values = np.array(table, dtype=float)
-            order = np.lexsort((-values.max(1), values.argmax(1)))
+            order = order_of.setdefault(title.split("\n")[0], np.lexsort((-values.max(1), values.argmax(1))))
             image = axis.imshow(values[order], cmap="viridis", vmin=0, aspect="auto")
             axis.set(xticks=range(len(tasks)), yticks=range(len(values)), yticklabels=order, ylabel="expert")
-            axis.set_xticklabels(list(tasks), rotation=60, ha="right", fontsize=7)
-            axis.tick_params(axis="y", labelsize=6)
-            axis.set_title(title, fontsize=8)
-            figure.colorbar(image, ax=axis, shrink=0.8)
+            axis.set_xticklabels(list(tasks), rotation=60, ha="right", fontsize=8)
+            axis.tick_params(axis="y", labelsize=7)
+            axis.set_title(title, fontsize=9)
+            axis.set_xlabel((notes or {}).get(title, ""), fontsize=7.5)
+            figure.colorbar(image, ax=axis, shrink=0.8).set_label("P(expert | task)", fontsize=8)
         return figure
 
 
@@ -242,7 +284,7 @@ def interpretability(rows: Sequence[Row]) -> Any:
         rows: with ``reference``, ``explanation``, ``level``, ``spearman`` and, at level ``sample``, ``low`` and ``high``.
     """
     references = list(dict.fromkeys(row["reference"] for row in rows))
-    levels = ("sample", "within", "population")
+    levels = {"sample": "over samples", "within": "within a sample", "population": "of the means"}
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, len(references), figsize=(4.8 * len(references), 3.2), squeeze=False, sharey=True
@@ -250,11 +292,11 @@ def interpretability(rows: Sequence[Row]) -> Any:
         for axis, reference in zip(axes[0], references, strict=True):
             chosen = [row for row in rows if row["reference"] == reference]
             names = list(dict.fromkeys(row["explanation"] for row in chosen))
-            for number, level in enumerate(levels):
+            for number, (level, label) in enumerate(levels.items()):
                 entries = {row["explanation"]: row for row in chosen if row["level"] == level}
                 x = np.arange(len(names)) + (number - 1) * 0.27
                 value = np.array([_number(entries.get(name, {}).get("spearman")) for name in names])
-                axis.bar(x, value, 0.27, color=COLOURS[number], label=level)
+                axis.bar(x, value, 0.27, color=COLOURS[number], label=label)
                 low = np.array([_number(entries.get(name, {}).get("low")) for name in names])
                 high = np.array([_number(entries.get(name, {}).get("high")) for name in names])
                 if np.isfinite(low).any():
@@ -262,7 +304,7 @@ def interpretability(rows: Sequence[Row]) -> Any:
                     axis.errorbar(x, value, span, fmt="none", ecolor="black", lw=1, capsize=2)
             axis.axhline(0, color="black", lw=0.8)
             axis.set(xticks=range(len(names)), xticklabels=names, ylim=(-1, 1))
-            axis.set_title(f"agreement with {reference}", fontsize=9)
+            axis.set_title(f"agreement with {REFERENCES.get(reference, reference)}", fontsize=9)
         axes[0, 0].set_ylabel("Spearman coefficient")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, fontsize=8, loc="outside lower center")
         return figure

@@ -6,6 +6,7 @@ decided.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,19 @@ class GalleryCollector:
 
     Args:
         model: whose outputs are given to :meth:`add`. spec: of it. num_examples: samples to keep with their maps.
-        per_expert: patches to keep per expert.
+        per_expert: patches to keep per expert. keys: samples to keep with their maps; None = the first.
     """
 
-    def __init__(self, model: nn.Module, spec: ModelSpec, num_examples: int = 6, per_expert: int = 8) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: ModelSpec,
+        num_examples: int = 6,
+        per_expert: int = 8,
+        keys: Collection[str] | None = None,
+    ) -> None:
         self.model, self.spec = model, spec
+        self._wanted = None if keys is None else frozenset(keys)
         self.num_examples, self.per_expert = num_examples, per_expert
         self._grids: list[Grid] | None = None
         self._examples: dict[str, list[Any]] = {"keys": [], "views": [], "present": [], "maps": []}
@@ -115,7 +124,10 @@ class GalleryCollector:
         self._keep_patches(batch, routing, valid)
 
     def _keep_examples(self, batch: Batch, routing: Routing, valid: Tensor) -> None:
-        wanted = valid[: self.num_examples - len(self._examples["keys"])]
+        wanted = valid
+        if self._wanted is not None:
+            wanted = valid[[batch.keys[b] in self._wanted for b in valid.tolist()]]
+        wanted = wanted[: self.num_examples - len(self._examples["keys"])]
         if not len(wanted):
             return
         weights = dispatch_map(routing)[wanted].float().cpu()  # [E, p, M]
@@ -187,10 +199,12 @@ class GalleryCollector:
             and ``expert_patch [n, K, h', w']`` uint8.
 
         Raises:
-            DataError: no sample was added.
+            DataError: no sample was added, or none of ``keys``.
         """
         if self._weights is None or self._usage is None or self._sources is None:
             raise DataError("no sample to show", fix="check that the split has samples")
+        if not self._examples["keys"]:
+            raise DataError("none of the samples asked for was added", fix="give keys of the split")
         arrays: dict[str, np.ndarray] = {
             "keys": np.array(self._examples["keys"]),
             "present": np.array(self._examples["present"]),

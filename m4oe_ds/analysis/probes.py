@@ -91,21 +91,23 @@ def scored(
 
 @torch.no_grad()
 def masked_probabilities(
-    model: MultiModalModel, batches: Iterable[Batch], means: Tokens, modality: str, device: torch.device
-) -> dict[str, np.ndarray]:
+    model: MultiModalModel, batches: Iterable[Batch], means: Tokens, modality: str, device: torch.device,
+    keys: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """The model's class probabilities ``{task: [N, C]}`` when only ``modality`` is as encoded, for samples that have it.
 
     The other modalities' encoder outputs are their training means, and count as present: the fusion sees what it was
     trained on, without information about the sample.
 
     Args:
-        means: of :class:`Features`.
+        means: of :class:`Features`. keys: samples to keep; None = all.
 
     Returns:
         Probabilities, and ``key [N]``.
     """
     column = model.spec.modalities.index(modality)
     rows: dict[str, list[np.ndarray]] = {"key": []}
+    wanted = None if keys is None else set(keys.tolist())
     for host in batches:
         batch = host.to(device, torch.float32)
         tokens = model.encode(batch)
@@ -120,6 +122,8 @@ def masked_probabilities(
         tokens.present = torch.ones_like(tokens.present)
         output = model.predict(model.fuse(tokens, batch))
         keep = (batch.valid & batch.present[:, column]).cpu().numpy()
+        if wanted is not None:
+            keep &= np.array([key in wanted for key in batch.keys])
         rows["key"].append(np.array(batch.keys)[keep])
         for task in model.spec.tasks:
             if task.kind == "classification":

@@ -9,7 +9,7 @@ D dispatch and C combine weights. All of it follows from two small tensors per b
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -159,6 +159,24 @@ class RoutingSums:
                 total += part.cpu()
         self.samples += int(valid.sum())
         self.tokens += float(view.tokens[valid].double().sum())
+
+    def reduce(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Replaces this rank's sums by those over all ranks; how experts are shared out makes no difference to them.
+
+        Args:
+            sum_over_ranks: sums a tensor elementwise over the ranks.
+
+        Collectives: one all-reduce of m n p + n p + q m + q + 2 numbers; every rank must have added a batch, or none.
+        """
+        if self._mass is None or self._weight is None or self._contribution is None or self._labelled is None:
+            return
+        parts = [self._mass, self._weight, self._contribution, self._labelled]
+        sizes = self._mass.new_tensor([float(self.samples), self.tokens])
+        total = sum_over_ranks(torch.cat([*(part.flatten() for part in parts), sizes]))
+        *values, sizes = total.cpu().split([*(part.numel() for part in parts), 2])
+        reduced = (value.view_as(part) for value, part in zip(values, parts, strict=True))
+        self._mass, self._weight, self._contribution, self._labelled = reduced
+        self.samples, self.tokens = int(sizes[0]), float(sizes[1])
 
     @property
     def empty(self) -> bool:

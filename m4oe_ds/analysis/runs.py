@@ -22,8 +22,6 @@ from m4oe_ds.models import build, spec_for
 from m4oe_ds.models.interface import ModelSpec, MultiModalModel
 from m4oe_ds.training import assemble, weights
 
-CONFLICT_THRESHOLD = 0.01  # on the cosine, as in the paper's figure
-
 
 @dataclass(frozen=True)
 class Run:
@@ -87,47 +85,6 @@ def open_run(folder: Path, split: str, data: str = "") -> Run:
     model = build(config)
     weights.load(model, folder / "weights" / "model.safetensors")
     return Run(folder, config, spec_for(config), model.to(device).eval(), manifests, device)
-
-
-def conflict_rows(folder: Path, pair: tuple[str, str] | None = None) -> list[dict[str, Any]]:
-    """Shares of conflicting, neutral and enhancing pairs of task gradients per epoch (M4oE Fig. 6a), from ``log.jsonl``.
-
-    cosine < -0.01 conflicts, within +-0.01 is neutral, above enhances; pairs without a gradient are left out.
-
-    Args:
-        folder: run folder. pair: only this pair of tasks; None = all pairs.
-
-    Returns:
-        Rows ``epoch``, ``pairs``, ``mean_cosine``, ``conflict``, ``neutral``, ``enhance``; empty if training did not
-        measure it (``run.conflict_every_steps``) or there is no log.
-    """
-    path = folder / "log.jsonl"
-    if not path.is_file():
-        return []
-    cosines: dict[int, list[float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.endswith("}"):
-            continue  # a line that was cut off when the run was killed
-        record = json.loads(line)
-        found = record.get("gradient_conflict")
-        if not found:
-            continue
-        names = found["tasks"]
-        for a in range(len(names)):
-            for b in range(a):
-                value = found["cosines"][a][b]
-                if value is not None and (pair is None or {names[a], names[b]} == set(pair)):
-                    cosines.setdefault(int(record["epoch"]), []).append(float(value))
-    rows = []
-    for epoch, values in sorted(cosines.items()):
-        array = np.array(values)
-        rows.append({
-            "epoch": epoch, "pairs": len(array), "mean_cosine": float(array.mean()),
-            "conflict": float((array < -CONFLICT_THRESHOLD).mean()),
-            "neutral": float((np.abs(array) <= CONFLICT_THRESHOLD).mean()),
-            "enhance": float((array > CONFLICT_THRESHOLD).mean()),
-        })  # fmt: skip
-    return rows
 
 
 def sweep_rows(path: Path, metric: str) -> list[dict[str, Any]]:

@@ -2,66 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from m4oe_ds.analysis import extras, figures
 from m4oe_ds.analysis import interpretability as checks
-from m4oe_ds.analysis.collect import Collected, Features, collect_features
-from m4oe_ds.analysis.pid import principal_components
-from m4oe_ds.analysis.pid_batch import BatchSettings
+from m4oe_ds.analysis.collect import Features, collect_features
+from m4oe_ds.analysis.conflict import conflict_pairs, conflict_rows
 from m4oe_ds.analysis.probes import competition, masked_probabilities
-from m4oe_ds.analysis.runs import Run, conflict_rows, open_run, plain, sweep_rows, twin_folders
-from m4oe_ds.analysis.synergy import SynergyReport, SynergySettings, synergy_matrices
+from m4oe_ds.analysis.runs import open_run, plain, sweep_rows, twin_folders
+from m4oe_ds.analysis.state import FEATURE_ROWS, PAPER_TASKS, Skip, State
+from m4oe_ds.analysis.synergy_section import synergy
 from m4oe_ds.errors import ConfigError, DataError
-
-FEATURE_ROWS = 4000  # most rows of features kept for probes and synergy
-COMPONENTS = 16
-MOST_INFORMATION = 1.1  # times H(Y); more is an over-confident network
-MIN_MINORITY = 30  # rows outside the majority class that a synergy estimate needs
-PAPER_TASKS = ("density", "risk1")
-
-
-@dataclass
-class State:
-    """What the sections share."""
-
-    options: argparse.Namespace
-    run: Run
-    name: str
-    baseline: dict[str, Any]
-    collected: Collected | None = None
-    train: Features | None = None
-    result: dict[str, Any] = field(default_factory=dict)
-    figures: list[Path] = field(default_factory=list)
-
-    @property
-    def split(self) -> Collected:
-        """The pass over the split."""
-        assert self.collected is not None
-        return self.collected
-
-    def panels(self, section: str, own: Any) -> dict[str, Any]:
-        """Own content of a section and, first, that of the baseline, by model name."""
-        other = self.baseline.get(section)
-        label = str(self.baseline.get("model", "baseline"))
-        label = f"{label} (baseline)" if label == self.name else label
-        return ({label: other} if other else {}) | {self.name: own}
-
-    def draw(self, figure: Any, rows: list[dict[str, Any]], name: str) -> None:
-        """Writes a figure and its numbers to the run folder."""
-
-        self.figures += figures.write(figure, rows, self.run.folder / "figures", name)
-
-
-class Skip(Exception):
-    """A section that this run has no data for; the text says why."""
 
 
 def save_rows(state: State) -> None:
@@ -90,7 +45,7 @@ def facts_of(state: State) -> dict[str, Any]:
         "synthetic": bool(run.manifests["train"].synthetic),
     }
     if state.collected is not None:
-        facts |= {"samples": len(state.split.keys), "patients": len(set(state.split.groups.tolist()))}
+        facts |= {"samples": state.split.samples, "patients": len(set(state.split.groups.tolist()))}
     return facts
 
 
@@ -108,7 +63,7 @@ def _utilisation(state: State) -> dict[str, Any]:
         "utilisation_largest",
         "information_k",
     )
-    result = plain({key: found[key] for key in keep} | {"token_share": state.split.token_share.mean(0)})
+    result = plain({key: found[key] for key in keep} | {"token_share": state.split.uniform})
     if found["tasks"]:
         result["by_task"] = dict(zip(found["tasks"], plain(found["utilisation_ik"].T), strict=True))
     panels = state.panels("utilisation", result)
@@ -135,7 +90,7 @@ def _contribution(state: State) -> dict[str, Any]:
         {"title": f"sample {number + 1}", "contribution": found.contribution[row][columns]}
         for number, row in enumerate(whole)
     ]
-    uniform = found.token_share.mean(0)
+    uniform = found.uniform
     rows = [
         {"sample": title, "task": task} | dict(zip(spec.modalities, values, strict=True))
         for title, table in [*((p["title"], p["contribution"]) for p in patients), ("population", population)]
@@ -162,19 +117,38 @@ def _experts(state: State) -> dict[str, Any]:
     if routing["tasks"]:
         keys = ("p_expert_given_task_jk", "sparsity_entropy_k", "sparsity_hoyer_k", "sparsity_gini_k")
         own["combine"] = plain({key: routing[key] for key in (*keys, "task_divergence_bits", "tasks")})
-    panels, rows = {}, []
+    panels, notes, rows = {}, {}, []
     for model, entry in state.panels("experts", own).items():
         for measure, label in (("combine", "combine mass"), ("gradient_activation", "gradient x activation")):
             if measure not in entry or len(entry[measure]["tasks"]) != len(tasks):
                 continue
-            table = entry[measure]["p_expert_given_task_jk"]
-            panels[f"{model}\n{label}"] = table
+            found = entry[measure]
+            title, table = f"{model}\n{label}", found["p_expert_given_task_jk"]
+            panels[title] = table
+            notes[title] = _sparsity_note(found)
             rows += [
-                {"model": model, "measure": measure, "expert": j} | dict(zip(tasks, line, strict=True))
+                {"model": model, "measure": measure, "row": f"expert {j}"} | dict(zip(tasks, line, strict=True))
                 for j, line in enumerate(table)
             ]
-    state.draw(figures.experts(panels, tasks), rows, "fig6b_experts")
+            rows += [
+                {"model": model, "measure": measure, "row": name}
+                | dict(zip(tasks, found[f"sparsity_{name}_k"], strict=True))
+                for name in ("entropy", "hoyer", "gini")
+            ]
+    state.draw(figures.experts(panels, tasks, notes), rows, "fig6b_experts")
     return own
+
+
+def _sparsity_note(found: dict[str, Any]) -> str:
+    """Sparsity scores, averaged over the tasks, as the figure shows them."""
+
+    def mean(name: str) -> str:
+        known = [value for value in found[f"sparsity_{name}_k"] if value is not None]
+        return f"{np.mean(known):.2f}" if known else "-"
+
+    between = found["task_divergence_bits"]
+    between = "-" if between is None else f"{between:.2f} bits"
+    return f"mean: entropy {mean('entropy')}, Hoyer {mean('hoyer')}, Gini {mean('gini')}\nbetween tasks {between}"
 
 
 def _competition(state: State) -> list[dict[str, Any]]:
@@ -182,8 +156,13 @@ def _competition(state: State) -> list[dict[str, Any]]:
     run, options = state.run, state.options
     masked = {
         name: masked_probabilities(
-            run.model, run.batches(options.split, options.limit), state.train.means, name, run.device
-        )
+            run.model,
+            run.batches(options.split, options.limit),
+            state.train.means,
+            name,
+            run.device,
+            state.split.features.keys,
+        )  # fmt: skip
         for name in (run.spec.modalities if len(run.spec.modalities) > 1 else ())
     }
     rows = competition(run.spec.tasks, state.train, state.split.features, masked, _twins(state), options.resamples)
@@ -227,81 +206,19 @@ def _twins(state: State) -> dict[str, tuple[Features, Features]]:
     return found
 
 
-def _synergy(state: State) -> dict[str, Any]:
-    assert state.train is not None
-    names, test, train = state.run.spec.modalities, state.split.features, state.train
-    if len(names) < 2:
-        raise Skip("a pair needs two modalities")
-    own = state.options.representation == "task"
-    parts = [train] if state.options.split == "train" else [train, test]
-    present = np.concatenate([part.present for part in parts])
-    groups = np.concatenate([part.groups for part in parts])
-    settings = SynergySettings(
-        batch=BatchSettings(
-            permutations=state.options.permutations, discriminator_steps=300, alignment_steps=60, batch_size=128
-        )
-    )
-    report: SynergyReport | None = None
-    for task in tqdm(test.task, desc="synergy", unit="task"):
-        features = {}
-        for i, name in enumerate(names):
-            rows = np.concatenate([(part.task[task] if own else part.encoder)[name] for part in parts])
-            some = present[:, i].any()
-            features[name] = principal_components(rows, present[:, i], COMPONENTS) if some else np.zeros((len(rows), 1))
-        predicted = np.concatenate([part.predicted[task] for part in parts])
-        there = {name: present[:, i] for i, name in enumerate(names)}
-        one = synergy_matrices(features, {task: predicted}, groups, model=state.name, present=there, settings=settings)
-        one = _reliable(one, predicted, there)
-        report = one if report is None else report.merged(one)
-    assert report is not None
-    if not report.pairs:
-        raise Skip(f"no pair can be estimated: {', '.join(report.skip_counts)}")
-    estimated = [task for task in test.task if any(pair.task == task for pair in report.pairs)]
-    matrices = {
-        task: plain({value: report.matrix(task, value) for value in ("synergy", "null_q95", "redundancy", "total")})
-        for task in estimated
-    }
-    panels = {model: entry.get("matrices", entry) for model, entry in state.panels("synergy", matrices).items()}
-    state.draw(figures.synergy(panels, names), report.to_rows(), "fig4_synergy")
-    return {
-        "target": "the model's predictions", "representation": test.representation if own else "encoder", "splits": len(parts),
-        "components": COMPONENTS, "matrices": matrices, "pairs": report.to_rows(),
-        "pattern_entropy": {task: report.pattern_entropy(task) for task in estimated},
-        "skipped": [list(entry) for entry in report.skipped],
-    }  # fmt: skip
-
-
-def _reliable(report: SynergyReport, predicted: np.ndarray, present: dict[str, np.ndarray]) -> SynergyReport:
-    """The report without pairs whose estimate cannot be trusted; they move to ``skipped`` with the reason.
-
-    With a dozen rows outside the majority class a single split decides: an estimate over another split differs by more
-    than its interval, and may exceed H(Y) by far (by a little it does wherever the held-out labels are more even).
-    """
-    kept, dropped = [], []
-    for pair in report.pairs:
-        labels = predicted[present[pair.modality1] & present[pair.modality2]]
-        minority = len(labels) - int(np.bincount(labels).max())
-        reason = ""
-        if minority < MIN_MINORITY:
-            reason = f"fewer than {MIN_MINORITY} rows outside the majority class"
-        elif pair.total > MOST_INFORMATION * pair.target_entropy:
-            reason = "an estimated information well above H(Y)"
-        if reason:
-            dropped.append((pair.task, pair.modality1, pair.modality2, reason))
-        else:
-            kept.append(pair)
-    return SynergyReport(report.modalities, tuple(kept), report.skipped + tuple(dropped))
-
-
 def _conflict(state: State) -> dict[str, Any]:
     folder = state.run.folder
     rows = conflict_rows(folder)
     if not rows:
         raise Skip("training measured no gradient conflict; train with --set run.conflict_every_steps=10")
-    own = {"all_pairs": rows, "density_risk1": conflict_rows(folder, ("density", "risk1"))}
-    panels = {model: entry["all_pairs"] for model, entry in state.panels("conflict", own).items()}
+    own = {
+        "all_pairs": rows, "density_risk1": conflict_rows(folder, PAPER_TASKS), "by_pair": plain(conflict_pairs(folder)),
+    }  # fmt: skip
+    entries = state.panels("conflict", own)
+    panels = {model: entry["all_pairs"] for model, entry in entries.items()}
+    pairs = {model: entry["by_pair"] for model, entry in entries.items() if "by_pair" in entry}
     flat = [{"model": model} | row for model, part in panels.items() for row in part]
-    state.draw(figures.conflict(panels), flat, "fig6a_conflict")
+    state.draw(figures.conflict(panels, pairs), flat, "fig6a_conflict")
     return own
 
 
@@ -372,7 +289,7 @@ WORK: dict[str, Callable[[State], Any]] = {
     "contribution": _contribution,
     "experts": _experts,
     "competition": _competition,
-    "synergy": _synergy,
+    "synergy": synergy,
     "conflict": _conflict,
     "sweep": _sweep,
     "interpretability": _interpretability,

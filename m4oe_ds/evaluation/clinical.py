@@ -23,11 +23,14 @@ Arrays = Mapping[str, np.ndarray]
 RATE = 0.9  # at which sensitivity and specificity are read off the other's curve
 
 
-def write_report(folder: Path, split: str, root: str, tasks: Sequence[TaskSpec], resamples: int = 1000) -> Path:
+def write_report(
+    folder: Path, split: str, root: str, tasks: Sequence[TaskSpec], resamples: int = 1000, train: Arrays | None = None
+) -> Path:
     """Writes ``clinical.json`` of a run from its ``predictions/``; thresholds come from the validation split if it is there.
 
     Args:
         folder: run folder. split: to report. root: shards, for the vendors; what is not a local folder gives none.
+        train: ``label_<task>`` of the training split, for the censoring distribution; None = that of the split itself.
 
     Raises:
         DataError: the split has no predictions.
@@ -46,7 +49,7 @@ def write_report(folder: Path, split: str, root: str, tasks: Sequence[TaskSpec],
     vendors = _vendors(Path(root) / split) if root and "://" not in root else {}
     if vendors:
         attributes["vendor"] = np.array([vendors.get(key, "") for key in keys], dtype=object)
-    report = clinical_report(predictions, tasks, validation, None, attributes, resamples)
+    report = clinical_report(predictions, tasks, validation, train, attributes, resamples)
     report |= {"split": split, "thresholds_from": "val" if validation is not None else None}
     path = folder / "clinical.json"
     temporary = folder / ".clinical.json"

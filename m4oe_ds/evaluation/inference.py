@@ -88,13 +88,15 @@ def predict_split(
     dtype: torch.dtype,
     num_examples: int = 0,
     correction: Mapping[str, Tensor] | None = None,
+    observe: Callable[[Batch, ModelOutput], None] | None = None,
 ) -> Predictions:
     """Runs a model over this rank's batches and joins the rows of all ranks.
 
     Args:
         forward: the engine (or a module) in evaluation mode. batches: equal numbers on every rank; padding samples
             have ``valid`` False. objective: for the losses. dtype: of the views. num_examples: samples whose views are
-            kept for the report. correction: ``{task: [C]}`` added to the logits (weighted sampling).
+            kept for the report. correction: ``{task: [C]}`` added to the logits (weighted sampling). observe: also given
+            every batch of this rank and its output.
 
     Collectives: the engine's own and one all-gather per array; every rank must call it.
     """
@@ -108,6 +110,8 @@ def predict_split(
         output = forward(batch)
         for name, shift in (correction or {}).items():
             output.logits[name] = output.logits[name] + shift.to(output.logits[name])
+        if observe is not None:
+            observe(batch, output)
         for k, part in enumerate(objective.task_parts(output, batch).values()):
             sums[k] += part.sum.double()
             counts[k] += part.count.double()

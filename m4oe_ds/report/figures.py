@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,19 +22,26 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
+    "axes.axisbelow": True,
     "svg.hashsalt": "m4oe",  # equal runs give equal files
     "figure.constrained_layout.use": True,
 }
 
 
-def save(figure: Any, folder: Path, name: str) -> bytes:
-    """Writes ``name.png`` and ``name.svg``; returns the PNG."""
+def save(figure: Any, folder: Path, name: str, rows: Sequence[Mapping[str, Any]] = ()) -> bytes:
+    """Writes ``name.png`` and ``name.svg``, and the numbers behind them as ``name.csv``; returns the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
     (folder / f"{name}.png").write_bytes(stream.getvalue())
+    if rows:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as table:
+            writer = csv.DictWriter(table, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
     return stream.getvalue()
 
 

@@ -7,20 +7,22 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from m4oe_ds.analysis.board import ValidationFigures
 from m4oe_ds.config import Config
+from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.errors import CheckpointError, DataError, UserError
 from m4oe_ds.evaluation.inference import Predictions, predict_split
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.losses.objective import Objective
-from m4oe_ds.models.interface import ModelSpec
+from m4oe_ds.models.interface import ModelOutput, ModelSpec
 from m4oe_ds.parallel import reduce
 from m4oe_ds.parallel.deepspeed_moe import ep_size_of
 from m4oe_ds.parallel.exchange import bytes_sent
@@ -212,7 +214,10 @@ class Loop:
         last = self.position.step >= self.total_steps
         score = None
         if "val" in self.manifests and every and ((epoch + 1) % every == 0 or last):
-            predictions = self.predict("val")
+            drawn = ValidationFigures(self.spec, self.config.model.name) if self.config.run.tensorboard else None
+            predictions = self.predict("val", observe=None if drawn is None else drawn.add)
+            if drawn is not None:
+                drawn.reduce(lambda sums: reduce.sum_over_ranks(sums.to(self.engine.device)))
             score, figures = self._score(predictions)
             record = {
                 "event": "validation",
@@ -223,6 +228,8 @@ class Loop:
                 **figures,
             }
             recorder.write(record)
+            if drawn is not None and recorder.draws:
+                recorder.figures("validation", drawn.draw(predictions, self.folder), self.position.step)
             shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.get("auroc", {}).items())
             recorder.say(
                 f"epoch {epoch}: validation loss {predictions.loss:.4f}" + (f", AUROC {shown}" if shown else "")
@@ -261,8 +268,13 @@ class Loop:
         }
         return self.store.save(self.engine, self.position, progress, best=best)
 
-    def predict(self, split: str, num_examples: int = 0) -> Predictions:
-        """Predictions of a split with the current weights. Collectives: every rank must call it."""
+    def predict(
+        self, split: str, num_examples: int = 0, observe: Callable[[Batch, ModelOutput], None] | None = None
+    ) -> Predictions:
+        """Predictions of a split with the current weights; ``observe`` is given every batch of this rank and its output.
+
+        Collectives: every rank must call it.
+        """
         if split not in self.manifests:
             raise DataError(f"no split {split!r} was loaded", fix=f"known: {', '.join(self.manifests)}")
         micro = self.config.evaluation.micro_batch or self.micro
@@ -271,7 +283,7 @@ class Loop:
         self.engine.eval()
         return predict_split(
             self.engine, stream.evaluation(), self.spec, self.objective, self.engine.device, self.dtype, num_examples,
-            assemble.prior_correction(self.config, self.spec, self.manifests["train"]),
+            assemble.prior_correction(self.config, self.spec, self.manifests["train"]), observe,
         )  # fmt: skip
 
 

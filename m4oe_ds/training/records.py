@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,17 @@ class Recorder:
         """A histogram for TensorBoard; log.jsonl holds figures only."""
         if self._writer is not None:
             self._writer.add_histogram(name, np.asarray(values), step)
+
+    @property
+    def draws(self) -> bool:
+        """Whether :meth:`figures` leads anywhere: rank 0, with TensorBoard."""
+        return self._writer is not None
+
+    def figures(self, group: str, made: Mapping[str, Any], step: int) -> None:
+        """Matplotlib figures for TensorBoard's image tab; they are closed afterwards."""
+        if self._writer is not None:
+            for name, figure in made.items():
+                self._writer.add_figure(f"{group}/{name}", figure, step)
 
     def _line(self, record: dict[str, Any]) -> None:
         done = record["step"] - self._first_step

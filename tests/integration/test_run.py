@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
 def test_run_folder_and_evaluation_at_another_world_size(stage: str, tmp_path: Path) -> None:
     data, run = shards.write(tmp_path / "shards"), tmp_path / "run"
-    settings = [f"--set={item}" for item in (*shards.SMALL, "run.num_epochs=2", "run.log_every_steps=1")]
+    options = (*shards.SMALL, "run.num_epochs=2", "run.log_every_steps=1", "run.tensorboard=true")
+    settings = [f"--set={item}" for item in options]
     result = commands.train(
         ["--ds_config", f"ds_configs/{stage}.json", "--output", str(run), f"--set=data.root={data}", *settings], ranks=2
     )
@@ -32,6 +33,12 @@ def test_run_folder_and_evaluation_at_another_world_size(stage: str, tmp_path: P
     keys = {"step", "epoch", "samples", "loss", "losses", "mi", "router_scale", "lr", "grad_norm", "samples_per_s",
             "max_memory_bytes"}  # fmt: skip
     assert all(keys <= set(r) for r in records if r.get("event") != "validation")
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"), {"images": 0})
+    events.Reload()
+    assert {"validation/roc", "validation/fig3c_utilisation"} <= set(events.Tags()["images"])
 
     stored = np.load(run / "predictions" / "test.npz", allow_pickle=False)
     manifest = json.loads((data / "test" / "manifest.json").read_text())

@@ -17,13 +17,17 @@ from safetensors.torch import save_file
 
 from m4oe_ds import config_loader
 from m4oe_ds.analysis import command, figures, pid
+from m4oe_ds.analysis.conflict import conflict_pairs, conflict_rows
 from m4oe_ds.analysis.pid_batch import BatchSettings
-from m4oe_ds.analysis.runs import conflict_rows, open_run, plain, sweep_rows, twin_folders
-from m4oe_ds.analysis.sections import WORK, State, _reliable
+from m4oe_ds.analysis.runs import open_run, plain, sweep_rows, twin_folders
+from m4oe_ds.analysis.sections import WORK
+from m4oe_ds.analysis.state import State
 from m4oe_ds.analysis.synergy import PairSynergy, SynergyReport
+from m4oe_ds.analysis.synergy_section import reliable
 from m4oe_ds.config import to_dict
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.models import build, spec_for
+from m4oe_ds.report.figures import save
 from m4oe_ds.training.records import write_yaml
 from tests.integration import shards
 
@@ -192,6 +196,15 @@ def test_conflict_shares_per_epoch(tmp_path: Path) -> None:
     only = conflict_rows(tmp_path, ("z", "x"))
     assert [(row["epoch"], row["pairs"], row["conflict"]) for row in only] == [(0, 1, 1.0), (1, 1, 0.0)]
     assert conflict_rows(tmp_path / "absent") == []
+    pairs = conflict_pairs(tmp_path)
+    assert pairs["tasks"] == ["x", "y", "z"]
+    assert pairs["steps"].tolist() == [[0, 3, 2], [3, 0, 3], [2, 3, 0]]
+    assert pairs["conflict"][0, 1] == pairs["conflict"][1, 0] == pytest.approx(1 / 3)
+    assert pairs["enhance"][0, 2] == pytest.approx(1 / 2)
+    assert pairs["mean_cosine"][1, 2] == pytest.approx((0.0099 - 0.01 + 0.2) / 3)
+    assert np.isnan(np.diag(pairs["conflict"])).all()
+    assert (pairs["measured"], pairs["undefined"], pairs["dimension"]) == (3, 1, None)
+    assert conflict_pairs(tmp_path / "absent")["measured"] == 0
 
 
 def test_sweeps_are_read_from_the_comparison(tmp_path: Path) -> None:
@@ -257,7 +270,7 @@ def test_synergy_of_a_handful_of_positives_is_not_shown() -> None:
     predicted = (np.arange(200) < 40).astype(np.int64)
     everyone = np.ones(200, dtype=bool)
     present = {"a": everyone, "b": everyone, "c": np.arange(200) >= 20, "d": everyone}  # c lacks 20 of the 40 positives
-    found = _reliable(report, predicted, present)
+    found = reliable(report, predicted, present)
     assert [one.modality2 for one in found.pairs] == ["b"]
     assert [entry[2] for entry in found.skipped] == ["c", "d"]
     assert "fewer than 30" in found.skipped[0][3]
@@ -308,13 +321,15 @@ def test_figures_survive_what_is_undefined(tmp_path: Path) -> None:
     ]
     made = {
         "competition": figures.competition(rows, ("a", "b", "c"), "t"),
-        "synergy": figures.synergy({"m": {"t": {"synergy": nothing, "null_q95": nothing}}}, ("a", "b", "c")),
+        "synergy": figures.synergy(
+            {"m": {"t": {"synergy": nothing, "null_q95": nothing}, "u": {"note": "too few"}}}, ("a", "b", "c")
+        ),
         "agreement": figures.interpretability(agreement),
         "contribution": figures.contribution([[None, None, None]], [0.3, 0.3, 0.4], [], ("t",), ("a", "b", "c")),
     }
     for name, figure in made.items():
-        paths = figures.write(figure, [{"a": 1}, {"b": None}], tmp_path, name)
-        assert [path.suffix for path in paths] == [".png", ".svg", ".csv"]
+        save(figure, tmp_path, name, [{"a": 1}, {"b": None}])
+        assert all((tmp_path / f"{name}.{kind}").is_file() for kind in ("png", "svg", "csv"))
         assert (tmp_path / f"{name}.csv").read_text() == "a,b\n1,\n,\n"
 
 

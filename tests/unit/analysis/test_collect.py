@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from m4oe_ds.analysis.collect import Collected, collect, collect_features
+from m4oe_ds.analysis.collect import Collected, _Rows, collect, collect_features
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import DataError
 from m4oe_ds.models import build, spec_for
@@ -70,6 +71,32 @@ def test_padding_leaves_no_trace() -> None:
     assert len(padded.features.encoder["ffdm_cc"]) == 6
 
 
+def test_memory_is_bounded_and_population_values_are_those_of_all() -> None:
+    config = problem.config()
+    model, spec = build(config).eval(), spec_for(config)
+    whole = collect(model, batches(spec, 2), TASKS, CPU)
+    part = collect(model, batches(spec, 2), TASKS, CPU, limit=3, most_rows=3)
+    assert (part.samples, len(part.keys), len(part.saliency), len(part.features.keys)) == (8, 3, 3, 3)
+    assert part.keys.tolist() == part.features.keys.tolist()
+    rows = [whole.keys.tolist().index(key) for key in part.keys]
+    np.testing.assert_array_equal(part.saliency, whole.saliency[rows])
+    np.testing.assert_allclose(part.uniform, whole.token_share.mean(0), **CLOSE)
+    assert part.routing is not None
+    assert whole.routing is not None
+    np.testing.assert_array_equal(part.routing["utilisation_ij"], whole.routing["utilisation_ij"])
+    for name, mean in part.features.means.by_modality.items():
+        torch.testing.assert_close(mean, whole.features.means.by_modality[name])
+    kept = _Rows(5)
+    for number in range(40):
+        kept.add(
+            torch.tensor([True, False]), {"key": np.array([f"s{number}", "padding"]), "x": torch.full((2,), number)}
+        )
+        assert kept.count <= 10
+    assert kept.seen == 40
+    expected = sorted(range(40), key=lambda i: blake2b(f"s{i}".encode(), digest_size=8).digest())[:5]
+    assert kept.get("x").tolist() == sorted(expected)
+
+
 def test_population_is_the_mean_over_labelled_rows() -> None:
     found, spec = run()
     assert found.routing is not None
@@ -108,7 +135,10 @@ def test_the_limit_bounds_the_rows_of_features() -> None:
     config = problem.config()
     model, spec = build(config).eval(), spec_for(config)
     found = collect_features(model, batches(spec, 3), TASKS, CPU, limit=4)
-    assert found.keys.tolist() == ["k0", "k1", "k2", "k3"]
+    order = sorted((f"k{i}" for i in range(8)), key=lambda key: blake2b(key.encode(), digest_size=8).digest())
+    assert found.keys.tolist() == sorted(order[:4])
+    assert len(found.encoder["ffdm_cc"]) == len(found.present) == 4
+    assert collect_features(model, batches(spec, 8), TASKS, CPU, limit=4).keys.tolist() == found.keys.tolist()
     with pytest.raises(DataError, match="no samples"):
         collect_features(model, iter(()), TASKS, CPU)
 

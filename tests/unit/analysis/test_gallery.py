@@ -52,6 +52,24 @@ def test_tokens_lie_where_the_patches_are() -> None:
         grids(model, spec, [6, 5])
 
 
+def test_examples_may_be_chosen() -> None:
+    cfg = problem.config()
+    model, spec = build(cfg).eval(), spec_for(cfg)
+    batch = problem.samples(spec, 4, seed=0)
+    with torch.no_grad():
+        output = model(batch)
+    collector = GalleryCollector(model, spec, num_examples=2, keys=["k3", "k1", "absent"])
+    collector.add(batch, output)
+    arrays = collector.result()
+    assert arrays["keys"].tolist() == ["k1", "k3"]
+    expected = dispatch_map(output.routing["mtoe"])[[1, 3]]
+    np.testing.assert_allclose(arrays["map_0"].sum((2, 3)), expected[..., 1:5].sum(2).numpy(), rtol=1e-5)
+    nothing = GalleryCollector(model, spec, keys=["absent"])
+    nothing.add(batch, output)
+    with pytest.raises(DataError, match="none of the samples"):
+        nothing.result()
+
+
 def test_examples_are_the_first_valid_samples(collected: tuple) -> None:
     collector, batches, outputs = collected
     arrays = collector.result()

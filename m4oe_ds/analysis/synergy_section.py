@@ -1,0 +1,92 @@
+"""Fig. 4 of a run: synergy of every pair of modalities about the model's own answers, on the features it made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from m4oe_ds.analysis import figures
+from m4oe_ds.analysis.pid import principal_components
+from m4oe_ds.analysis.pid_batch import BatchSettings
+from m4oe_ds.analysis.runs import plain
+from m4oe_ds.analysis.state import Skip, State
+from m4oe_ds.analysis.synergy import SynergyReport, SynergySettings, synergy_matrices
+
+COMPONENTS = 16
+MOST_INFORMATION = 1.1  # times H(Y); more is an over-confident network
+MIN_MINORITY = 30  # rows outside the majority class that a synergy estimate needs
+SYNERGY_VALUES = ("synergy", "share_of_entropy", "null_mean", "null_q95", "redundancy", "total", "target_entropy")
+
+
+def synergy(state: State) -> dict[str, Any]:
+    """Matrices with S, S / H(Y) and the null, the pairs left out with the reason, and the figure."""
+    assert state.train is not None
+    names, test, train = state.run.spec.modalities, state.split.features, state.train
+    if len(names) < 2:
+        raise Skip("a pair needs two modalities")
+    own = state.options.representation == "task"
+    parts = [train] if state.options.split == "train" else [train, test]
+    present = np.concatenate([part.present for part in parts])
+    groups = np.concatenate([part.groups for part in parts])
+    settings = SynergySettings(
+        batch=BatchSettings(
+            permutations=state.options.permutations, discriminator_steps=300, alignment_steps=60, batch_size=128
+        )
+    )
+    report: SynergyReport | None = None
+    for task in tqdm(test.task, desc="synergy", unit="task"):
+        features = {}
+        for i, name in enumerate(names):
+            rows = np.concatenate([(part.task[task] if own else part.encoder)[name] for part in parts])
+            some = present[:, i].any()
+            features[name] = principal_components(rows, present[:, i], COMPONENTS) if some else np.zeros((len(rows), 1))
+        predicted = np.concatenate([part.predicted[task] for part in parts])
+        there = {name: present[:, i] for i, name in enumerate(names)}
+        one = synergy_matrices(features, {task: predicted}, groups, model=state.name, present=there, settings=settings)
+        one = reliable(one, predicted, there)
+        report = one if report is None else report.merged(one)
+    assert report is not None
+    if not report.pairs:
+        raise Skip(f"no pair can be estimated: {', '.join(report.skip_counts)}")
+    estimated = [task for task in test.task if any(pair.task == task for pair in report.pairs)]
+    matrices = {task: plain({value: report.matrix(task, value) for value in SYNERGY_VALUES}) for task in estimated}
+    panels = {model: entry.get("matrices", entry) for model, entry in state.panels("synergy", matrices).items()}
+    panels[state.name] = {task: matrices.get(task, {"note": _why(report, task)}) for task in test.task}
+    state.draw(figures.synergy(panels, names), report.to_rows(), "fig4_synergy")
+    return {
+        "target": "the model's predictions", "representation": test.representation if own else "encoder", "splits": len(parts),
+        "components": COMPONENTS, "matrices": matrices, "pairs": report.to_rows(),
+        "pattern_entropy": {task: report.pattern_entropy(task) for task in estimated},
+        "pattern_cosine": report.pattern_cosine(*estimated) if len(estimated) == 2 else None,
+        "permutations": state.options.permutations,
+        "skipped": [list(entry) for entry in report.skipped],
+    }  # fmt: skip
+
+
+def _why(report: SynergyReport, task: str) -> str:
+    """The reasons why no pair of a task was estimated."""
+    return "; ".join(dict.fromkeys(reason for name, _, _, reason in report.skipped if name == task))
+
+
+def reliable(report: SynergyReport, predicted: np.ndarray, present: dict[str, np.ndarray]) -> SynergyReport:
+    """The report without pairs whose estimate cannot be trusted; they move to ``skipped`` with the reason.
+
+    With a dozen rows outside the majority class a single split decides: an estimate over another split differs by more
+    than its interval, and may exceed H(Y) by far (by a little it does wherever the held-out labels are more even).
+    """
+    kept, dropped = [], []
+    for pair in report.pairs:
+        labels = predicted[present[pair.modality1] & present[pair.modality2]]
+        minority = len(labels) - int(np.bincount(labels).max())
+        reason = ""
+        if minority < MIN_MINORITY:
+            reason = f"fewer than {MIN_MINORITY} rows outside the majority class"
+        elif pair.total > MOST_INFORMATION * pair.target_entropy:
+            reason = "an estimated information well above H(Y)"
+        if reason:
+            dropped.append((pair.task, pair.modality1, pair.modality2, reason))
+        else:
+            kept.append(pair)
+    return SynergyReport(report.modalities, tuple(kept), report.skipped + tuple(dropped))
