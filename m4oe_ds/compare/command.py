@@ -264,7 +264,10 @@ def _paper_tables(figures: Sequence[Figure]) -> dict[str, tuple[str, list[list[s
 
     made = {
         "table1": (f"Table 1. {TABLE1_TEXT}", tables.table1(figures)),
-        "table1_auroc": ("AUROC x 100 (Dice for the cup) in the layout of Table 1.", tables.table1(figures, "auroc")),
+        "table1_auroc": (
+            "AUROC x 100 (Dice for the cup) in the layout of Table 1, read as that.",
+            tables.table1(figures, "auroc"),
+        ),
     }
     if any(figure.dataset == "embed" and figure.setting == "multi" for figure in figures):
         made["table2"] = ("Table 2. Ablation on EMBED, multi-task, read as Table 1.", tables.table2(figures))

@@ -15,7 +15,7 @@ import numpy as np
 from m4oe_ds.compare.cells import Cell
 from m4oe_ds.data.schema import MISSING
 from m4oe_ds.errors import DataError
-from m4oe_ds.evaluation.paired import paired_mean_difference
+from m4oe_ds.evaluation.paired import PairedDifference, paired_difference, paired_mean_difference, statistic_named
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Figure:
         dataset, setting, method, task, sweep: of the cells. metric: ``accuracy`` or ``dice`` (the paper's), ``auroc``.
         seeds: that were run. values: one per seed. mean, spread: over the seeds (standard deviation, n - 1; None with one).
         majority: accuracy of always answering the most frequent class; None for Dice and AUROC. n: test samples.
-        difference, low, high, p: this minus ours in the same setting: values per sample are averaged over the seeds, then
-            patients are resampled together for both; None for ours, for AUROC, or where ours is missing.
+        difference, low, high, p: this minus ours in the same setting: the mean over the seeds that both have, patients
+            resampled together for both and for all seeds; None for ours, or where ours is missing or undefined.
     """
 
     dataset: str
@@ -50,11 +50,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class _Samples:
-    """A value per test sample of one cell and task."""
+    """Of the test samples of one cell and task: correct or not, or Dice; labels and probabilities of a classification."""
 
     keys: np.ndarray
     groups: np.ndarray
     value: np.ndarray
+    labels: np.ndarray | None = None
+    probability: np.ndarray | None = None
 
 
 def collect(cells: Sequence[Cell], folder: Path, resamples: int = 2000) -> tuple[list[Figure], list[Cell]]:
@@ -81,7 +83,6 @@ def collect(cells: Sequence[Cell], folder: Path, resamples: int = 2000) -> tuple
         entries.sort(key=lambda entry: entry[0].seed)
         seeds = tuple(cell.seed for cell, _, _ in entries)
         dense = entries[0][1]["kind"] == "segmentation"
-        test = _paired(entries, ours, resamples) if ours else {}
         for metric in ("dice",) if dense else ("accuracy", "auroc"):
             values = tuple(_value(found["metrics"][metric]["value"]) for _, found, _ in entries)
             known = [value for value in values if math.isfinite(value)]
@@ -91,7 +92,7 @@ def collect(cells: Sequence[Cell], folder: Path, resamples: int = 2000) -> tuple
                     tuple(value if math.isfinite(value) else math.nan for value in values),
                     statistics.mean(known) if known else None, statistics.stdev(known) if len(known) > 1 else None,
                     entries[0][1]["prior"] if metric == "accuracy" else None, entries[0][1]["n"],
-                    **(test if metric != "auroc" else {}),
+                    **(_paired(entries, ours, resamples, metric) if ours else {}),
                 )
             )  # fmt: skip
     return figures, missing
@@ -102,16 +103,16 @@ def _value(value: float | None) -> float:
 
 
 def _samples(arrays: Any, task: str) -> _Samples:
-    """Correct or not, or Dice, per sample; NaN without a label."""
+    """Values are NaN without a label."""
+    keys, groups = arrays["keys"], arrays["groups"]
     if f"dice_{task}" in arrays:
-        value = arrays[f"dice_{task}"].astype(float)
-    else:
-        labels = arrays[f"label_{task}"]
-        value = np.where(labels == MISSING, math.nan, arrays[f"prob_{task}"].argmax(1) == labels)
-    return _Samples(arrays["keys"], arrays["groups"], value)
+        return _Samples(keys, groups, arrays[f"dice_{task}"].astype(float))
+    labels, probability = arrays[f"label_{task}"], arrays[f"prob_{task}"]
+    value = np.where(labels == MISSING, math.nan, probability.argmax(1) == labels)
+    return _Samples(keys, groups, value, labels, probability)
 
 
-def _paired(entries: list[Any], ours: list[Any], resamples: int) -> dict[str, float | None]:
+def _paired(entries: list[Any], ours: list[Any], resamples: int, metric: str) -> dict[str, float | None]:
     """Difference to ours of the mean over seeds, seeds that both have."""
     shared = sorted({cell.seed for cell, _, _ in entries} & {cell.seed for cell, _, _ in ours})
     if not shared:
@@ -121,10 +122,26 @@ def _paired(entries: list[Any], ours: list[Any], resamples: int) -> dict[str, fl
     for other in (*first, *second):
         if not (np.array_equal(other.keys, first[0].keys) and np.array_equal(other.groups, first[0].groups)):
             raise DataError("methods were evaluated on different test samples", fix="run them on the same shards")
-    a = np.mean([samples.value for samples in first], axis=0)
-    b = np.mean([samples.value for samples in second], axis=0)
-    found = paired_mean_difference(a, b, first[0].groups, resamples=resamples)
+    if metric == "auroc":
+        found = _paired_auroc(first, second, resamples)
+    else:
+        a = np.mean([samples.value for samples in first], axis=0)
+        b = np.mean([samples.value for samples in second], axis=0)
+        found = paired_mean_difference(a, b, first[0].groups, resamples=resamples)
     return {"difference": found.difference, "low": found.low, "high": found.high, "p": found.p}
+
+
+def _paired_auroc(first: list[_Samples], second: list[_Samples], resamples: int) -> PairedDifference:
+    """Of the mean AUROC over the seeds, which stand side by side in the columns."""
+    statistic, seeds = statistic_named("auroc"), len(first)
+
+    def mean(labels: np.ndarray, columns: np.ndarray) -> float:
+        return float(np.mean([statistic(labels, part) for part in np.split(columns, seeds, axis=1)]))
+
+    a, b = (np.concatenate([samples.probability for samples in side], axis=1) for side in (first, second))
+    labels = first[0].labels
+    assert labels is not None  # of a classification
+    return paired_difference(labels, a, b, first[0].groups, mean, resamples)
 
 
 def write(figures: Sequence[Figure], missing: Mapping[str, str], path: Path, facts: dict[str, Any]) -> Path:

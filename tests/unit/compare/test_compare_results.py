@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from m4oe_ds.cli import main
 from m4oe_ds.compare import results, tables
 from m4oe_ds.compare.cells import Cell, enumerate_cells
 from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import DataError
+from m4oe_ds.evaluation.intervals import resampled_indices
 from m4oe_ds.evaluation.metrics import evaluate_split
 
 COUNT = 60
@@ -69,6 +71,33 @@ def test_means_spreads_and_holes(made: tuple) -> None:
     assert mirai.high < 0
     assert mirai.p < 0.02
     assert mirai.majority == ours.majority
+
+
+def test_auroc_is_compared_by_patients_too(made: tuple) -> None:
+    folder, cells, _ = made
+    figures, _ = results.collect(cells, folder, resamples=200)
+    found = {f.method: f for f in figures if f.metric == "auroc" and f.task == "density"}
+    assert found["ours"].difference is None
+    assert found["mirai"].difference == pytest.approx(found["mirai"].mean - found["ours"].mean)
+    assert found["mirai"].low < found["mirai"].difference < found["mirai"].high < 0
+    assert found["mirai"].p < 0.02
+    # one resample by hand: the same patients for both systems and all seeds
+    (once,) = [
+        f
+        for f in results.collect(cells, folder, resamples=1)[0]
+        if (f.metric, f.task, f.method) == ("auroc", "density", "mirai")
+    ]
+    means = []
+    for method in ("mirai", "ours"):
+        values = []
+        for seed in (0, 1, 2):
+            with np.load(folder / "cells" / f"vindr-multi-{method}-seed{seed}" / "predictions" / "test.npz") as arrays:
+                known = arrays["label_density"] >= 0
+                labels, probability, groups = (arrays[n][known] for n in ("label_density", "prob_density", "groups"))
+            (rows,) = resampled_indices(groups, 1, 0)
+            values += [roc_auc_score(labels[rows] == k, probability[rows, k]) for k in range(4)]
+        means.append(statistics.mean(values))
+    assert once.low == pytest.approx(means[0] - means[1])
 
 
 def test_table_in_the_papers_layout(made: tuple) -> None:
