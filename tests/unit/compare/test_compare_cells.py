@@ -57,6 +57,28 @@ def test_every_cell_has_a_configuration_that_builds(preset: str, tmp_path: Path)
             build(config)
 
 
+def test_every_system_has_its_own_encoders_in_the_native_regime(tmp_path: Path) -> None:
+    import torch
+
+    from m4oe_ds.models import build
+
+    size = {"eyestar": 21_284_672}  # ResNet-34 of the fundus; the others have a ResNet-18
+    for cell in enumerate_cells(list(QUESTIONS), list(METHODS), [0], ["multi"], "native"):
+        name = METHODS[cell.method].model
+        assert cell.regime == ("vit" if name == "m4oe" else "native")
+        if name == "m4oe":
+            continue
+        config = config_loader.load(plan(tmp_path).config(cell.dataset), cell.overrides)
+        with torch.device("meta"):
+            model = build(config)
+        first, *others = (encoder.backbone for encoder in model.encoders.by_modality.values())  # type: ignore[attr-defined]
+        if name == "eyemost":
+            assert [type(part).__name__ for part in (first, *others)] == ["ResNet", "VolumeResNet10"]
+            assert type(first.layer1[0]).__name__ == "Bottle2neck"  # of Res2Net
+        else:
+            assert sum(p.numel() for p in first.parameters()) == size.get(name, 11_176_512), cell.name
+
+
 def test_seeds_regimes_and_sweeps() -> None:
     cells = enumerate_cells(["embed"], ["ours", "mirai"], [3, 4], ["multi"], "native", ["run.max_steps=2"])
     assert [(cell.method, cell.seed) for cell in cells] == [("ours", 3), ("ours", 4), ("mirai", 3), ("mirai", 4)]
