@@ -1,0 +1,106 @@
+"""Files of a prediction: columns, rounding, masks, and a mapping that only its owner can read."""
+
+from __future__ import annotations
+
+import csv
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m4oe_ds.data.schema import DATASETS, TaskSpec
+from m4oe_ds.errors import CheckpointError
+from m4oe_ds.evaluation.inference import Predictions
+from m4oe_ds.models.interface import ModelSpec
+from m4oe_ds.predict import results
+from m4oe_ds.predict.exams import File, Found
+from m4oe_ds.predict.headers import Header
+from m4oe_ds.predict.samples import Row
+
+KEYS = ("embed-00000000000000aa-l", "embed-00000000000000bb-r")
+SPEC = ModelSpec(
+    ("ffdm_cc", "ffdm_mlo"), (1, 1), (DATASETS["embed"].task("risk1"), TaskSpec("cup", "segmentation", 1, ("cup",))), (4, 4)
+)  # fmt: skip
+ROWS = {
+    KEYS[0]: Row(KEYS[0], "g1", "e1", "l", ("ffdm_cc", "ffdm_mlo")),
+    KEYS[1]: Row(KEYS[1], "g2", "e2", "r", ("ffdm_mlo",)),
+}
+MASKS = {(key, "cup"): f"masks/{key}.cup.png" for key in KEYS}
+
+
+def predictions(probabilities: list[list[float]], routed: bool = True) -> Predictions:
+    return Predictions(
+        keys=np.array(KEYS), groups=np.array(["g1", "g2"]), labels={}, dice={}, losses={},
+        probabilities={"risk1": np.array(probabilities, np.float32)},
+        contribution=np.array([[[0.25, 0.75]] * 2, [[0.0, 1.0]] * 2], np.float32) if routed else None,
+        token_share=np.array([0.5, 0.5]),
+    )  # fmt: skip
+
+
+def test_table_and_entries(tmp_path: Path) -> None:
+    made = results.entries(predictions([[0.2012030455, 0.7987969545], [0.9, 0.1]]), ROWS, SPEC, MASKS)
+    assert made[0]["tasks"]["risk1"]["predicted"] == "within 1 y"
+    assert made[0]["tasks"]["risk1"]["contribution"] == {"ffdm_cc": 0.25, "ffdm_mlo": 0.75}
+    assert made[1]["missing"] == ["ffdm_cc"]
+    results.write_table(tmp_path / "p.csv", made)
+    with (tmp_path / "p.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["missing_views"] for row in rows] == ["0", "1"]
+    assert rows[1]["modalities"] == "ffdm_mlo"
+    assert rows[0]["risk1_probability_no_cancer"] == "0.2012030"  # eight decimals would read as a date
+    assert rows[1]["risk1_predicted"] == "no cancer"
+    assert rows[0]["cup_mask"] == MASKS[KEYS[0], "cup"]
+    assert rows[0]["cup_contribution_ffdm_mlo"] == "0.7500000"
+
+
+def test_without_routing_there_is_no_contribution() -> None:
+    made = results.entries(predictions([[0.5, 0.5], [0.9, 0.1]], routed=False), ROWS, SPEC, MASKS)
+    assert set(made[0]["tasks"]["risk1"]) == {"probabilities", "predicted"}
+
+
+def test_predictions_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="1 predictions that are not numbers"):
+        results.entries(predictions([[np.nan, 0.5], [0.9, 0.1]]), ROWS, SPEC, MASKS)
+
+
+def test_masks_are_plain_images(tmp_path: Path) -> None:
+    mask = np.array([[True, False], [False, False]])
+    results.save_mask(tmp_path / "masks" / "m.png", mask)
+    with Image.open(tmp_path / "masks" / "m.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), mask * np.uint8(255))
+
+
+def found() -> Found:
+    used = Header("p1", "a1", "L", "ffdm_cc")
+    spot = Header("p1", "a1", "L", "", reason="spot_or_magnification")
+    lost = Header("p2", "a2", "R", "", reason="other_view")
+    return Found(
+        [File("x/1.dcm", used, "used"), File("x/2.dcm", spot, "spot_or_magnification"), File("y/3.dcm", lost, "other_view"),
+         File(os.fsdecode(b"\xff.txt"), Header(reason="not_dicom"), "not_dicom")]
+    )  # fmt: skip
+
+
+def test_mapping_names_every_file_and_is_private(tmp_path: Path) -> None:
+    files = found()
+    exam_key = results.exam_keys(files, "embed", b"secret")
+    assert set(exam_key) == {("p1", "a1"), ("p2", "a2")}
+    path = tmp_path / "out.mapping.csv"
+    results.write_mapping(path, files, exam_key, {f"{exam_key['p1', 'a1']}-l": KEYS[0]})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["key"] for row in rows] == [KEYS[0], "", "", ""]
+    assert [row["outcome"] for row in rows] == ["used", "spot_or_magnification", "other_view", "not_dicom"]
+    assert rows[2]["exam"] == "a2"
+    assert rows[3]["file"] == "\\xff.txt"
+
+
+def test_exams_without_a_prediction_are_listed_with_their_reasons() -> None:
+    files = found()
+    exam_key = results.exam_keys(files, "embed", b"secret")
+    first, second = exam_key["p1", "a1"], exam_key["p2", "a2"]
+    assert results.exams_without_prediction(files, exam_key, {first}) == [{"exam": second, "files": {"other_view": 1}}]
+    assert [one["exam"] for one in results.exams_without_prediction(files, exam_key, set())] == sorted([first, second])
