@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from m4oe_ds.models import available
 from tests.distributed import problem
@@ -65,6 +67,49 @@ def sharded(rank: int, world: int, stages: list[int]) -> dict[str, list[float]]:
     return found
 
 
+def two_levels(rank: int, world: int, folder: str) -> dict[str, Any]:
+    """EVIF over four steps, and over two, a checkpoint, and two in a new engine; its estimators on this rank."""
+    from m4oe_ds import deepspeed_json
+    from m4oe_ds.models import spec_for
+    from m4oe_ds.training import engine as engines
+    from m4oe_ds.training.checkpoint import CheckpointStore, Position
+    from m4oe_ds.training.step import train_step
+
+    config = problem.config("model.name=evif")
+    spec, ds = spec_for(config), problem.deepspeed_config(2, 8, 1, 0.5)
+    sizes = deepspeed_json.batch_sizes(ds, world, "test")
+    goal = problem.objective(spec)
+    found: dict[str, Any] = {}
+
+    def train(engine: Any, steps: range) -> list[float]:
+        engine.train()
+        losses = []
+        for step in steps:
+            rows = problem.part(problem.samples(spec, 8, seed=step), rank * sizes.micro, (rank + 1) * sizes.micro)
+            losses.append(train_step(engine, [rows], goal, torch.float32).collect(goal)["loss"])
+        return losses
+
+    for name in ("whole", "parts"):
+        engine, place = engines.create(config, ds, sizes, world)
+        start = engine.module.collaboration.estimators.theta.clone()
+        if name == "parts":
+            store = CheckpointStore(Path(folder), {**place.stamp(), "zero_stage": 2}, keep_last=1)
+            losses = train(engine, range(2))
+            store.save(engine, Position(2, 0, 2, 16), {})
+            store.finish()
+            engine.destroy()
+            engine, _ = engines.create(config, ds, sizes, world)
+            store.load(engine, store.newest_valid())
+            losses += train(engine, range(2, 4))
+        else:
+            losses = train(engine, range(4))
+        theta = engine.module.collaboration.estimators.theta
+        assert not torch.equal(theta, start)
+        found[name] = {"losses": losses, "theta": theta.flatten().tolist()}
+        engine.destroy()
+    return found
+
+
 def differing(found: dict[str, list[float]], expected: dict[str, list[float]]) -> dict[str, object]:
     """Cases that are not equal, with both sides."""
     assert found.keys() == expected.keys()
@@ -97,3 +142,10 @@ def test_experts_of_attached_mtoes_may_be_sharded(tmp_path: Path) -> None:
         assert "soft_moe" in name or min(values[2::3]) > 0
     for found in two:
         assert not differing(found, expected)
+
+
+@pytest.mark.timeout(400)
+def test_the_inner_level_is_equal_on_all_ranks_and_part_of_a_checkpoint(tmp_path: Path) -> None:
+    found = run_ranks(two_levels, 2, str(tmp_path / "checkpoints"), folder=tmp_path / "two")
+    for result in found:
+        assert result["whole"] == result["parts"] == found[0]["whole"]  # bit for bit
