@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_tools.published import Published, published, unlike_published
 from m4oe_ds.data.schema import DATASETS
 
 if TYPE_CHECKING:
@@ -18,15 +19,6 @@ if TYPE_CHECKING:
     from m4oe_ds.data.manifest import Manifest
 
 FLIP_AGREEMENT = 0.99  # chest wall by content against laterality; less says that sides or images are mixed up
-COUNT_TOLERANCE = 0.02  # of the published label counts of the whole archive
-
-# Published counts of whole archives by task and code: EMBED per breast as shares (density), see docs/data.md
-EXPECTED_SHARES: dict[str, dict[str, dict[str, float]]] = {
-    "embed": {"density": {"0": 0.099, "1": 0.419, "2": 0.428, "3": 0.054}},
-    "rsna": {"density": {"0": 0.0952, "1": 0.4322, "2": 0.4193, "3": 0.0532}},
-    "vindr": {"density": {"0": 0.005, "1": 0.0954, "2": 0.7646, "3": 0.135}},
-    "gamma": {"glaucoma": {"0": 0.50, "1": 0.26, "2": 0.24}},
-}
 
 
 def table_summary(plan: Plan) -> dict[str, Any]:
@@ -75,9 +67,14 @@ def _image_violations(facts: Mapping[str, Counter[str]], quarantined: Mapping[st
 
 
 def build(
-    plan: Plan, records: Sequence[Record], manifests: Mapping[str, Manifest], dataset: str, synthetic: bool
-) -> dict[str, Any]:
-    """Content of ``conversion.json``: numbers only."""
+    plan: Plan, records: Sequence[Record], manifests: Mapping[str, Manifest], dataset: str, synthetic: bool,
+    whole: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Content of ``conversion.json``: numbers only.
+
+    Args:
+        whole: False if only some samples were asked for; labels are then not held against published counts.
+    """
     facts: dict[str, Counter[str]] = {}
     for record in records:
         for name, counts in record.facts.items():
@@ -90,9 +87,9 @@ def build(
         violations["duplicate_pixels_across_patients"] = across_patients
     if across_splits:
         violations["duplicate_pixels_across_splits"] = across_splits
-    labels_match = not synthetic and _unlike_published(dataset, histograms)
-    if labels_match:
-        violations["label_shares_unlike_published"] = labels_match
+    preprocessing = next(iter(manifests.values())).preprocessing
+    if whole and not synthetic:
+        violations += unlike_published(dataset, preprocessing, histograms)
     risks = [task.name for task in DATASETS[dataset].tasks if task.name.startswith("risk")]
     total = sum(manifest.num_samples for manifest in manifests.values())
     censored = {name: sum(tables.get(name, {}).get("-1", 0) for tables in histograms.values()) for name in risks}
@@ -114,35 +111,29 @@ def build(
         "duplicate_pixels_across_splits": across_splits,
         "histograms": {name: dict(sorted(counts.items())) for name, counts in sorted(facts.items())},
         "labels": histograms,
-        "expected_label_shares": EXPECTED_SHARES.get(dataset, {}),
+        "published_labels": {
+            source.name: {"splits": list(source.splits), "counted": source.counted, "labels": source.labels}
+            for source in published(dataset, preprocessing)
+        },
         "censored": censored,
         "censored_share": {name: round(number / total, 4) if total else 0.0 for name, number in censored.items()},
         "modalities": {split: manifest.modality_counts for split, manifest in manifests.items()},
-        "preprocessing": next(iter(manifests.values())).preprocessing,
+        "preprocessing": preprocessing,
     }
 
 
-def _unlike_published(dataset: str, histograms: Mapping[str, Mapping[str, Mapping[str, int]]]) -> int:
-    """Classes whose share over all splits differs by more than the tolerance from the published one."""
-    unlike = 0
-    for task, shares in EXPECTED_SHARES.get(dataset, {}).items():
-        counts: Counter[str] = Counter()
-        for tables in histograms.values():
-            counts.update({code: n for code, n in tables.get(task, {}).items() if code != "-1"})
-        total = sum(counts.values())
-        unlike += (
-            sum(abs(counts[code] / total - share) > COUNT_TOLERANCE for code, share in shares.items()) if total else 0
-        )
-    return unlike
-
-
 def _label_tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One table per task: a row per class with its count and share in every split, and the published share."""
+    """One table per task: a row per class with its count and share in every split, and what is published."""
+    sources = [
+        Published(name, tuple(value["splits"]), value["labels"], value["counted"])
+        for name, value in report["published_labels"].items()
+    ]
     tables = []
     for task in DATASETS[report["dataset"]].tasks:
         if task.kind != "classification":
             continue
-        rows = []
+        rows: list[tuple[str, list[str]]] = []
+        here = [source for source in sources if task.name in source.labels]
         known = {
             split: sum(n for code, n in labels.get(task.name, {}).items() if code != "-1")
             for split, labels in report["labels"].items()
@@ -153,11 +144,19 @@ def _label_tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                 number = labels.get(task.name, {}).get(str(code), 0)
                 share = f" ({100 * number / known[split]:.1f} %)" if code >= 0 and known[split] else ""
                 cells.append(f"{number}{share}")
-            published = report["expected_label_shares"].get(task.name, {}).get(str(code))
-            name = "missing" if code < 0 else task.class_names[code]
-            rows.append((name, cells, "" if published is None else f"{100 * published:.1f} %"))
-        tables.append({"task": task.name, "rows": rows})
+            for source in here:
+                cells.append(_published_cell(source, task.name, code))
+            rows.append(("missing" if code < 0 else task.class_names[code], cells))
+        tables.append({"task": task.name, "columns": [*report["labels"], *(s.name for s in here)], "rows": rows})
     return tables
+
+
+def _published_cell(source: Published, task: str, code: int) -> str:
+    share = source.share(task, code)
+    if share is None:
+        return ""
+    number = f"{source.labels[task][str(code)]:.0f} " if source.counted else ""
+    return f"{number}({100 * share:.1f} %)"
 
 
 def _contact_sheet(folder: Path, manifests: Mapping[str, Manifest]) -> str:

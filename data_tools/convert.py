@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from data_tools.plan import Plan
     from data_tools.tasks import ShardJob
     from data_tools.view import SampleTask
+    from m4oe_ds.data.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
-HEADERS_CHECKED_FIRST = 64  # spread over the archive, to find a missing decoder before hours of work
 REASON_SHOWN = 3
 
 
@@ -126,17 +126,24 @@ def _secret(options: argparse.Namespace, synthetic: bool) -> bytes:
 
 
 def _check_decoders(tasks: Sequence[SampleTask]) -> None:
-    """Looks at some headers across the archive and fails early if one of their syntaxes has no decoder here."""
-    from data_tools.dicom import BadImage, require_decoders, transfer_syntax
+    """Fails before hours of work if a transfer syntax of the archive has no decoder here.
 
-    paths = [path for task in tasks for candidates in task.images.values() for path in candidates]
-    found = set()
-    for path in paths[:: max(1, len(paths) // HEADERS_CHECKED_FIRST)]:
+    Where every syntax of the documentation can be decoded there is nothing to find; otherwise all headers are read.
+    """
+    from data_tools.dicom import BadImage, lacking_decoders, require_decoders, transfer_syntax
+
+    lacking = lacking_decoders()
+    if not lacking:
+        return
+    logger.warning("%d transfer syntaxes have no decoder here: every header is read to see if they occur", len(lacking))
+    for path in (path for task in tasks for candidates in task.images.values() for path in candidates):
         try:
-            found.add(transfer_syntax(Path(path)))
+            syntax = transfer_syntax(Path(path))
         except BadImage as bad:
             logger.debug("header check: %s", bad.reason)  # counted and quarantined when its turn comes
-    require_decoders(found)
+            continue
+        if str(syntax) in lacking:
+            require_decoders([syntax])
 
 
 def _preprocessing(options: argparse.Namespace) -> dict[str, Any]:
@@ -354,7 +361,8 @@ def _finish(
     from data_tools import conversion, conversion_report
 
     manifests = conversion.write_manifests(partial, jobs, records, options.dataset, synthetic, preprocessing)
-    report = conversion_report.build(plan, records, manifests, options.dataset, synthetic)
+    whole = options.limit is None
+    report = conversion_report.build(plan, records, manifests, options.dataset, synthetic, whole)
     if options.strict and report["violations"]:
         _report_violations(report["violations"], options)
     found = set(report["violations"]) - set(plan.violations)
@@ -362,6 +370,7 @@ def _finish(
         logger.warning("the images are not as documented: %s", ", ".join(sorted(found)))
     quarantine = [item for record in records for item in record.quarantine]
     conversion_report.write(partial, report, quarantine, manifests)
+    _check_made(partial, manifests)
     columns = ("key", "patient", "exam", "side", "split")
     write_private(_beside(options.out, "mapping.csv"), columns, _mapping(jobs, records))
     conversion.remove_records(partial)
@@ -378,6 +387,25 @@ def _finish(
         f"a good image; report: {options.out / 'conversion.html'}"
     )
     return report
+
+
+def _check_made(partial: Path, manifests: Mapping[str, Manifest]) -> None:
+    """The last check of an unpublished conversion: tars against manifests, and nothing identifying but pixels aside.
+
+    Pixels come out of the codec, and burnt-in text is masked; ``data_tools.inspect --phi`` searches their bytes too.
+
+    Raises:
+        DataError: the first problem and how many there are.
+    """
+    from data_tools.identifiers import scan_identifiers
+    from data_tools.inspect import check
+
+    problems = check(partial, dict(manifests), checksums=False) + scan_identifiers(partial, pixels=False)
+    if problems:
+        raise DataError(
+            f"{len(problems)} problems, the first: {problems[0]}", str(partial),
+            "do not use these shards; remove the folder and report this: it is an error of this package",
+        )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -32,6 +32,10 @@ _PATTERNS = {
         r"|(?<![0-9a-fA-F])(?:0?[1-9]|[12]\d|3[01])[-/](?:0?[1-9]|1[0-2])[-/](?:19|20)\d\d(?!\d)"
     ),
     "a 16-digit number": re.compile(r"(?<![0-9a-fA-F.])\d{16}(?![0-9a-fA-F])"),
+    "a number of 10 to 15 digits": re.compile(r"(?<![0-9a-fA-F.])(?!(\d)\1+(?!\d))\d{10,15}(?![0-9a-fA-F])"),
+    "a 32-digit hexadecimal identifier": re.compile(
+        r"(?<![0-9a-fA-F])(?!([0-9a-fA-F])\1+(?![0-9a-fA-F]))[0-9a-fA-F]{32}(?![0-9a-fA-F])"
+    ),
     "an 8-digit number starting with 9": re.compile(r"(?<![0-9a-fA-F.])9\d{7}(?![0-9a-fA-F])"),
     "a DICOM or archive attribute name": re.compile("|".join(_ATTRIBUTES)),
 }
@@ -83,6 +87,9 @@ def split_of(secret: bytes, patient: str, shares: Sequence[int]) -> str:
         if place < border:
             return split
     return SPLITS[-1]
+
+
+VENDORS = ("hologic", "ge", "fujifilm", "siemens", "other")
 
 
 def vendor_family(manufacturer: str) -> str:

@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.deidentify import find_identifiers
-from m4oe_ds.data.schema import GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS
+from data_tools.deidentify import VENDORS, find_identifiers
+from m4oe_ds.data.schema import DATASETS, GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS, SPLITS
 
 ALL_DIGIT_SHARE = 0.02  # of true hashes, (10/16)^16 = 0.05 % hold digits only; identifiers always do
 _COUNTED_KEYS = frozenset({"bytes", "offsets"})  # file sizes and positions may look like anything
+MAX_CODE, MAX_SIDE = 9, 99_999  # largest label code, longest side of an image
+_HASH = re.compile("[0-9a-f]{16}")
 _PSEUDONYM = re.compile(r"[a-z0-9]+-([0-9a-f]{16})-[a-z]|([0-9a-f]{16})(?:-[a-z])?|[0-9a-f]{64}")
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -98,6 +100,41 @@ class _Scan:
         return self.problems
 
 
+def _whole(value: Any, top: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -1 <= value <= top
+
+
+def _odd_values(meta: dict[str, Any]) -> list[str]:
+    """Fields whose value is none that the converter writes: numbers of patients look like nothing in particular."""
+    spec = DATASETS.get(str(meta.get("dataset")))
+    modalities = set(spec.modalities) if spec else set()
+    geometries = meta.get("geometry")
+    labels = meta.get("labels")
+    right = {
+        "schema_version": _whole(meta.get("schema_version"), 99),
+        "dataset": spec is not None,
+        "split": meta.get("split") in SPLITS,
+        "key": bool(KEY_PATTERN.fullmatch(str(meta.get("key")))),
+        "group": bool(_HASH.fullmatch(str(meta.get("group")))),
+        "exam": bool(_HASH.fullmatch(str(meta.get("exam")))),
+        "side": meta.get("side") in ("l", "r", "e"),
+        "labels": isinstance(labels, dict)
+        and set(labels) <= {task.name for task in (spec.tasks if spec else ())}
+        and all(_whole(code, MAX_CODE) for code in labels.values()),
+        "modalities": isinstance(meta.get("modalities"), list) and set(map(str, meta["modalities"])) <= modalities,
+        "geometry": isinstance(geometries, dict)
+        and set(geometries) <= modalities
+        and all(
+            isinstance(value, bool) or (isinstance(value, list) and all(_whole(n, MAX_SIDE) for n in value))
+            for geometry in geometries.values()
+            for value in (geometry.values() if isinstance(geometry, dict) else ("",))
+        ),
+        "screening": meta.get("screening") in (True, False, None),
+        "vendor": meta.get("vendor") in VENDORS,
+    }
+    return [name for name, good in right.items() if name in meta and not good]
+
+
 def _scan_meta(scan: _Scan, place: str, data: bytes) -> None:
     meta = scan.json(place, data)
     if not isinstance(meta, dict):
@@ -105,9 +142,11 @@ def _scan_meta(scan: _Scan, place: str, data: bytes) -> None:
     unknown = sorted(set(meta) - META_FIELDS)
     geometries = meta.get("geometry")
     for geometry in geometries.values() if isinstance(geometries, dict) else ():
-        unknown += sorted(set(geometry) - GEOMETRY_FIELDS)
+        unknown += sorted(set(geometry) - GEOMETRY_FIELDS) if isinstance(geometry, dict) else []
     if unknown:
         scan.report(place, f"has {len(unknown)} fields that no shard may have")
+    for name in _odd_values(meta):
+        scan.report(place, f"has a value of {name} that no shard may have")
 
 
 def _png_chunks(data: bytes) -> Iterator[bytes]:
@@ -138,7 +177,7 @@ def _scan_pixels(scan: _Scan, place: str, extension: str, data: bytes) -> None:
     scan.data(place, data)
 
 
-def _scan_tar(scan: _Scan, path: Path, place: str) -> None:
+def _scan_tar(scan: _Scan, path: Path, place: str, pixels: bool) -> None:
     """Scans headers, padding and members of one tar; members are named by their number."""
     try:
         with tarfile.open(path, "r:") as archive:
@@ -160,7 +199,7 @@ def _scan_tar(scan: _Scan, path: Path, place: str) -> None:
                 kind = extension.rsplit(".", 1)[-1]
                 if kind == "json":
                     _scan_meta(scan, f"{place}, {extension} of member {number}", stream.read())
-                else:
+                elif pixels:
                     _scan_pixels(scan, here, kind, stream.read())
                 end = member.offset_data + -(-member.size // 512) * 512
         with path.open("rb") as raw:
@@ -183,18 +222,23 @@ def _scan_page(scan: _Scan, place: str, data: bytes) -> None:
     scan.text(place, re.sub(r"[a-z]+-[0-9a-f]{16}-[a-z]", "", plain))  # again in one piece: dates may hold blanks
 
 
-def scan_identifiers(folder: Path) -> list[str]:
-    """Problems with identifying content anywhere below a folder of shards; the lines never quote it."""
+def scan_identifiers(folder: Path, pixels: bool = True) -> list[str]:
+    """Problems with identifying content anywhere below a folder of shards; the lines never quote it.
+
+    Args:
+        pixels: whether the bytes of pixel members are searched too, which takes most of the time. Without them hidden
+            files, which an unfinished conversion has, are left out as well.
+    """
     folder = Path(folder)
     scan = _Scan()
     for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
         place = path.relative_to(folder)
+        if not path.is_file() or (not pixels and any(part.startswith(".") for part in place.parts)):
+            continue
         for part in place.parts:
             scan.text("a file or folder name", part)
         if path.suffix == ".tar":
-            _scan_tar(scan, path, str(place))
+            _scan_tar(scan, path, str(place), pixels)
         elif path.suffix == ".json":
             scan.json(str(place), path.read_bytes())
         elif path.suffix == ".html":

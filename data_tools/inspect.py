@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from data_tools.identifiers import scan_identifiers
-from m4oe_ds.data.schema import SPLITS
+from m4oe_ds.data.schema import MISSING, SPLITS
 from m4oe_ds.errors import DataError, UserError
 
 if TYPE_CHECKING:
-    from m4oe_ds.data.manifest import Manifest
+    from m4oe_ds.data.manifest import Manifest, Shard
 
 SHEET_SAMPLES = 8  # rows of the contact sheet, per split
 TILE = 160  # pixels of the longer side of a tile
@@ -59,15 +59,54 @@ def describe(folder: Path, manifests: dict[str, Manifest]) -> list[str]:
     return lines
 
 
-def check(folder: Path, manifests: dict[str, Manifest]) -> list[str]:
-    """Problems with checksums and with patients in more than one split; empty if all is well."""
+def _labels_fall(shard: Shard) -> int:
+    """Samples whose risk label falls with the horizon: cancer within k years is cancer within k + 1."""
+    horizons = [codes for name, codes in sorted(shard.labels.items()) if name.startswith("risk")]
+    known = ([code for code in codes if code >= 0] for codes in zip(*horizons, strict=True))
+    return sum(codes != sorted(codes) for codes in known)
+
+
+def _contents(path: Path, shard: Shard) -> list[str]:
+    """Problems of a shard whose samples are not those its manifest lists."""
+    import json
+    import tarfile
+
+    groups, labels = [], []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.name.endswith(".meta.json") and (stream := archive.extractfile(member)) is not None:
+                    meta = json.loads(stream.read())
+                    groups.append(meta["group"])
+                    labels.append(meta["labels"])
+    except (tarfile.TarError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        return [f"{path} cannot be read ({type(error).__name__}); copy it again"]
+    if len(groups) != shard.num_samples:
+        return [f"{path} holds {len(groups)} samples, {shard.num_samples} in manifest.json; convert the archive again"]
+    listed = [{name: codes[i] for name, codes in shard.labels.items()} for i in range(shard.num_samples)]
+    same = groups == shard.groups and all(
+        {name: found.get(name, MISSING) for name in mine} == mine for found, mine in zip(labels, listed, strict=True)
+    )
+    return [] if same else [f"{path} has other patients or labels than manifest.json; convert the archive again"]
+
+
+def check(folder: Path, manifests: dict[str, Manifest], checksums: bool = True) -> list[str]:
+    """Problems with checksums, with samples against the manifest, with labels that contradict each other, and with
+    patients in more than one split; empty if all is well."""
     from m4oe_ds.data.manifest import verify_shards
 
     problems = []
     where: dict[str, str] = {}
     crossing: dict[tuple[str, str], set[str]] = {}
     for split, manifest in manifests.items():
-        problems += verify_shards(Path(folder) / split, manifest, mode="full")
+        damaged = verify_shards(Path(folder) / split, manifest, mode="full" if checksums else "size")
+        problems += damaged
+        for shard in manifest.shards:
+            path = Path(folder) / split / shard.name
+            if not any(shard.name in line for line in damaged):
+                problems += _contents(path, shard)
+            if fallen := _labels_fall(shard):
+                problems.append(f"{path}: risk falls with the horizon in {fallen} samples; convert the archive again")
         for group in {group for shard in manifest.shards for group in shard.groups}:
             other = where.setdefault(group, split)
             if other != split:
@@ -143,7 +182,7 @@ def inspect(folder: Path, phi: bool = False, sheet: Path | None = None) -> tuple
     lines = describe(folder, manifests)
     problems = check(folder, manifests)
     if not problems:
-        lines.append("checksums agree; no patient is in two splits")
+        lines.append("checksums, samples and labels agree with the manifests; no patient is in two splits")
     if phi:
         found = scan_identifiers(folder)
         problems += found

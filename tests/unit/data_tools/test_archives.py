@@ -257,6 +257,13 @@ VIOLATIONS = [
     ("vindr", VINDR, repeat, "duplicate_image"),
     ("vindr", VINDR, lose, "study_without_four_images"),
 ]
+SHEET = "data,non,early,mid_advanced\n"
+GAMMA_VIOLATIONS = [
+    ("1,1,1,0\n2,0,0,1\n", "label_row_not_one_hot"),
+    ("1,0,0,0\n2,0,0,1\n", "label_row_not_one_hot"),
+    ("1,1,0,0\n1,0,0,1\n2,0,0,1\n", "eye_twice_in_the_sheet"),
+    ("1,1,0,0\neye 2,0,0,1\n", "damaged_identifier"),
+]
 
 
 @pytest.fixture(scope="session")
@@ -284,6 +291,120 @@ def test_a_violated_statement_is_counted(
         shutil.copy(path, root)
     edit(root / table, change)
     assert plan_of(layout, root).violations[name] == 1
+
+
+@pytest.fixture
+def gamma_part(clean: dict[str, Path], tmp_path: Path) -> Path:
+    """The folders of two eyes, without masks; the sheet is each test's own."""
+    source = clean["gamma"] / "Glaucoma_grading" / "training" / "multi-modality_images"
+    shutil.copytree(source, tmp_path / "archive" / "training" / "multi-modality_images")
+    return tmp_path / "archive"
+
+
+@pytest.mark.parametrize(("rows", "name"), GAMMA_VIOLATIONS)
+def test_a_violated_statement_about_gammas_sheet_is_counted(gamma_part: Path, rows: str, name: str) -> None:
+    (gamma_part / "glaucoma_grading_training_GT.csv").write_text(SHEET + rows)
+    plan = plan_of("gamma", gamma_part)
+    assert plan.violations == {name: 1}
+    if name == "label_row_not_one_hot":  # and no class is guessed
+        assert plan.samples[0].labels["glaucoma"] == -1
+
+
+def test_a_slice_too_few_or_too_many_is_quarantined_and_said(gamma_part: Path, tmp_path: Path) -> None:
+    (gamma_part / "glaucoma_grading_training_GT.csv").write_text(SHEET + "1,1,0,0\n2,0,0,1\n")
+    volumes = [gamma_part / "training" / "multi-modality_images" / name / name for name in ("0001", "0002")]
+    shutil.copy(volumes[0] / "0_image.jpg", volumes[0] / "256_image.jpg")
+    (volumes[1] / "17_image.jpg").unlink()
+    report = run("gamma", gamma_part, tmp_path / "out", "--max-quarantine", "1")
+    assert report["images_quarantined"] == {"slices_not_0_to_255": 2}
+    assert report["violations"]["slices_not_0_to_255"] == 2
+
+
+@pytest.mark.parametrize(
+    ("layout", "table", "column"),
+    [
+        ("vindr", VINDR, "breast_density"),
+        ("vindr", "finding_annotations.csv", "xmin"),
+        ("vindr", "metadata.csv", "Manufacturer"),
+    ],
+)
+def test_a_missing_column_of_vindr_is_named(
+    clean: dict[str, Path], tmp_path: Path, layout: str, table: str, column: str
+) -> None:
+    for path in clean[layout].glob("*.csv"):
+        shutil.copy(path, tmp_path)
+    lines = (tmp_path / table).read_text().split("\n", 1)
+    names = [f"{name}_" if name.strip('"') == column else name for name in lines[0].rstrip("\r").split(",")]
+    (tmp_path / table).write_text("\n".join([",".join(names), lines[1]]))
+    with pytest.raises(DataError, match=f"columns missing: {column}"):
+        plan_of(layout, tmp_path)
+
+
+def test_a_missing_column_of_gammas_sheet_is_named(gamma_part: Path) -> None:
+    (gamma_part / "glaucoma_grading_training_GT.csv").write_text("data,non,early\n1,1,0\n")
+    with pytest.raises(DataError, match="columns missing: mid_advanced"):
+        plan_of("gamma", gamma_part)
+
+
+def rewrite(path: Path, change: Callable[[Any], np.ndarray]) -> None:
+    """The file uncompressed, with other pixels."""
+    from pydicom import dcmread
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    ds = dcmread(path)
+    pixels = change(ds)
+    if ds.file_meta.TransferSyntaxUID.is_encapsulated:
+        ds.decompress()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.PixelData = pixels.astype("<u2").tobytes()
+    ds.save_as(path)
+
+
+def _beyond(ds: Any) -> np.ndarray:
+    pixels = ds.pixel_array.copy()
+    pixels[5, 5] = 1 << ds.BitsStored
+    return pixels
+
+
+def _no_breast(ds: Any) -> np.ndarray:
+    pixels = np.zeros_like(ds.pixel_array)
+    pixels[100:130, 100:130] = 2000  # a marker alone
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "name"),
+    [
+        (_beyond, "beyond_bits_stored", "values_beyond_bits_stored"),
+        (_no_breast, "breast_area_too_small", "implausible_breast_area"),
+    ],
+)
+def test_a_violated_statement_about_pixels_is_quarantined_and_said(
+    clean: dict[str, Path], tmp_path: Path, change: Callable[[Any], np.ndarray], reason: str, name: str
+) -> None:
+    root = tmp_path / "archive"
+    shutil.copytree(clean["rsna"], root)
+    rewrite(min(root.rglob("*.dcm")), change)
+    report = run("rsna", root, tmp_path / "out")
+    assert report["images_quarantined"] == {reason: 1}
+    assert report["violations"][name] == 1
+    with pytest.raises(DataError, match=f"{name} 1"):
+        run("rsna", root, tmp_path / "strict", "--strict")
+
+
+def test_an_archive_that_is_not_the_published_one_is_said(clean: dict[str, Path], tmp_path: Path) -> None:
+    """A few breasts are not the 20,000 images of VinDr-Mammo; what is known to be synthetic or a part is not judged."""
+    root = tmp_path / "archive"
+    shutil.copytree(clean["vindr"], root)
+    assert "label_counts_unlike_published" not in run("vindr", root, tmp_path / "synthetic")["violations"]
+    (root / "phantom.json").unlink()
+    more = ["--salt-file", str(tmp_path / "salt")]
+    found = run("vindr", root, tmp_path / "real", *more)["violations"]
+    assert found["label_counts_unlike_published"] == 14  # every class of both tasks in both official splits
+    assert "label_shares_unlike_published" in found
+    assert (
+        "label_counts_unlike_published" not in run("vindr", root, tmp_path / "few", *more, "--limit", "4")["violations"]
+    )
 
 
 def test_a_study_in_both_splits_is_left_out(clean: dict[str, Path], tmp_path: Path) -> None:

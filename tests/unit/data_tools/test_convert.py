@@ -201,6 +201,73 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_nothing_identifying_is_printed_logged_or_raised(archive: Path, tmp_path: Path) -> None:
+    """All that a conversion says, faults and a stop included, searched for every identifier, date and path of the archive."""
+    import re
+    import subprocess
+    import sys
+
+    said = ""
+    for more in (["--dry-run"], ["--workers", "1"], ["--max-quarantine", "0"], ["--strict", "--require", "complete"]):
+        command = [
+            sys.executable,
+            "-m",
+            "data_tools.convert",
+            *arguments(archive, tmp_path / more[-1].strip("-")),
+            *more,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        said += done.stdout + done.stderr
+    assert "converted" in said
+    assert "images are bad so far" in said
+    with (archive / "tables" / "EMBED_OpenData_metadata.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    secrets = {part for row in rows for part in row["anon_dicom_path"].split("/") if len(part) > 9}
+    secrets |= {row[name] for row in rows for name in ("empi_anon", "acc_anon")} - {""}
+    secrets |= {row["study_date_anon"][:10] for row in rows}
+    assert len(secrets) > 100
+    said = said.replace(str(archive), "").replace(str(tmp_path), "")
+    assert not [secret for secret in secrets if secret in said]
+    assert not re.search(r"\d+(\.\d+){5,}", said)
+
+
+def test_a_shard_with_an_identifier_is_never_published(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A field of the allow-list with a patient's number in it: the scan at the end does not let the folder appear."""
+    from data_tools import tasks
+
+    monkeypatch.setattr(tasks, "vendor_family", lambda _: "27770")
+    with pytest.raises(
+        DataError, match="problems, the first: .* has a value of vendor that no shard may have"
+    ) as caught:
+        convert.run(arguments(archive, tmp_path / "out"))
+    assert "27770" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_header_is_read_where_a_decoder_is_lacking(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One JPEG-LS image anywhere in the archive stops the run at once if nothing decodes it, and only then."""
+    import pydicom.pixels
+    from pydicom.uid import HTJ2K, JPEGLSLossless
+
+    from m4oe_ds.errors import EnvironmentProblem
+
+    real = pydicom.pixels.get_decoder
+
+    class Absent:
+        is_available = False
+
+    monkeypatch.setattr(pydicom.pixels, "get_decoder", lambda uid: Absent() if uid == JPEGLSLossless else real(uid))
+    with pytest.raises(EnvironmentProblem, match="pyjpegls"):
+        convert.run(arguments(archive, tmp_path / "out"))
+    assert not (tmp_path / "out.partial").exists()
+    monkeypatch.setattr(pydicom.pixels, "get_decoder", lambda uid: Absent() if uid == HTJ2K else real(uid))
+    convert.run(arguments(archive, tmp_path / "out", "--limit", "2"))
+
+
 def test_existing_output_and_missing_archive_are_refused(archive: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="exists already"):

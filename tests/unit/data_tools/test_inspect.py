@@ -108,6 +108,8 @@ def test_a_patient_in_two_splits_is_found(shards: Path) -> None:
         ("02/11/2014", "date"),
         ("exam 9999000000000001", "16-digit"),
         ("90000001", "8-digit"),
+        ("image 1942326353", "10 to 15"),
+        ("48575a27b7c992427041a82fa750d3fa", "32-digit"),
         ("PatientID", "attribute"),
         ("a/anon_dicom_path", "attribute"),
     ],
@@ -123,9 +125,10 @@ def test_identifying_content_is_found_wherever_it_is(shards: Path, text: str, ki
     meta = meta_of("train", 7, "l", "ffdm_cc") | {"vendor": text}
     append(shards / "train" / "embed-train-000000.tar", f"{meta['key']}.meta.json", json.dumps(meta).encode())
     found = inspect.scan_identifiers(shards)
-    assert len(found) == 1
+    assert len(found) == 2  # for what it is, and for standing where only a vendor may
     assert kind in found[0]
-    assert text not in found[0]
+    assert "a value of vendor" in found[1]
+    assert not [line for line in found if text in line]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,66 @@ def test_identifying_content_is_found_wherever_it_is(shards: Path, text: str, ki
 def test_ordinary_content_is_not_suspected(shards: Path, text: str) -> None:
     (shards / "report.json").write_text(json.dumps({"value": text, "bytes": 90000001, "share": 0.1234567890123456}))
     assert inspect.scan_identifiers(shards) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vendor", "27770"), ("side", "Miller"), ("split", "0012"), ("dataset", "ward 7"), ("group", "27770"),
+        ("exam", "2776" * 5), ("key", "27770"), ("screening", 27770), ("labels", {"birads": 27770}),
+        ("labels", {"patient 27770": 0}), ("modalities", ["27770"]), ("geometry", {"ffdm_cc": {"crop": ["27770"]}}),
+        ("geometry", {"27770": {}}), ("geometry", {"ffdm_cc": {"flipped": "27770"}}), ("schema_version", 27770),
+    ],
+)  # fmt: skip
+def test_short_numbers_of_patients_are_found_by_their_place(shards: Path, field: str, value: Any) -> None:
+    """RSNA numbers its patients with five digits: no pattern tells those from sizes, but no field of a shard holds any."""
+    meta = meta_of("train", 7, "l", "ffdm_cc") | {field: value}
+    key = meta_of("train", 7, "l", "ffdm_cc")["key"]
+    assert inspect.scan_identifiers(shards) == []
+    append(shards / "train" / "embed-train-000000.tar", f"{key}.meta.json", json.dumps(meta).encode())
+    found = inspect.scan_identifiers(shards)
+    assert any(f"a value of {field} that no shard may have" in line for line in found), found
+    assert not [line for line in found if "27770" in line or "Miller" in line]
+
+
+def change_manifest(folder: Path, change: Any) -> None:
+    content = json.loads((folder / "manifest.json").read_text())
+    change(content["shards"][0])
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+def test_a_manifest_that_tells_of_other_samples_is_found(shards: Path) -> None:
+    """Checksums alone do not show it: the tar is whole, but its list is that of other samples."""
+
+    def fewer(shard: dict[str, Any]) -> None:
+        shard["num_samples"] -= 1
+        for name in ("groups", "present", "exams"):
+            shard[name].pop()
+
+    assert inspect.inspect(shards)[1] == []
+    change_manifest(shards / "train", fewer)
+    change_manifest(shards / "val", lambda shard: shard["labels"]["density"].__setitem__(0, 3))
+    change_manifest(shards / "test", lambda shard: shard["groups"].reverse())
+    problems = inspect.inspect(shards)[1]
+    assert len(problems) == 3
+    assert "holds 4 samples, 3 in manifest.json" in problems[0]
+    assert all("other patients or labels than manifest.json" in line for line in problems[1:])
+
+
+def test_risk_that_falls_with_the_horizon_is_found(shards: Path, tmp_path: Path) -> None:
+    shutil.rmtree(shards / "test")
+    writer = ShardWriter(
+        shards, "embed", "test", modalities=SPEC.modalities, tasks=SPEC.tasks, samples_per_shard=4, synthetic=True,
+        preprocessing={},
+    )  # fmt: skip
+    risks = [(0, 0, -1, 1, 1), (0, 1, -1, 0, 1), (1, -1, -1, -1, 0)]
+    for number, codes in enumerate(risks):
+        labels = {"birads": 0, "density": 1, **{f"risk{k + 1}": code for k, code in enumerate(codes)}}
+        meta = meta_of("test", 20 + number, "l", "ffdm_cc") | {"labels": labels}
+        writer.write(meta, {"ffdm_cc.b2": encode(np.zeros((20, 16), np.uint16), "b2")})
+    writer.close()
+    (problem,) = inspect.inspect(shards)[1]
+    assert "risk falls with the horizon in 2 samples" in problem
 
 
 def test_identifiers_in_the_place_of_hashes_are_found(shards: Path) -> None:
