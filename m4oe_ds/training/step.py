@@ -22,8 +22,9 @@ from m4oe_ds.losses.objective import Objective
 from m4oe_ds.models.interface import ModelOutput
 from m4oe_ds.parallel import reduce
 from m4oe_ds.training.finite import stop_if_bad
-from m4oe_ds.training.gradient_policy import Conflict, GradientPolicy, gradient_conflict
+from m4oe_ds.training.gradient_policy import GradientPolicy
 from m4oe_ds.training.profiling import BACKWARD, FORWARD, OPTIMIZER, phase
+from m4oe_ds.training.shared_gradients import Conflict, gradient_conflict
 
 
 @dataclass

@@ -13,7 +13,8 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.models.interface import ModelOutput
-from m4oe_ds.training.gradient_policy import SCALE_RANGE, policy, shared_gradients
+from m4oe_ds.training.gradient_policy import SCALE_RANGE, policy
+from m4oe_ds.training.shared_gradients import shared_gradients
 from tests.distributed import problem
 
 GAMMA = ("data.dataset=gamma", "data.modalities=[fundus, oct]", "data.image_size=[32, 32]")

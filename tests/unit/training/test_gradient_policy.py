@@ -17,10 +17,9 @@ from m4oe_ds.training.gradient_policy import (
     CalibratedPolicy,
     branch_scales,
     equal_projection_weights,
-    gradient_conflict,
     policy,
-    shared_gradients,
 )
+from m4oe_ds.training.shared_gradients import gradient_conflict, shared_gradients
 from tests.distributed.ranks import run_ranks
 
 TASKS = ("a", "b", "c")
