@@ -48,12 +48,13 @@ class Conflict:
 
 
 def gradient_conflict(
-    task_losses: Mapping[str, Tensor], model: MultiModalModel, counts: Tensor, threshold: float = 0.05
+    task_losses: Mapping[str, Tensor], model: MultiModalModel, counts: Tensor, threshold: float = 0.01
 ) -> Conflict:
     """Pairwise cosines of the tasks' gradients at ``model.shared_layer()``; training is not disturbed.
 
     Args:
-        task_losses, model, counts: see :meth:`m4oe_ds.training.gradient_policy.GradientPolicy.weights`. threshold: t, on the cosine.
+        task_losses, model, counts: see :meth:`m4oe_ds.training.gradient_policy.GradientPolicy.weights`.
+        threshold: t, on the cosine (the paper's figure: 0.01).
 
     Collectives: those of :func:`shared_gradients`.
     """
