@@ -168,7 +168,7 @@ class Loop:
             if log or report.conflict:
                 self._log(recorder, report, rate, epoch, meter.read(self.arithmetic))
             stop = request.agreed(self.engine.device)
-            if over:
+            if over or self.position.step >= self.total_steps:  # max_steps may end inside an epoch
                 self._end_of_epoch(recorder, epoch)
                 self.engine.train()
             elif stop or (run.checkpoint.every_steps and (step + 1) % run.checkpoint.every_steps == 0):
@@ -234,7 +234,8 @@ class Loop:
             recorder.say(
                 f"epoch {epoch}: validation loss {predictions.loss:.4f}" + (f", AUROC {shown}" if shown else "")
             )
-        better = score is not None and score < self.best
+        # a metric that is undefined so far (infinite) selects nothing: the newest is the best until one is defined
+        better = score is not None and (score < self.best or math.isinf(self.best))
         if better:
             assert score is not None
             self.best = score

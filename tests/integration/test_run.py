@@ -85,3 +85,16 @@ def test_an_error_of_another_rank_is_shown(tmp_path: Path) -> None:
     assert result.returncode != 0
     assert "samples are unreadable" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("every", [0, 5])
+def test_a_run_that_ends_inside_an_epoch_keeps_its_weights(every: int, tmp_path: Path) -> None:
+    data, run = shards.write(tmp_path / "shards"), tmp_path / "run"
+    options = (*shards.SMALL, "run.max_steps=2", f"run.eval_every_epochs={every}", "run.tensorboard=false")
+    settings = [f"--set={item}" for item in options]
+    result = commands.train(
+        ["--ds_config", "ds_configs/zero1.json", "--output", str(run), f"--set=data.root={data}", *settings]
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (run / "weights" / "model.safetensors").is_file()
+    assert "test" in json.loads((run / "metrics.json").read_text())
