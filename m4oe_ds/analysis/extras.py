@@ -21,7 +21,7 @@ def gallery(run: Run, split: str, limit: int) -> dict[str, Any]:
     """
     count = run.config.evaluation.num_examples or 6
     collector = GalleryCollector(
-        run.model, run.spec, count, keys=None if limit else _shown(run.folder / "predictions", split)
+        run.model, run.spec, count, keys=None if limit else shown(run.folder / "predictions", split)
     )
     with torch.no_grad():
         for host in run.batches(split, limit):
@@ -33,13 +33,13 @@ def gallery(run: Run, split: str, limit: int) -> dict[str, Any]:
     return {"samples": len(arrays["keys"]), "experts": len(arrays["expert_usage"]), "file": "analysis/gallery.npz"}
 
 
-def _shown(folder: Path, split: str) -> list[str] | None:
+def shown(folder: Path, split: str) -> list[str] | None:
     """Keys of the samples that the report shows, if they are of this split: their maps belong beside them."""
     examples, predictions = folder / "examples.npz", folder / f"{split}.npz"
     if not (examples.is_file() and predictions.is_file()):
         return None
-    with np.load(examples, allow_pickle=False) as shown, np.load(predictions, allow_pickle=False) as known:
-        keys: list[str] = shown["keys"].tolist()
+    with np.load(examples, allow_pickle=False) as kept, np.load(predictions, allow_pickle=False) as known:
+        keys: list[str] = kept["keys"].tolist()
         return keys if set(keys) <= set(known["keys"].tolist()) else None
 
 

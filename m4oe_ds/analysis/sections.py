@@ -85,10 +85,8 @@ def _contribution(state: State) -> dict[str, Any]:
     tasks = found.routing["tasks"] or spec.task_names
     columns = [spec.task_names.index(name) for name in tasks]
     population = np.broadcast_to(found.routing["contribution_ki"], (len(tasks), len(spec.modalities)))
-    whole = np.flatnonzero(found.present.all(1))[:2]
     patients = [
-        {"title": f"sample {number + 1}", "contribution": found.contribution[row][columns]}
-        for number, row in enumerate(whole)
+        {"title": title, "contribution": found.contribution[row][columns]} for title, row in _two_samples(state).items()
     ]
     uniform = found.uniform
     rows = [
@@ -106,6 +104,18 @@ def _contribution(state: State) -> dict[str, Any]:
         "uniform": uniform,
         "caveat": "routing mass is not causal importance; see interpretability",
     }
+
+
+def _two_samples(state: State) -> dict[str, int]:
+    """Rows of two samples with every modality, by title: those that the report shows, under its names, if it shows two."""
+    found = state.split
+    whole = np.flatnonzero(found.present.all(1))
+    shown = extras.shown(state.run.folder / "predictions", state.options.split) or []
+    number_of = {key: number + 1 for number, key in enumerate(shown)}
+    named = {f"sample {number_of[key]}": row for row, key in zip(whole.tolist(), found.keys[whole].tolist(), strict=True) if key in number_of}  # fmt: skip
+    if len(named) < 2:
+        named = {f"{which} sample": row for which, row in zip(("one", "another"), whole.tolist(), strict=False)}
+    return dict(sorted(named.items())[:2])
 
 
 def _experts(state: State) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 
 # Okabe-Ito: distinguishable with every common colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+DASHES = ("-", "--", "-.", ":")  # curves differ without colour too
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -48,7 +49,7 @@ def save(figure: Any, folder: Path, name: str, rows: Sequence[Mapping[str, Any]]
 def losses(train: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> Any:
     """Objective and validation loss over steps (left), training loss of each task (right)."""
     with mpl.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.0))
         steps = [r["step"] for r in train]
         left.plot(steps, [r["loss"] for r in train], color=COLOURS[0], lw=1, label="training objective")
         if validation:
@@ -61,7 +62,7 @@ def losses(train: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str,
             right.plot(steps, values, lw=1, color=COLOURS[number % len(COLOURS)], label=task)
         for axis, title in ((left, "Loss"), (right, "Training loss per task")):
             axis.set(title=title, xlabel="optimizer step", ylabel="loss (nats)")
-            axis.legend(fontsize=8, ncols=2 if axis is right else 1)
+            axis.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18))
         return figure
 
 
@@ -105,21 +106,16 @@ def confusions(split: Mapping[str, Any]) -> Any:
 
 def roc(arrays: Mapping[str, np.ndarray], split: Mapping[str, Any]) -> Any | None:
     """ROC curves of the two-class tasks; None if there is none with both classes."""
-    from sklearn.metrics import roc_curve
+    from m4oe_ds.report.tables import curves as curves_of
 
-    curves = []
-    for name, entry in split["tasks"].items():
-        value = entry["metrics"].get("auroc", {}).get("value")
-        if len(entry.get("class_counts", ())) == 2 and value is not None:
-            keep = arrays[f"label_{name}"] >= 0
-            fpr, tpr, _ = roc_curve(arrays[f"label_{name}"][keep], arrays[f"prob_{name}"][keep, 1])
-            curves.append((name, value, fpr, tpr))
+    curves = curves_of(arrays, split)
     if not curves:
         return None
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(4.6, 4.4))
-        for number, (name, value, fpr, tpr) in enumerate(curves):
-            axis.step(fpr, tpr, where="post", color=COLOURS[number % len(COLOURS)], label=f"{name} ({value:.2f})")
+        for number, (name, (value, fpr, tpr)) in enumerate(curves.items()):
+            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "ls": DASHES[number % len(DASHES)]}
+            axis.step(fpr, tpr, where="post", label=f"{name} ({value:.2f})", **style)
         axis.plot([0, 1], [0, 1], ":", color="#999999", label="chance")
         axis.set(title="ROC (area)", xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
         axis.legend(fontsize=8, loc="lower right")
@@ -168,8 +164,7 @@ def contribution(arrays: Mapping[str, np.ndarray]) -> Any:
             for x in centre:
                 axis.plot([x - width / 2, x + width / 2], [arrays["token_share"][i]] * 2, color="black", lw=1)
         axis.set(xticks=range(len(tasks)), xticklabels=tasks, ylabel="share of routing mass")
-        axis.set_title("Modality contribution (black line: uniform routing over the tokens present)", fontsize=10)
-        axis.legend(ncols=len(modalities), fontsize=8)
+        figure.legend(ncols=len(modalities), fontsize=8, loc="outside lower center")
         return figure
 
 

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 
 from m4oe_ds.report.figures import STYLE
 
-PICTURE: Any = {**STYLE, "axes.grid": False}
+PICTURE: Any = {**STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
 MOST_EXPERTS = 12
 
 
@@ -70,7 +70,7 @@ def expert_patches(gallery: Mapping[str, np.ndarray], most: int = MOST_EXPERTS) 
                     continue
                 axis.imshow(gallery["expert_patch"][expert, k], cmap="gray", vmin=0, vmax=255)
                 modality, task = source[expert, k]
-                axis.set_title(f"{modalities[modality]}\n{tasks[task]}", fontsize=6)
+                axis.set_title(f"{modalities[modality]}\n{tasks[task]}", fontsize=7)
                 if k == 0:
-                    axis.set_ylabel(f"expert {expert}\n{usage[expert]:.1%}", fontsize=7)
+                    axis.set_ylabel(f"expert {expert}\n{usage[expert]:.1%}", fontsize=8)
         return figure

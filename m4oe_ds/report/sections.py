@@ -13,7 +13,8 @@ ANALYSES = (
     ("fig3bc_utilisation", "Modality utilisation (Fig. 3b, c)",
      "Dispatch mass on the tokens of each modality, by layer and expert. Equal shares of equal token counts mean little by themselves."),
     ("fig4_synergy", "Synergy of pairs of modalities (Fig. 4)",
-     "Bits that two modalities tell together and neither alone, about the model's own answer, with the null beside them."),
+     "Bits that two modalities tell together and neither alone, about the model's own answer; beside them their share of the entropy "
+     "of that answer, and the null: the 95 % quantile with permuted labels. Values at or below the null are no evidence."),
     ("fig5_contribution", "Modality contribution (Fig. 5)",
      "Share of every modality in a task's answer by routing mass: of single samples, and over the split."),
     ("fig6a_conflict", "Gradient conflict (Fig. 6a)",
@@ -85,13 +86,13 @@ def _risk(clinical: Mapping[str, Any]) -> Table:
         return table | {"note": f"Not available: {risk['note']}."}
     table["note"] = (
         f"Uno's C-index {number(risk['uno_c'])}, Harrell's {number(risk['harrell_c'])}; censoring estimated from "
-        f"{risk['censoring_from']}; {risk['events']} events among {risk['n']} breasts."
+        f"the {risk['censoring_from'].removeprefix('this ')}; {risk['events']} events among {risk['n']} breasts."
     )
     for entry in risk["horizons"]:
         auc = entry["auc"]
         cases = f"{auc.get('events', '–')} of {auc.get('events', 0) + auc.get('controls', 0)}"
         rows = [
-            f"{entry['horizon']} years",
+            f"{entry['horizon']} year{'s' if entry['horizon'] > 1 else ''}",
             cases,
             number(auc),
             number(entry["auc_unweighted"]),

@@ -63,12 +63,14 @@ class Tags(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.addresses: list[str] = []
+        self.anchors: list[str] = []
         self.undescribed = 0
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         values = dict(attributes)
         self.addresses += [str(values[name]) for name in ("src", "href") if name in values]
+        self.anchors += [str(values["id"])] if "id" in values else []
         self.undescribed += tag == "img" and not values.get("alt")
         if tag not in ("meta", "img", "br", "link"):
             self.open.append(tag)
@@ -84,19 +86,24 @@ def test_report_is_self_contained_and_complete(tmp_path: Path) -> None:
     tags = Tags()
     tags.feed(text)
     assert not tags.open
-    assert len(tags.addresses) >= 10
-    assert all(address.startswith("data:image/png;base64,") for address in tags.addresses)
+    images = [address for address in tags.addresses if address.startswith("data:image/png;base64,")]
+    links = [address[1:] for address in tags.addresses if address.startswith("#")]
+    assert len(images) >= 10
+    assert len(tags.addresses) == len(images) + len(links) + 1  # an empty icon, so that no browser asks for one
+    assert len(links) >= 6
+    assert set(links) <= set(tags.anchors)
     assert tags.undescribed == 0
     assert not re.search(r"https?://", text)
     assert "<script" not in text  # user text is escaped
     for task in TASKS:
         assert f">{task.name}<" in text
-    for phrase in ("not patient data", "majority", "not causal importance", "Not a medical device", "absent"):
+    for phrase in ("not patient data", "majority", "not causal importance", "It is not a medical device", "absent"):
         assert phrase in text
     assert "1,234,567" in text
     assert not re.search(r"embed-[0-9a-f]{16}", text)  # not even pseudonyms
     for name in ("losses", "signals", "confusions", "roc", "contribution"):
         assert (folder / "figures" / f"{name}.svg").is_file()
+        assert (folder / "figures" / f"{name}.csv").is_file()
         assert (folder / "figures" / f"{name}.png").stat().st_size > 1000
 
 

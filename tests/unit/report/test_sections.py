@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from m4oe_ds.evaluation.clinical import write_report
+from m4oe_ds.report.figures import view_png
 from m4oe_ds.report.html import render
 from m4oe_ds.report.sections import clinical_tables, number
 from tests.unit.report.test_html import MODALITIES, TASKS, Tags, fill
@@ -17,7 +18,7 @@ from tests.unit.report.test_html import MODALITIES, TASKS, Tags, fill
 def gallery() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     arrays: dict[str, np.ndarray] = {
-        "keys": np.array(["a", "b"]), "present": np.array([[True] * 4, [True, True, False, True]]),
+        "keys": np.array(["embed-0000000000000001-l", "another"]), "present": np.array([[True] * 4, [True, True, False, True]]),
         "modalities": np.array(MODALITIES), "tasks": np.array([task.name for task in TASKS]),
         "expert_usage": np.full(3, 1 / 3), "expert_weight": random.random((3, 2)).astype(np.float32),
         "expert_source": random.integers(0, 4, (3, 2, 2)), "expert_patch": random.integers(0, 255, (3, 2, 9, 9)).astype(np.uint8),
@@ -28,18 +29,40 @@ def gallery() -> dict[str, np.ndarray]:
     return arrays
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = fill(tmp_path_factory.mktemp("report") / "run")
+def filled(parent: Path) -> Path:
+    """A run folder with made-up numbers and what ``m4oe analyze`` adds."""
+    run = fill(parent / "run")
     write_report(run, "test", "", TASKS, resamples=5)
     (run / "analysis").mkdir()
     np.savez(run / "analysis" / "gallery.npz", **gallery())
     (run / "figures").mkdir(exist_ok=True)
-    (run / "figures" / "fig3bc_utilisation.png").write_bytes(b"\x89PNG fake")
-    for task in ("density", "risk1"):
-        (run / "figures" / f"fig3a_competition_{task}.png").write_bytes(b"\x89PNG fake")
-    (run / "analysis.json").write_text(json.dumps({"split": "test"}))
+    for name in ("fig3bc_utilisation", "fig3a_competition_density", "fig3a_competition_risk1", "fig4_synergy"):
+        (run / "figures" / f"{name}.png").write_bytes(view_png(np.zeros((30, 700), dtype=np.uint8)))
+    (run / "figures" / "fig3bc_utilisation.csv").write_text("model,modality,share\nm4oe,ffdm_cc,0.123456789\n")
+    columns = "model,task,modality1,modality2,target,estimator,redundancy,unique1,unique2,synergy,total,null_q95"
+    (run / "figures" / "fig4_synergy.csv").write_text(columns + "\nm,t,a,b,x,y,1,2,3,0.25,5,0.125\n")
+    table = [
+        {"reference": "truth", "explanation": "routing", "level": "sample", "spearman": 0.33, "low": 0.2, "high": 0.45},
+        {"reference": "truth", "explanation": "saliency", "level": "sample", "spearman": 0.5, "low": 0.4, "high": 0.6},
+        {
+            "reference": "ablation",
+            "explanation": "routing",
+            "level": "sample",
+            "spearman": 0.1,
+            "low": -0.1,
+            "high": 0.3,
+        },
+    ]
+    skipped = {"sweep": "no sweep given"}
+    (run / "analysis.json").write_text(
+        json.dumps({"split": "test", "interpretability": {"table": table}, "skipped": skipped})
+    )
     return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return filled(tmp_path_factory.mktemp("report"))
 
 
 def test_everything_is_in_the_report(folder: Path) -> None:
@@ -48,15 +71,22 @@ def test_everything_is_in_the_report(folder: Path) -> None:
     tags.feed(text)
     assert not tags.open
     assert tags.undescribed == 0
+    for phrase in ("agree weakly with the planted truth of the synthetic data: Spearman coefficient 0.33 [0.20, 0.45]",
+                   "agree not demonstrably with what leaving a view out", "saliency 0.50", "sweep (no sweep given)",
+                   "<td>0.1235</td>", "<td>0.25</td><td>0.125</td>"):  # fmt: skip
+        assert phrase in text, phrase
     for phrase in ("Clinical figures, test split", "Operating points", "Calibration", "Subgroups", "Where the experts read",
                    "not which pixels", "Expert gallery", "Modality utilisation (Fig. 3b, c)"):  # fmt: skip
         assert phrase in text, phrase
     assert text.count("<h3>Modality competition") == 2
-    assert "Synergy of pairs" not in text  # not drawn
+    assert "Ablation (Fig. 7)" not in text  # not drawn
     assert "run <code>m4oe analyze" not in text
-    assert text.count("Dispatch weight over the views of sample") == 2
+    assert text.count("Dispatch weight over the views, one row per task. Largest: birads ") == 2
+    assert text.count("Where the experts of each task read in sample") == 1  # the other map is of a sample not shown
+    assert text.count("<summary>Map ") == 1
     for name in ("calibration", "experts", "dispatch_map_1", "dispatch_map_2"):
-        assert (folder / "figures" / f"{name}.svg").is_file()
+        for kind in ("png", "svg", "csv"):
+            assert (folder / "figures" / f"{name}.{kind}").is_file()
 
 
 def test_a_run_that_was_not_analysed_says_how(tmp_path: Path) -> None:

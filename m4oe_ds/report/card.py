@@ -1,0 +1,183 @@
+"""The model card: what was trained on what, what it is for, where its limits are. All of it read from the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from m4oe_ds.data.schema import DATASETS
+
+Entry = tuple[str, str]
+WEAK, MODERATE = 0.4, 0.7  # Spearman coefficients below which an agreement is called weak, or moderate
+
+
+def card(
+    environment: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    config: str,
+    ds_config: str,
+    analysis: Mapping[str, Any],
+) -> list[Entry]:
+    """Headings and texts, in order.
+
+    Args:
+        environment, metrics, analysis: contents of the JSON files, empty if missing. records: of ``log.jsonl``. config,
+            ds_config: texts of the two configurations, empty if missing.
+    """
+    tree = yaml.safe_load(config) if config else {}
+    tree = tree if isinstance(tree, dict) else {}
+    engine = json.loads(ds_config) if ds_config else {}
+    return [
+        ("Model", _model(environment, tree)),
+        ("Data", _data(environment, metrics, tree)),
+        ("Training", _training(environment, records, tree, engine)),
+        ("Intended use", "Research on multi-modal multi-task learning: comparing architectures, routing and explanations. "
+         "The answers are probabilities per breast (or eye), to be read together with their intervals above."),
+        ("Not for", "Diagnosis, triage, screening decisions or any other decision about a person. It is not a medical "
+         "device, and no regulator has seen it. Not for images of other scanners, populations or views than those of its "
+         "training data without a new evaluation."),
+        ("Limits", _limits(environment, metrics)),
+        ("Explanations", _explanations(analysis)),
+        ("Privacy and licence", "Neither this page nor the run folder names a person, a date or a source file; rows are keyed "
+         "by keyed hashes. Code: Apache-2.0. Data sets have their own agreements: EMBED's forbids publishing weights or "
+         "embeddings made from it."),
+    ]  # fmt: skip
+
+
+def _model(environment: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
+    model = tree.get("model") or {}
+    name = model.get("name", "m4oe")
+    count, experts = environment.get("num_parameters"), environment.get("num_expert_parameters")
+    text = f"{name}"
+    if count:
+        text += f", {count:,} parameters" + (f", {experts:,} of them in experts" if experts else "")
+    mtoe = model.get("mtoe") or {}
+    if name == "m4oe" and model.get("use_mtoe", True) and mtoe.get("num_experts"):
+        text += f"; {mtoe['num_experts']} experts with one slot per task"
+    alpha = (tree.get("loss") or {}).get("alpha")
+    return text + (f"; mutual-information weight alpha = {alpha:g}." if alpha is not None else ".")
+
+
+def _data(environment: Mapping[str, Any], metrics: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
+    name = environment.get("dataset", "unknown")
+    text = f"{name}, synthetic phantoms in its layout" if environment.get("synthetic") else str(name)
+    parts = [
+        f"{split} {entry['n']} samples of {entry['n_groups']} patients"
+        for split, entry in metrics.items()
+        if isinstance(entry, dict) and "n_groups" in entry
+    ]
+    text += f". Evaluated on {'; '.join(parts)}" if parts else ""
+    text += ". One sample is one breast of one exam, or one eye; splits are disjoint by patient."
+    spec = DATASETS.get(str(name))
+    data = tree.get("data") or {}
+    if spec:
+        modalities = data.get("modalities") or spec.modalities
+        tasks = [task for task in spec.tasks if not data.get("tasks") or task.name in data["tasks"]]
+        answers = "; ".join(f"{task.name} ({', '.join(task.class_names)})" for task in tasks)
+        text += f" Views: {', '.join(modalities)}. Questions and answers: {answers}."
+    digest = environment.get("data_digest")
+    return text + (f" Fingerprint of the shards: {digest[:12]}." if digest else "")
+
+
+def _training(
+    environment: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    tree: Mapping[str, Any],
+    engine: Mapping[str, Any],
+) -> str:
+    steps = [record for record in records if record.get("event", "train") == "train"]
+    parts = []
+    if steps:
+        parts.append(f"{steps[-1]['step']} optimizer steps in {steps[-1].get('epoch', 0) + 1} epochs")
+    if "seed" in environment:
+        parts.append(f"seed {environment['seed']}")
+    batch = (environment.get("batch") or {}).get("train") or engine.get("train_batch_size")
+    if batch:
+        parts.append(f"{batch} samples per step")
+    optimizer = engine.get("optimizer") or {}
+    if optimizer.get("type"):
+        rate = (optimizer.get("params") or {}).get("lr")
+        parts.append(
+            f"{optimizer['type']}" + (f", base learning rate {rate:g}" if isinstance(rate, int | float) else "")
+        )
+    precision = next((kind for kind in ("bf16", "fp16") if (engine.get(kind) or {}).get("enabled")), "fp32")
+    stage = (engine.get("zero_optimization") or {}).get("stage")
+    parts.append(precision + (f", ZeRO-{stage}" if stage is not None else ""))
+    if environment.get("world"):
+        shared = f", experts shared by {environment['ep_size']}" if environment.get("ep_size", 1) > 1 else ""
+        parts.append(f"{environment['world']} ranks on {environment.get('device', '?')}{shared}")
+    commit = (environment.get("git") or {}).get("commit")
+    if commit:
+        changed = " with uncommitted changes" if environment["git"].get("modified") else ""
+        parts.append(f"code {commit[:10]}{changed}")
+    return "; ".join(parts) + "."
+
+
+def _limits(environment: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    text = (
+        "One seed: how much the figures would change with another is not known from this run. Labels may be missing, and "
+        "risk labels are censored: a negative counts only as far as follow-up reaches. Accuracy must be read against the "
+        "majority baseline."
+    )
+    below = [
+        name
+        for entry in ([metrics["test"]] if isinstance(metrics.get("test"), dict) else [])
+        for name, task in entry.get("tasks", {}).items()
+        if task.get("n")
+        and task.get("prior") is not None
+        and (task["metrics"].get("accuracy", {}).get("value") or 1.0) <= task["prior"]
+    ]
+    if below:
+        text += f" No better than always answering the most frequent class, by accuracy: {', '.join(below)}."
+    if environment.get("synthetic"):
+        text += " Trained and evaluated on generated phantoms: nothing here says how it would do on patients."
+    return text
+
+
+def _explanations(analysis: Mapping[str, Any]) -> str:
+    general = (
+        "Contributions are routing mass: where the experts of a task read. They are not causal importance, and neither "
+        "are dispatch maps."
+    )
+    lines = agreement(analysis)
+    return (
+        " ".join([general, *lines])
+        if lines
+        else f"{general} Their agreement with anything was not measured for this run."
+    )
+
+
+def agreement(analysis: Mapping[str, Any]) -> list[str]:
+    """What the agreement of routing contributions with the references amounts to, in sentences; empty if unknown."""
+    table = (analysis.get("interpretability") or {}).get("table", ())
+    named = {
+        "truth": "the planted truth of the synthetic data",
+        "ablation": "what leaving a view out does to the answer",
+    }
+    found = []
+    for reference, text in named.items():
+        rows = {
+            row["explanation"]: row
+            for row in table
+            if row["reference"] == reference and row["level"] == "sample" and row.get("spearman") is not None
+        }
+        own = rows.get("routing")
+        if own is None:
+            continue
+        value = own["spearman"]
+        strength = "weakly" if value < WEAK else "moderately" if value < MODERATE else "strongly"
+        if value <= 0 or (own.get("low") is not None and own["low"] <= 0):
+            strength = "not demonstrably"
+        span = f" [{own['low']:.2f}, {own['high']:.2f}]" if own.get("low") is not None else ""
+        rivals = ", ".join(
+            f"{name} {rows[name]['spearman']:.2f}" for name in ("saliency", "rollout", "ablation") if name in rows
+        )
+        found.append(
+            f"Routing contributions agree {strength} with {text}: Spearman coefficient {value:.2f}{span} over samples"
+            + (f" (rivals: {rivals})." if rivals else ".")
+        )
+    return found

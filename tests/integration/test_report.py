@@ -1,0 +1,96 @@
+"""The report in a real browser: nothing wider than a phone, every picture loaded, no request, no complaint."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from m4oe_ds.report.html import render
+from tests.integration import browser
+from tests.unit.report.test_sections import filled
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+SIZES = {"phone": (390, 844), "desktop": (1280, 900)}
+# what reaches beyond the window without a box of its own that scrolls
+OVERFLOW = """[...document.querySelectorAll('main *')].filter(e => {
+  if (e.closest('.scroll') || e.closest('pre') || !e.getClientRects().length) return false;
+  const box = e.getBoundingClientRect();
+  return box.right > innerWidth + 0.5 || box.left < -0.5;
+}).map(e => e.tagName + ' ' + e.className + ' ' + e.textContent.slice(0, 40))"""
+IMAGES = "[...document.images].map(i => [i.alt, i.complete && i.naturalWidth > 0, i.getBoundingClientRect().width])"
+SMALL_TEXT = """[...document.querySelectorAll('main *')].filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
+  .filter(e => parseFloat(getComputedStyle(e).fontSize) < 12).map(e => e.tagName + ' ' + e.textContent.slice(0, 40))"""
+# WCAG contrast of every text with the nearest opaque background
+CONTRAST = """(() => {
+  const rgb = c => c.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => { const f = [r, g, b].map(v => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+    return 0.2126 * f[0] + 0.7152 * f[1] + 0.0722 * f[2]; };
+  const behind = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+  return [...document.querySelectorAll('body *')].filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && e.getClientRects().length)
+    .map(e => { const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x); return [(a + 0.05) / (b + 0.05), e.textContent.slice(0, 40)]; })
+    .filter(([ratio]) => ratio < 4.5);
+})()"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render(filled(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
+    program = browser.find()
+    if program is None:
+        pytest.skip(f"no browser here; install one of {', '.join(browser.NAMES)}")
+    with browser.page(program, tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_report_in_a_browser(report: Path, page: browser.Page, size: str) -> None:
+    width, height = SIZES[size]
+    page.open(report, width, height, phone=size == "phone")
+    assert page.evaluate("innerWidth") == width
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(OVERFLOW) == []
+    images = page.evaluate(IMAGES)
+    assert len(images) >= 15
+    assert all(alt and loaded and shown > 0 for alt, loaded, shown in images), images
+    assert page.evaluate(SMALL_TEXT) == []
+    assert page.evaluate(CONTRAST) == []
+    assert page.requests == [report.resolve().as_uri()]  # itself, and nothing else
+    assert page.problems == []
+
+
+def test_links_lead_somewhere_and_everything_can_be_reached_by_keyboard(report: Path, page: browser.Page) -> None:
+    page.open(report, *SIZES["desktop"])
+    assert page.evaluate("[...document.querySelectorAll('a')].filter(a => !document.querySelector(a.hash)).length") == 0
+    assert page.evaluate("document.querySelectorAll('nav a').length") >= 8
+    # a box that scrolls takes the focus, and says what it is
+    assert (
+        page.evaluate("[...document.querySelectorAll('.scroll')].filter(e => e.tabIndex !== 0 || !e.ariaLabel).length")
+        == 0
+    )
+    levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map(e => +e.tagName[1])")
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert page.evaluate("document.documentElement.lang") == "en"
+
+
+def test_the_browser_notices_what_these_tests_look_for(page: browser.Page, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        "<!doctype html><meta name=viewport content='width=device-width'><body><main><div style='width: 900px; color: #aaa'>wide"
+        "</div><img alt=x src='missing.png'><script>console.error('oh')</script></main>"
+    )
+    page.open(bad, *SIZES["phone"], phone=True)
+    assert page.evaluate("document.documentElement.scrollWidth") > 390
+    assert len(page.evaluate(CONTRAST)) == 1
+    assert page.evaluate(IMAGES)[0][1] is False
+    assert any(address.endswith("missing.png") for address in page.requests)
+    assert any("oh" in problem for problem in page.problems)
