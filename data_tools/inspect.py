@@ -52,11 +52,24 @@ def describe(folder: Path, manifests: dict[str, Manifest]) -> list[str]:
         )
         present = ", ".join(f"{name} {n}" for name, n in manifest.modality_counts.items())
         lines.append(f"  images: {present}")
+        if manifest.num_samples > 1:
+            lines.append(f"  order: {_shuffle(manifest)}")
         for task in manifest.tasks:
             counts = manifest.label_histograms.get(task.name, {})
             classes = " ".join(f"{code}:{counts.get(str(code), 0)}" for code in range(max(2, task.num_classes)))
             lines.append(f"  {task.name}: {classes} missing:{counts.get('-1', 0)}")
     return lines
+
+
+def _shuffle(manifest: Manifest) -> str:
+    """How well training will shuffle this split."""
+    from m4oe_ds.data.order import shuffle_quality
+
+    found = shuffle_quality(manifest)
+    return (
+        f"rank correlation between epochs up to {found.correlation:.3f} (chance {found.chance:.3f}); a shard's samples "
+        f"over {100 * found.spread:.0f} % of the epoch, the least {100 * found.least_spread:.0f} %"
+    )
 
 
 def _labels_fall(shard: Shard) -> int:

@@ -6,7 +6,10 @@ A position is a global sample count. It knows nothing of ranks or workers, so a 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -66,6 +69,52 @@ def weighted_order(
     drawn = np.searchsorted(edges, np.arange(total) + random.random(), side="right")
     counts = np.bincount(shuffle[np.minimum(drawn, len(weights) - 1)], minlength=len(weights))
     return _shuffled(manifest, random, counts, window_samples)
+
+
+@dataclass(frozen=True)
+class ShuffleQuality:
+    """How well epochs are shuffled.
+
+    Attributes:
+        correlation: largest absolute rank correlation between the orders of two epochs; 0 is unrelated.
+        chance: what the largest of as many correlations of unrelated orders would be, about.
+        spread: median over shards and epochs of the share of the epoch between a shard's first and last sample.
+        least_spread: the smallest of those shares.
+    """
+
+    correlation: float
+    chance: float
+    spread: float
+    least_spread: float
+
+
+def shuffle_quality(
+    manifest: Manifest, seed: int = 0, epochs: int = 6, window_samples: int = WINDOW_SAMPLES
+) -> ShuffleQuality:
+    """Rank correlation between the first epochs and the spread of every source shard over each of them.
+
+    Raises:
+        ValueError: fewer than two samples or epochs.
+    """
+    if manifest.num_samples < 2 or epochs < 2:
+        raise ValueError("a shuffle is judged on at least two samples and two epochs")
+    starts = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
+    places, spreads = [], []
+    for epoch in range(epochs):
+        order = epoch_order(manifest, seed, epoch, window_samples=window_samples)
+        place = np.empty(len(order), np.int64)
+        place[starts[order[:, 0]] + order[:, 1]] = np.arange(len(order))
+        places.append(place)
+        several = [(a, b) for a, b in itertools.pairwise(starts) if b - a > 1]
+        spreads += [int(np.ptp(place[a:b])) / (len(order) - 1) for a, b in several]
+    # places are ranks, so their plain correlation is the rank correlation
+    pairs = np.abs(np.asarray(np.corrcoef(places))[np.triu_indices(epochs, 1)])
+    blocks = min(len(manifest.shards), manifest.num_samples)  # what is permuted as a whole where windows are short
+    free = manifest.num_samples if manifest.num_samples <= window_samples else blocks
+    chance = math.sqrt(2 * math.log(len(pairs) + 1) / max(free - 1, 1))
+    return ShuffleQuality(
+        float(pairs.max()), min(1.0, chance), float(np.median(spreads)) if spreads else 1.0, min(spreads, default=1.0)
+    )
 
 
 def balanced_weights(labels: Sequence[np.ndarray], strength: float, max_ratio: float) -> np.ndarray:

@@ -10,7 +10,8 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from m4oe_ds.data.cache import Cache
 from m4oe_ds.data.collate import Sample, collate
 from m4oe_ds.data.manifest import Manifest, read_sample
 from m4oe_ds.data.order import epoch_order, generator, position, weighted_order
+from m4oe_ds.data.prefetch import prefetched
 from m4oe_ds.data.quarantine import Quarantine
 from m4oe_ds.data.schema import DATASETS, MISSING, TaskSpec
 from m4oe_ds.errors import DataError
@@ -34,6 +36,7 @@ from m4oe_ds.errors import DataError
 os.environ.setdefault("WDS_SECURE", "1")  # no pipe: or file: addresses, no pickles in archives
 
 PADDING = (-1, -1)
+BATCHES_AHEAD = 2  # collated and pinned before they are asked for; the reader processes work further ahead
 _logger = logging.getLogger(__name__)
 
 
@@ -283,14 +286,14 @@ class ShardStream:
                     [(*(map(int, order[at]) if at < len(order) else PADDING), epoch) for at in places]
                 )  # fmt: skip
         held: list[Batch] = []
-        for batch in self._batches(items):
+        for batch in self._batches(items, self.reading):
             held.append(batch)
             if len(held) == self.accumulation:
                 yield held
                 held = []
 
     def evaluation(self) -> Iterator[Batch]:
-        """Every sample once over all ranks, in manifest order; padded so that every rank makes as many batches."""
+        """Every sample once over all ranks, in manifest order, never augmented; padded to as many batches on every rank."""
         samples = [item for item, keep in zip(self.manifest.samples(), self.eligible, strict=True) if keep]
         per_round = self.micro_batch * self.world
         samples += [PADDING] * (-len(samples) % per_round)
@@ -298,13 +301,13 @@ class ShardStream:
         for start in range(0, len(samples), per_round):
             mine = samples[start + self.rank * self.micro_batch : start + (self.rank + 1) * self.micro_batch]
             items.append([(*item, 0) for item in mine])
-        yield from self._batches(items)
+        yield from self._batches(items, replace(self.reading, augment=None))
 
-    def _batches(self, items: list[list[tuple[int, int, int]]]) -> Iterator[Batch]:
+    def _batches(self, items: list[list[tuple[int, int, int]]], reading: Reading) -> Iterator[Batch]:
         if not items:
             return
         loader = DataLoader(
-            _Samples(self.folder, self.manifest, self.reading, self.other_breast, self.cache),
+            _Samples(self.folder, self.manifest, reading, self.other_breast, self.cache),
             batch_sampler=items,  # type: ignore[arg-type]  # the items are the indices
             num_workers=self.workers,
             collate_fn=_as_list,
@@ -314,11 +317,20 @@ class ShardStream:
             # the loader must not draw from the global generator: training state would depend on it
             generator=torch.Generator().manual_seed(0),
         )
+        found = iter(loader)  # reader processes start here, not in the thread
+        if not self.workers:
+            yield from self._collated(found, reading)
+            return
+        prepare = partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_available() else None
+        yield from prefetched(self._collated(found, reading), BATCHES_AHEAD, prepare)
+
+    def _collated(self, found: Iterator[list[Sample | str | None]], reading: Reading) -> Iterator[Batch]:
+        """Batches in page-locked memory where there is a GPU, so that they are copied to it while it works."""
         pin = torch.cuda.is_available()
-        for found in loader:
-            samples = [self._accept(sample) for sample in found]
+        for several in found:
+            samples = [self._accept(sample) for sample in several]
             batch = collate(
-                samples, self.reading.modalities, self.reading.channels, self.reading.tasks, self.reading.image_size,
+                samples, reading.modalities, reading.channels, reading.tasks, reading.image_size,
                 contralateral=self.other_breast is not None,
             )  # fmt: skip
             yield batch.pin_memory() if pin else batch

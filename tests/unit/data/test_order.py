@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m4oe_ds.data.manifest import Manifest, Shard
-from m4oe_ds.data.order import WINDOW_SAMPLES, epoch_order, generator, position
+from m4oe_ds.data.order import WINDOW_SAMPLES, epoch_order, generator, position, shuffle_quality
 
 
 def manifest(sizes: list[int]) -> Manifest:
@@ -109,6 +109,45 @@ def test_samples_are_mixed_within_a_window_and_shards_are_permuted() -> None:
     visited = [shard for shard, _ in itertools.groupby(one_by_one)]
     assert sorted(visited) == list(range(20))
     assert visited != list(range(20))
+
+
+@pytest.mark.parametrize(("sizes", "window"), [([5] * 40, 4096), ([64] * 50, 4096), ([64] * 200, 4096), ([3], 4096)])
+def test_the_shuffle_is_measured_by_correlation_and_spread(sizes: list[int], window: int) -> None:
+    """Against scipy's rank correlation and the positions read off the order, shard by shard."""
+    from scipy.stats import spearmanr
+
+    split = manifest(sizes)
+    found = shuffle_quality(split, seed=2, epochs=4, window_samples=window)
+    orders = [pairs(epoch_order(split, 2, epoch, window_samples=window)) for epoch in range(4)]
+    places = [[order.index(pair) for pair in split.samples()] for order in orders] if sum(sizes) < 4000 else None
+    if places is not None:
+        expected = max(abs(spearmanr(a, b).statistic) for a, b in itertools.combinations(places, 2))
+        assert found.correlation == pytest.approx(expected, abs=1e-9)
+    spreads = []
+    for order in orders:
+        by_shard: dict[int, list[int]] = {}
+        for place, (shard, _) in enumerate(order):
+            by_shard.setdefault(shard, []).append(place)
+        spreads += [(max(mine) - min(mine)) / (len(order) - 1) for mine in by_shard.values()]
+    assert found.spread == pytest.approx(np.median(spreads))
+    assert found.least_spread == pytest.approx(min(spreads))
+    if sum(sizes) > 100:
+        assert found.correlation < 1.5 * found.chance
+    if (
+        sum(sizes) > window
+    ):  # a shard stays within its window: no more than that share of the epoch, and nearly all of it
+        assert 0.9 * window / sum(sizes) < found.spread < 1.2 * window / sum(sizes)
+
+
+def test_a_bad_shuffle_is_measured_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from m4oe_ds.data import order as module
+
+    monkeypatch.setattr(module, "epoch_order", lambda split, *_, **__: np.array(split.samples()))
+    found = shuffle_quality(manifest([10] * 20))
+    assert found.correlation == pytest.approx(1.0)
+    assert found.spread == pytest.approx(9 / 199)
+    with pytest.raises(ValueError, match="at least two"):
+        shuffle_quality(manifest([1]))
 
 
 def test_every_sample_is_equally_likely_to_come_first() -> None:

@@ -303,6 +303,15 @@ def test_evaluation_is_in_manifest_order(folder: Path) -> None:
     assert [number_of(key) for key in found] == list(range(COUNT))
 
 
+def test_evaluation_is_never_augmented(folder: Path) -> None:
+    """The training split is evaluated with the stream that training reads augmented."""
+    plain = list(stream(folder).evaluation())
+    found = list(stream(folder, augment=AUGMENT).evaluation())
+    assert [batch.keys for batch in found] == [batch.keys for batch in plain]
+    for one, other in zip(found, plain, strict=True):
+        assert all(torch.equal(view, other.views[name]) for name, view in one.views.items())
+
+
 # ------------------------------------------------------------------------------------------------------- damage
 
 
@@ -390,27 +399,67 @@ CASES = np.random.default_rng(11)
     ("world", "after", "workers", "micro", "accumulation", "kill"),
     [
         (
-            int(CASES.integers(1, 6)), int(CASES.integers(1, 6)), int(CASES.integers(0, 3)) if case % 5 == 0 else 0,
+            int(CASES.integers(1, 6)), int(CASES.integers(1, 6)),
+            # reader processes cost seconds: a third of the cases, with another number of them after the kill
+            (int(CASES.integers(0, 3)), int(CASES.integers(0, 3))) if case % 3 == 0 else (0, 0),
             int(CASES.integers(1, 4)), int(CASES.integers(1, 3)), float(CASES.random()),
         )
         for case in range(50)
     ],
 )  # fmt: skip
 def test_a_killed_epoch_goes_on_at_any_world_size_with_every_sample_once(
-    folder: Path, world: int, after: int, workers: int, micro: int, accumulation: int, kill: float
+    folder: Path, world: int, after: int, workers: tuple[int, int], micro: int, accumulation: int, kill: float
 ) -> None:
     """50 random (kill point, world before, world after, workers): the union of both parts is the epoch."""
     before = {"micro_batch": micro, "accumulation": accumulation}
     steps = int(kill * stream(folder, 0, world, last_batch="pad", **before).steps_per_epoch)
-    first = read_part(folder, world, workers, 0, steps, **before)
+    first = read_part(folder, world, workers[0], 0, steps, **before)
     used = min(steps * micro * accumulation * world, COUNT)
     assert len(first) == used
-    second = read_part(folder, after, workers, used, None, micro_batch=4 - micro, accumulation=3 - accumulation)
+    second = read_part(folder, after, workers[1], used, None, micro_batch=4 - micro, accumulation=3 - accumulation)
     assert Counter(first + second) == Counter(key for key in all_keys(folder))
 
 
 def all_keys(folder: Path) -> list[str]:
     return [key for batch in stream(folder).evaluation() for key in batch.keys if key]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_batch_is_pinned_where_there_is_a_gpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """With reader processes in the thread that works ahead, on the GPU of this process."""
+    import threading
+
+    pinned: list[str] = []
+    devices: list[tuple[int, str]] = []
+
+    def pin(batch: Batch) -> Batch:
+        pinned.append(threading.current_thread().name)
+        return batch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda n: devices.append((n, threading.current_thread().name)))
+    monkeypatch.setattr(Batch, "pin_memory", pin)
+    steps = list(stream(folder, workers=workers, micro_batch=6).epoch(0))
+    assert len(pinned) == len(steps) == COUNT // 6
+    assert set(pinned) == {"prefetch" if workers else "MainThread"}
+    assert devices == ([(3, "prefetch")] if workers else [])
+
+
+def test_an_epoch_left_early_leaves_no_thread_and_no_process(folder: Path) -> None:
+    import gc
+    import multiprocessing
+    import threading
+
+    for _ in range(3):
+        reading = stream(folder, workers=2, micro_batch=2).epoch(0)
+        next(reading)
+        reading.close()  # type: ignore[attr-defined]
+    gc.collect()
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    assert not multiprocessing.active_children()
 
 
 def test_more_readers_than_shards_lose_nothing(tmp_path: Path) -> None:

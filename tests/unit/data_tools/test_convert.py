@@ -239,7 +239,7 @@ def test_a_shard_with_an_identifier_is_never_published(
 
     monkeypatch.setattr(tasks, "vendor_family", lambda _: "27770")
     with pytest.raises(
-        DataError, match="problems, the first: .* has a value of vendor that no shard may have"
+        DataError, match=r"problems, the first: .* has a value of vendor that no shard may have"
     ) as caught:
         convert.run(arguments(archive, tmp_path / "out"))
     assert "27770" not in str(caught.value)
