@@ -126,6 +126,18 @@ def test_the_inner_step_is_taken_before_the_bound_and_only_where_it_is_trained()
     torch.testing.assert_close(model(batch).aux["private_information"], trained.aux["private_information"])
 
 
+def test_an_inner_step_leaves_the_graphs_of_earlier_forwards_alone() -> None:
+    model, batch = case()
+    with model.inner_level(alone):
+        first = model(batch)
+        before = torch.autograd.grad(
+            first.aux["private_information"], model.collaboration.private[0].weight, retain_graph=True
+        )
+        model(batch)
+    after = torch.autograd.grad(first.aux["private_information"], model.collaboration.private[0].weight)
+    assert torch.equal(after[0], before[0])
+
+
 def test_the_inner_step_is_adam_on_the_likelihood() -> None:
     torch.manual_seed(0)
     estimators = Estimators(2, 3, 5)
