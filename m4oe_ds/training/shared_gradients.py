@@ -2,7 +2,8 @@
 
 Every gradient here comes from ``torch.autograd.grad`` and leaves ``.grad`` and the engine's hooks alone. The losses must
 therefore come from a forward through ``engine.module``: the engine marks the outputs of its own forward for its own
-backward. Parameters must be whole (ZeRO stages 0 to 2) or experts sharded over the expert-parallel group.
+backward. Parameters may be whole, experts sharded over the expert-parallel group, or partitioned by ZeRO-3: the gradients
+that autograd hands out are whole there too.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Conflict:
     Attributes:
         tasks: tasks that had labels. cosines: ``[q, q]`` of their gradients averaged over the ranks; NaN for a zero one.
         conflict, neutral, enhance: shares of the pairs with cosine < -t, |cosine| <= t, > t; NaN without a pair.
+        dimension: D of the gradients; those of unrelated tasks have cosines of standard deviation 1 / sqrt(D).
     """
 
     tasks: tuple[str, ...]
@@ -35,6 +37,7 @@ class Conflict:
     conflict: float
     neutral: float
     enhance: float
+    dimension: int
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; undefined values are None."""
@@ -44,6 +47,7 @@ class Conflict:
             "tasks": list(self.tasks),
             "cosines": rows,
             **{name: None if math.isnan(value) else value for name, value in shares.items()},
+            "dimension": self.dimension,
         }
 
 
@@ -58,7 +62,7 @@ def gradient_conflict(
 
     Collectives: those of :func:`shared_gradients`.
     """
-    names, gradients = shared_gradients(task_losses, model, counts)
+    names, gradients = shared_gradients(task_losses, model, counts, partitioned=True)
     unit = gradients.double().cpu()
     unit = unit / unit.norm(dim=1, keepdim=True)  # 0 / 0 = NaN marks a task that does not reach the layer
     cosines = unit @ unit.T
@@ -69,15 +73,18 @@ def gradient_conflict(
     def share(chosen: Tensor) -> float:
         return float(chosen.double().mean()) if len(pairs) else math.nan
 
-    return Conflict(
-        tuple(names), cosines, share(pairs < -threshold), share(pairs.abs() <= threshold), share(pairs > threshold)
-    )
+    shares = share(pairs < -threshold), share(pairs.abs() <= threshold), share(pairs > threshold)
+    return Conflict(tuple(names), cosines, *shares, gradients.shape[1])
 
 
 def shared_gradients(
-    task_losses: Mapping[str, Tensor], model: MultiModalModel, counts: Tensor
+    task_losses: Mapping[str, Tensor], model: MultiModalModel, counts: Tensor, *, partitioned: bool = False
 ) -> tuple[list[str], Tensor]:
     """Global gradient of every labelled task at the shared layer.
+
+    Args:
+        task_losses, model, counts: see :meth:`m4oe_ds.training.gradient_policy.GradientPolicy.weights`.
+        partitioned: parameters may be partitioned by ZeRO-3; false for whoever goes on to change their gradients.
 
     Gradients are averaged before any norm or product is taken: the norm of a mean is not a mean of norms.
 
@@ -86,12 +93,12 @@ def shared_gradients(
         stand at its global id, whoever holds it.
 
     Raises:
-        ConfigError: parameters partitioned by ZeRO-3, or a shared layer without trainable parameters.
+        ConfigError: parameters partitioned by ZeRO-3 unless ``partitioned``, or a shared layer without trainable parameters.
 
     Collectives: one backward per task, one all-reduce of q * P numbers.
     """
     layer = model.shared_layer()
-    places = _places(layer)
+    places = _places(layer, partitioned)
     names = [name for name, count in zip(task_losses, counts.tolist(), strict=True) if count > 0]
     parameters = [parameter for parameter, _ in places]
     rows = []
@@ -99,7 +106,8 @@ def shared_gradients(
         found = torch.autograd.grad(task_losses[name], parameters, retain_graph=True, allow_unused=True)
         parts = []
         for gradient, (parameter, experts) in zip(found, places, strict=True):
-            value = torch.zeros_like(parameter) if gradient is None else gradient
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # a partitioned parameter is empty between its uses
+            value = parameter.new_zeros(shape) if gradient is None else gradient
             value = value.float()
             if experts is not None:
                 total, mine = experts
@@ -113,7 +121,7 @@ def shared_gradients(
     return names, reduce.sum_over_ranks(torch.stack(rows)) / reduce.world_size()
 
 
-def _places(layer: nn.Module) -> list[tuple[nn.Parameter, tuple[int, tuple[int, ...]] | None]]:
+def _places(layer: nn.Module, partitioned: bool) -> list[tuple[nn.Parameter, tuple[int, tuple[int, ...]] | None]]:
     """Trainable parameters of the layer; for sharded experts also (number of experts, global ids held here)."""
     experts: dict[int, tuple[int, tuple[int, ...]]] = {}
     for module in layer.modules():
@@ -124,7 +132,7 @@ def _places(layer: nn.Module) -> list[tuple[nn.Parameter, tuple[int, tuple[int, 
     places = [(p, experts.get(id(p))) for p in layer.parameters() if p.requires_grad]
     if not places:
         raise ConfigError("the shared layer has no trainable parameter", "loss.gradient_policy")
-    if any(hasattr(parameter, "ds_id") for parameter, _ in places):
+    if not partitioned and any(hasattr(parameter, "ds_id") for parameter, _ in places):
         raise ConfigError(
             "gradient calibration needs whole parameters", "zero_optimization.stage", "use ZeRO stage 0, 1 or 2"
         )

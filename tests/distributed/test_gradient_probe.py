@@ -22,15 +22,16 @@ def flat(rows: list[list[float]]) -> list[float]:
 
 
 def measured(rank: int, world: int) -> dict[str, Any]:
-    """Our model with and without the measurement, at every stage that has whole parameters."""
+    """Our model with and without the measurement, at every ZeRO stage."""
     found: dict[str, Any] = {}
-    for stage in (1, 2):
+    for stage in (1, 2, 3):
         for conflict in (False, True):
             cfg = problem.config(f"parallel.ep_size={world}")
             ds = problem.deepspeed_config(stage, 8, 1, 0.5)
             figures = problem.trajectory(cfg, ds, STEPS, rank, world, conflict=conflict)
             found[f"{stage}/{conflict}"] = [[f["loss"], f["grad_norm"], f["mi"]] for f in figures]
         found[f"cosines/{stage}"] = [f["gradient_conflict"]["cosines"] for f in figures]
+        found[f"dimension/{stage}"] = figures[0]["gradient_conflict"]["dimension"]
     return found
 
 
@@ -55,8 +56,9 @@ def test_measuring_conflict_changes_no_loss_and_does_not_depend_on_the_ranks(tmp
     one = run_ranks(measured, 1, folder=tmp_path / "one")[0]
     two = run_ranks(measured, 2, folder=tmp_path / "two")
     for result in (one, *two):
-        for stage in (1, 2):
+        for stage in (1, 2, 3):
             assert result[f"{stage}/True"] == result[f"{stage}/False"]  # bit for bit
+            assert result[f"dimension/{stage}"] == one["dimension/1"] > 500  # all experts, whoever holds them
             for found, expected in zip(result[f"cosines/{stage}"], one["cosines/1"], strict=True):
                 assert flat(found) == pytest.approx(flat(expected), rel=TOLERANCE, abs=1e-5)
     pairs = [value for row in one["cosines/1"][0] for value in row]

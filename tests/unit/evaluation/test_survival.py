@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +52,22 @@ def slow_concordance(data: FollowUp, score: np.ndarray, tau: float, power: int, 
                 total += weight
                 agreed += weight * (Fraction(1, 2) if score[i] == score[j] else int(score[i] > score[j]))
     return float(agreed / total)
+
+
+def test_values_are_those_of_scikit_survival() -> None:
+    found = json.loads((Path(__file__).parent / "survival_reference.json").read_text())
+    train, test = (FollowUp(np.array(found[k]["time"]), np.array(found[k]["event"])) for k in ("train", "test"))
+    score, years = np.array(found["test"]["score"]), np.arange(1, 6)
+    risks = np.stack([1 - np.exp(-np.exp(score) * t / 4) for t in years], axis=1)
+    close = {"rel": 1e-9}
+    assert survival.uno_c(test, score, 5, train, **NONE).value == pytest.approx(found["uno_tau5"], **close)
+    assert survival.harrell_c(test, score, **NONE).value == pytest.approx(found["harrell"], **close)
+    areas = [survival.horizon_auc(test, score, t, train, True, **NONE)["value"] for t in years]
+    assert areas == pytest.approx(found["auc"], **close)
+    brier = [survival.censored_brier(test, risks[:, t - 1], t, train, **NONE).value for t in years]
+    assert brier == pytest.approx(found["brier"], **close)
+    integrated = survival.integrated_brier(test, risks, years, train, **NONE).value
+    assert integrated == pytest.approx(found["integrated_brier"], **close)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["exact times", "whole years"])
