@@ -7,13 +7,14 @@ transfer syntaxes of the public archives and read back; everything runs in one p
 median over the images of the fastest of some repetitions after a warm-up, in CPU time: other processes of the machine then
 disturb it least. All figures come from the same run. ``--real DIR`` uses the DICOM files below a folder instead.
 
-The converter is held against the least anyone can do with the same files: decode, and resize the stored integers with the
-faster of Pillow's box filter and OpenCV's area interpolation (where it is installed).
+The converter is held against the least anyone can do with the same files: decode, and resize the stored integers with
+Pillow's box filter or OpenCV's area interpolation (where it is installed).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 import statistics
@@ -207,6 +208,25 @@ def reading_rows(results: Sequence[Any], pixels: Sequence[np.ndarray], folder: P
     return [*rows, ["copying the decoded image (memcpy limit)", f"{1000 * seconds:.3f}", f"{1 / seconds:.0f}"]]
 
 
+def shuffle_rows() -> list[list[str]]:
+    """Rank correlation between epochs and spread of the shards, by the size of the split."""
+    from m4oe_ds.data.manifest import Shard, assemble
+    from m4oe_ds.data.order import shuffle_quality
+
+    rows, size = [], 64
+    for count in (640, 3200, 19200, 89600):
+        shards = [Shard(f"{n}", 0, "", size, [], {}, [], [], []) for n in range(count // size)]
+        manifest = assemble(
+            "embed", "train", shards, modalities=(), tasks=(), synthetic=True, preprocessing={}
+        )  # fmt: skip
+        found = shuffle_quality(dataclasses.replace(manifest, num_samples=count))
+        rows.append(
+            [f"{count:,}", f"{found.correlation:.3f}", f"{found.chance:.3f}", f"{100 * found.spread:.0f} %",
+             f"{100 * found.least_spread:.0f} %"]
+        )  # fmt: skip
+    return rows
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -238,21 +258,20 @@ def main() -> None:
         rows, reading = [], []
         methods = resizers(options.rows, options.cols)
         for name, paths in sources.items():
-            seconds: dict[str, list[float]] = {"decode": [], "least": [], "whole": []}
+            names = ("decoding", *methods, "conversion")
+            seconds: dict[str, list[float]] = {of: [] for of in names}
             for path in paths:  # all of one file after each other: what disturbs one figure disturbs the others
-                seconds["decode"].append(least_seconds(partial(stored_values, path), options.repeats))
-                seconds["least"].append(
-                    min(
-                        least_seconds(lambda p=path, r=resize: r(stored_values(p)), options.repeats)
-                        for resize in methods.values()
-                    )
-                )
-                whole = partial(convert_one, path, options.rows, options.cols)
-                seconds["whole"].append(least_seconds(whole, options.repeats))
-            decode, least, whole_ = (statistics.median(values) for values in seconds.values())
+                calls: list[Callable[[], Any]] = [partial(stored_values, path)]
+                calls += [lambda p=path, r=resize: r(stored_values(p)) for resize in methods.values()]
+                calls.append(partial(convert_one, path, options.rows, options.cols))
+                for of, call in zip(names, calls, strict=True):
+                    seconds[of].append(least_seconds(call, options.repeats))
+            figures = {of: statistics.median(values) for of, values in seconds.items()}
+            decode, whole = figures["decoding"], figures["conversion"]
+            added = whole - min(figures[of] for of in methods)
             rows.append(
-                [name, f"{1 / decode:.1f}", f"{1 / least:.1f}", f"{1 / whole_:.1f}", f"{1000 * (whole_ - least):.0f}",
-                 f"{100 * least / whole_:.0f} %"]
+                [name, *(f"{1 / value:.1f}" for value in figures.values()), f"{1000 * added:.0f}",
+                 *(f"{100 * figures[of] / whole:.0f} %" for of in methods)]
             )  # fmt: skip
             reading.append([f"DICOM source, {name}", f"{1000 * decode:.2f}", f"{1 / decode:.1f}"])
             if not pixels:
@@ -266,16 +285,25 @@ def main() -> None:
             f"Measured {date.today()} on one core of {platform.machine()}, Python {platform.python_version()}, "
             f"numpy {np.__version__}; {len(pixels)} {kind}; stored size {options.rows} x {options.cols}. "
             f"Command: `python benchmarks/data.py {' '.join(sys.argv[1:])}`".rstrip(),
-            f"CPU time; resizing by the faster of {' and '.join(methods)}.",
+            "Figures are CPU time: of every image the fastest of the repetitions, of the images the median.",
             "**Reading one image** (DICOM: full size; shards: the stored size, from the tar)",
             table(["source", "ms", "images/s/core"], reading),
-            "**Converter** (images per second and core)",
+            "**Converter** (images per second and core; ms added: to the faster decoding + resizing)",
             table(
-                ["source", "decoding", "decoding + resize", "whole conversion", "ms added", "of decoding + resize"],
+                [
+                    "source",
+                    "decoding",
+                    *(f"decoding + resize ({of})" for of in methods),
+                    "whole conversion",
+                    "ms added",
+                    *(f"of {of}" for of in methods),
+                ],
                 rows,
             ),
             "**Codecs of the shards** (the stored images, lossless, checked)",
             table(["codec", "MB", "encode ms", "decode ms", "images/s/core", "times PNG-16 OpenCV"], codec_table),
+            "**Shuffle** (six epochs, shards of 64 samples)",
+            table(["samples", "largest rank correlation", "by chance", "spread of a shard", "least"], shuffle_rows()),
         ]
     )
     print(text)

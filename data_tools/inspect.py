@@ -52,7 +52,7 @@ def describe(folder: Path, manifests: dict[str, Manifest]) -> list[str]:
         )
         present = ", ".join(f"{name} {n}" for name, n in manifest.modality_counts.items())
         lines.append(f"  images: {present}")
-        if manifest.num_samples > 1:
+        if split == "train" and manifest.num_samples > 1:
             lines.append(f"  order: {_shuffle(manifest)}")
         for task in manifest.tasks:
             counts = manifest.label_histograms.get(task.name, {})
