@@ -203,11 +203,21 @@ def conflict(panels: Mapping[str, Sequence[Row]], pairs: Mapping[str, Row] | Non
                     tone = "black" if colour == COLOURS[7] else "white"
                     whole.text(0, below + share / 2, f"{share:.0%}", ha="center", va="center", fontsize=9, color=tone)
                 below += share
-            whole.set(title=model, xticks=[], ylim=(0, 1), ylabel="share of task pairs")
-            epochs.set(title="by epoch", xlabel="epoch", ylim=(0, 1))
+            whole.set_title(model, fontsize=10)
+            whole.set(xticks=[], ylim=(0, 1), ylabel="share of task pairs")
+            epochs.set(xlabel="epoch", ylim=(0, 1))
+            epochs.set_title(f"by epoch{_measured((pairs or {}).get(model))}", fontsize=10)
             _pair_conflicts(figure, square, (pairs or {}).get(model))
         figure.legend(*axes[0, 1].get_legend_handles_labels(), ncols=3, fontsize=9, loc="outside lower center")
         return figure
+
+
+def _measured(table: Row | None) -> str:
+    """How much was measured: steps, and D of the gradients (unrelated ones have cosines of about 1 / sqrt(D))."""
+    if not table:
+        return ""
+    dimension = f", D = {table['dimension']:,}" if table.get("dimension") else ""
+    return f" ({table['measured']} steps{dimension})"
 
 
 def _pair_conflicts(figure: Any, axis: Any, table: Row | None) -> None:
@@ -221,7 +231,8 @@ def _pair_conflicts(figure: Any, axis: Any, table: Row | None) -> None:
     colours = mpl.colormaps["viridis"].with_extremes(bad="#dddddd")
     image = axis.imshow(values, cmap=colours, vmin=0, vmax=1)
     ticks = range(len(values))
-    axis.set(xticks=ticks, yticks=ticks, yticklabels=list(table["tasks"]), title="conflicts by pair")
+    axis.set(xticks=ticks, yticks=ticks, yticklabels=list(table["tasks"]))
+    axis.set_title("conflicts by pair", fontsize=10)
     axis.set_xticklabels(list(table["tasks"]), rotation=60, ha="right")
     axis.tick_params(labelsize=8)
     figure.colorbar(image, ax=axis, shrink=0.8)

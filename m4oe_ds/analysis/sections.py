@@ -111,11 +111,11 @@ def _two_samples(state: State) -> dict[str, int]:
     found = state.split
     whole = np.flatnonzero(found.present.all(1))
     shown = extras.shown(state.run.folder / "predictions", state.options.split) or []
-    number_of = {key: number + 1 for number, key in enumerate(shown)}
-    named = {f"sample {number_of[key]}": row for row, key in zip(whole.tolist(), found.keys[whole].tolist(), strict=True) if key in number_of}  # fmt: skip
+    row_of = dict(zip(found.keys[whole].tolist(), whole.tolist(), strict=True))
+    named = {f"sample {number}": row_of[key] for number, key in enumerate(shown, 1) if key in row_of}
     if len(named) < 2:
         named = {f"{which} sample": row for which, row in zip(("one", "another"), whole.tolist(), strict=False)}
-    return dict(sorted(named.items())[:2])
+    return dict(list(named.items())[:2])
 
 
 def _experts(state: State) -> dict[str, Any]:

@@ -4,7 +4,8 @@ Times are years of follow-up, exact or whole (from the labels ``risk1..riskH`` b
 Censoring at a time means: free of cancer up to and including that time. So at equal times the censored case outlives
 the event, and a case is followed up at time t with probability P(C >= t) = G(t-), G being the Kaplan-Meier estimate of
 the censoring distribution (Kaplan and Meier 1958), in which events leave the risk set before censorings of the same
-time. With continuous times this is the usual convention; with whole years it is what keeps the weights unbiased.
+time. With continuous times this is the usual convention, and the values are those of scikit-survival; with whole years, where
+times tie, it is what keeps the weights unbiased.
 """
 
 from __future__ import annotations
