@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from m4oe_ds.analysis.state import State
 
 SECTIONS = (
-    "utilisation", "contribution", "experts", "competition", "synergy", "conflict", "sweep", "interpretability", "gallery", "clinical",
+    "utilisation", "contribution", "experts", "competition", "synergy", "conflict", "sweep", "interpretability", "gallery", "own", "clinical",
 )  # fmt: skip
 NEEDS_TRAINING_SPLIT = {"competition", "synergy"}
-NEEDS_PASS = {*SECTIONS} - {"conflict", "sweep", "gallery", "clinical"}
+NEEDS_PASS = {*SECTIONS} - {"conflict", "sweep", "gallery", "own", "clinical"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

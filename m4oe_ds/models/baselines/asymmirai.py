@@ -113,7 +113,7 @@ class AsymMirai(ComparedModel):
     """Encoder, channel matrices, difference maps, one score per horizon. See the module's first lines.
 
     Extras: ``heatmap.<modality> [B, h', w']``, ``window.<modality> [B, 2]`` (row, column of its largest value),
-    ``asymmetry [B, m]``.
+    ``box.<modality> [B, 4]`` (top, left, height, width of that window as shares of the view), ``asymmetry [B, m]``.
 
     Raises:
         ConfigError: modalities that are no mammograms or have no partner, masks to predict, or another kind of pairs.
@@ -171,7 +171,7 @@ class AsymMirai(ComparedModel):
             b = torch.where(pairs[:, i, None, None, None], b, a)
             pooled, heat = difference_map(a, b, self.options.flexible)
             joint = torch.cat([pooled.flatten(2), ((a + b) / 2).flatten(2)], 2)[:, :, None]  # [B, C, 1, l]
-            maps[name] = [heat[:, None], pooled, joint]
+            maps[name] = [a, heat[:, None], pooled, joint]
         by_modality = {name: stages[-1][:, :, 0].transpose(1, 2) for name, stages in maps.items()}
         return Tokens(by_modality, batch.present, maps)
 
@@ -194,7 +194,7 @@ class AsymMirai(ComparedModel):
         parts, scores = [], []
         extras: dict[str, Tensor] = {}
         for i, name in enumerate(self.spec.modalities):
-            heat, pooled, joint = tokens.maps[name]
+            side, heat, pooled, joint = tokens.maps[name]
             here = tokens.present[:, i, None]
             split = pooled.shape[2] * pooled.shape[3]
             mean = joint[:, :, 0, split:].mean(2)
@@ -204,6 +204,7 @@ class AsymMirai(ComparedModel):
             columns = heat.shape[3]
             extras[f"heatmap.{name}"] = heat[:, 0]
             extras[f"window.{name}"] = torch.stack([place // columns, place % columns], 1)
+            extras[f"box.{name}"] = self._box(extras[f"window.{name}"], side.shape[2], side.shape[3])
         extras["asymmetry"] = torch.stack(scores, 1)  # [B, m]
         features = {}
         if self.content is not None:
@@ -236,6 +237,13 @@ class AsymMirai(ComparedModel):
                 score = fused.extras["score_logits"][:, k].to(output.logits[name].dtype)
                 output.logits[name] = output.logits[name] + torch.stack([torch.zeros_like(score), score], 1)
         return output
+
+    def _box(self, window: Tensor, height: int, width: int) -> Tensor:
+        """``window [B, 2]`` of maps of so many rows and columns to ``[B, 4]``."""
+        size = window.new_tensor(window_of(height, width))
+        first = window if self.options.flexible else window * size
+        whole = window.new_tensor([height, width])
+        return torch.cat([first / whole, (size / whole).expand(len(window), 2)], 1)
 
     @staticmethod
     def _two(logit: Tensor, tokens: Tokens) -> Tensor:

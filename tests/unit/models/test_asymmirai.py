@@ -127,6 +127,21 @@ def test_the_window_reported_is_that_of_the_largest_value() -> None:
         torch.testing.assert_close(values, extras["asymmetry"][:, i])
 
 
+@pytest.mark.parametrize("flexible", [True, False])
+def test_the_box_is_the_window_as_a_share_of_the_view(flexible: bool) -> None:
+    options = f"model.options={{flexible: {str(flexible).lower()}}}"
+    model, batch = model_and_batch("data.image_size=[64, 56]", options)  # maps of 8 x 7, windows of 3 x 3
+    with torch.no_grad():
+        extras = model(batch).extras
+    for name in ("ffdm_cc", "syn_mlo"):
+        row, column = extras[f"window.{name}"].T
+        step = 1 if flexible else 3
+        expected = torch.stack([row * step / 8, column * step / 7, torch.full((4,), 3 / 8), torch.full((4,), 3 / 7)], 1)
+        torch.testing.assert_close(extras[f"box.{name}"], expected)
+        top, left, height, width = extras[f"box.{name}"].T
+        assert ((top + height <= 1) & (left + width <= 1)).all()
+
+
 def test_without_the_other_breast_there_is_no_score_but_content() -> None:
     model, batch = model_and_batch()
     nobody = torch.zeros_like(batch.present)
