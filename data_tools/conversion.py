@@ -6,12 +6,14 @@ jobs may share the work, and whichever finds all records present writes the mani
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,3 +221,23 @@ def write_manifests(
 def remove_records(out: Path) -> None:
     """Removes what only an unfinished conversion needs."""
     shutil.rmtree(out / RECORDS, ignore_errors=True)
+
+
+@contextmanager
+def only_one(partial: Path) -> Iterator[bool]:
+    """Whether this process is the one that finishes the work: of several parts that find it complete, one may.
+
+    The lock is the operating system's: it ends with the process that holds it, whatever happens to that.
+    """
+    try:
+        stream = (partial / ".finishing").open("w")
+    except FileNotFoundError:  # another part has moved the folder already
+        yield False
+        return
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield partial.is_dir()

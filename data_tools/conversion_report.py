@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.published import Published, published, unlike_published
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.schema import DATASETS, SPLITS
 
 if TYPE_CHECKING:
     from data_tools.conversion import Record
     from data_tools.plan import Plan
+    from data_tools.tasks import ShardJob
     from m4oe_ds.data.manifest import Manifest
 
 FLIP_AGREEMENT = 0.99  # chest wall by content against laterality; less says that sides or images are mixed up
@@ -29,6 +30,28 @@ def table_summary(plan: Plan) -> dict[str, Any]:
         "notes": dict(sorted(plan.notes.items())),
         "violations": dict(sorted(plan.violations.items())),
     }
+
+
+def print_plan(plan: Plan, jobs: Sequence[ShardJob]) -> None:
+    """Prints what a conversion would make and leave out."""
+    for name, number in plan.steps.items():
+        print(f"{name}: {number}")
+    for unit, counts in plan.excluded.items():
+        for reason, number in sorted(counts.items()):
+            print(f"excluded {unit}, {reason}: {number}")
+    for name, number in sorted(plan.notes.items()):
+        print(f"note, {name}: {number}")
+    for name, number in sorted(plan.violations.items()):
+        print(f"not as documented, {name}: {number}")
+    for split in SPLITS:
+        mine = [task for job in jobs if job.split == split for task in job.tasks]
+        groups = {task.meta["group"] for task in mine}
+        print(f"{split}: {len(mine)} samples of {len(groups)} patients, {sum(len(t.images) for t in mine)} images")
+        for name in mine[0].meta["labels"] if mine else ():
+            codes = Counter(task.meta["labels"][name] for task in mine)
+            print(
+                f"  {name}: " + " ".join(f"{'missing' if code < 0 else code}:{n}" for code, n in sorted(codes.items()))
+            )
 
 
 def _duplicates(records: Sequence[Record], manifests: Mapping[str, Manifest]) -> tuple[int, int]:

@@ -16,12 +16,12 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m4oe_ds.data.schema import DATASETS, SPLITS
+from data_tools.convert_options import build_parser, check_options, parse_part, parse_split
+from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -34,79 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REASON_SHOWN = 3
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_tools.convert", description=(__doc__ or "").split("\n\n")[0])
-    add = parser.add_argument
-    add("--dataset", choices=tuple(DATASETS), required=True)
-    add("--root", type=Path, required=True, help="archive: the folder with its tables and images")
-    add("--out", type=Path, required=True, help="folder to make; must not exist")
-    add("--workers", type=int, default=None, help="processes; default: the processors, at most 8; 0 = in this one")
-    add("--rows", type=int, default=None, help="of the stored images; default 1024, GAMMA 512")
-    add("--cols", type=int, default=None, help="of the stored images; default 832, GAMMA 512")
-    add("--codec", choices=("b2", "png"), default="b2", help="pixel codec; default b2")
-    add("--samples-per-shard", type=int, default=64, help="default 64")
-    add("--birads-scheme", choices=("triage", "release", "native_rsna"), default="triage", help="default triage")
-    add("--birads-sites", choices=("labelled", "all"), default="labelled", help="RSNA: BI-RADS of which sites")
-    add("--risk-scope", choices=("exam", "side"), default="exam", help="EMBED; default exam: both breasts")
-    add("--exclude-screen-detected", action="store_true", help="EMBED: no exams within six months before a diagnosis")
-    add("--require", choices=("any", "complete"), default="any", help="images a sample needs")
-    add("--split", default="70/10/20", help="percent of patients in train/val/test")
-    add("--fold", type=int, choices=range(5), default=0, help="GAMMA: the fold for testing; default 0")
-    add("--salt-file", type=Path, default=None, help="secret of the pseudonyms; made if absent")
-    add("--limit", type=int, default=None, help="convert only this many samples")
-    add("--part", default="1/1", help="make only every n-th shard: k/n; the last part to finish completes the work")
-    add("--dry-run", action="store_true", help="read the tables, print what would be made, write nothing")
-    add("--strict", action="store_true", help="stop where the archive is not as its documentation says")
-    add("--max-quarantine", type=float, default=0.2, help="share of bad images accepted; default 0.2")
-    return parser
-
-
-def parse_split(text: str) -> tuple[int, ...]:
-    """Percentages of train, val and test from e.g. ``70/10/20``.
-
-    Raises:
-        DataError: not three whole numbers that sum to 100.
-    """
-    parts = text.split("/")
-    shares = tuple(int(part) for part in parts if part.isdigit())
-    if len(parts) != len(SPLITS) or len(shares) != len(SPLITS) or sum(shares) != 100:
-        raise DataError(f"{text!r} is not three percentages that sum to 100", "--split", "use e.g. 70/10/20")
-    return shares
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """``(k, n)`` from ``k/n`` with 1 <= k <= n.
-
-    Raises:
-        DataError: anything else.
-    """
-    first, _, second = text.partition("/")
-    if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
-        raise DataError(f"{text!r} is not k/n with k from 1 to n", "--part", "use e.g. 3/16")
-    return int(first), int(second)
-
-
-def _check_options(options: argparse.Namespace) -> None:
-    gamma = options.dataset == "gamma"
-    options.rows = (512 if gamma else 1024) if options.rows is None else options.rows
-    options.cols = (512 if gamma else 832) if options.cols is None else options.cols
-    if options.workers is not None and options.workers < 0:
-        raise DataError(f"{options.workers} is negative", "--workers", "use 0 or more")
-    for name in ("rows", "cols", "samples_per_shard", "limit"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise DataError(f"{value} is below 1", f"--{name.replace('_', '-')}", "use a positive number")
-    if not 0.0 <= options.max_quarantine <= 1.0:
-        raise DataError(f"{options.max_quarantine} is outside 0..1", "--max-quarantine", "use a share")
-    if options.out.exists():
-        raise DataError("exists already", str(options.out), "choose another --out or remove it")
-    if not options.dry_run and not options.out.resolve().parent.is_dir():
-        raise DataError("its parent folder does not exist", str(options.out), "make it or choose another --out")
-    if not options.root.is_dir():
-        raise DataError("is not a folder", str(options.root), "give the folder of the archive as --root")
 
 
 def _beside(out: Path, suffix: str) -> Path:
@@ -192,30 +119,6 @@ def _mapping(jobs: Sequence[ShardJob], records: Sequence[Record]) -> list[dict[s
     ]  # fmt: skip
 
 
-def print_plan(plan: Plan, jobs: Sequence[ShardJob]) -> None:
-    """Prints what a conversion would make and leave out."""
-    from collections import Counter
-
-    for name, number in plan.steps.items():
-        print(f"{name}: {number}")
-    for unit, counts in plan.excluded.items():
-        for reason, number in sorted(counts.items()):
-            print(f"excluded {unit}, {reason}: {number}")
-    for name, number in sorted(plan.notes.items()):
-        print(f"note, {name}: {number}")
-    for name, number in sorted(plan.violations.items()):
-        print(f"not as documented, {name}: {number}")
-    for split in SPLITS:
-        mine = [task for job in jobs if job.split == split for task in job.tasks]
-        groups = {task.meta["group"] for task in mine}
-        print(f"{split}: {len(mine)} samples of {len(groups)} patients, {sum(len(t.images) for t in mine)} images")
-        for name in mine[0].meta["labels"] if mine else ():
-            codes = Counter(task.meta["labels"][name] for task in mine)
-            print(
-                f"  {name}: " + " ".join(f"{'missing' if code < 0 else code}:{n}" for code, n in sorted(codes.items()))
-            )
-
-
 def plan_archive(options: argparse.Namespace) -> Plan:
     """What the tables of the archive say.
 
@@ -257,12 +160,12 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         DataError: an archive, table, column or option that cannot be used, or too many bad images.
         EnvironmentProblem: no decoder for a transfer syntax of the archive.
     """
-    from data_tools.conversion_report import table_summary
+    from data_tools.conversion_report import print_plan, table_summary
     from data_tools.tasks import Storing, make_jobs
 
-    options = build_parser().parse_args(list(arguments))
+    options = build_parser((__doc__ or "").split("\n\n")[0]).parse_args(list(arguments))
     shares, part = parse_split(options.split), parse_part(options.part)
-    _check_options(options)
+    check_options(options)
     plan = plan_archive(options)
     synthetic = (options.root / "phantom.json").is_file()
     storing = Storing(options.dataset, options.rows, options.cols, options.codec, options.samples_per_shard)
@@ -304,28 +207,6 @@ def _partial_folder(options: argparse.Namespace, digest: str) -> Path:
     return partial
 
 
-@contextmanager
-def _only_one(partial: Path) -> Iterator[bool]:
-    """Whether this process is the one that finishes the work: of several parts that find it complete, one may.
-
-    The lock is the operating system's: it ends with the process that holds it, whatever happens to that.
-    """
-    import fcntl
-
-    try:
-        stream = (partial / ".finishing").open("w")
-    except FileNotFoundError:  # another part has moved the folder already
-        yield False
-        return
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield partial.is_dir()
-
-
 def _convert(
     plan: Plan, jobs: Sequence[ShardJob], options: argparse.Namespace, synthetic: bool, part: tuple[int, int]
 ) -> dict[str, Any] | None:
@@ -347,7 +228,7 @@ def _convert(
     if records is None:
         print(f"part {options.part}: {len(mine)} of {len(jobs)} shards made in {partial}; others are not finished")
         return None
-    with _only_one(partial) as mine_to_finish:
+    with conversion.only_one(partial) as mine_to_finish:
         if not mine_to_finish:
             print(f"part {options.part}: {len(mine)} of {len(jobs)} shards made; another part finishes")
             return None
