@@ -178,8 +178,8 @@ def _published_cell(source: Published, task: str, code: int) -> str:
     share = source.share(task, code)
     if share is None:
         return ""
-    number = f"{source.labels[task][str(code)]:.0f} " if source.counted else ""
-    return f"{number}({100 * share:.1f} %)"
+    part = f"{100 * share:.1f} %"
+    return f"{source.labels[task][str(code)]:.0f} ({part})" if source.counted else part
 
 
 def _contact_sheet(folder: Path, manifests: Mapping[str, Manifest]) -> str:

@@ -112,6 +112,22 @@ def test_exclusions_and_faults_add_up(archive: tuple[str, Path], shards: Path) -
     assert "chest_wall_disagrees_with_laterality" not in report["violations"]
 
 
+def test_the_page_sets_the_labels_beside_what_is_published(archive: tuple[str, Path], shards: Path) -> None:
+    layout, _ = archive
+    page = (shards / "conversion.html").read_text()
+    cells = {
+        "rsna": ("published", "1106 (9.5 %)", "6280 (67.2 %)"),
+        "vindr": ("published, train and val", "published, test", "5362 (67.0 %)", "1341 (67.0 %)"),
+        "gamma": ("published", "50 (50.0 %)"),
+    }[layout]
+    for cell in cells:
+        assert f'<th class="n">{cell}</th>' in page or f'<td class="n">{cell}</td>' in page, cell
+    report = json.loads((shards / "conversion.json").read_text())
+    for table in report["labels"].values():
+        for counts in table.values():
+            assert all(isinstance(number, int) for number in counts.values())
+
+
 def test_nothing_identifying_is_written(archive: tuple[str, Path], shards: Path) -> None:
     assert scan_identifiers(shards) == []
     names = {part.encode() for name in truth(archive[1]) for part in name[:2] if len(part) > 4}
