@@ -116,6 +116,10 @@ class WholeWeights:
     def __iter__(self) -> Iterator[str]:
         return iter(self._file)
 
+    def shape(self, name: str) -> list[int]:
+        """Sizes of a tensor, without reading it."""
+        return list(self._file[name].get_slice(name).get_shape())
+
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """A tensor, or rows [first, last) of it."""
         if rows is None:
@@ -129,7 +133,7 @@ def load(model: nn.Module, path: Path, *, strict: bool = True) -> list[str]:
     """Fills a model built at any ``ep_size`` from consolidated weights; each rank reads only the experts it holds.
 
     Args:
-        strict: differing names are an error; otherwise what fits is loaded and every difference is returned.
+        strict: differing names or shapes are an error and nothing is loaded; otherwise what fits is loaded and every difference is returned.
 
     Returns:
         One line per missing or unexpected name or differing shape; empty if strict.
@@ -138,22 +142,30 @@ def load(model: nn.Module, path: Path, *, strict: bool = True) -> list[str]:
         CheckpointError: missing file, or (strict) names and shapes that do not match, all listed.
     """
     stored = WholeWeights(path)
-    experts = {
-        f"{name}.{key}" if name else key: (module.expert_ids[0], module.expert_ids[-1] + 1)
-        for name, module in model.named_modules()
-        if isinstance(module, ExpertWeights)
+    experts = {  # name of a stacked tensor: the rows held here, and of how many
+        f"{prefix}experts.{key}": ((held.expert_ids[0], held.expert_ids[-1] + 1), int(executor.num_experts))
+        for name, executor in model.named_modules()
+        if isinstance(held := getattr(executor, "experts", None), ExpertWeights)
+        for prefix in (f"{name}." if name else "",)
         for key in ("w1", "w2", "w3")
     }
     target = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     problems = [f"missing {name}" for name in sorted(target.keys() - stored.names)]
     problems += [f"unexpected {name}" for name in sorted(stored.names - target.keys())]
+    fitting: dict[str, tuple[int, int] | None] = {}
     for name in sorted(target.keys() & stored.names):
-        value = stored.read(name, experts.get(name))
-        if tuple(value.shape) != tuple(target[name].shape):
-            problems.append(f"{name} has shape {list(value.shape)}, the model wants {list(target[name].shape)}")
+        rows, count = experts.get(name, (None, 0))
+        wanted, found = list(target[name].shape), stored.shape(name)
+        if rows is not None:
+            wanted[0] = count  # the first n of more experts would fit, but they are those of another model
+        if found != wanted:
+            problems.append(f"{name} has shape {found}, the model wants {wanted}")
         else:
-            with torch.no_grad():
-                target[name].copy_(value)
+            fitting[name] = rows
+    if not (problems and strict):
+        with torch.no_grad():
+            for name, rows in fitting.items():
+                target[name].copy_(stored.read(name, rows))
     if problems and strict:
         raise CheckpointError(f"{len(problems)} names do not match: {'; '.join(problems)}", str(path))
     return problems
