@@ -9,6 +9,9 @@ so that a machine that slows down slows all of them down; the figure is the medi
     soft-moe-pytorch   the public package of that name, with the same experts and slots
     DeepSpeed MoE      top-1 gating, as many experts of the same size (it does less: one expert per token)
     dense MLP          one MLP of the expert's size on every token
+
+Ours come twice on CPUs where they use oneDNN (m4oe_ds/layers/products.py): "(MKL)" is the same layer with PyTorch's own
+products, as the peers have them. On a machine that is busy use one thread and ``--clock cpu``.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from m4oe_ds.layers import MToE, SoftMoE
+from m4oe_ds.layers.products import one_by_one, only_mkl
 
 
 class Loop(nn.Module):
@@ -112,17 +116,29 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measure(calls: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, float]:
+def with_mkl(call: Callable[[], None]) -> Callable[[], None]:
+    """The call with PyTorch's own products."""
+
+    def run() -> None:
+        with only_mkl():
+            call()
+
+    return run
+
+
+def measure(
+    calls: dict[str, Callable[[], None]], rounds: int, device: str, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median milliseconds of each call over the rounds, taken in turn after one warm-up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
             synchronise(device)
-            start = time.perf_counter()
+            start = clock()
             call()
             synchronise(device)
             if number:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
@@ -134,6 +150,9 @@ def row(batch: int, experts: int, options: argparse.Namespace) -> dict[str, floa
     calls: dict[str, Callable[[], None]] = {}
     calls["Soft-MoE"] = step_of(SoftMoE(dim, experts, slots, hidden=hidden), x, first=True)
     calls["MToE"] = step_of(MToE(dim, experts, slots, hidden=hidden), x, first=True)
+    if options.device == "cpu" and one_by_one(x.detach(), 4096, 4096, 4096):
+        calls["Soft-MoE (MKL)"] = with_mkl(calls["Soft-MoE"])
+        calls["MToE (MKL)"] = with_mkl(calls["MToE"])
     calls["loop"] = step_of(Loop(dim, experts, slots, hidden, False), x)
     calls["loop, p outputs"] = step_of(Loop(dim, experts, slots, hidden, True), x)
     if (public := soft_moe_pytorch(dim, experts, slots, hidden)) is not None:
@@ -141,7 +160,8 @@ def row(batch: int, experts: int, options: argparse.Namespace) -> dict[str, floa
     if (other := deepspeed_moe(dim, experts, hidden)) is not None:
         calls["DeepSpeed MoE"] = step_of(other, x, pair=True)
     calls["dense MLP"] = step_of(nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)), x)
-    return measure(calls, options.rounds, options.device)
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    return measure(calls, options.rounds, options.device, clock)
 
 
 def main() -> None:
@@ -155,6 +175,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=7, help="slots per expert")
     parser.add_argument("--dim", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: processor time of this process")
     parser.add_argument("--out", default="", help="also write the table to this file")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -162,7 +183,7 @@ def main() -> None:
         f"Measured {date.today().isoformat()} on {platform.machine()}, {torch.get_num_threads()} threads, device "
         f"{torch.cuda.get_device_name() if options.device == 'cuda' else 'cpu'}, torch {torch.__version__}, {options.dtype}; "
         f"{options.tokens} tokens, d = {options.dim}, hidden {4 * options.dim}, {options.tasks} slots per expert; median "
-        f"milliseconds of forward + backward over {options.rounds} rounds. Command: `python benchmarks/layers.py "
+        f"milliseconds ({options.clock} clock) of forward + backward over {options.rounds} rounds. Command: `python benchmarks/layers.py "
         f"{' '.join(sys.argv[1:])}`",
         "",
     ]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from m4oe_ds.errors import ShapeError
+from m4oe_ds.layers.passes import passes
+from m4oe_ds.layers.products import one_by_one, product, product_into
 
 
 class ExpertExecutor(Protocol):
@@ -61,12 +64,55 @@ class ExpertWeights(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """``[n_local, rows, d] -> [n_local, rows, d]``."""
-        hidden = torch.baddbmm(self.w3[..., : self.hidden], rows, self.w1)  # [n_local, rows, h]
-        return torch.baddbmm(self.w3[..., self.hidden :], functional.gelu(hidden), self.w2)
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(rows.device.type):
+            hidden = torch.baddbmm(self.w3[..., : self.hidden], rows, self.w1)  # [n_local, rows, h]
+            return torch.baddbmm(self.w3[..., self.hidden :], functional.gelu(hidden), self.w2)
+        out: Tensor = _Mlp.apply(rows, self.w1, self.w2, self.w3)
+        return out
 
     def extra_repr(self) -> str:
         """Sizes shown by ``print(model)``."""
         return f"experts={len(self.expert_ids)}, dim={self.dim}, hidden={self.hidden}"
+
+
+class _Mlp(torch.autograd.Function):
+    """Experts a few at a time, so that hidden rows stay in the cache; backward recomputes the GELU instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
+        hidden = w1.shape[2]
+        fast = one_by_one(rows, rows.shape[1], rows.shape[2], hidden)
+        plan = passes(rows, len(rows), rows.shape[1] * hidden, single=fast)
+        out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+        kept = []
+        for here in plan:
+            bias = here.of(w3)
+            if fast:
+                before = product(here.of(rows), here.of(w1)).add_(bias[..., :hidden])  # [n, rows, h]
+                here.of(out).copy_(product(functional.gelu(before), here.of(w2))).add_(bias[..., hidden:])
+            else:
+                before = torch.baddbmm(bias[..., :hidden], here.of(rows), here.of(w1))
+                torch.baddbmm(bias[..., hidden:], functional.gelu(before), here.of(w2), out=here.of(out))
+            kept.append(before)
+        ctx.save_for_backward(rows, w1, w2, w3, *kept)
+        ctx.plan = plan
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        rows, w1, w2, w3, *kept = ctx.saved_tensors
+        hidden, dy = w1.shape[2], gradients[0]
+        d_rows, d_w1, d_w2, d_w3 = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (rows, w1, w2, w3))
+        for here, before in zip(ctx.plan, kept, strict=True):
+            gradient, inputs = here.of(dy), here.of(rows)
+            product_into(here.of(d_w2), functional.gelu(before).transpose(1, 2), gradient)
+            inner = torch.ops.aten.gelu_backward(product(gradient, here.of(w2).transpose(1, 2)), before)
+            product_into(here.of(d_w1), inputs.transpose(1, 2), inner)
+            product_into(here.of(d_rows), inner, here.of(w1).transpose(1, 2))
+            torch.sum(inner, 1, keepdim=True, out=here.of(d_w3)[..., :hidden])
+            torch.sum(gradient, 1, keepdim=True, out=here.of(d_w3)[..., hidden:])
+        return d_rows, d_w1, d_w2, d_w3
 
 
 class LocalExperts(nn.Module):

@@ -175,10 +175,16 @@ class Router(nn.Module):
             raise ShapeError(f"segments {segments} do not add up to {tokens.shape[1]} tokens")
         x, phi, dispatched = self._operands(tokens, token_mask)
         experts, tasks = phi.shape[1:]
+        separate = self.combine_mode == "per_task" or not joint_streams
         with torch.autocast(tokens.device.type, enabled=False):
-            logits = torch.matmul(x, phi.transpose(1, 2).flatten(1))  # [B, M, p*n], task-major
-            slots, mass, weights, rows = mixing.dispatch(
-                logits, dispatched, token_mask, segments, tasks if self.combine_mode == "per_task" else 0
+            slots, mass, mixed = mixing.dispatch(
+                x,
+                phi.transpose(1, 2).flatten(1),  # [d, p*n], task-major
+                dispatched,
+                token_mask,
+                segments,
+                tasks if separate else 1,
+                tasks if self.combine_mode == "per_task" else 0,
             )
         routing = Routing(
             lambda: self._logits(x, phi),
@@ -190,12 +196,11 @@ class Router(nn.Module):
 
         def combine(outputs: Tensor) -> Tensor:
             outputs = outputs.transpose(1, 2)  # [B, p, n, d]
-            separate = rows.shape[2] > 1 or not joint_streams
             if not separate:
                 outputs = outputs.flatten(1, 2)[:, None]
             with torch.autocast(tokens.device.type, enabled=False):
-                mixed = mixing.combine(weights, rows, outputs)
-            return mixed.sum(1, keepdim=True) if separate and joint_streams else mixed
+                streams = mixing.combine(mixed, outputs)
+            return streams.sum(1, keepdim=True) if separate and joint_streams else streams
 
         return routing, slots.unflatten(1, (tasks, experts)).transpose(1, 2), combine
 

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import flop_registry
 from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.layers.experts import ExpertWeights
+from m4oe_ds.layers.passes import whole
 from m4oe_ds.losses.mutual_information import official_token_task_information
 from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
 from m4oe_ds.models import build
@@ -279,7 +280,7 @@ def micro_step(config: Config, precision: Precision = "fp32", micro: int = 1, ep
         batch = zero_batch(spec, micro, DTYPES[precision])
     for view in batch.views.values():
         tape.hold(view)
-    with fake, tape, _FusedAttention():
+    with fake, tape, _FusedAttention(), whole():  # as on a GPU; the pieces of a CPU need less
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             output = model(batch)
             tape.part, tape.phase = "loss", "loss"
