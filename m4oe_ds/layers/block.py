@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from m4oe_ds.compat import declare_torchvision_operators
+from m4oe_ds.layers.experts import run_each
 from m4oe_ds.layers.mtoe import MToE
 from m4oe_ds.layers.routing import Routing
+from m4oe_ds.layers.soft_moe import SoftMoE
 
 declare_torchvision_operators()
 from timm.layers import Attention, Mlp  # noqa: E402  (needs the operators declared first)
@@ -51,6 +53,28 @@ class Block(nn.Module):
         tokens = tokens + _attend(self.attention, self.norm1(tokens), token_mask)
         update, routing = self.mlp(self.norm2(tokens), token_mask)
         return tokens + update, routing
+
+
+def run_in_step(blocks: Sequence[Block], tokens: Sequence[Tensor]) -> list[tuple[Tensor, Routing]]:
+    """Blocks with Soft-MoE MLPs that do not depend on each other: the slots of all of them travel in one exchange.
+
+    Args:
+        tokens: per block ``[B, l_i, d]``, none masked.
+
+    Returns:
+        per block what its forward would return.
+    """
+    attended = [x + _attend(block.attention, block.norm1(x), None) for block, x in zip(blocks, tokens, strict=True)]
+    mlps: list[SoftMoE] = [block.mlp for block in blocks]  # type: ignore[misc]
+    mixed = [
+        mlp.router.mix(block.norm2(x), None, None, joint_streams=True)
+        for block, mlp, x in zip(blocks, mlps, attended, strict=True)
+    ]
+    outputs = run_each([mlp.experts for mlp in mlps], [slots for _, slots, _ in mixed])  # type: ignore[misc]
+    return [
+        (x + combine(y).squeeze(1), routing)
+        for x, y, (routing, _, combine) in zip(attended, outputs, mixed, strict=True)
+    ]
 
 
 class MToEBlock(nn.Module):

@@ -140,6 +140,15 @@ class LocalExperts(nn.Module):
         return self.experts(rows).view(experts, batch, count, dim).transpose(0, 1)
 
 
+def run_each(executors: Sequence[ExpertExecutor], slots: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs of several executors for their slots; in one exchange, where their class has ``run_together``."""
+    together = getattr(executors[0], "run_together", None)
+    if together is not None:
+        outputs: list[Tensor] = together(executors, slots)
+        return outputs
+    return [executor(x) for executor, x in zip(executors, slots, strict=True)]
+
+
 def initialise_experts(model: nn.Module, seed: int) -> None:
     """Draws every expert of ``model`` from (seed, module path, global expert id), so any sharding starts equal."""
     for name, module in model.named_modules():

@@ -6,7 +6,7 @@ prediction_k = head_k(fusion(H_k))                         (M4oE section 3; reso
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers import Block, MToE, MToEBlock, Routing, SoftMoE
+from m4oe_ds.layers.block import run_in_step
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.models.embedders import Embedders
 from m4oe_ds.models.heads import ClassificationHead, SegmentationHead
@@ -50,6 +51,30 @@ class SoftMoETower(nn.Module):
             tokens, routing = run(block, self.recompute and self.training, tokens, token_mask)
             routings.append(routing)
         return tokens, routings
+
+
+class ModalityTowers(nn.ModuleDict):
+    """One Soft-MoE tower per modality, all of equal depth, side by side.
+
+    At every depth the slots of all modalities go to their experts in one exchange instead of one per modality.
+    """
+
+    def forward(self, tokens: list[Tensor]) -> tuple[list[Tensor], dict[str, Routing]]:
+        """Per modality ``[B, l_i, d] -> [B, l_i, d]``, and the routing of ``<modality>.<depth>``."""
+        towers = list(self.values())
+        routing = {}
+        for depth, blocks in enumerate(zip(*(tower.blocks for tower in towers), strict=True)):
+            if towers[0].recompute and self.training:
+                found = checkpoint(_step, blocks, *tokens, use_reentrant=False)
+            else:
+                found = _step(blocks, *tokens)
+            tokens = [x for x, _ in found]
+            routing.update({f"{name}.{depth}": step for name, (_, step) in zip(self, found, strict=True)})
+        return tokens, routing
+
+
+def _step(blocks: Sequence[Block], *tokens: Tensor) -> list[tuple[Tensor, Routing]]:
+    return run_in_step(blocks, tokens)
 
 
 def run(block: nn.Module, recompute: bool, tokens: Tensor, *more: Any) -> Any:
@@ -96,7 +121,7 @@ class M4oE(MultiModalModel):
         self.embedders = Embedders(config.embedder, spec.modalities, spec.channels, spec.image_size, dim)
         self.missing_bank = self._missing_bank() if config.missing_modality == "bank" else None
         self.msoe = (
-            nn.ModuleDict(
+            ModalityTowers(
                 {
                     name: tower(config.msoe.num_experts, config.msoe.depth, config.msoe.num_heads)
                     for name in spec.modalities
@@ -166,10 +191,9 @@ class M4oE(MultiModalModel):
 
         z = list(x)
         if self.msoe is not None:
-            for i, name in enumerate(self.spec.modalities):
-                # An absent modality's zeros go through as well: every rank makes the same exchanges.
-                z[i], steps = self.msoe[name](x[i])
-                routing.update({f"msoe.{name}.{depth}": step for depth, step in enumerate(steps)})
+            # An absent modality's zeros go through as well: every rank makes the same exchanges.
+            z, steps = self.msoe(x)
+            routing.update({f"msoe.{name}": step for name, step in steps.items()})
         pooled = torch.stack([tokens_i.mean(1) for tokens_i in z], dim=1)  # [B, m, d]
 
         lengths = [tokens_i.shape[1] for tokens_i in x]

@@ -9,7 +9,7 @@ alternatives. tests/distributed/test_deepspeed_contract.py fails when a new vers
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import deepspeed
@@ -90,11 +90,18 @@ class ExpertParallelExperts(AutoEPMoELayer):  # type: ignore[misc]
         Raises:
             ShapeError: n differs. EnvironmentProblem: called before ``deepspeed.initialize`` bound the group.
         """
-        if slots.ndim != 4 or slots.shape[1] != self.num_experts:
-            raise ShapeError(f"{self.num_experts} experts got slots of shape {tuple(slots.shape)}")
-        if self.ep_size > 1 and self.ep_group is None:
-            raise EnvironmentProblem("expert-parallel layer used before deepspeed.initialize bound its group")
-        return run_on_owners(slots, self.ep_size, self.ep_group, self.experts)
+        return self.run_together([self], [slots])[0]
+
+    @staticmethod
+    def run_together(layers: Sequence[ExpertParallelExperts], slots: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs of several layers, per layer as :meth:`forward`, in one exchange; raises what it raises."""
+        for layer, x in zip(layers, slots, strict=True):
+            if x.ndim != 4 or x.shape[1] != layer.num_experts:
+                raise ShapeError(f"{layer.num_experts} experts got slots of shape {tuple(x.shape)}")
+            if layer.ep_size > 1 and layer.ep_group is None:
+                raise EnvironmentProblem("expert-parallel layer used before deepspeed.initialize bound its group")
+        first = layers[0]  # all layers are sharded over the same group
+        return run_on_owners(slots, first.ep_size, first.ep_group, [layer.experts for layer in layers])
 
 
 def experts_factory(topology: Topology) -> ExpertsFactory:

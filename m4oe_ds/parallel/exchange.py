@@ -1,8 +1,8 @@
-"""Slots travel, tokens do not: one all-to-all to the owners of the experts and one back."""
+"""Slots travel, tokens do not: one all-to-all to the owners of the experts and one back, for all layers of a step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import deepspeed.comm as dist
@@ -42,27 +42,41 @@ def _all_to_all(tensor: Tensor, group: Any) -> Tensor:
     return received
 
 
-def run_on_owners(slots: Tensor, ep_size: int, group: Any, experts: Callable[[Tensor], Tensor]) -> Tensor:
+def run_on_owners(
+    slots: Sequence[Tensor], ep_size: int, group: Any, experts: Sequence[Callable[[Tensor], Tensor]]
+) -> list[Tensor]:
     """Sends slots to the ranks that own their experts, runs them there and brings the outputs back.
 
+    Several mixture layers that do not depend on each other share the two exchanges; their products stay apart, since
+    putting their weights side by side would read and write all of them.
+
     Args:
-        slots: ``[B, n, s, d]``, this rank's samples, all experts; B must be equal on all ranks of the group.
+        slots: per layer ``[B, n_i, s, d]``, this rank's samples, all experts; B must be equal on all ranks of the group.
         ep_size: ranks in the group. group: the expert-parallel group.
-        experts: ``[n_local, rows, d] -> [n_local, rows, d]``, this rank's experts.
+        experts: per layer ``[n_local, rows, d] -> [n_local, rows, d]``, this rank's experts.
 
     Returns:
-        ``[B, n, s, d]``.
+        per layer ``[B, n_i, s, d]``.
 
-    Collectives: forward and backward make two all-to-alls each of ``B n s d`` elements over ``group``, of which
+    Collectives: forward and backward make two all-to-alls each of ``B s d sum(n_i)`` elements over ``group``, of which
     (ep_size - 1) / ep_size leave the rank; every rank of the group must call this equally often. None if ep_size is 1.
     """
-    batch, num_experts, count, dim = slots.shape
-    local = num_experts // ep_size
-    x = slots.view(batch, ep_size, local, count, dim).permute(1, 2, 0, 3, 4)  # [N, n_local, B, s, d], to owner N
-    if ep_size > 1:
-        x = _AllToAll.apply(x, group)  # [N, n_local, B, s, d], from sender N, this rank's experts
-    rows = x.transpose(0, 1).reshape(local, ep_size * batch * count, dim)
-    y = experts(rows).view(local, ep_size, batch, count, dim).transpose(0, 1)  # [N, n_local, B, s, d]
-    if ep_size > 1:
-        y = _AllToAll.apply(y, group)  # [N, n_local, B, s, d], outputs of owner N for this rank's samples
-    return y.permute(2, 0, 1, 3, 4).reshape(batch, num_experts, count, dim)
+    batch, _, count, dim = slots[0].shape
+    local = [x.shape[1] // ep_size for x in slots]
+    # [N, n_local, B, s, d] per layer, to owner N
+    parts = [x.view(batch, ep_size, n, count, dim).permute(1, 2, 0, 3, 4) for x, n in zip(slots, local, strict=True)]
+    if ep_size > 1:  # from sender N, this rank's experts
+        parts = list(_AllToAll.apply(_side_by_side(parts), group).split(local, 1))
+    outputs = []
+    for run, x, n in zip(experts, parts, local, strict=True):
+        rows = x.transpose(0, 1).reshape(n, ep_size * batch * count, dim)
+        outputs.append(run(rows).view(n, ep_size, batch, count, dim).transpose(0, 1))
+    if ep_size > 1:  # outputs of owner N for this rank's samples
+        outputs = list(_AllToAll.apply(_side_by_side(outputs), group).split(local, 1))
+    return [
+        y.permute(2, 0, 1, 3, 4).reshape(batch, ep_size * n, count, dim) for y, n in zip(outputs, local, strict=True)
+    ]
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

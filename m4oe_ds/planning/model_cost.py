@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -142,17 +142,27 @@ class _ExpertShare(nn.Module):
 
     def forward(self, slots: Tensor) -> Tensor:
         """``[B, n, s, d] -> [B, n, s, d]``."""
-        batch, num_experts, count, dim = slots.shape
-        local, ep = num_experts // self.ep, self.ep
-        x = slots.view(batch, ep, local, count, dim).permute(1, 2, 0, 3, 4)
+        return self.run_together([self], [slots])[0]
+
+    @staticmethod
+    def run_together(layers: Sequence[_ExpertShare], slots: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs of several layers, per layer as :meth:`forward`."""
+        batch, _, count, dim = slots[0].shape
+        ep, exchanges = layers[0].ep, layers[0].exchanges
+        local = [x.shape[1] // ep for x in slots]
+        parts = [x.view(batch, ep, n, count, dim).permute(1, 2, 0, 3, 4) for x, n in zip(slots, local, strict=True)]
         if ep > 1:
-            self.exchanges.extend([slots.numel(), slots.numel()])
-            x = _Exchange.apply(x)
-        rows = x.transpose(0, 1).reshape(local, ep * batch * count, dim)
-        y = self.experts(rows).view(local, ep, batch, count, dim).transpose(0, 1)
+            exchanges.extend([sum(x.numel() for x in slots)] * 2)
+            parts = list(_Exchange.apply(torch.cat(parts, 1) if len(parts) > 1 else parts[0]).split(local, 1))
+        outputs = []
+        for layer, x, n in zip(layers, parts, local, strict=True):
+            rows = x.transpose(0, 1).reshape(n, ep * batch * count, dim)
+            outputs.append(layer.experts(rows).view(n, ep, batch, count, dim).transpose(0, 1))
         if ep > 1:
-            y = _Exchange.apply(y)
-        return y.permute(2, 0, 1, 3, 4).reshape(batch, num_experts, count, dim)
+            outputs = list(_Exchange.apply(torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]).split(local, 1))
+        return [
+            y.permute(2, 0, 1, 3, 4).reshape(batch, ep * n, count, dim) for y, n in zip(outputs, local, strict=True)
+        ]
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -21,6 +21,7 @@ def counted(rank: int, world: int) -> dict[str, Any]:
     from m4oe_ds.layers.mtoe import MToE
     from m4oe_ds.layers.soft_moe import SoftMoE
     from m4oe_ds.models import spec_for
+    from m4oe_ds.models.m4oe import ModalityTowers
     from m4oe_ds.parallel import exchange
     from m4oe_ds.training import engine as engines
     from m4oe_ds.training.step import train_step
@@ -32,14 +33,23 @@ def counted(rank: int, world: int) -> dict[str, Any]:
 
     slots: list[int] = []  # bytes of all slots of every call of every mixture layer, from its own parameters
 
-    def expect(layer: Any, inputs: tuple[Any, ...], _: Any) -> None:
+    def size(layer: Any, tokens: Any) -> int:
         _, experts, count = layer.router.phi.shape
-        batch, _, dim = inputs[0].shape
-        slots.append(batch * experts * count * dim * inputs[0].element_size())
+        return int(len(tokens) * experts * count * tokens.shape[2] * tokens.element_size())
+
+    def expect(layer: Any, inputs: tuple[Any, ...], _: Any) -> None:
+        slots.append(size(layer, inputs[0]))
+
+    def expect_together(towers: Any, inputs: tuple[Any, ...], _: Any) -> None:
+        """At every depth the layers of all modalities share one exchange."""
+        for blocks in zip(*(tower.blocks for tower in towers.values()), strict=True):
+            slots.append(sum(size(block.mlp, x) for block, x in zip(blocks, inputs[0], strict=True)))
 
     for module in engine.module.modules():
         if isinstance(module, (MToE, SoftMoE)):
             module.register_forward_hook(expect)
+        elif isinstance(module, ModalityTowers):
+            module.register_forward_hook(expect_together)
 
     seen: dict[str, list[int]] = {"forward": [], "backward": []}
     direction = "forward"

@@ -46,7 +46,10 @@ def exercise(rank: int, world: int) -> dict[str, Any]:
     base = torch.randn(batch, slots, n, dim, generator=generator)
     x = base.transpose(1, 2).requires_grad_()  # [B, n, s, d], strided
     group = groups._get_expert_parallel_group(place.group_name)
-    out = run_on_owners(x, world, group, local)
+    # beside another layer, with more slots per expert's owner: both share the exchange and neither sees the other
+    beside = torch.randn(batch, 2 * n, slots, dim, generator=generator)
+    out, other = run_on_owners([x, beside], world, group, [local, lambda rows: 2 * rows])
+    result["beside"] = float((other - 2 * beside).abs().max())
     target = torch.randn(out.shape, generator=generator).transpose(0, 1).contiguous().transpose(0, 1)
     grads = torch.autograd.grad((out * target).sum(), [x, *weights])
     y = x.detach().clone().requires_grad_()
@@ -73,5 +76,6 @@ def test_reductions_and_exchange(world: int, tmp_path: Path) -> None:
         assert found["agreed"] == ["problem of 1"]
         assert found["nothing"] == []
         assert found["forward"] < 1e-6
+        assert found["beside"] < 1e-6
         assert found["input_gradient"] < 1e-5
         assert found["weight_gradient"] < 1e-4  # sums over more rows in another order

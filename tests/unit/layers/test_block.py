@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from m4oe_ds.layers import Block, MToE, MToEBlock, SoftMoE
-from m4oe_ds.layers.block import DenseMLP
+from m4oe_ds.layers.block import DenseMLP, run_in_step
 
 KINDS = ["dense", "soft_moe", "mtoe"]
 EXACT = {"rtol": 1e-10, "atol": 1e-11}  # float64
@@ -100,6 +100,20 @@ def test_sample_without_any_token_is_finite(kind: str, dtype: torch.dtype, fused
     assert x.grad.isfinite().all()
     assert (x.grad[0] == 0).all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in block.parameters())
+
+
+def test_blocks_in_step_are_the_blocks_one_by_one() -> None:
+    """Sharing an exchange changes neither outputs, routing nor gradients; lengths may differ."""
+    blocks = [make("soft_moe") for _ in range(3)]
+    tokens = [torch.randn(2, length, 8, dtype=torch.float64, requires_grad=True) for length in (5, 3, 7)]
+    together = run_in_step(blocks, tokens)  # type: ignore[arg-type]
+    alone = [block(x) for block, x in zip(blocks, tokens, strict=True)]
+    for (y, routing), (wanted, expected) in zip(together, alone, strict=True):
+        torch.testing.assert_close(y, wanted, **EXACT)
+        torch.testing.assert_close(routing.dispatch, expected.dispatch, **EXACT)
+    found = torch.autograd.grad(sum((y**2).sum() for y, _ in together), tokens)
+    reference = torch.autograd.grad(sum((y**2).sum() for y, _ in alone), tokens)
+    torch.testing.assert_close(found, reference, **EXACT)
 
 
 def test_parameter_counts_of_the_reference_configuration() -> None:
