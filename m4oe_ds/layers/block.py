@@ -55,7 +55,7 @@ class Block(nn.Module):
         return tokens + update, routing
 
 
-def run_in_step(blocks: Sequence[Block], tokens: Sequence[Tensor]) -> list[tuple[Tensor, Routing]]:
+def run_in_step(blocks: Sequence[Block], *tokens: Tensor) -> list[tuple[Tensor, Routing]]:
     """Blocks with Soft-MoE MLPs that do not depend on each other: the slots of all of them travel in one exchange.
 
     Args:

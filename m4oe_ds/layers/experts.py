@@ -149,6 +149,43 @@ def run_each(executors: Sequence[ExpertExecutor], slots: Sequence[Tensor]) -> li
     return [executor(x) for executor, x in zip(executors, slots, strict=True)]
 
 
+def sharded(
+    slots: Sequence[Tensor],
+    ep_size: int,
+    experts: Sequence[Callable[[Tensor], Tensor]],
+    exchange: Callable[[Tensor], Tensor],
+) -> list[Tensor]:
+    """Layers whose experts are split over ``ep_size`` owners: arranges slots for one exchange there and one back.
+
+    Args:
+        slots: per layer ``[B, n_i, s, d]``. experts: per layer ``[n_local, rows, d] -> [n_local, rows, d]``.
+        exchange: ``[N, n_local, B, s, d] -> [N, n_local, B, s, d]``, rows of dim 0 to owner N and from sender N, n_local
+            over all layers; not called if ``ep_size`` is 1.
+
+    Returns:
+        per layer ``[B, n_i, s, d]``.
+    """
+    batch, _, count, dim = slots[0].shape
+    local = [x.shape[1] // ep_size for x in slots]
+
+    def travel(parts: list[Tensor]) -> list[Tensor]:
+        if ep_size == 1:
+            return parts
+        return list(exchange(parts[0] if len(parts) == 1 else torch.cat(parts, 1)).split(local, 1))
+
+    parts = travel(
+        [x.view(batch, ep_size, n, count, dim).permute(1, 2, 0, 3, 4) for x, n in zip(slots, local, strict=True)]
+    )
+    outputs = []
+    for run, x, n in zip(experts, parts, local, strict=True):
+        rows = x.transpose(0, 1).reshape(n, ep_size * batch * count, dim)
+        outputs.append(run(rows).view(n, ep_size, batch, count, dim).transpose(0, 1))
+    return [
+        y.permute(2, 0, 1, 3, 4).reshape(batch, ep_size * n, count, dim)
+        for y, n in zip(travel(outputs), local, strict=True)
+    ]
+
+
 def initialise_experts(model: nn.Module, seed: int) -> None:
     """Draws every expert of ``model`` from (seed, module path, global expert id), so any sharding starts equal."""
     for name, module in model.named_modules():

@@ -6,7 +6,8 @@ prediction_k = head_k(fusion(H_k))                         (M4oE section 3; reso
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,20 +65,13 @@ class ModalityTowers(nn.ModuleDict):
         towers = list(self.values())
         routing = {}
         for depth, blocks in enumerate(zip(*(tower.blocks for tower in towers), strict=True)):
-            if towers[0].recompute and self.training:
-                found = checkpoint(_step, blocks, *tokens, use_reentrant=False)
-            else:
-                found = _step(blocks, *tokens)
+            found = run(partial(run_in_step, blocks), towers[0].recompute and self.training, *tokens)
             tokens = [x for x, _ in found]
             routing.update({f"{name}.{depth}": step for name, (_, step) in zip(self, found, strict=True)})
         return tokens, routing
 
 
-def _step(blocks: Sequence[Block], *tokens: Tensor) -> list[tuple[Tensor, Routing]]:
-    return run_in_step(blocks, tokens)
-
-
-def run(block: nn.Module, recompute: bool, tokens: Tensor, *more: Any) -> Any:
+def run(block: Callable[..., Any], recompute: bool, tokens: Tensor, *more: Any) -> Any:
     """Calls a block, under activation checkpointing if asked (non-re-entrant: gradients of routing pass too)."""
     if recompute:
         return checkpoint(block, tokens, *more, use_reentrant=False)

@@ -9,6 +9,8 @@ import deepspeed.comm as dist
 import torch
 from torch import Tensor
 
+from m4oe_ds.layers.experts import sharded
+
 _bytes_sent = 0  # by this process since it started
 
 
@@ -61,22 +63,4 @@ def run_on_owners(
     Collectives: forward and backward make two all-to-alls each of ``B s d sum(n_i)`` elements over ``group``, of which
     (ep_size - 1) / ep_size leave the rank; every rank of the group must call this equally often. None if ep_size is 1.
     """
-    batch, _, count, dim = slots[0].shape
-    local = [x.shape[1] // ep_size for x in slots]
-    # [N, n_local, B, s, d] per layer, to owner N
-    parts = [x.view(batch, ep_size, n, count, dim).permute(1, 2, 0, 3, 4) for x, n in zip(slots, local, strict=True)]
-    if ep_size > 1:  # from sender N, this rank's experts
-        parts = list(_AllToAll.apply(_side_by_side(parts), group).split(local, 1))
-    outputs = []
-    for run, x, n in zip(experts, parts, local, strict=True):
-        rows = x.transpose(0, 1).reshape(n, ep_size * batch * count, dim)
-        outputs.append(run(rows).view(n, ep_size, batch, count, dim).transpose(0, 1))
-    if ep_size > 1:  # outputs of owner N for this rank's samples
-        outputs = list(_AllToAll.apply(_side_by_side(outputs), group).split(local, 1))
-    return [
-        y.permute(2, 0, 1, 3, 4).reshape(batch, ep_size * n, count, dim) for y, n in zip(outputs, local, strict=True)
-    ]
-
-
-def _side_by_side(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return sharded(slots, ep_size, experts, lambda x: _AllToAll.apply(x, group))

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import flop_registry
 
 from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
-from m4oe_ds.layers.experts import ExpertWeights
+from m4oe_ds.layers.experts import ExpertWeights, sharded
 from m4oe_ds.layers.passes import whole
 from m4oe_ds.losses.mutual_information import official_token_task_information
 from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
@@ -130,10 +130,7 @@ class _Exchange(torch.autograd.Function):
 
 
 class _ExpertShare(nn.Module):
-    """One rank's share of the experts, with the buffers of the exchange but no exchange.
-
-    Follows :func:`m4oe_ds.parallel.exchange.run_on_owners` step by step; importing it would load DeepSpeed.
-    """
+    """One rank's share of the experts, with the buffers of the exchange but no exchange."""
 
     def __init__(self, num_experts: int, dim: int, hidden: int, ep: int, exchanges: list[int]) -> None:
         super().__init__()
@@ -147,22 +144,14 @@ class _ExpertShare(nn.Module):
     @staticmethod
     def run_together(layers: Sequence[_ExpertShare], slots: Sequence[Tensor]) -> list[Tensor]:
         """Outputs of several layers, per layer as :meth:`forward`."""
-        batch, _, count, dim = slots[0].shape
-        ep, exchanges = layers[0].ep, layers[0].exchanges
-        local = [x.shape[1] // ep for x in slots]
-        parts = [x.view(batch, ep, n, count, dim).permute(1, 2, 0, 3, 4) for x, n in zip(slots, local, strict=True)]
-        if ep > 1:
-            exchanges.extend([sum(x.numel() for x in slots)] * 2)
-            parts = list(_Exchange.apply(torch.cat(parts, 1) if len(parts) > 1 else parts[0]).split(local, 1))
-        outputs = []
-        for layer, x, n in zip(layers, parts, local, strict=True):
-            rows = x.transpose(0, 1).reshape(n, ep * batch * count, dim)
-            outputs.append(layer.experts(rows).view(n, ep, batch, count, dim).transpose(0, 1))
-        if ep > 1:
-            outputs = list(_Exchange.apply(torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]).split(local, 1))
-        return [
-            y.permute(2, 0, 1, 3, 4).reshape(batch, ep * n, count, dim) for y, n in zip(outputs, local, strict=True)
-        ]
+        exchanges = layers[0].exchanges
+
+        def exchange(x: Tensor) -> Tensor:
+            exchanges.append(x.numel())
+            out: Tensor = _Exchange.apply(x)
+            return out
+
+        return sharded(slots, layers[0].ep, [layer.experts for layer in layers], exchange)
 
 
 class _FusedAttention(TorchFunctionMode):

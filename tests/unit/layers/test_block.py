@@ -106,7 +106,7 @@ def test_blocks_in_step_are_the_blocks_one_by_one() -> None:
     """Sharing an exchange changes neither outputs, routing nor gradients; lengths may differ."""
     blocks = [make("soft_moe") for _ in range(3)]
     tokens = [torch.randn(2, length, 8, dtype=torch.float64, requires_grad=True) for length in (5, 3, 7)]
-    together = run_in_step(blocks, tokens)  # type: ignore[arg-type]
+    together = run_in_step(blocks, *tokens)  # type: ignore[arg-type]
     alone = [block(x) for block, x in zip(blocks, tokens, strict=True)]
     for (y, routing), (wanted, expected) in zip(together, alone, strict=True):
         torch.testing.assert_close(y, wanted, **EXACT)
