@@ -52,8 +52,8 @@ def write_sources(folder: Path, images: int) -> dict[str, list[Path]]:
     """Full-size synthetic mammograms per transfer syntax."""
     from PIL import Image
 
-    from data_tools import phantom_breast
-    from data_tools.phantom_dicom import DicomFacts, write_mammogram
+    from data_tools.phantom import breast as phantom_breast
+    from data_tools.phantom.dicom import DicomFacts, write_mammogram
 
     paths: dict[str, list[Path]] = {name: [] for name in (*SYNTAXES, NO_WINDOW)}
     for number in range(images):
@@ -102,7 +102,7 @@ def resizers(rows: int, cols: int) -> dict[str, Callable[[np.ndarray], Any]]:
 
 def convert_one(path: Path, rows: int, cols: int) -> Any:
     """The converter's whole work for one image, encoding included."""
-    from data_tools.view import SampleTask, convert_sample
+    from data_tools.convert.images import SampleTask, convert_sample
 
     meta = {"key": "embed-0000000000000000-l", "group": "", "dataset": "embed", "side": "l", "vendor": "", "labels": {}}
     result = convert_sample(SampleTask(meta, {"ffdm_cc": (str(path),)}, rows, cols, "b2"))
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--real", type=Path, default=None, help="folder of DICOM mammograms instead of synthetic ones")
     parser.add_argument("--out", type=Path, default=None, help="also write the tables to this file")
     options = parser.parse_args()
-    from data_tools.dicom import quiet
+    from data_tools.pixels.dicom import quiet
     from m4oe_ds.data import codecs
 
     with tempfile.TemporaryDirectory() as scratch, quiet():

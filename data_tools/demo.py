@@ -23,7 +23,8 @@ def ensure_phantom_shards(
     """
     if patients <= 0 or (root / "train" / "manifest.json").is_file():
         return False
-    from data_tools import convert, phantom
+    from data_tools.convert import command as convert
+    from data_tools.phantom import archive as phantom
 
     archive = root.with_name(f"{root.name}-archive")
     print(f"no shards in {root}: making a synthetic {dataset} archive and converting it", flush=True)

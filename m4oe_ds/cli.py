@@ -100,7 +100,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from m4oe_ds.evaluation.metrics import format_table
-    from m4oe_ds.training.evaluate import evaluate_run
+    from m4oe_ds.runs.evaluate import evaluate_run
 
     metrics = evaluate_run(Path(options.run), options.split, options.data)
     if metrics is not None:
@@ -120,7 +120,7 @@ def _export(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from m4oe_ds.errors import CheckpointError
-    from m4oe_ds.training.weights import consolidate
+    from m4oe_ds.runs.weights import consolidate
 
     run = Path(options.run)
     checkpoint, out = run, Path(options.out) if options.out else run.parent.parent / "weights" / "model.safetensors"

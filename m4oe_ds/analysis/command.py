@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from m4oe_ds.analysis.runs import Run
-    from m4oe_ds.analysis.state import State
+    from m4oe_ds.analysis.inputs import Run
+    from m4oe_ds.analysis.session import State
 
 SECTIONS = (
     "utilisation", "contribution", "experts", "competition", "synergy", "conflict", "sweep", "interpretability", "gallery", "own", "clinical",
@@ -51,9 +51,9 @@ def work(options: argparse.Namespace) -> int:
     import time
     from pathlib import Path
 
-    from m4oe_ds.analysis.runs import analysed, open_run, plain
+    from m4oe_ds.analysis.inputs import analysed, open_run, plain
     from m4oe_ds.analysis.sections import WORK, agreement_lines, facts_of
-    from m4oe_ds.analysis.state import Skip, State
+    from m4oe_ds.analysis.session import Skip, State
     from m4oe_ds.errors import ConfigError
     from m4oe_ds.training.records import write_json
 
@@ -107,7 +107,7 @@ def _sections(only: str) -> list[str]:
 
 def _tasks(state: State) -> tuple[str, ...]:
     """Tasks of the synergy matrices."""
-    from m4oe_ds.analysis.state import PAPER_TASKS
+    from m4oe_ds.analysis.session import PAPER_TASKS
     from m4oe_ds.errors import ConfigError
 
     known = [task.name for task in state.run.spec.tasks if task.kind == "classification"]
@@ -121,7 +121,7 @@ def _passes(state: State, sections: Iterable[str], tasks: tuple[str, ...]) -> No
     """The pass over the split, and the lighter one over the training split if a section needs it."""
     from m4oe_ds.analysis.collect import collect, collect_features
     from m4oe_ds.analysis.sections import save_rows
-    from m4oe_ds.analysis.state import FEATURE_ROWS
+    from m4oe_ds.analysis.session import FEATURE_ROWS
 
     run, options = state.run, state.options
     wanted = set(sections)

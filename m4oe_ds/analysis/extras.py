@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from m4oe_ds.analysis.gallery import GalleryCollector, save
-from m4oe_ds.analysis.runs import Run
+from m4oe_ds.analysis.inputs import Run
 from m4oe_ds.evaluation.clinical import write_report
 
 

@@ -12,10 +12,10 @@ from m4oe_ds.analysis import extras, figures
 from m4oe_ds.analysis import interpretability as checks
 from m4oe_ds.analysis.collect import Features, collect_features
 from m4oe_ds.analysis.conflict import conflict_pairs, conflict_rows
-from m4oe_ds.analysis.own_outputs import own_outputs
+from m4oe_ds.analysis.inputs import open_run, plain, sweep_rows, twin_folders
+from m4oe_ds.analysis.model_outputs import own_outputs
 from m4oe_ds.analysis.probes import competition, masked_probabilities
-from m4oe_ds.analysis.runs import open_run, plain, sweep_rows, twin_folders
-from m4oe_ds.analysis.state import FEATURE_ROWS, PAPER_TASKS, Skip, State
+from m4oe_ds.analysis.session import FEATURE_ROWS, PAPER_TASKS, Skip, State
 from m4oe_ds.analysis.synergy_section import synergy
 from m4oe_ds.errors import ConfigError, DataError
 

@@ -8,11 +8,11 @@ import numpy as np
 from tqdm import tqdm
 
 from m4oe_ds.analysis import figures
-from m4oe_ds.analysis.pid import principal_components
-from m4oe_ds.analysis.pid_batch import BatchSettings
-from m4oe_ds.analysis.runs import plain
-from m4oe_ds.analysis.state import Skip, State
-from m4oe_ds.analysis.synergy import SynergyReport, SynergySettings, synergy_matrices
+from m4oe_ds.analysis.inputs import plain
+from m4oe_ds.analysis.pid.decompose import principal_components
+from m4oe_ds.analysis.pid.estimator import BatchSettings
+from m4oe_ds.analysis.pid.synergy import SynergyReport, SynergySettings, synergy_matrices
+from m4oe_ds.analysis.session import Skip, State
 
 COMPONENTS = 16
 MOST_INFORMATION = 1.1  # times H(Y); more is an over-confident network

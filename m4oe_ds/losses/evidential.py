@@ -26,7 +26,7 @@ from m4oe_ds.layers.evidence import (
     fuse_student_t,
     student_t,
 )
-from m4oe_ds.losses.own import Generic, OwnLabels, OwnLoss, OwnOutput
+from m4oe_ds.losses.model_loss import Generic, OwnLabels, OwnLoss, OwnOutput
 from m4oe_ds.losses.tasks import LossParts
 
 
@@ -140,7 +140,7 @@ class EvidentialLoss(OwnLoss):
         self.evidence = EvidentialOptions(**{name: value for name, value in options.items() if name in known})
 
     def parts(self, output: OwnOutput, batch: OwnLabels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
-        """See :class:`m4oe_ds.losses.own.OwnLoss`."""
+        """See :class:`m4oe_ds.losses.model_loss.OwnLoss`."""
         found = {}
         for k, task in enumerate(self.tasks):
             if task.kind != "classification":

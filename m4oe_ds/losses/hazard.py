@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m4oe_ds.losses.own import OwnLabels, OwnLoss
+from m4oe_ds.losses.model_loss import OwnLabels, OwnLoss
 
 RISK_PREFIX = "risk"
 
@@ -33,7 +33,7 @@ class HazardLoss(OwnLoss):
     """
 
     def mask(self, batch: OwnLabels) -> Tensor:
-        """See :class:`m4oe_ds.losses.own.OwnLoss`."""
+        """See :class:`m4oe_ds.losses.model_loss.OwnLoss`."""
         columns = [k for k, task in enumerate(self.tasks) if task.name.startswith(RISK_PREFIX)]
         columns.sort(key=lambda k: int(self.tasks[k].name.removeprefix(RISK_PREFIX)))
         if not columns:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.layers.routing import Routing
+from m4oe_ds.losses.model_loss import OwnLoss
 from m4oe_ds.losses.mutual_information import (
     Reduce,
     conditional_mutual_information,
     official_token_task_information,
 )
-from m4oe_ds.losses.own import OwnLoss
 from m4oe_ds.losses.tasks import LossParts, binary_cross_entropy_dice, cross_entropy, focal
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m4oe_ds.losses.own import Generic, OwnLabels, OwnLoss, OwnOutput
+from m4oe_ds.losses.model_loss import Generic, OwnLabels, OwnLoss, OwnOutput
 from m4oe_ds.losses.tasks import LossParts
 
 
@@ -19,7 +19,7 @@ class SequentialLoss(OwnLoss):
     """
 
     def parts(self, output: OwnOutput, batch: OwnLabels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
-        """See :class:`m4oe_ds.losses.own.OwnLoss`."""
+        """See :class:`m4oe_ds.losses.model_loss.OwnLoss`."""
         found: dict[str, LossParts] = {}
         for k, task in enumerate(self.tasks):
             steps = output.extras.get(f"step_logits.{task.name}")

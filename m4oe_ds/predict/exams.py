@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_tools.dicom import require_decoders
-from data_tools.embed import take_order
-from data_tools.plan import Plan, Sample
+from data_tools.archives.embed import take_order
+from data_tools.archives.plan import Plan, Sample
+from data_tools.pixels.dicom import require_decoders
 from m4oe_ds.errors import EnvironmentProblem
 from m4oe_ds.predict.headers import Header, read
 

@@ -1,7 +1,7 @@
 """What one DICOM header says: whose breast, which view, which kind of image, and whether a model may see it.
 
 A header becomes the row that the converter would have found in EMBED's table of images, so one set of rules
-(:func:`data_tools.embed.image_exclusion`) decides in both places. What that table states and a header does not, such as
+(:func:`data_tools.archives.embed.image_exclusion`) decides in both places. What that table states and a header does not, such as
 "spot view" or "synthesised", is derived here from the attributes of DICOM PS3.3 C.8.11.7 and the codes of CID 4014 and 4015.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.dicom import BadImage, check_kind, quiet, read_header
-from data_tools.embed import image_exclusion
+from data_tools.archives.embed import image_exclusion
+from data_tools.pixels.dicom import BadImage, check_kind, quiet, read_header
 
 TAGS = (
     "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PresentationIntentType", "NumberOfFrames",
@@ -58,7 +58,7 @@ class Header:
     Attributes:
         patient, exam: identifiers, for grouping and the private mapping alone; empty if the file has none.
         side: ``L`` or ``R``. modality: e.g. ``ffdm_cc``; both empty if unknown.
-        row: the columns that :mod:`data_tools.embed` reads. instance: SOP instance UID. syntax: transfer syntax UID.
+        row: the columns that :mod:`data_tools.archives.embed` reads. instance: SOP instance UID. syntax: transfer syntax UID.
         male: the patient is a man. lossy: pixels were compressed with loss.
         reason: why the file cannot be used, a fixed word; empty if it can.
     """

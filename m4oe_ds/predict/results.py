@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.convert import write_private
+from data_tools.convert.command import write_private
 from data_tools.deidentify import hash16
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import CheckpointError

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_tools import geometry, grayscale
-from data_tools.tasks import Storing, make_jobs
-from data_tools.view import SampleResult, SampleTask
-from data_tools.workers import converted
+from data_tools.convert.images import SampleResult, SampleTask
+from data_tools.convert.jobs import Storing, make_jobs
+from data_tools.convert.workers import converted
+from data_tools.pixels import geometry, grayscale
 from m4oe_ds.data.collate import Sample
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.stream import Reading

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from m4oe_ds.errors import DataError
-from m4oe_ds.report import pictures, sections
+from m4oe_ds.report import clinical_tables, pictures
 from m4oe_ds.report.card import agreement, card
 from m4oe_ds.report.patients import patients
 
@@ -61,7 +61,7 @@ def _content(folder: Path) -> dict[str, Any]:
     sections_of_samples = patients(examples, arrays, maps, str(environment.get("dataset", "")))
     inside = {key for key in examples.get("keys", np.zeros(0)).tolist() if sections_of_samples}
     return {
-        "clinical": sections.clinical_tables(clinical) if clinical else [],
+        "clinical": clinical_tables.clinical_tables(clinical) if clinical else [],
         "clinical_split": clinical.get("split", ""),
         "analysis": _analysis(folder) if analysis else [],
         "skipped": analysis.get("skipped", {}),
@@ -112,7 +112,7 @@ def _interval(entry: dict[str, float | None]) -> str:
 def _analysis(folder: Path) -> list[dict[str, Any]]:
     """Figures that ``m4oe analyze`` left in the run folder, embedded, in the order of the paper."""
     found = []
-    for pattern, title, caption in sections.ANALYSES:
+    for pattern, title, caption in clinical_tables.ANALYSES:
         for path in sorted((folder / "figures").glob(f"{pattern}.png")):
             image = pictures.picture(path.read_bytes(), f"{title}. {caption}", path.with_suffix(".csv"))
             found.append({"title": title, "caption": caption, "image": image})

@@ -21,10 +21,11 @@ from m4oe_ds.errors import ConfigError
 from m4oe_ds.models import spec_for
 from m4oe_ds.parallel import exchange, launch, reduce
 from m4oe_ds.planning.model_cost import objective_of, zero_batch
+from m4oe_ds.runs import assemble
 from m4oe_ds.scaling.rows import Row
 from m4oe_ds.scaling.study import described, digest
-from m4oe_ds.training import assemble, profiling
 from m4oe_ds.training import engine as engines
+from m4oe_ds.training import profiling
 from m4oe_ds.training.records import environment
 from m4oe_ds.training.step import train_step
 

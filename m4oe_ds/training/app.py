@@ -20,7 +20,7 @@ from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.evaluation.metrics import evaluate_split, format_table
 from m4oe_ds.models import spec_for
 from m4oe_ds.parallel import launch, reduce
-from m4oe_ds.training import assemble, weights
+from m4oe_ds.runs import assemble, weights
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training.checkpoint import CheckpointStore
 from m4oe_ds.training.loop import Loop, Outcome, predictions_dict

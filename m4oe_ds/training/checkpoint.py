@@ -1,7 +1,7 @@
 """Atomic, verified checkpoints that any layout can load, written behind training.
 
 DeepSpeed's own files are written in place, tied to the number of ranks, and with another ``ep_size`` load permuted
-without an error. So here every rank writes the intervals of the global state it holds (:mod:`m4oe_ds.parallel.state`) as
+without an error. So here every rank writes the intervals of the global state it holds (:mod:`m4oe_ds.parallel.engine_state`) as
 safetensors: beside the run, hashed, with a manifest, renamed into place. The copy to host memory stalls training; hashing
 and writing happen in a thread. Nothing is unpickled at load.
 
@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from m4oe_ds.errors import CheckpointError
-from m4oe_ds.parallel import reduce, state
-from m4oe_ds.training import seeds, statefile
+from m4oe_ds.parallel import engine_state, reduce
+from m4oe_ds.runs import state_files
+from m4oe_ds.training import seeds
 from m4oe_ds.training.records import write_json
 
 FORMAT_VERSION = 2
@@ -97,8 +98,8 @@ class CheckpointStore:
             "stamp": self.stamp,
             "position": vars(position),
             "progress": progress,
-            "engine": state.counters(engine),
-            "parameters": {name: list(place.shape) for name, place in state.places(engine.module).items()},
+            "engine": engine_state.counters(engine),
+            "parameters": {name: list(place.shape) for name, place in engine_state.places(engine.module).items()},
         }
         world = reduce.world_size()
         self._writer = threading.Thread(
@@ -147,7 +148,7 @@ class CheckpointStore:
         """Thread body: this rank's file; on rank 0 also the manifest, the rename, pointers and retention."""
         try:
             path = aside / tag / f"state-{rank:05d}.safetensors"
-            statefile.write(tensors, path)
+            state_files.write(tensors, path)
             write_json(aside / f"done-{rank}.json", {path.name: _describe(path)})
             if rank == 0:
                 manifest["files"] = self._wait_for_all(aside, world)
@@ -253,8 +254,8 @@ class CheckpointStore:
         self._check_stamp(manifest["stamp"], tag)
         if tag not in self._verified and (problems := self.verify(tag)):
             raise CheckpointError(problems[0], fix="remove this checkpoint and resume from the one before")
-        reader = statefile.StateReader(self.folder / tag)
-        where = state.places(engine.module)
+        reader = state_files.StateReader(self.folder / tag)
+        where = engine_state.places(engine.module)
         buffers = dict(engine.module.named_buffers())
         if problems := reader.differences(where, buffers):
             raise CheckpointError(f"{len(problems)} names do not match: {'; '.join(problems)}", str(self.folder / tag))
@@ -267,10 +268,10 @@ class CheckpointStore:
             raise CheckpointError("; ".join(problems), str(self.folder / tag))
         with torch.no_grad():
             if weights_only:
-                state.restore_working(engine, reader.read)
+                engine_state.restore_working(engine, reader.read)
             else:
-                state.restore(engine, reader.read)
-                state.set_counters(engine, manifest["engine"])
+                engine_state.restore(engine, reader.read)
+                engine_state.set_counters(engine, manifest["engine"])
                 self._restore_generators(reader, manifest)
             for name, buffer in buffers.items():
                 buffer.copy_(reader.buffer(name))
@@ -289,7 +290,7 @@ class CheckpointStore:
         if different and reduce.rank() == 0:
             _logger.warning("checkpoint %s was written with %s and goes on with %s", tag, then, now)
 
-    def _restore_generators(self, reader: statefile.StateReader, manifest: dict[str, Any]) -> None:
+    def _restore_generators(self, reader: state_files.StateReader, manifest: dict[str, Any]) -> None:
         rank = reduce.rank()
         if manifest["stamp"].get("world") == reduce.world_size():
             seeds.restore(reader.generators(rank))
@@ -317,15 +318,15 @@ def _device() -> torch.device:
 def _snapshot(engine: Any) -> dict[str, Tensor]:
     """Host copies of what this rank writes: its pieces, its share of what is not trained, its generators."""
     rank = reduce.rank()
-    where = state.places(engine.module)
+    where = engine_state.places(engine.module)
     shared = [  # replicated tensors are written once, sharded ones by everybody
         piece
-        for piece in state.frozen(engine)
+        for piece in engine_state.frozen(engine)
         if rank == 0 or piece.values.numel() < torch.Size(where[piece.name].shape).numel()
     ]
     buffers = engine.module.named_buffers() if rank == 0 else ()
-    tensors = statefile.snapshot([*state.pieces(engine), *shared], buffers)
-    tensors.update({f"{statefile.GENERATOR}|{name}|{rank}": value for name, value in seeds.capture().items()})
+    tensors = state_files.snapshot([*engine_state.pieces(engine), *shared], buffers)
+    tensors.update({f"{state_files.GENERATOR}|{name}|{rank}": value for name, value in seeds.capture().items()})
     return tensors
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from m4oe_ds.analysis.board import ValidationFigures
+from m4oe_ds.analysis.validation_figures import ValidationFigures
 from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.manifest import Manifest
@@ -26,7 +26,8 @@ from m4oe_ds.models.interface import ModelOutput, ModelSpec
 from m4oe_ds.parallel import reduce
 from m4oe_ds.parallel.deepspeed_moe import ep_size_of
 from m4oe_ds.parallel.exchange import bytes_sent
-from m4oe_ds.training import assemble, gradient_policy, schedule
+from m4oe_ds.runs import assemble
+from m4oe_ds.training import gradient_policy, schedule
 from m4oe_ds.training.checkpoint import CheckpointStore, Position
 from m4oe_ds.training.engine import compute_dtype
 from m4oe_ds.training.preemption import StopRequest

@@ -115,8 +115,8 @@ def trajectory(
     cfg: Config, ds: dict[str, Any], steps: int, rank: int, world: int, seed: int = 1, **options: Any
 ) -> list[dict[str, Any]]:
     """Global figures of ``steps`` optimizer steps; the samples of a step do not depend on the world size."""
+    from m4oe_ds.runs.assemble import own_loss
     from m4oe_ds.training import engine as engines
-    from m4oe_ds.training.assemble import own_loss
     from m4oe_ds.training.step import train_step
 
     sizes = deepspeed_json.batch_sizes(ds, world, "test")

@@ -79,14 +79,14 @@ def local(spec: Any, sizes: Any, rank: int, world: int, step: int) -> list[Any]:
 
 def capture(engine: Any) -> Any:
     """Optimizer states before the step of length zero, which moves Adam's moments."""
-    from m4oe_ds.parallel import state
+    from m4oe_ds.parallel import engine_state as state
 
     return [(p.kind, p.name, p.start, p.values.clone()) for p in state.pieces(engine)], state.counters(engine)
 
 
 def release(engine: Any, captured: Any) -> None:
     """Puts :func:`capture` back."""
-    from m4oe_ds.parallel import state
+    from m4oe_ds.parallel import engine_state as state
 
     kept = {(kind, name, start): values for kind, name, start, values in captured[0]}
     for piece in state.pieces(engine):
@@ -96,7 +96,7 @@ def release(engine: Any, captured: Any) -> None:
 
 def fingerprints(engine: Any) -> dict[str, str]:
     """Hash of every piece of an expert's or other master that this rank holds, by name and global interval."""
-    from m4oe_ds.parallel import state
+    from m4oe_ds.parallel import engine_state as state
 
     return {
         f"{piece.name}|{piece.start}|{piece.values.numel()}": digest(piece.values)
@@ -124,7 +124,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", CHAINS)
 def test_chain_of_layouts_continues_the_trajectory(name: str, reference: list[float], tmp_path: Path) -> None:
-    from m4oe_ds.training.statefile import StateReader
+    from m4oe_ds.runs.state_files import StateReader
 
     checkpoints = tmp_path / "checkpoints"
     found: list[float] = []

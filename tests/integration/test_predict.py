@@ -14,8 +14,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from data_tools import convert, phantom
+from data_tools.convert import command as convert
 from data_tools.identifiers import scan_identifiers
+from data_tools.phantom import archive as phantom
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.schema import SPLITS
 from tests.integration import commands, shards

@@ -14,7 +14,7 @@ import pytest
 from m4oe_ds import config_loader
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.models import build
-from m4oe_ds.training import weights
+from m4oe_ds.runs import weights
 from tests.integration import commands, shards
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]

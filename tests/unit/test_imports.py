@@ -200,7 +200,10 @@ HARMLESS = {
     ),
     "a longer name": ("m4oe_ds/data/x.py", "import m4oe_ds.configuration"),
     "losses to layers": ("m4oe_ds/losses/x.py", "from m4oe_ds.layers.routing import Routing"),
-    "data_tools inside": ("data_tools/x.py", "from data_tools.dicom import read\nfrom . import phantom\nimport numpy"),
+    "data_tools inside": (
+        "data_tools/x.py",
+        "from data_tools.pixels.dicom import read\nfrom . import phantom\nimport numpy",
+    ),
     "data_tools to data": ("data_tools/x.py", "from m4oe_ds.data import schema\nfrom m4oe_ds.errors import DataError"),
     "from the top": ("data_tools/x.py", "from m4oe_ds import errors"),
     "lazy cli": ("m4oe_ds/cli.py", "def train():\n    import torch\n    import deepspeed"),

@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import save_file
 
 from m4oe_ds import config_loader
-from m4oe_ds.analysis import command, figures, pid
+from m4oe_ds.analysis import command, figures
 from m4oe_ds.analysis.conflict import conflict_pairs, conflict_rows
-from m4oe_ds.analysis.pid_batch import BatchSettings
-from m4oe_ds.analysis.runs import open_run, plain, sweep_rows, twin_folders
+from m4oe_ds.analysis.inputs import open_run, plain, sweep_rows, twin_folders
+from m4oe_ds.analysis.pid import decompose as pid
+from m4oe_ds.analysis.pid.estimator import BatchSettings
+from m4oe_ds.analysis.pid.synergy import PairSynergy, SynergyReport
 from m4oe_ds.analysis.sections import WORK
-from m4oe_ds.analysis.state import State
-from m4oe_ds.analysis.synergy import PairSynergy, SynergyReport
+from m4oe_ds.analysis.session import State
 from m4oe_ds.analysis.synergy_section import reliable
 from m4oe_ds.config import to_dict
 from m4oe_ds.errors import ConfigError, DataError
@@ -72,7 +73,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples, rows = [], []
     config = config_loader.load(None, (*shards.SMALL, f"data.root={root}"))
     from m4oe_ds.data.manifest import Manifest
-    from m4oe_ds.training import assemble
+    from m4oe_ds.runs import assemble
 
     manifest = Manifest.load(str(root / "train"))
     stream = assemble.stream(config, "test", spec_for(config), 30, 1, manifest)

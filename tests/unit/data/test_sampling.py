@@ -15,7 +15,7 @@ from m4oe_ds.data.manifest import Shard, assemble
 from m4oe_ds.data.order import weighted_order
 from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.training.assemble import prior_correction, sampling_weights
+from m4oe_ds.runs.assemble import prior_correction, sampling_weights
 
 RISKS = tuple(f"risk{k}" for k in range(1, 6))
 

@@ -238,7 +238,7 @@ def png(**text: str) -> bytes:
 
 
 def dicom_header() -> bytes:
-    from data_tools.phantom_dicom import DicomFacts, write_mammogram
+    from data_tools.phantom.dicom import DicomFacts, write_mammogram
 
     facts = DicomFacts(
         "90000001", "9999000000000001", "1.2.3.4.5.6.7", "1.2.3.4.5.6.8", "1.2.3.4.5.6.9", "2014-03-02", "101500", "", "",

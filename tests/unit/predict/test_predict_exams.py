@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_tools.phantom_dicom import DicomFacts, write_mammogram
+from data_tools.phantom.dicom import DicomFacts, write_mammogram
 from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import EnvironmentProblem
 from m4oe_ds.predict import exams

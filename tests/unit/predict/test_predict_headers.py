@@ -12,7 +12,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from data_tools.phantom_dicom import DicomFacts, write_mammogram
+from data_tools.phantom.dicom import DicomFacts, write_mammogram
 from m4oe_ds.predict import headers
 
 FACTS = DicomFacts(

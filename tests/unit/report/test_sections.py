@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from m4oe_ds.evaluation.clinical import write_report
+from m4oe_ds.report.clinical_tables import clinical_tables, number
 from m4oe_ds.report.figures import view_png
 from m4oe_ds.report.html import render
-from m4oe_ds.report.sections import clinical_tables, number
 from tests.unit.report.test_html import MODALITIES, TASKS, Tags, fill
 
 

@@ -1,0 +1,184 @@
+"""VinDr-Mammo 1.0.0: breast-level labels, an official test split, one exam per patient.
+
+BI-RADS goes from 1 to 5 and never misses; there is no 0. Validation is carved out of the official training split.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data_tools.archives.plan import Options, Plan, Sample
+from data_tools.archives.tables import number, read_table
+from m4oe_ds.data.schema import DATASETS, MISSING
+from m4oe_ds.errors import DataError
+
+Row = Mapping[str, str]
+BREAST_COLUMNS = (
+    "study_id", "series_id", "image_id", "laterality", "view_position", "height", "width", "breast_birads",
+    "breast_density", "split",
+)  # fmt: skip
+FINDING_COLUMNS = (
+    "study_id", "series_id", "image_id", "laterality", "view_position", "height", "width", "breast_birads",
+    "breast_density", "finding_categories", "finding_birads", "xmin", "ymin", "xmax", "ymax", "split",
+)  # fmt: skip
+BIRADS_SCHEMES: dict[str, dict[str, int]] = {
+    "triage": {"BI-RADS 1": 0, "BI-RADS 2": 1, "BI-RADS 3": 2, "BI-RADS 4": 2, "BI-RADS 5": 2},
+    "release": {"BI-RADS 1": 0, "BI-RADS 2": 1, "BI-RADS 3": 1, "BI-RADS 4": 2, "BI-RADS 5": 2},
+}
+DENSITY = {"DENSITY A": 0, "DENSITY B": 1, "DENSITY C": 2, "DENSITY D": 3}
+SPLITS = {"training": "train", "test": "test"}
+VIEWS = {"CC": "ffdm_cc", "MLO": "ffdm_mlo"}
+# The whole public archive, by unit and official split
+EXPECTED: dict[str, dict[str, int]] = {
+    "images": {"all": 20000, "training": 16000, "test": 4000, "L": 10000, "R": 10000, "CC": 10001, "MLO": 9999},
+    "patients": {"all": 5000, "training": 4000, "test": 1000},
+    "breasts": {"all": 10000, "training": 8000, "test": 2000, "without_mlo": 1},
+    "birads_by_breast_training": {"1": 5362, "2": 1871, "3": 372, "4": 305, "5": 90},
+    "birads_by_breast_test": {"1": 1341, "2": 467, "3": 93, "4": 76, "5": 23},
+    "density_by_breast_training": {"A": 40, "B": 764, "C": 6116, "D": 1080},
+    "density_by_breast_test": {"A": 10, "B": 190, "C": 1530, "D": 270},
+}
+
+
+def _label(rows: Sequence[Row], column: str, known: Mapping[str, int], plan: Plan, what: str) -> int:
+    """Code of the one value all rows of a breast have; MISSING if unknown or contradictory, which is counted."""
+    values = {row[column].upper() for row in rows}
+    if len(values) > 1:
+        plan.violations[f"{what}_not_constant_within_breast"] += 1
+        return MISSING
+    value = values.pop()
+    if value not in known:
+        plan.violations[f"unknown_{what}"] += 1
+        return MISSING
+    return known[value]
+
+
+def _studies(rows: Sequence[Row], plan: Plan) -> dict[str, list[Row]]:
+    """Usable rows per study; every statement about studies is checked."""
+    excluded = plan.excluded["images"]
+    studies: dict[str, list[Row]] = defaultdict(list)
+    images: dict[str, int] = defaultdict(int)
+    seen: set[str] = set()
+    for row in rows:
+        images[row["study_id"]] += 1
+        if row["image_id"] in seen:
+            excluded["duplicate_row"] += 1
+            plan.violations["duplicate_image"] += 1
+        elif not all(re.fullmatch("[0-9a-fA-F]{32}", row[name]) for name in ("study_id", "image_id")):
+            excluded["no_identifier"] += 1
+            plan.violations["damaged_identifier"] += 1
+        elif row["laterality"].upper() not in ("L", "R"):
+            excluded["unknown_laterality"] += 1
+            plan.violations["unknown_laterality"] += 1
+        elif row["view_position"].upper() not in VIEWS:
+            excluded["unknown_view"] += 1
+            plan.violations["unknown_view"] += 1
+        elif row["split"] not in SPLITS:
+            excluded["unknown_split"] += 1
+            plan.violations["unknown_split"] += 1
+        else:
+            seen.add(row["image_id"])
+            studies[row["study_id"]].append(row)
+    short = sum(count != 4 for count in images.values())
+    if short:
+        plan.violations["study_without_four_images"] = short
+    return studies
+
+
+def build_plan(rows: Sequence[Row], options: Options, vendors: Mapping[str, str] | None = None) -> Plan:
+    """Samples with labels and images from the rows of ``breast-level_annotations.csv``.
+
+    Args:
+        vendors: manufacturer by image_id, from ``metadata.csv``.
+
+    Raises:
+        DataError: a BI-RADS scheme this data set does not have.
+    """
+    if options.birads_scheme not in BIRADS_SCHEMES:
+        raise DataError(
+            f"{options.birads_scheme!r} is not defined for VinDr-Mammo", "--birads-scheme", "use triage or release"
+        )
+    plan = Plan(steps={"table_rows": len(rows)})
+    modalities = DATASETS["vindr"].modalities
+    for study, mine in sorted(_studies(rows, plan).items()):
+        splits = {row["split"] for row in mine}
+        if len(splits) > 1:  # leakage: in neither
+            plan.violations["study_in_both_splits"] += 1
+            plan.excluded["exams"]["in_both_splits"] += 1
+            plan.excluded["images"]["of_excluded_exams"] += len(mine)
+            continue
+        worst = max((row["breast_birads"] for row in mine), default="")
+        for side in ("L", "R"):
+            here = [row for row in mine if row["laterality"].upper() == side]
+            if not here:
+                plan.excluded["samples"]["no_image"] += 1
+                continue
+            images = {
+                name: tuple(
+                    f"images/{study}/{row['image_id']}.dicom"
+                    for row in sorted(here, key=lambda row: row["image_id"])
+                    if VIEWS[row["view_position"].upper()] == name
+                )
+                for name in modalities
+            }
+            images = {name: paths for name, paths in images.items() if paths}
+            plan.notes["breasts_without_cc"] += "ffdm_cc" not in images
+            plan.notes["breasts_without_mlo"] += "ffdm_mlo" not in images
+            if options.require == "complete" and len(images) < len(modalities):
+                plan.excluded["samples"]["incomplete"] += 1
+                plan.excluded["images"]["of_excluded_samples"] += len(here)
+                continue
+            labels = {
+                "density": _label(here, "breast_density", DENSITY, plan, "density"),
+                "birads": _label(here, "breast_birads", BIRADS_SCHEMES[options.birads_scheme], plan, "birads"),
+            }
+            plan.samples.append(
+                Sample(
+                    study, study, side, labels, images, screening=None,
+                    manufacturer=(vendors or {}).get(here[0]["image_id"], ""), split=SPLITS[splits.copy().pop()],
+                    stratum=worst, choose="area",
+                )
+            )  # fmt: skip
+    plan.notes = +plan.notes
+    plan.steps["samples_planned"] = len(plan.samples)
+    plan.steps["images_planned"] = sum(len(sample.images) for sample in plan.samples)
+    return plan
+
+
+def _count_findings(path: Path, plan: Plan) -> None:
+    """Notes about the finding table, which is optional and not used for labels."""
+    rows = read_table(path, ("image_id", "height", "width", "xmin", "ymin", "xmax", "ymax"))
+    plan.steps["finding_rows"] = len(rows)
+    for row in rows:
+        box = [number(row[name]) for name in ("xmin", "ymin", "xmax", "ymax")]
+        size = number(row["width"]), number(row["height"])
+        if None in box or None in size:
+            continue
+        left, top, right, bottom = (value or 0.0 for value in box)
+        width, height = (value or 0.0 for value in size)
+        plan.notes["finding_boxes_beyond_the_image"] += left < 0 or top < 0 or right > width or bottom > height
+    plan.notes = +plan.notes
+
+
+def plan_archive(root: Path, options: Options) -> Plan:
+    """What the tables of an archive say; ``metadata.csv`` and ``finding_annotations.csv`` may be absent.
+
+    Raises:
+        DataError: the breast-level table or a column is missing, identifiers were rounded, or the scheme does not exist.
+    """
+    root = Path(root)
+    # an identifier of digits around one e is a number to a spreadsheet
+    rows = read_table(
+        root / "breast-level_annotations.csv", BREAST_COLUMNS, identifiers=("study_id", "series_id", "image_id")
+    )
+    vendors = {}
+    if (root / "metadata.csv").is_file():
+        metadata = read_table(root / "metadata.csv", ("SOP Instance UID", "Manufacturer"))
+        vendors = {row["SOP Instance UID"]: row["Manufacturer"] for row in metadata}
+    plan = build_plan(rows, options, vendors)
+    if (root / "finding_annotations.csv").is_file():
+        _count_findings(root / "finding_annotations.csv", plan)
+    return plan

@@ -1,0 +1,203 @@
+"""Converts one eye of GAMMA: fundus photograph, OCT volume and cup mask; runs in worker processes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.archives.gamma import NUM_SLICES
+from data_tools.convert.images import SampleResult, SampleTask
+from data_tools.pixels.dicom import BadImage
+from data_tools.pixels.geometry import padded_shape
+from m4oe_ds.data.codecs import encode
+from m4oe_ds.data.schema import MISSING
+from m4oe_ds.errors import UserError
+
+# Frames of 2000 rows hold a disc in the middle: the part that the other camera's 1934 x 1956 frames show
+WIDE_ROWS, WIDE_CROP = 2000, (33, 518, 1934, 1956)  # top, left, height, width
+CUP, RIM, BACKGROUND = 0, 128, 255  # grey values of a mask: 0 is the cup
+_SLICE = re.compile(r"(\d+)_image\.jpe?g", re.IGNORECASE)
+
+
+def _read(path: Path, mode: str) -> NDArray[np.uint8]:
+    """An 8-bit image: ``RGB`` or ``L``.
+
+    Raises:
+        BadImage: missing, damaged or of another kind.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=["JPEG", "PNG"]) as image:
+            if image.mode not in ("RGB", "L"):
+                raise BadImage("not_8_bit_grey_or_colour")
+            image.load()
+            return np.asarray(image if image.mode == mode else image.convert(mode))
+    except FileNotFoundError:
+        raise BadImage("missing_file") from None
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        raise BadImage("undecodable_pixels") from None
+
+
+def fundus_crop(image: NDArray[np.uint8]) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the part to keep: the known frame of wide images, else where it is not black."""
+    if image.shape[0] == WIDE_ROWS and image.shape[1] >= WIDE_CROP[1] + WIDE_CROP[3]:
+        return WIDE_CROP
+    lit = image.max(axis=2) > 12
+    rows, cols = np.flatnonzero(lit.mean(axis=1) > 0.02), np.flatnonzero(lit.mean(axis=0) > 0.02)
+    if not len(rows) or not len(cols):
+        raise BadImage("nothing_to_see")
+    return int(rows[0]), int(cols[0]), int(rows[-1] - rows[0] + 1), int(cols[-1] - cols[0] + 1)
+
+
+def _geometry(shape: tuple[int, ...], crop: tuple[int, int, int, int], rows: int, cols: int) -> dict[str, Any]:
+    return {
+        "original_shape": [int(n) for n in shape[:2]],
+        "crop": list(crop),
+        "flipped": False,
+        "padded_shape": list(padded_shape(crop[2], crop[3], rows, cols)),
+        "stored_shape": [rows, cols],
+    }
+
+
+def _place(image: NDArray[Any], geometry: Mapping[str, Any], fill: int) -> NDArray[Any]:
+    """Crops and pads: the content in the middle from top to bottom, at the left."""
+    top, left, height, width = geometry["crop"]
+    full_height, full_width = geometry["padded_shape"]
+    out = np.full((full_height, full_width, *image.shape[2:]), fill, image.dtype)
+    above = (full_height - height) // 2
+    out[above : above + height, :width] = image[top : top + height, left : left + width]
+    return out
+
+
+def _shrink(image: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
+    """Averages over areas where the source is larger, interpolates where it is smaller."""
+    from PIL import Image
+
+    smaller = image.shape[0] >= rows and image.shape[1] >= cols
+    method = Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(image).resize((cols, rows), method))
+
+
+def convert_fundus(path: Path, rows: int, cols: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """``(uint8 [rows, cols, 3], geometry)`` of a fundus photograph."""
+    image = _read(path, "RGB")
+    geometry = _geometry(image.shape, fundus_crop(image), rows, cols)
+    return _shrink(_place(image, geometry, 0), rows, cols), geometry
+
+
+def convert_mask(path: Path, geometry: Mapping[str, Any], result: SampleResult) -> NDArray[np.uint8]:
+    """Cup mask ``uint8 [rows, cols]`` in {0, 1} in the geometry of its fundus image.
+
+    The mask is made binary before it is resized (nearest), so that no interpolated grey becomes a class.
+
+    Raises:
+        BadImage: missing, damaged, or of another size than the fundus image.
+    """
+    grey = _read(path, "L")
+    if list(grey.shape) != geometry["original_shape"]:
+        raise BadImage("mask_size_differs")
+    known = np.array([CUP, RIM, BACKGROUND])
+    if not np.isin(grey, known).all():  # re-exported with smooth edges: the nearest value
+        result.count("mask", "grey values snapped")
+        distance = np.abs(grey[..., None].astype(np.int16) - known)
+        grey = known[distance.argmin(axis=-1)].astype(np.uint8)
+    placed = _place((grey == CUP).astype(np.uint8), geometry, 0)
+    rows, cols = geometry["stored_shape"]
+    down = ((np.arange(rows) + 0.5) * placed.shape[0] / rows).astype(int)
+    across = ((np.arange(cols) + 0.5) * placed.shape[1] / cols).astype(int)
+    return np.ascontiguousarray(placed[down][:, across])
+
+
+def unmap_mask(mask: NDArray[Any], geometry: Mapping[str, Any]) -> NDArray[Any]:
+    """A stored or predicted mask ``[rows, cols]`` at the native resolution of its fundus image, 0 outside the crop."""
+    top, left, height, width = geometry["crop"]
+    full_height, full_width = geometry["padded_shape"]
+    rows, cols = geometry["stored_shape"]
+    above = (full_height - height) // 2
+    down = ((np.arange(height) + above + 0.5) * rows / full_height).astype(int)
+    across = ((np.arange(width) + 0.5) * cols / full_width).astype(int)
+    out = np.zeros(geometry["original_shape"], mask.dtype)
+    out[top : top + height, left : left + width] = mask[down][:, across]
+    return out
+
+
+def slice_paths(folder: Path) -> list[Path]:
+    """B-scans in the order of their number: by name ``10_image.jpg`` would come before ``2_image.jpg``.
+
+    Raises:
+        BadImage: the numbers are not 0 to 255.
+    """
+    numbered = {int(match[1]): path for path in folder.iterdir() if (match := _SLICE.fullmatch(path.name))}
+    if sorted(numbered) != list(range(NUM_SLICES)):
+        raise BadImage("slices_not_0_to_255")
+    return [numbered[number] for number in range(NUM_SLICES)]
+
+
+def convert_volume(folder: Path, rows: int, cols: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """``(uint8 [256, rows, cols], geometry)`` of an OCT volume: every B-scan whole, stretched to the stored shape.
+
+    B-scans are resampled without keeping their aspect: depth and width have different physical scales anyway.
+
+    Raises:
+        BadImage: slices missing, damaged, or of different sizes.
+    """
+    volume = np.empty((NUM_SLICES, rows, cols), np.uint8)
+    shape: tuple[int, ...] | None = None
+    for number, path in enumerate(slice_paths(folder)):
+        scan = _read(path, "L")
+        shape = shape or scan.shape
+        if scan.shape != shape:
+            raise BadImage("slices_of_different_sizes")
+        volume[number] = _shrink(scan, rows, cols)
+    if shape is None or int(volume.min()) == int(volume.max()):
+        raise BadImage("constant")
+    geometry = {
+        "original_shape": list(shape), "crop": [0, 0, *shape], "flipped": False, "padded_shape": list(shape),
+        "stored_shape": [rows, cols],
+    }  # fmt: skip
+    return volume, geometry
+
+
+def _convert(modality: str, task: SampleTask, result: SampleResult) -> dict[str, Any]:
+    path = Path(task.images[modality][0])
+    if modality == "fundus":
+        pixels, geometry = convert_fundus(path, task.rows, task.cols)
+    else:
+        pixels, geometry = convert_volume(path, task.rows, task.cols)
+    shape = geometry["original_shape"]
+    result.count(f"{modality}_size", f"{shape[0]}x{shape[1]}")
+    result.add(modality, pixels, "b2" if modality == "oct" else task.codec)  # PNG holds no volumes
+    return geometry
+
+
+def convert_eye(task: SampleTask) -> SampleResult:
+    """Converts both modalities and the mask of an eye; a bad one is noted and the others go on."""
+    result = SampleResult({**task.meta, "vendor": task.meta["vendor"] or "other"})
+    result.meta["labels"] = dict(task.meta["labels"])
+    geometry: dict[str, Any] = {}
+    for modality in task.images:
+        try:
+            geometry[modality] = _convert(modality, task, result)
+        except BadImage as bad:
+            result.bad.append((modality, bad.reason))
+        except UserError:
+            raise
+        except Exception as error:  # as for mammograms: one file may not end a conversion
+            result.bad.append((modality, f"unexpected_{type(error).__name__}"))
+    result.meta["labels"]["cup"] = MISSING
+    if "cup" in task.masks and "fundus" in geometry:
+        try:
+            mask = convert_mask(Path(task.masks["cup"]), geometry["fundus"], result)
+            result.members[f"cup.{task.codec}"] = encode(mask, task.codec)
+            result.meta["labels"]["cup"] = 1  # a mask is there; what it shows is in its member
+        except BadImage as bad:
+            result.bad.append(("cup", bad.reason))
+    result.meta["modalities"] = list(geometry)
+    result.meta["geometry"] = geometry
+    return result

@@ -1,0 +1,151 @@
+"""From a plan to work: pseudonyms, splits of patients, and the samples of every shard in their order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_tools.archives.plan import Plan, Sample
+from data_tools.convert.images import SampleTask
+from data_tools.deidentify import hash16, split_of, vendor_family
+from m4oe_ds.data.schema import SCHEMA_VERSION, SPLITS, shard_name
+from m4oe_ds.errors import DataError
+
+
+@dataclass(frozen=True)
+class Storing:
+    """How the images are stored: size, codec, samples per shard."""
+
+    dataset: str
+    rows: int
+    cols: int
+    codec: str
+    samples_per_shard: int
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to make: the unit that is resumed and divided among jobs of an array."""
+
+    split: str
+    index: int
+    name: str
+    tasks: tuple[SampleTask, ...]
+
+    @property
+    def num_images(self) -> int:
+        """Images planned, counting one per modality."""
+        return sum(len(task.images) for task in self.tasks)
+
+
+def assign_splits(samples: Sequence[Sample], secret: bytes, shares: Sequence[int]) -> dict[str, str]:
+    """The split of every patient.
+
+    An official split is kept: ``test`` stays ``test``, ``val`` stays ``val``, and where the archive names only
+    ``train`` and ``test``, validation is carved out of ``train`` with the ratio of its share. Otherwise a keyed hash of
+    the patient decides; with strata, patients are ranked by that hash within their stratum and cut at the shares, so
+    every split holds the same mixture.
+
+    Args:
+        shares: percentages of ``SPLITS``, summing to 100.
+
+    Raises:
+        DataError: a patient is in two official splits.
+    """
+    official: dict[str, set[str]] = defaultdict(set)
+    strata: dict[str, str] = {}
+    for sample in samples:
+        official[sample.patient].add(sample.split)
+        strata.setdefault(sample.patient, sample.stratum)
+    crossing = sum(len(splits) > 1 for splits in official.values())
+    if crossing:
+        raise DataError(f"{crossing} patients are in two official splits", "tables", "use the original tables")
+    named = {next(iter(splits)) for splits in official.values()}
+    out: dict[str, str] = {}
+    free: dict[str, list[str]] = defaultdict(list)
+    carve = "train" in named and "val" not in named
+    for patient in sorted(official):
+        split = next(iter(official[patient]))
+        if split in SPLITS and not (split == "train" and carve):
+            out[patient] = split
+        elif not split and not strata[patient]:
+            out[patient] = split_of(secret, patient, shares)
+        else:
+            free[strata[patient]].append(patient)
+    borders = (shares[0], shares[0] + shares[1], sum(shares))
+    if carve:
+        borders = (shares[0], shares[0] + shares[1], shares[0] + shares[1])
+    for stratum in sorted(free):
+        ranked = sorted(free[stratum], key=lambda patient: hash16(secret, "rank", patient))
+        for rank, patient in enumerate(ranked):
+            place = (rank + 0.5) / len(ranked) * borders[2]
+            out[patient] = next(
+                split for split, border in zip(SPLITS, borders, strict=True) if place < border or border == borders[2]
+            )
+    return out
+
+
+def _task(sample: Sample, split: str, root: Path, storing: Storing, secret: bytes) -> SampleTask:
+    side = sample.side.lower()
+    name = hash16(secret, "sample", storing.dataset, sample.patient, sample.exam, side)
+    meta = {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": storing.dataset,
+        "split": split,
+        "key": f"{storing.dataset}-{name}-{side}",
+        "group": hash16(secret, "patient", storing.dataset, sample.patient),
+        "exam": hash16(secret, "exam", storing.dataset, sample.patient, sample.exam),
+        "side": side,
+        "labels": dict(sample.labels),
+        "screening": sample.screening,
+        "vendor": vendor_family(sample.manufacturer) if sample.manufacturer.strip() else "",
+    }
+    images = {name: tuple(str(root / path) for path in paths) for name, paths in sample.images.items()}
+    masks = {name: str(root / path) for name, path in sample.masks.items()}
+    return SampleTask(
+        meta, images, storing.rows, storing.cols, storing.codec, sample.choose, masks, (sample.patient, sample.exam)
+    )
+
+
+def make_jobs(
+    plan: Plan, root: Path, storing: Storing, secret: bytes, shares: Sequence[int], limit: int | None
+) -> list[ShardJob]:
+    """All shards of an archive, in order of split and number.
+
+    Which samples a shard is planned to hold depends on the tables, the options and the secret alone: samples in order of
+    their key, which is as good as shuffled. A sample without a usable image leaves its place empty, so shards can be
+    made in any order and by any number of processes.
+
+    Raises:
+        DataError: a patient in two official splits, or two samples with one key.
+    """
+    splits = assign_splits(plan.samples, secret, shares)
+    tasks = [_task(sample, splits[sample.patient], root, storing, secret) for sample in plan.samples]
+    tasks.sort(key=lambda task: task.meta["key"])
+    repeated = len(tasks) - len({task.meta["key"] for task in tasks})
+    if repeated:
+        raise DataError(
+            f"{repeated} samples are planned twice", "tables", "report this: it is an error of this package"
+        )
+    tasks = tasks[:limit]
+    jobs = []
+    for split in SPLITS:
+        mine = [task for task in tasks if task.meta["split"] == split]
+        for index, start in enumerate(range(0, len(mine), storing.samples_per_shard)):
+            part = tuple(mine[start : start + storing.samples_per_shard])
+            jobs.append(ShardJob(split, index, shard_name(storing.dataset, split, index), part))
+    return jobs
+
+
+def fingerprint(jobs: Sequence[ShardJob], preprocessing: Mapping[str, object]) -> str:
+    """Digest of everything that decides the bytes of the shards but the images: an unfinished conversion may only be
+    continued under the same one."""
+    content = [
+        [job.name, [[task.meta, {name: len(paths) for name, paths in task.images.items()}] for task in job.tasks]]
+        for job in jobs
+    ]
+    return hashlib.sha256(json.dumps([content, dict(preprocessing)], sort_keys=True).encode()).hexdigest()

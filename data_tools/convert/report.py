@@ -1,0 +1,214 @@
+"""The report of a conversion: ``conversion.json`` (numbers), ``quarantine.json`` (by hashed key), ``conversion.html``."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_tools.archives.published import Published, published, unlike_published
+from m4oe_ds.data.schema import DATASETS, SPLITS
+
+if TYPE_CHECKING:
+    from data_tools.archives.plan import Plan
+    from data_tools.convert.jobs import ShardJob
+    from data_tools.convert.shards import Record
+    from m4oe_ds.data.manifest import Manifest
+
+FLIP_AGREEMENT = 0.99  # chest wall by content against laterality; less says that sides or images are mixed up
+
+
+def table_summary(plan: Plan) -> dict[str, Any]:
+    """Counts of the tables: steps, exclusions by reason, notes, violations."""
+    return {
+        "steps": plan.steps,
+        "excluded": {unit: dict(sorted(counts.items())) for unit, counts in plan.excluded.items()},
+        "notes": dict(sorted(plan.notes.items())),
+        "violations": dict(sorted(plan.violations.items())),
+    }
+
+
+def print_plan(plan: Plan, jobs: Sequence[ShardJob]) -> None:
+    """Prints what a conversion would make and leave out."""
+    for name, number in plan.steps.items():
+        print(f"{name}: {number}")
+    for unit, counts in plan.excluded.items():
+        for reason, number in sorted(counts.items()):
+            print(f"excluded {unit}, {reason}: {number}")
+    for name, number in sorted(plan.notes.items()):
+        print(f"note, {name}: {number}")
+    for name, number in sorted(plan.violations.items()):
+        print(f"not as documented, {name}: {number}")
+    for split in SPLITS:
+        mine = [task for job in jobs if job.split == split for task in job.tasks]
+        groups = {task.meta["group"] for task in mine}
+        print(f"{split}: {len(mine)} samples of {len(groups)} patients, {sum(len(t.images) for t in mine)} images")
+        for name in mine[0].meta["labels"] if mine else ():
+            codes = Counter(task.meta["labels"][name] for task in mine)
+            print(
+                f"  {name}: " + " ".join(f"{'missing' if code < 0 else code}:{n}" for code, n in sorted(codes.items()))
+            )
+
+
+def _duplicates(records: Sequence[Record], manifests: Mapping[str, Manifest]) -> tuple[int, int]:
+    """Images whose pixels belong to another patient too, and those of them in another split: leakage."""
+    split_of = {
+        group: split for split, manifest in manifests.items() for shard in manifest.shards for group in shard.groups
+    }
+    owner: dict[str, str] = {}
+    patients = splits = 0
+    for record in records:
+        for digest, group in record.digests:
+            first = owner.setdefault(digest, group)
+            patients += first != group
+            splits += split_of.get(first) != split_of.get(group)
+    return patients, splits
+
+
+def _image_violations(facts: Mapping[str, Counter[str]], quarantined: Mapping[str, int]) -> Counter[str]:
+    """Statements about the images that do not hold."""
+    found: Counter[str] = Counter()
+    flips = facts.get("flip", Counter())
+    agreed, total = flips.get("agrees with laterality", 0), sum(flips.values())
+    if total and agreed / total < FLIP_AGREEMENT:
+        found["chest_wall_disagrees_with_laterality"] = total - agreed
+    if quarantined.get("beyond_bits_stored"):
+        found["values_beyond_bits_stored"] = quarantined["beyond_bits_stored"]
+    for name in ("slices_not_0_to_255", "mask_size_differs"):
+        if quarantined.get(name):
+            found[name] = quarantined[name]
+    if snapped := facts.get("mask", Counter()).get("grey values snapped", 0):
+        found["mask_grey_values_not_0_128_255"] = snapped
+    area = sum(quarantined.get(f"breast_area_too_{size}", 0) for size in ("small", "large"))
+    if area:
+        found["implausible_breast_area"] = area
+    return found
+
+
+def build(
+    plan: Plan, records: Sequence[Record], manifests: Mapping[str, Manifest], dataset: str, synthetic: bool,
+    whole: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Content of ``conversion.json``: numbers only.
+
+    Args:
+        whole: False if only some samples were asked for; labels are then not held against published counts.
+    """
+    facts: dict[str, Counter[str]] = {}
+    for record in records:
+        for name, counts in record.facts.items():
+            facts.setdefault(name, Counter()).update(counts)
+    quarantined = Counter(item["reason"] for record in records for item in record.quarantine)
+    histograms = {split: manifest.label_histograms for split, manifest in manifests.items()}
+    across_patients, across_splits = _duplicates(records, manifests)
+    violations = plan.violations + _image_violations(facts, quarantined)
+    if across_patients:
+        violations["duplicate_pixels_across_patients"] = across_patients
+    if across_splits:
+        violations["duplicate_pixels_across_splits"] = across_splits
+    preprocessing = next(iter(manifests.values())).preprocessing
+    if whole and not synthetic:
+        violations += unlike_published(dataset, preprocessing, histograms)
+    risks = [task.name for task in DATASETS[dataset].tasks if task.name.startswith("risk")]
+    total = sum(manifest.num_samples for manifest in manifests.values())
+    censored = {name: sum(tables.get(name, {}).get("-1", 0) for tables in histograms.values()) for name in risks}
+    return {
+        "dataset": dataset,
+        "synthetic": synthetic,
+        "tables": table_summary(plan),
+        "violations": dict(sorted(violations.items())),
+        "samples_attempted": sum(
+            len(record.keys) + record.samples_without_image + record.incomplete for record in records
+        ),
+        "samples_written": {split: manifest.num_samples for split, manifest in manifests.items()},
+        "patients": {split: manifest.num_groups for split, manifest in manifests.items()},
+        "samples_without_a_good_image": sum(record.samples_without_image for record in records),
+        "samples_incomplete_after_reading": sum(record.incomplete for record in records),
+        "images_written": sum(record.images for record in records),
+        "images_quarantined": dict(sorted(quarantined.items())),
+        "duplicate_pixels_across_patients": across_patients,
+        "duplicate_pixels_across_splits": across_splits,
+        "histograms": {name: dict(sorted(counts.items())) for name, counts in sorted(facts.items())},
+        "labels": histograms,
+        "published_labels": {
+            source.name: {"splits": list(source.splits), "counted": source.counted, "labels": source.labels}
+            for source in published(dataset, preprocessing)
+        },
+        "censored": censored,
+        "censored_share": {name: round(number / total, 4) if total else 0.0 for name, number in censored.items()},
+        "modalities": {split: manifest.modality_counts for split, manifest in manifests.items()},
+        "preprocessing": preprocessing,
+    }
+
+
+def _label_tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One table per task: a row per class with its count and share in every split, and what is published."""
+    sources = [
+        Published(name, tuple(value["splits"]), value["labels"], value["counted"])
+        for name, value in report["published_labels"].items()
+    ]
+    tables = []
+    for task in DATASETS[report["dataset"]].tasks:
+        if task.kind != "classification":
+            continue
+        rows: list[tuple[str, list[str]]] = []
+        here = [source for source in sources if task.name in source.labels]
+        known = {
+            split: sum(n for code, n in labels.get(task.name, {}).items() if code != "-1")
+            for split, labels in report["labels"].items()
+        }
+        for code in [*range(task.num_classes), -1]:
+            cells = []
+            for split, labels in report["labels"].items():
+                number = labels.get(task.name, {}).get(str(code), 0)
+                share = f" ({100 * number / known[split]:.1f} %)" if code >= 0 and known[split] else ""
+                cells.append(f"{number}{share}")
+            for source in here:
+                cells.append(_published_cell(source, task.name, code))
+            rows.append(("missing" if code < 0 else task.class_names[code], cells))
+        tables.append({"task": task.name, "columns": [*report["labels"], *(s.name for s in here)], "rows": rows})
+    return tables
+
+
+def _published_cell(source: Published, task: str, code: int) -> str:
+    share = source.share(task, code)
+    if share is None:
+        return ""
+    part = f"{100 * share:.1f} %"
+    return f"{source.labels[task][str(code)]:.0f} ({part})" if source.counted else part
+
+
+def _contact_sheet(folder: Path, manifests: Mapping[str, Manifest]) -> str:
+    """The contact sheet as a PNG in base64; empty if no sample was written."""
+    from data_tools.inspect import contact_sheet
+
+    if not any(manifest.num_samples for manifest in manifests.values()):
+        return ""
+    stream = io.BytesIO()
+    contact_sheet(folder, dict(manifests), stream)
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def write(
+    folder: Path, report: Mapping[str, Any], quarantine: Sequence[Mapping[str, str]], manifests: Mapping[str, Manifest]
+) -> None:
+    """Writes the three files of the report into the folder of the shards."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    for name, content in (("conversion.json", report), ("quarantine.json", {"images": list(quarantine)})):
+        (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("conversion.html.j2").render(
+        report=report,
+        label_tables=_label_tables(report),
+        quarantine=quarantine,
+        sheet=_contact_sheet(folder, manifests),
+        modalities=DATASETS[report["dataset"]].modalities,
+    )
+    (folder / "conversion.html").write_text(page, encoding="utf-8")

@@ -1,0 +1,117 @@
+"""Breasts of synthetic screening exams with one finding each, for archives whose labels are density and BI-RADS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.phantom.breast import Breast, Lesion, information_shares, make_breast, render
+from data_tools.phantom.dicom import DicomFacts, burn_in_marker, write_mammogram
+from data_tools.phantom.embed_plan import DENSITY_SHARES, FINDING_CONTRAST, VISIBILITY
+
+MODALITIES = ("ffdm_cc", "ffdm_mlo")
+RULES = ("even", "hidden_cc", "hidden_mlo")  # which views show the finding, and so inform BI-RADS
+FINDINGS = ("none", "smooth", "spiculated")
+FINDING_SHARES = (0.45, 0.25, 0.30)
+_VISIBILITY = {**VISIBILITY, "even": (1.0, 1.0, 1.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One breast as planned: ``finding`` is one of FINDINGS, ``rule`` one of RULES, ``density`` 0..3."""
+
+    seed: int
+    index: int
+    side: str
+    density: int
+    finding: str
+    rule: str
+
+    def breast(self) -> Breast:
+        """The tissue."""
+        return make_breast(np.random.default_rng([self.seed, self.index, 4, "LR".index(self.side)]), self.density)
+
+    def lesion(self) -> Lesion:
+        """The finding, whether it is drawn or not."""
+        rng = np.random.default_rng([self.seed, self.index, 2, "LR".index(self.side)])
+        return Lesion(
+            "spiculated" if self.finding == "spiculated" else "smooth",
+            (rng.uniform(-0.2, 0.2), rng.uniform(-0.1, 0.35), 0.42 + rng.uniform(-0.08, 0.08)),
+            float(rng.uniform(0.13, 0.16)),
+            FINDING_CONTRAST * (1.3 if self.finding == "spiculated" else 1.15),
+            _VISIBILITY[self.rule],
+            int(rng.integers(2**31)),
+        )
+
+    def image(self, modality: str, take: int, marker: bool) -> NDArray[np.uint16]:
+        """12-bit pixels as the machine stores them: the right breast has its chest wall at the right border."""
+        rng = np.random.default_rng([self.seed, self.index, 5, take, "LR".index(self.side), MODALITIES.index(modality)])
+        drawn = () if self.finding == "none" else (self.lesion(),)
+        pixels = render(self.breast(), modality, drawn, rng)
+        if self.side == "R":
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        if marker:
+            pixels = burn_in_marker(pixels, f"{self.side} {modality.split('_')[1].upper()}", self.side, 4000)
+        return pixels
+
+    def shares(self, present: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Share of the evidence on ``birads`` and ``density`` in each modality present."""
+        if not present:
+            return {"birads": {}, "density": {}}
+        found = information_shares(self.breast(), {"birads": self.lesion()}, tuple(present))
+        return {task: {name: round(value, 6) for name, value in one.items()} for task, one in found.items()}
+
+
+def draw_sides(seed: int, index: int, prevalence: float) -> tuple[int, dict[str, Side]]:
+    """Density of a woman (0..3) and her two breasts; ``prevalence`` scales how often there is a finding."""
+    rng = np.random.default_rng([seed, index, 1])
+    density = int(rng.choice(4, p=DENSITY_SHARES))
+    share = min(1.0, prevalence / 0.35)
+    none = 1.0 - (1.0 - FINDING_SHARES[0]) * share
+    rest = np.array(FINDING_SHARES[1:]) / sum(FINDING_SHARES[1:]) * (1.0 - none)
+    sides = {}
+    for side in "LR":
+        finding = FINDINGS[int(rng.choice(3, p=[none, *rest]))]
+        rule = RULES[int(rng.integers(len(RULES)))]
+        sides[side] = Side(seed, index, side, density, finding, rule)
+    return density, sides
+
+
+def uid(*parts: object) -> str:
+    """A UID that follows from the parts."""
+    from pydicom.uid import generate_uid
+
+    return str(generate_uid(entropy_srcs=["phantom", *(str(part) for part in parts)]))
+
+
+def write_fated(path: Path, pixels: NDArray[np.uint16], facts: DicomFacts, fate: str) -> None:
+    """Writes a file as its fate demands.
+
+    Args:
+        fate: ``ok``, ``missing`` (nothing is written), ``truncated``, ``beyond_bits`` (the header promises fewer bits than
+            the values use).
+    """
+    if fate == "missing":
+        return
+    write_mammogram(path, pixels, facts)
+    if fate == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
+    elif fate == "beyond_bits":
+        from pydicom import dcmread, dcmwrite
+
+        ds: Any = dcmread(path)
+        ds.BitsStored, ds.HighBit = facts.bits - 2, facts.bits - 3
+        dcmwrite(path, ds, enforce_file_format=True)
+
+
+def cut_off(pixels: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """A take with less of the breast on it: bad positioning, repeated afterwards."""
+    out = np.zeros_like(pixels)
+    rows = pixels.shape[0] // 3
+    out[rows:] = pixels[:-rows]
+    return out

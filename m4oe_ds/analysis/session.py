@@ -1,0 +1,53 @@
+"""What the sections of ``m4oe analyze`` share."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from m4oe_ds.analysis.collect import Collected, Features
+from m4oe_ds.analysis.inputs import Run
+from m4oe_ds.report.figures import save
+
+FEATURE_ROWS = 4000  # most rows of features kept for probes and synergy
+PAPER_TASKS = ("density", "risk1")
+
+
+@dataclass
+class State:
+    """What the sections share."""
+
+    options: argparse.Namespace
+    run: Run
+    name: str
+    baseline: dict[str, Any]
+    collected: Collected | None = None
+    train: Features | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+    figures: list[Path] = field(default_factory=list)
+
+    @property
+    def split(self) -> Collected:
+        """The pass over the split."""
+        assert self.collected is not None
+        return self.collected
+
+    def panels(self, section: str, own: Any) -> dict[str, Any]:
+        """Own content of a section and, first, that of the baseline, by model name."""
+        other = self.baseline.get(section)
+        label = str(self.baseline.get("model", "baseline"))
+        label = f"{label} (baseline)" if label == self.name else label
+        return ({label: other} if other else {}) | {self.name: own}
+
+    def draw(self, figure: Any, rows: list[dict[str, Any]], name: str) -> None:
+        """Writes a figure and its numbers to the run folder."""
+
+        folder = self.run.folder / "figures"
+        save(figure, folder, name, rows)
+        self.figures.append(folder / f"{name}.png")
+
+
+class Skip(Exception):
+    """A section that this run has no data for; the text says why."""

@@ -1,0 +1,64 @@
+"""Processes that die or hang are replaced, the guilty image is quarantined, everything else is converted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_tools.convert import workers
+from data_tools.convert.images import SampleResult, SampleTask, convert_sample
+
+
+def task(number: int, *files: str) -> SampleTask:
+    meta = {
+        "key": f"embed-{number:016x}-l", "group": f"{number:016x}", "dataset": "embed", "side": "l", "vendor": "",
+        "labels": {},
+    }  # fmt: skip
+    images = dict(zip(("ffdm_cc", "ffdm_mlo"), ((name,) for name in files), strict=False))
+    return SampleTask(meta, images, 16, 12, "b2")
+
+
+@pytest.fixture
+def behaviour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files called crash and hang do so to the process that reads them: forked workers inherit this reader."""
+    monkeypatch.setattr(workers, "convert_sample", read)
+    monkeypatch.setattr(workers, "get_context", lambda _: __import__("multiprocessing").get_context("fork"))
+
+
+def read(work: SampleTask) -> SampleResult:
+    for paths in work.images.values():
+        for path in paths:
+            if path == "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if path == "hang":
+                time.sleep(60)
+    meta: dict[str, Any] = {**work.meta, "modalities": list(work.images), "geometry": {}}
+    return SampleResult(meta)
+
+
+@pytest.mark.usefixtures("behaviour")
+@pytest.mark.parametrize(("file", "reason"), [("crash", "decoder_crashed"), ("hang", "decoder_hung")])
+def test_one_bad_file_costs_one_image(file: str, reason: str) -> None:
+    tasks = [task(n, "good", "good") for n in range(6)]
+    tasks[2] = task(2, file, "good")
+    results = list(workers.converted(tasks, 2, seconds=1.5))
+    assert [result.meta["key"] for result in results] == [work.meta["key"] for work in tasks]
+    assert results[2].bad == [("ffdm_cc", reason)]
+    assert results[2].meta["modalities"] == ["ffdm_mlo"]
+    assert all(result.meta["modalities"] == ["ffdm_cc", "ffdm_mlo"] for n, result in enumerate(results) if n != 2)
+    assert not any(result.bad for n, result in enumerate(results) if n != 2)
+
+
+def test_processes_give_what_this_process_gives(tmp_path: Path) -> None:
+    path = tmp_path / "absent.dcm"
+    tasks = [task(n, str(path)) for n in range(5)]
+    alone = [convert_sample(work) for work in tasks]
+    spread = list(workers.converted(tasks, 2))
+    assert [result.bad for result in spread] == [result.bad for result in alone] == [[("ffdm_cc", "missing_file")]] * 5
+    assert np.array_equal([r.meta["key"] for r in spread], [r.meta["key"] for r in alone])

@@ -1,0 +1,71 @@
+"""Consolidated weights into a model that differs: every name and shape that does not fit is said, the rest is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from m4oe_ds.errors import CheckpointError
+from m4oe_ds.layers import MToE
+from m4oe_ds.runs import weights
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The weights of a layer with four experts and two tasks, in a file."""
+    content = {name: torch.randn_like(value) for name, value in MToE(6, 4, 2, hidden=5).state_dict().items()}
+    save_file(content, str(tmp_path / "model.safetensors"))
+    return tmp_path / "model.safetensors", content
+
+
+def test_everything_fits(stored: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    path, content = stored
+    layer = MToE(6, 4, 2, hidden=5)
+    assert weights.load(layer, path) == []
+    for name, value in layer.state_dict().items():
+        torch.testing.assert_close(value, content[name], rtol=0, atol=0)
+
+
+def test_every_difference_is_named_and_the_rest_is_loaded(
+    stored: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    _, content = stored
+    changed = dict(content)
+    del changed["task_embed"], changed["experts.experts.w2"]
+    changed["router.phi"] = torch.randn(6, 4, 3)
+    changed |= {"old.bias": torch.zeros(1), "older.bias": torch.zeros(1)}
+    path = tmp_path / "other.safetensors"
+    save_file(changed, str(path))
+    layer = MToE(6, 4, 2, hidden=5)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    expected = [
+        "missing experts.experts.w2",
+        "missing task_embed",
+        "unexpected old.bias",
+        "unexpected older.bias",
+        "router.phi has shape [6, 4, 3], the model wants [6, 4, 2]",
+    ]
+    with pytest.raises(CheckpointError, match="5 names do not match") as caught:
+        weights.load(layer, path)
+    assert all(line in str(caught.value) for line in expected)
+    for name, value in layer.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)  # an error leaves the model as it was
+    assert weights.load(layer, path, strict=False) == expected
+    state = layer.state_dict()
+    for name in ("experts.experts.w1", "experts.experts.w3", "router.scale"):
+        torch.testing.assert_close(state[name], content[name], rtol=0, atol=0)
+    for name in ("experts.experts.w2", "task_embed", "router.phi"):
+        torch.testing.assert_close(state[name], before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("experts", [3, 8])
+def test_experts_of_a_model_with_another_number_of_them_are_not_taken(
+    experts: int, stored: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    """The first three of four would fit into a model with three."""
+    found = weights.load(MToE(6, experts, 2, hidden=5), stored[0], strict=False)
+    assert f"experts.experts.w1 has shape [4, 6, 5], the model wants [{experts}, 6, 5]" in found
+    assert len(found) == 4  # with w2, w3 and phi
