@@ -102,7 +102,8 @@ def resizers(rows: int, cols: int) -> dict[str, Callable[[np.ndarray], Any]]:
 
 def convert_one(path: Path, rows: int, cols: int) -> Any:
     """The converter's whole work for one image, encoding included."""
-    from data_tools.convert.images import SampleTask, convert_sample
+    from data_tools.convert.images import convert_sample
+    from data_tools.convert.sample import SampleTask
 
     meta = {"key": "embed-0000000000000000-l", "group": "", "dataset": "embed", "side": "l", "vendor": "", "labels": {}}
     result = convert_sample(SampleTask(meta, {"ffdm_cc": (str(path),)}, rows, cols, "b2"))

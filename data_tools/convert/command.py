@@ -26,8 +26,8 @@ from m4oe_ds.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from data_tools.archives.plan import Plan
-    from data_tools.convert.images import SampleTask
     from data_tools.convert.jobs import ShardJob
+    from data_tools.convert.sample import SampleTask
     from data_tools.convert.shards import Record
     from m4oe_ds.data.manifest import Manifest
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.archives.gamma import NUM_SLICES
-from data_tools.convert.images import SampleResult, SampleTask
+from data_tools.convert.sample import SampleResult, SampleTask
 from data_tools.pixels.dicom import BadImage
 from data_tools.pixels.geometry import padded_shape
 from m4oe_ds.data.codecs import encode

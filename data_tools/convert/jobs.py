@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.archives.plan import Plan, Sample
-from data_tools.convert.images import SampleTask
+from data_tools.convert.sample import SampleTask
 from data_tools.deidentify import hash16, split_of, vendor_family
 from m4oe_ds.data.schema import SCHEMA_VERSION, SPLITS, shard_name
 from m4oe_ds.errors import DataError

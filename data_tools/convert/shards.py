@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_tools.convert.images import SampleResult
 from data_tools.convert.jobs import ShardJob
+from data_tools.convert.sample import SampleResult
 from data_tools.convert.workers import converted
 from m4oe_ds.data.manifest import Manifest, OpenShard, Shard, assemble
 from m4oe_ds.data.schema import DATASETS, SPLITS, DatasetSpec

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context
 from typing import Any
 
-from data_tools.convert.images import SampleResult, SampleTask, convert_sample
+from data_tools.convert.images import convert_sample
+from data_tools.convert.sample import SampleResult, SampleTask
 
 logger = logging.getLogger(__name__)
 SECONDS_PER_SAMPLE = 600.0  # a full-resolution sample takes seconds; nothing honest takes minutes

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from m4oe_ds.analysis.inputs import Run
-    from m4oe_ds.analysis.session import State
+    from m4oe_ds.analysis.session import Session
+    from m4oe_ds.runs.finished import Run
 
 SECTIONS = (
     "utilisation", "contribution", "experts", "competition", "synergy", "conflict", "sweep", "interpretability", "gallery", "own", "clinical",
@@ -51,11 +51,12 @@ def work(options: argparse.Namespace) -> int:
     import time
     from pathlib import Path
 
-    from m4oe_ds.analysis.inputs import analysed, open_run, plain
+    from m4oe_ds.analysis.inputs import analysed
     from m4oe_ds.analysis.sections import WORK, agreement_lines, facts_of
-    from m4oe_ds.analysis.session import Skip, State
+    from m4oe_ds.analysis.session import Session, Skip
     from m4oe_ds.errors import ConfigError
-    from m4oe_ds.training.records import write_json
+    from m4oe_ds.runs.finished import open_run
+    from m4oe_ds.runs.folder import plain, write_json
 
     started = time.monotonic()
     sections = _sections(options.only)
@@ -65,7 +66,7 @@ def work(options: argparse.Namespace) -> int:
     same = ("modalities", "tasks")
     if baseline and [baseline.get(name) for name in same] != [list(run.spec.modalities), list(run.spec.task_names)]:
         raise ConfigError("has other modalities or tasks", f"--baseline {options.baseline}", "name a comparable run")
-    state = State(options, run, run.config.model.name, baseline)
+    state = Session(options, run, run.config.model.name, baseline)
     tasks = _tasks(state)
     _passes(state, sections, tasks)
     skipped = {}
@@ -105,7 +106,7 @@ def _sections(only: str) -> list[str]:
     return [name for name in SECTIONS if name in names]
 
 
-def _tasks(state: State) -> tuple[str, ...]:
+def _tasks(state: Session) -> tuple[str, ...]:
     """Tasks of the synergy matrices."""
     from m4oe_ds.analysis.session import PAPER_TASKS
     from m4oe_ds.errors import ConfigError
@@ -117,7 +118,7 @@ def _tasks(state: State) -> tuple[str, ...]:
     return asked or tuple(name for name in PAPER_TASKS if name in known) or tuple(known[:2])
 
 
-def _passes(state: State, sections: Iterable[str], tasks: tuple[str, ...]) -> None:
+def _passes(state: Session, sections: Iterable[str], tasks: tuple[str, ...]) -> None:
     """The pass over the split, and the lighter one over the training split if a section needs it."""
     from m4oe_ds.analysis.collect import collect, collect_features
     from m4oe_ds.analysis.sections import save_rows

@@ -9,9 +9,9 @@ import matplotlib as mpl
 import numpy as np
 import torch
 
-from m4oe_ds.analysis.inputs import Run
-from m4oe_ds.analysis.session import Skip, State
+from m4oe_ds.analysis.session import Session, Skip
 from m4oe_ds.errors import DataError
+from m4oe_ds.runs.finished import Run
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -105,7 +105,7 @@ def heatmaps(arrays: Mapping[str, np.ndarray], views: Mapping[str, np.ndarray]) 
         return figure
 
 
-def own_outputs(state: State) -> dict[str, Any]:
+def own_outputs(state: Session) -> dict[str, Any]:
     """The section ``own``: writes ``analysis/own-<split>.npz``, and the figure of a system with heat-maps."""
     try:
         arrays, views = collect(state.run, state.options.split, state.options.limit)

@@ -7,20 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from m4oe_ds.analysis import extras, figures
+from m4oe_ds.analysis import figures
 from m4oe_ds.analysis import interpretability as checks
 from m4oe_ds.analysis.collect import Features, collect_features
 from m4oe_ds.analysis.conflict import conflict_pairs, conflict_rows
-from m4oe_ds.analysis.inputs import open_run, plain, sweep_rows, twin_folders
+from m4oe_ds.analysis.gallery import GalleryCollector, save
+from m4oe_ds.analysis.inputs import sweep_rows, twin_folders
 from m4oe_ds.analysis.model_outputs import own_outputs
 from m4oe_ds.analysis.probes import competition, masked_probabilities
-from m4oe_ds.analysis.session import FEATURE_ROWS, PAPER_TASKS, Skip, State
+from m4oe_ds.analysis.session import FEATURE_ROWS, PAPER_TASKS, Session, Skip
 from m4oe_ds.analysis.synergy_section import synergy
 from m4oe_ds.errors import ConfigError, DataError
+from m4oe_ds.evaluation.clinical import write_report
+from m4oe_ds.runs.finished import Run, open_run
+from m4oe_ds.runs.folder import plain
 
 
-def save_rows(state: State) -> None:
+def save_rows(state: Session) -> None:
     """Shares of every sample, as arrays."""
     found, spec = state.split, state.run.spec
     arrays: dict[str, Any] = {
@@ -34,7 +39,51 @@ def save_rows(state: State) -> None:
     np.savez_compressed(path, **arrays)
 
 
-def facts_of(state: State) -> dict[str, Any]:
+def write_gallery(run: Run, split: str, limit: int) -> dict[str, Any]:
+    """Writes ``analysis/gallery.npz``: maps of a few samples, and the patches that every expert takes most of.
+
+    Raises:
+        DataError: a model without task-slotted routing or without a grid of image tokens.
+    """
+    count = run.config.evaluation.num_examples or 6
+    collector = GalleryCollector(
+        run.model, run.spec, count, keys=None if limit else samples_shown(run.folder / "predictions", split)
+    )
+    with torch.no_grad():
+        for host in run.batches(split, limit):
+            batch = host.to(run.device)
+            collector.add(batch, run.model(batch))
+    path = run.folder / "analysis" / "gallery.npz"
+    arrays = collector.result()
+    save(arrays, path)
+    return {"samples": len(arrays["keys"]), "experts": len(arrays["expert_usage"]), "file": "analysis/gallery.npz"}
+
+
+def samples_shown(folder: Path, split: str) -> list[str] | None:
+    """Keys of the samples that the report shows, if they are of this split: their maps belong beside them."""
+    examples, predictions = folder / "examples.npz", folder / f"{split}.npz"
+    if not (examples.is_file() and predictions.is_file()):
+        return None
+    with np.load(examples, allow_pickle=False) as kept, np.load(predictions, allow_pickle=False) as known:
+        keys: list[str] = kept["keys"].tolist()
+        return keys if set(keys) <= set(known["keys"].tolist()) else None
+
+
+def write_clinical(run: Run, split: str, resamples: int) -> dict[str, Any]:
+    """Writes ``clinical.json``: calibration, operating points, risk over time, subgroups.
+
+    Raises:
+        DataError: the split has no stored predictions.
+    """
+    train = run.manifests["train"]
+    labels = {
+        f"label_{task.name}": train.sample_labels(task.name) for task in run.spec.tasks if task.kind == "classification"
+    }
+    write_report(run.folder, split, run.config.data.root, run.spec.tasks, resamples, labels)
+    return {"split": split, "file": "clinical.json"}
+
+
+def facts_of(state: Session) -> dict[str, Any]:
     """What was analysed."""
     run = state.run
     facts: dict[str, Any] = {
@@ -50,7 +99,7 @@ def facts_of(state: State) -> dict[str, Any]:
     return facts
 
 
-def _utilisation(state: State) -> dict[str, Any]:
+def _utilisation(state: Session) -> dict[str, Any]:
     found = state.split.routing
     if found is None:
         raise Skip("the model has no mixture layer in which modalities meet")
@@ -78,7 +127,7 @@ def _utilisation(state: State) -> dict[str, Any]:
     return dict(result)
 
 
-def _contribution(state: State) -> dict[str, Any]:
+def _contribution(state: Session) -> dict[str, Any]:
     found = state.split
     if found.contribution is None or found.routing is None:
         raise Skip("the model has no mixture layer in which modalities meet")
@@ -107,11 +156,11 @@ def _contribution(state: State) -> dict[str, Any]:
     }
 
 
-def _two_samples(state: State) -> dict[str, int]:
+def _two_samples(state: Session) -> dict[str, int]:
     """Rows of two samples with every modality, by title: those that the report shows, under its names, if it shows two."""
     found = state.split
     whole = np.flatnonzero(found.present.all(1))
-    shown = extras.shown(state.run.folder / "predictions", state.options.split) or []
+    shown = samples_shown(state.run.folder / "predictions", state.options.split) or []
     row_of = dict(zip(found.keys[whole].tolist(), whole.tolist(), strict=True))
     named = {f"sample {number}": row_of[key] for number, key in enumerate(shown, 1) if key in row_of}
     if len(named) < 2:
@@ -119,7 +168,7 @@ def _two_samples(state: State) -> dict[str, int]:
     return dict(list(named.items())[:2])
 
 
-def _experts(state: State) -> dict[str, Any]:
+def _experts(state: Session) -> dict[str, Any]:
     routing, gradient = state.split.routing, state.split.experts
     if routing is None or gradient is None:
         raise Skip("no mixture layer in which modalities meet, or no labels")
@@ -162,7 +211,7 @@ def _sparsity_note(found: dict[str, Any]) -> str:
     return f"mean: entropy {mean('entropy')}, Hoyer {mean('hoyer')}, Gini {mean('gini')}\nbetween tasks {between}"
 
 
-def _competition(state: State) -> list[dict[str, Any]]:
+def _competition(state: Session) -> list[dict[str, Any]]:
     assert state.train is not None
     run, options = state.run, state.options
     masked = {
@@ -198,7 +247,7 @@ def _competition(state: State) -> list[dict[str, Any]]:
     return rows
 
 
-def _twins(state: State) -> dict[str, tuple[Features, Features]]:
+def _twins(state: Session) -> dict[str, tuple[Features, Features]]:
     """Features of the models trained on one modality alone."""
     run, options = state.run, state.options
     found = {}
@@ -217,7 +266,7 @@ def _twins(state: State) -> dict[str, tuple[Features, Features]]:
     return found
 
 
-def _conflict(state: State) -> dict[str, Any]:
+def _conflict(state: Session) -> dict[str, Any]:
     folder = state.run.folder
     rows = conflict_rows(folder)
     if not rows:
@@ -233,7 +282,7 @@ def _conflict(state: State) -> dict[str, Any]:
     return own
 
 
-def _sweep(state: State) -> list[dict[str, Any]]:
+def _sweep(state: Session) -> list[dict[str, Any]]:
     if not state.options.sweep:
         raise Skip("no sweep given; name the sweep.csv of `m4oe compare --sweep` with --sweep")
     rows = sweep_rows(Path(state.options.sweep), state.options.metric)
@@ -241,7 +290,7 @@ def _sweep(state: State) -> list[dict[str, Any]]:
     return rows
 
 
-def _interpretability(state: State) -> dict[str, Any]:
+def _interpretability(state: Session) -> dict[str, Any]:
     found, run, options = state.split, state.run, state.options
     names, tasks, root = run.spec.modalities, run.spec.task_names, run.config.data.root
     if len(names) < 2:
@@ -279,23 +328,23 @@ def agreement_lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _gallery(state: State) -> dict[str, Any]:
+def _gallery(state: Session) -> dict[str, Any]:
     """Dispatch maps and expert gallery."""
     try:
-        return extras.gallery(state.run, state.options.split, state.options.limit)
+        return write_gallery(state.run, state.options.split, state.options.limit)
     except DataError as error:
         raise Skip(str(error)) from None
 
 
-def _clinical(state: State) -> dict[str, Any]:
+def _clinical(state: Session) -> dict[str, Any]:
     """Clinical figures of the whole split, from its stored predictions."""
     try:
-        return extras.clinical(state.run, state.options.split, state.options.resamples)
+        return write_clinical(state.run, state.options.split, state.options.resamples)
     except DataError as error:
         raise Skip(str(error)) from None
 
 
-WORK: dict[str, Callable[[State], Any]] = {
+WORK: dict[str, Callable[[Session], Any]] = {
     "utilisation": _utilisation,
     "contribution": _contribution,
     "experts": _experts,

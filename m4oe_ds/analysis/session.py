@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from m4oe_ds.analysis.collect import Collected, Features
-from m4oe_ds.analysis.inputs import Run
 from m4oe_ds.report.figures import save
+from m4oe_ds.runs.finished import Run
 
 FEATURE_ROWS = 4000  # most rows of features kept for probes and synergy
 PAPER_TASKS = ("density", "risk1")
 
 
 @dataclass
-class State:
+class Session:
     """What the sections share."""
 
     options: argparse.Namespace

@@ -8,11 +8,11 @@ import numpy as np
 from tqdm import tqdm
 
 from m4oe_ds.analysis import figures
-from m4oe_ds.analysis.inputs import plain
 from m4oe_ds.analysis.pid.decompose import principal_components
 from m4oe_ds.analysis.pid.estimator import BatchSettings
 from m4oe_ds.analysis.pid.synergy import SynergyReport, SynergySettings, synergy_matrices
-from m4oe_ds.analysis.session import Skip, State
+from m4oe_ds.analysis.session import Session, Skip
+from m4oe_ds.runs.folder import plain
 
 COMPONENTS = 16
 MOST_INFORMATION = 1.1  # times H(Y); more is an over-confident network
@@ -20,7 +20,7 @@ MIN_MINORITY = 30  # rows outside the majority class that a synergy estimate nee
 SYNERGY_VALUES = ("synergy", "share_of_entropy", "null_mean", "null_q95", "redundancy", "total", "target_entropy")
 
 
-def synergy(state: State) -> dict[str, Any]:
+def synergy(state: Session) -> dict[str, Any]:
     """Matrices with S, S / H(Y) and the null, the pairs left out with the reason, and the figure."""
     assert state.train is not None
     names, test, train = state.run.spec.modalities, state.split.features, state.train

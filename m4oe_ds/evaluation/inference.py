@@ -228,3 +228,12 @@ def _encode(texts: tuple[str, ...]) -> Tensor:
 
 def _decode(rows: np.ndarray) -> np.ndarray:
     return np.array([bytes(row).rstrip(b"\0").decode("ascii") for row in rows])
+
+
+def predictions_dict(predictions: Predictions) -> dict[str, Any]:
+    """Arrays by the names of ``predictions/<split>.npz``, as the metrics take them."""
+    arrays: dict[str, Any] = {"keys": predictions.keys, "groups": predictions.groups}
+    arrays.update({f"label_{name}": value for name, value in predictions.labels.items()})
+    arrays.update({f"prob_{name}": value for name, value in predictions.probabilities.items()})
+    arrays.update({f"dice_{name}": value for name, value in predictions.dice.items()})
+    return arrays

@@ -26,7 +26,7 @@ from m4oe_ds.layers.evidence import (
     fuse_student_t,
     student_t,
 )
-from m4oe_ds.losses.model_loss import Generic, OwnLabels, OwnLoss, OwnOutput
+from m4oe_ds.losses.model_loss import Generic, ModelLoss, OwnLabels, OwnOutput
 from m4oe_ds.losses.tasks import LossParts
 
 
@@ -126,7 +126,7 @@ def dirichlet_fusion_loss(alpha: Tensor, present: Tensor, labels: Tensor, option
     return loss
 
 
-class EvidentialLoss(OwnLoss):
+class EvidentialLoss(ModelLoss):
     """Evidential loss of every classification task; masks keep their configured loss.
 
     Reads ``extras["evidence.<task>"]``, ``[B, S, 4, C]`` NIG parameters or ``[B, S, C]`` Dirichlet parameters, and
@@ -140,7 +140,7 @@ class EvidentialLoss(OwnLoss):
         self.evidence = EvidentialOptions(**{name: value for name, value in options.items() if name in known})
 
     def parts(self, output: OwnOutput, batch: OwnLabels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
-        """See :class:`m4oe_ds.losses.model_loss.OwnLoss`."""
+        """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
         found = {}
         for k, task in enumerate(self.tasks):
             if task.kind != "classification":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m4oe_ds.losses.model_loss import OwnLabels, OwnLoss
+from m4oe_ds.losses.model_loss import ModelLoss, OwnLabels
 
 RISK_PREFIX = "risk"
 
@@ -24,7 +24,7 @@ def until_event(labels: Tensor, known: Tensor) -> Tensor:
     return known & (earlier == 0)
 
 
-class HazardLoss(OwnLoss):
+class HazardLoss(ModelLoss):
     """Leaves out risk labels after the event: the additive hazards make later horizons follow.
 
     The loss of a horizon stays the cross-entropy of [0, logit_t], which is the binary cross-entropy of logit_t. Each
@@ -33,7 +33,7 @@ class HazardLoss(OwnLoss):
     """
 
     def mask(self, batch: OwnLabels) -> Tensor:
-        """See :class:`m4oe_ds.losses.model_loss.OwnLoss`."""
+        """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
         columns = [k for k, task in enumerate(self.tasks) if task.name.startswith(RISK_PREFIX)]
         columns.sort(key=lambda k: int(self.tasks[k].name.removeprefix(RISK_PREFIX)))
         if not columns:

@@ -31,7 +31,7 @@ class OwnLabels(Protocol):
     def valid(self) -> Tensor: ...
 
 
-class OwnLoss:
+class ModelLoss:
     """Base: nothing is replaced.
 
     Args:

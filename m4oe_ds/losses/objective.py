@@ -11,7 +11,7 @@ from torch import Tensor
 
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.layers.routing import Routing
-from m4oe_ds.losses.model_loss import OwnLoss
+from m4oe_ds.losses.model_loss import ModelLoss
 from m4oe_ds.losses.mutual_information import (
     Reduce,
     conditional_mutual_information,
@@ -80,7 +80,7 @@ class Objective:
     information: InformationTerm
     num_modalities: int
     aux_weights: Mapping[str, float] = field(default_factory=dict)
-    own: OwnLoss | None = None
+    own: ModelLoss | None = None
 
     def label_mask(self, batch: Labels) -> Tensor:
         """Which labels count ``[B, p]``: those that exist, or fewer if the model's own losses leave some out."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from m4oe_ds.losses.model_loss import Generic, OwnLabels, OwnLoss, OwnOutput
+from m4oe_ds.losses.model_loss import Generic, ModelLoss, OwnLabels, OwnOutput
 from m4oe_ds.losses.tasks import LossParts
 
 
@@ -24,11 +24,11 @@ def ordinal_loss(cumulative: Tensor, labels: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(cumulative.float(), target, reduction="none").mean(1)
 
 
-class OrdinalLoss(OwnLoss):
+class OrdinalLoss(ModelLoss):
     """Ordinal loss of every task whose model gives ``extras["ordinal.<task>"]`` ``[B, K-1]``; class weights do not enter."""
 
     def parts(self, output: OwnOutput, batch: OwnLabels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
-        """See :class:`m4oe_ds.losses.model_loss.OwnLoss`."""
+        """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
         found = {}
         for k, task in enumerate(self.tasks):
             cumulative = output.extras.get(f"ordinal.{task.name}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m4oe_ds.losses.model_loss import Generic, OwnLabels, OwnLoss, OwnOutput
+from m4oe_ds.losses.model_loss import Generic, ModelLoss, OwnLabels, OwnOutput
 from m4oe_ds.losses.tasks import LossParts
 
 
-class SequentialLoss(OwnLoss):
+class SequentialLoss(ModelLoss):
     """Configured loss of a task, averaged over the steps that a sample took, the state before any step included.
 
     Reads ``extras["step_logits.<task>"] [m+1, B, C]`` and ``extras["steps"] [m+1, B]``, True where a step was taken.
@@ -19,7 +19,7 @@ class SequentialLoss(OwnLoss):
     """
 
     def parts(self, output: OwnOutput, batch: OwnLabels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
-        """See :class:`m4oe_ds.losses.model_loss.OwnLoss`."""
+        """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
         found: dict[str, LossParts] = {}
         for k, task in enumerate(self.tasks):
             steps = output.extras.get(f"step_logits.{task.name}")

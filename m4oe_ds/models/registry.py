@@ -23,7 +23,7 @@ class Entry:
     Attributes:
         builder: ``module:function`` taking (spec, model config, experts_factory).
         paper: what it implements. fidelity: ``ours``, ``re-implemented`` or ``reconstructed``.
-        own_loss: ``module:class``, a subclass of ``m4oe_ds.losses.model_loss.OwnLoss``; empty = the configured losses alone.
+        model_loss: ``module:class``, a subclass of ``m4oe_ds.losses.model_loss.ModelLoss``; empty = the configured losses alone.
         datasets: data sets it makes sense for; empty = all.
         contralateral: it reads the other breast (``data.contralateral``).
         own_experts: it has mixture layers of its own, without an attached MToE.
@@ -32,7 +32,7 @@ class Entry:
     builder: str
     paper: str
     fidelity: str
-    own_loss: str = ""
+    model_loss: str = ""
     datasets: tuple[str, ...] = ()
     contralateral: bool = False
     own_experts: bool = False

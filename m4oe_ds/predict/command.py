@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-REASONS_SHOWN = 4
+from m4oe_ds.predict.wording import beside, counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,12 +82,6 @@ def check(options: argparse.Namespace, dicom: Path, out: Path) -> None:
         raise DataError("exists already and is not empty", options.out, "choose another --out or remove it")
 
 
-def counted(reasons: dict[str, int], shown: int | None = None) -> str:
-    """``name number`` of the most frequent reasons."""
-    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{name} {number}" for name, number in ordered[:shown])
-
-
 def lines(summary: dict[str, Any]) -> list[str]:
     """What was read and what was left out."""
     files = summary["files"]
@@ -112,8 +106,3 @@ def last_line(summary: dict[str, Any], out: Path) -> str:
         f"predicted {len(samples)} samples of {len({sample['exam'] for sample in samples})} exams{note}, {partial} with "
         f"missing views: {out / 'predictions.csv'}, {out / 'predictions.json'}; private: {beside(out, 'mapping.csv')}"
     )
-
-
-def beside(out: Path, suffix: str) -> Path:
-    """A file beside the output folder, never in it."""
-    return out.with_name(f"{out.name}.{suffix}")

@@ -20,7 +20,7 @@ from m4oe_ds.evaluation.inference import Predictions
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.predict.exams import BEYOND_LIMIT, Found
 from m4oe_ds.predict.samples import Row
-from m4oe_ds.training.records import write_json
+from m4oe_ds.runs.folder import write_json
 
 # Below the precision of float32 that matters; eight digits could look like a date to a search for identifiers
 DECIMALS = 7

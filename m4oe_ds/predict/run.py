@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data_tools.convert.images import SampleTask
+from data_tools.convert.sample import SampleTask
 from data_tools.deidentify import SYNTHETIC_SECRET, load_secret
-from m4oe_ds.analysis.inputs import Run, open_run
 from m4oe_ds.data import sources
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.collate import Sample, collate
@@ -30,10 +29,11 @@ from m4oe_ds.evaluation.inference import Predictions, predict_split
 from m4oe_ds.models.interface import ModelOutput
 from m4oe_ds.parallel import launch
 from m4oe_ds.predict import results
-from m4oe_ds.predict.command import REASONS_SHOWN, beside, counted
 from m4oe_ds.predict.exams import Found, collect
 from m4oe_ds.predict.samples import Rules, Tally, limited, make_tasks, mark_beyond, read_samples, storing
+from m4oe_ds.predict.wording import REASONS_SHOWN, beside, counted
 from m4oe_ds.runs import assemble
+from m4oe_ds.runs.finished import Run, open_run
 
 _logger = logging.getLogger(__name__)
 NOTICE = "research software, not a medical device"

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_tools.convert.images import SampleResult, SampleTask
 from data_tools.convert.jobs import Storing, make_jobs
+from data_tools.convert.sample import SampleResult, SampleTask
 from data_tools.convert.workers import converted
 from data_tools.pixels import geometry, grayscale
 from m4oe_ds.data.collate import Sample

@@ -21,7 +21,7 @@ from m4oe_ds.data.order import balanced_weights
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.data.stream import ShardStream
 from m4oe_ds.errors import ConfigError, DataError
-from m4oe_ds.losses.model_loss import OwnLoss
+from m4oe_ds.losses.model_loss import ModelLoss
 from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import MODELS
@@ -190,15 +190,15 @@ def objective(config: Config, spec: ModelSpec, manifest: Manifest, device: torch
         "uniform": torch.full_like(labels, 1.0 / len(spec.tasks)).to(device),
     }[mi.task_prior]
     term = InformationTerm(config.loss.alpha, mi.source, mi.aggregate, mi.task_weight, prior, mi.mask_by_label)
-    return Objective(spec.tasks, losses, term, len(spec.modalities), own=own_loss(config, spec))
+    return Objective(spec.tasks, losses, term, len(spec.modalities), own=model_loss(config, spec))
 
 
-def own_loss(config: Config, spec: ModelSpec) -> OwnLoss | None:
+def model_loss(config: Config, spec: ModelSpec) -> ModelLoss | None:
     """The losses that come with the model of a configuration, if any."""
-    module, _, name = MODELS[config.model.name].own_loss.partition(":")
+    module, _, name = MODELS[config.model.name].model_loss.partition(":")
     if not module:
         return None
-    loss: OwnLoss = getattr(importlib.import_module(module), name)(spec.tasks, config.model.options)
+    loss: ModelLoss = getattr(importlib.import_module(module), name)(spec.tasks, config.model.options)
     return loss
 
 

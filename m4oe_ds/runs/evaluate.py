@@ -12,13 +12,12 @@ import torch
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.errors import DataError
-from m4oe_ds.evaluation.inference import predict_split
+from m4oe_ds.evaluation.inference import predict_split, predictions_dict
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble, weights
-from m4oe_ds.training.loop import predictions_dict
-from m4oe_ds.training.records import write_json
+from m4oe_ds.runs.folder import write_json
 
 
 def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | None:

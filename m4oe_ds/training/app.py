@@ -17,14 +17,16 @@ import torch
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
 from m4oe_ds.errors import CheckpointError, ConfigError
+from m4oe_ds.evaluation.inference import predictions_dict
 from m4oe_ds.evaluation.metrics import evaluate_split, format_table
 from m4oe_ds.models import spec_for
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble, weights
+from m4oe_ds.runs.folder import write_json, write_yaml
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training.checkpoint import CheckpointStore
-from m4oe_ds.training.loop import Loop, Outcome, predictions_dict
-from m4oe_ds.training.records import environment, write_json, write_yaml
+from m4oe_ds.training.loop import Loop, Outcome
+from m4oe_ds.training.records import environment
 from m4oe_ds.training.seeds import seed_everything
 
 _logger = logging.getLogger(__name__)

@@ -28,8 +28,8 @@ from torch import Tensor
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.parallel import engine_state, reduce
 from m4oe_ds.runs import state_files
+from m4oe_ds.runs.folder import write_json
 from m4oe_ds.training import seeds
-from m4oe_ds.training.records import write_json
 
 FORMAT_VERSION = 2
 LAYOUT_KEYS = ("world", "ep_size", "order", "zero_stage", "precision", "deepspeed")  # may differ at load

@@ -19,7 +19,7 @@ from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.errors import CheckpointError, DataError, UserError
-from m4oe_ds.evaluation.inference import Predictions, predict_split
+from m4oe_ds.evaluation.inference import Predictions, predict_split, predictions_dict
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.losses.objective import Objective
 from m4oe_ds.models.interface import ModelOutput, ModelSpec
@@ -325,15 +325,6 @@ def _anomalies(enabled: bool) -> Iterator[None]:
         if not enabled or "returned nan values" not in str(error):
             raise
         raise UserError(str(error), "backward pass", "the warning above shows the line of the forward pass") from None
-
-
-def predictions_dict(predictions: Predictions) -> dict[str, Any]:
-    """Arrays by the names of ``predictions/<split>.npz``, as the metrics take them."""
-    arrays: dict[str, Any] = {"keys": predictions.keys, "groups": predictions.groups}
-    arrays.update({f"label_{name}": value for name, value in predictions.labels.items()})
-    arrays.update({f"prob_{name}": value for name, value in predictions.probabilities.items()})
-    arrays.update({f"dice_{name}": value for name, value in predictions.dice.items()})
-    return arrays
 
 
 def _tag(position: Position) -> str:

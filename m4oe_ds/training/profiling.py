@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from m4oe_ds.parallel import reduce, traffic
-from m4oe_ds.training.records import write_json
+from m4oe_ds.runs.folder import write_json
 
 FORWARD, BACKWARD, OPTIMIZER = "m4oe.forward", "m4oe.backward", "m4oe.optimizer"
 WARM_UP = 2  # steps of this process before the first profiled one: lazy allocations and caches are not the steady state

@@ -15,21 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 PACKAGES = ("torch", "deepspeed", "timm", "torchvision", "webdataset", "numpy", "pydicom", "m4oe_ds")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON through a temporary file, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def write_yaml(path: Path, content: Any) -> None:
-    """Writes YAML that :mod:`m4oe_ds.config_loader` reads back."""
-    path.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None), encoding="utf-8")
 
 
 def environment(**facts: Any) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def trajectory(
     cfg: Config, ds: dict[str, Any], steps: int, rank: int, world: int, seed: int = 1, **options: Any
 ) -> list[dict[str, Any]]:
     """Global figures of ``steps`` optimizer steps; the samples of a step do not depend on the world size."""
-    from m4oe_ds.runs.assemble import own_loss
+    from m4oe_ds.runs.assemble import model_loss
     from m4oe_ds.training import engine as engines
     from m4oe_ds.training.step import train_step
 
@@ -124,7 +124,7 @@ def trajectory(
     engine.train()
     spec = spec_for(cfg)
     goal = objective(spec, cfg.loss.alpha)
-    goal.own = own_loss(cfg, spec)
+    goal.own = model_loss(cfg, spec)
     figures = []
     for step in range(steps):
         everything = samples(spec, sizes.train, seed=seed * 1000 + step)

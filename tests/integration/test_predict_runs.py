@@ -20,14 +20,14 @@ from safetensors.torch import save_file
 from data_tools.convert import command as convert
 from data_tools.phantom import archive as phantom
 from m4oe_ds import cli, config_loader
-from m4oe_ds.analysis.inputs import open_run
 from m4oe_ds.config import to_dict
 from m4oe_ds.data.schema import DATASETS, SPLITS, TaskSpec
 from m4oe_ds.evaluation.inference import predict_split
 from m4oe_ds.models import build
 from m4oe_ds.predict import samples as predict_samples
 from m4oe_ds.runs import assemble
-from m4oe_ds.training.records import write_yaml
+from m4oe_ds.runs.finished import open_run
+from m4oe_ds.runs.folder import write_yaml
 from tests.integration import shards
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]

@@ -18,18 +18,19 @@ from safetensors.torch import save_file
 from m4oe_ds import config_loader
 from m4oe_ds.analysis import command, figures
 from m4oe_ds.analysis.conflict import conflict_pairs, conflict_rows
-from m4oe_ds.analysis.inputs import open_run, plain, sweep_rows, twin_folders
+from m4oe_ds.analysis.inputs import sweep_rows, twin_folders
 from m4oe_ds.analysis.pid import decompose as pid
 from m4oe_ds.analysis.pid.estimator import BatchSettings
 from m4oe_ds.analysis.pid.synergy import PairSynergy, SynergyReport
 from m4oe_ds.analysis.sections import WORK
-from m4oe_ds.analysis.session import State
+from m4oe_ds.analysis.session import Session
 from m4oe_ds.analysis.synergy_section import reliable
 from m4oe_ds.config import to_dict
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.report.figures import save
-from m4oe_ds.training.records import write_yaml
+from m4oe_ds.runs.finished import open_run
+from m4oe_ds.runs.folder import plain, write_yaml
 from tests.integration import shards
 
 MODALITIES = ("ffdm_cc", "ffdm_mlo", "syn_cc", "syn_mlo")
@@ -250,7 +251,7 @@ def test_planted_synergy_is_found_from_features(tmp_path: Path) -> None:
     run: Any = SimpleNamespace(folder=tmp_path, spec=SimpleNamespace(modalities=names))
     collected: Any = SimpleNamespace(features=part(slice(300, 400)))
     train: Any = part(slice(0, 300))
-    state = State(options, run, "ours", {}, collected, train)  # type: ignore[arg-type]
+    state = Session(options, run, "ours", {}, collected, train)  # type: ignore[arg-type]
     found = WORK["synergy"](state)
     table = np.array(found["matrices"]["t"]["synergy"], dtype=float)
     assert table[0, 1] > 0.6

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from m4oe_ds.analysis.model_outputs import SHOWN, collect, own_outputs, span
-from m4oe_ds.analysis.session import Skip, State
+from m4oe_ds.analysis.session import Session, Skip
 from m4oe_ds.models import build, spec_for
 from tests.distributed import problem
 
@@ -63,7 +63,7 @@ def test_outputs_of_every_sample_are_those_of_the_model(
 
 def test_heatmaps_are_drawn_for_the_largest_differences(tmp_path: Path) -> None:
     run = run_of("asymmirai", tmp_path, *SIZE)
-    state = State.__new__(State)
+    state = Session.__new__(Session)
     state.run, state.options, state.figures = run, argparse.Namespace(split="test", limit=0), []
     result = own_outputs(state)
     with np.load(tmp_path / "analysis" / "own-test.npz") as arrays:
@@ -85,7 +85,7 @@ def test_cells_of_a_heatmap_lie_at_the_centres_of_their_windows() -> None:
 
 
 def test_a_system_without_outputs_of_its_own_is_left_out(tmp_path: Path) -> None:
-    state = State.__new__(State)
+    state = Session.__new__(Session)
     state.run, state.options, state.figures = (
         run_of("soft_moe", tmp_path),
         argparse.Namespace(split="test", limit=0),

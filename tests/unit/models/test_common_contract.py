@@ -13,7 +13,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.models import available, build, spec_for
 from m4oe_ds.models.interface import MultiModalModel
 from m4oe_ds.models.registry import MODELS
-from m4oe_ds.runs.assemble import own_loss
+from m4oe_ds.runs.assemble import model_loss
 from tests.distributed import problem
 
 SIZES = {  # modalities and tasks
@@ -49,7 +49,7 @@ def case(name: str, *overrides: str) -> tuple[Config, MultiModalModel, Batch]:
 
 def loss_of(config: Config, model: MultiModalModel, batch: Batch) -> Any:
     goal = problem.objective(model.spec)
-    goal.own = own_loss(config, model.spec)
+    goal.own = model_loss(config, model.spec)
     output = model(batch)
     parts = goal.task_parts(output, batch).values()
     return output, sum(part.sum / part.count.clamp_min(1) for part in parts) + sum(output.aux.values())

@@ -11,7 +11,7 @@ from torch import Tensor
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.models import available, build, spec_for
 from m4oe_ds.models.interface import MultiModalModel
-from m4oe_ds.runs.assemble import own_loss
+from m4oe_ds.runs.assemble import model_loss
 from tests.distributed import problem
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums in another order
@@ -42,7 +42,7 @@ def total(model: MultiModalModel, batch: Batch, aux: bool = True) -> Tensor:
     """Task losses, auxiliary losses and the information term, as the training step adds them up on one rank."""
     goal = problem.objective(model.spec)
     name = getattr(getattr(model, "config", None), "name", "m4oe")
-    goal.own = own_loss(problem.config(f"model.name={name}"), model.spec)
+    goal.own = model_loss(problem.config(f"model.name={name}"), model.spec)
     output = model(batch)
     loss = sum(part.sum / part.count.clamp_min(1) for part in goal.task_parts(output, batch).values())
     if aux:

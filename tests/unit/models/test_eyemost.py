@@ -15,7 +15,7 @@ from m4oe_ds.layers.evidence import NIG
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.models.baselines.eyemost import EvidentialHeads, Options
 from m4oe_ds.models.baselines.volumes import VolumeResNet10
-from m4oe_ds.runs.assemble import own_loss
+from m4oe_ds.runs.assemble import model_loss
 from tests.distributed import problem
 
 GAMMA = ("data.dataset=gamma", "data.modalities=[fundus, oct]", "data.image_size=[32, 32]")
@@ -44,7 +44,7 @@ def parameters(module: nn.Module) -> int:
 
 def loss(config: Config, model: nn.Module, batch: Batch) -> Tensor:
     goal = problem.objective(model.spec)
-    goal.own = own_loss(config, model.spec)
+    goal.own = model_loss(config, model.spec)
     for task in model.spec.tasks:
         if task.kind == "segmentation":
             goal.losses[task.name] = dataclasses.replace(goal.losses[task.name], kind="bce_dice")

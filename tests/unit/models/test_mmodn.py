@@ -12,7 +12,7 @@ from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.models.baselines.mmodn import Options, StateSequence
-from m4oe_ds.runs.assemble import own_loss
+from m4oe_ds.runs.assemble import model_loss
 from tests.distributed import problem
 
 GAMMA = ("data.dataset=gamma", "data.modalities=[fundus, oct]", "data.image_size=[32, 32]")
@@ -53,7 +53,7 @@ def test_every_parameter_learns_for_any_modalities_and_tasks(
 ) -> None:
     config, model, batch = case(*problem_, f"model.attach_mtoe={mode}", f"model.options={options}", count=8)
     goal = problem.objective(model.spec)
-    goal.own = own_loss(config, model.spec)
+    goal.own = model_loss(config, model.spec)
     for task in model.spec.tasks:
         if task.kind == "segmentation":
             goal.losses[task.name] = dataclasses.replace(goal.losses[task.name], kind="bce_dice")

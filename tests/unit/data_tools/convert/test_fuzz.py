@@ -14,7 +14,8 @@ import pytest
 from data_tools.archives import embed
 from data_tools.archives.plan import Options
 from data_tools.convert import command as convert
-from data_tools.convert.images import SampleTask, convert_sample
+from data_tools.convert.images import convert_sample
+from data_tools.convert.sample import SampleTask
 from data_tools.phantom import archive as phantom
 from m4oe_ds.data.manifest import Manifest, verify_shards
 from m4oe_ds.data.schema import DATASETS

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from data_tools.convert import workers
-from data_tools.convert.images import SampleResult, SampleTask, convert_sample
+from data_tools.convert.images import convert_sample
+from data_tools.convert.sample import SampleResult, SampleTask
 
 
 def task(number: int, *files: str) -> SampleTask:

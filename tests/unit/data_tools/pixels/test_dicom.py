@@ -114,7 +114,8 @@ def test_missing_decoder_names_the_package(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_damaged_bytes_are_noticed_or_harmless(tmp_path: Path) -> None:
     """Whatever a damaged file does, it is converted or refused under a reason; nothing else gets out."""
-    from data_tools.convert.images import SampleTask, convert_sample
+    from data_tools.convert.images import convert_sample
+    from data_tools.convert.sample import SampleTask
 
     good = write(tmp_path / "good.dcm").read_bytes()
     rng = np.random.default_rng(0)

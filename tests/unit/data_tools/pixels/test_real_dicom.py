@@ -8,7 +8,8 @@ from pathlib import Path
 import pydicom.data
 import pytest
 
-from data_tools.convert.images import SampleTask, convert_sample
+from data_tools.convert.images import convert_sample
+from data_tools.convert.sample import SampleTask
 
 FILES = sorted(
     path

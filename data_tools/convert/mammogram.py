@@ -1,0 +1,80 @@
+"""Converts one mammogram view; runs in worker processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_tools.convert.sample import SampleResult, SampleTask
+from data_tools.pixels.dicom import BadImage, quiet
+from m4oe_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from data_tools.pixels.geometry import Stored
+
+
+@dataclass(frozen=True)
+class _View:
+    """A converted image and what was seen on the way; counted only if it is the one used."""
+
+    stored: Stored
+    facts: dict[str, str]
+
+
+def _convert_view(path: Path, side: str, task: SampleTask) -> _View:
+    """One image from file to stored pixels.
+
+    Raises:
+        BadImage: the image cannot be used.
+    """
+    from data_tools.deidentify import vendor_family
+    from data_tools.pixels.dicom import BadImage, decode, syntax_name
+    from data_tools.pixels.geometry import MAX_AREA, MIN_AREA, canonicalise
+    from data_tools.pixels.grayscale import grade
+
+    ds, stored, extremes = decode(path)
+    graded = grade(ds, stored, extremes)
+    mask = graded.mask()
+    area = mask.area
+    if area < MIN_AREA:
+        raise BadImage("breast_area_too_small")
+    if area > MAX_AREA:
+        raise BadImage("breast_area_too_large")
+    view = canonicalise(graded.part, mask, task.rows, task.cols)
+    vendor = task.meta["vendor"] or vendor_family(str(ds.get("Manufacturer") or ""))
+    facts = {
+        "transfer_syntax": syntax_name(ds.file_meta.TransferSyntaxUID),
+        "bits_stored": str(int(ds.get("BitsStored") or 16)),
+        "photometric_interpretation": "MONOCHROME1" if graded.inverted else "MONOCHROME2",
+        "grey_method": graded.method,
+        "size": f"{stored.shape[0]}x{stored.shape[1]}",
+        "vendor": vendor,
+        # as taken, a left breast has its chest wall at the left
+        "flip": "agrees with laterality" if view.geometry["flipped"] == (side == "r") else "disagrees",
+    }
+    return _View(view, facts)
+
+
+def best_view(modality: str, task: SampleTask, result: SampleResult) -> _View | None:
+    """The candidate to use; those that cannot be read are noted."""
+    best: _View | None = None
+    for path in task.images[modality]:
+        try:
+            with quiet():
+                view = _convert_view(Path(path), task.meta["side"], task)
+        except BadImage as bad:
+            result.bad.append((modality, bad.reason))
+            continue
+        except UserError:
+            raise  # concerns every image, such as a missing decoder
+        except Exception as error:
+            # damaged headers fail in ways no list foresees; one file may not end a conversion of days. It is
+            # quarantined under the kind of error, without its text, which may quote the header
+            result.bad.append((modality, f"unexpected_{type(error).__name__}"))
+            continue
+        if best is None or view.stored.area > best.stored.area:
+            best = view
+        if task.choose == "first":
+            break
+    return best

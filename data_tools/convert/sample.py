@@ -1,0 +1,73 @@
+"""The work of one sample and what comes of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m4oe_ds.data.codecs import encode
+
+
+@dataclass(frozen=True)
+class SampleTask:
+    """Work of one sample.
+
+    Attributes:
+        meta: fields of META_FIELDS but modalities and geometry. images: candidate files of each modality.
+        rows, cols, codec: of the stored images. choose: see :class:`data_tools.archives.plan.Sample`.
+        masks: file per segmentation task.
+        source: patient and exam, for the private mapping alone.
+    """
+
+    meta: dict[str, Any]
+    images: dict[str, tuple[str, ...]]
+    rows: int
+    cols: int
+    codec: str
+    choose: str = "first"
+    masks: dict[str, str] = field(default_factory=dict)
+    source: tuple[str, str] = ("", "")
+
+
+@dataclass
+class SampleResult:
+    """A sample ready for a shard.
+
+    Attributes:
+        meta: all fields of META_FIELDS. members: encoded pixels by member name.
+        bad: (modality, reason) of images that were not used.
+        facts: counts for the histograms of the report.
+        sums: per modality (number, sum, sum of squares) of stored pixels.
+        digests: of the members, to find an image that belongs to two patients.
+    """
+
+    meta: dict[str, Any]
+    members: dict[str, bytes] = field(default_factory=dict)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    facts: dict[str, Counter[str]] = field(default_factory=dict)
+    sums: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    digests: list[str] = field(default_factory=list)
+
+    def count(self, name: str, value: object) -> None:
+        """Adds one to a histogram."""
+        self.facts.setdefault(name, Counter())[str(value)] += 1
+
+    def add(self, modality: str, pixels: NDArray[Any], codec: str) -> None:
+        """Stores the pixels (uint8 or uint16) of a modality as a member and adds them to its sums."""
+        self.members[f"{modality}.{codec}"] = encode(pixels, codec)
+        # what is equal as a member is equal for every use, and is a fraction of the decoded pixels
+        self.digests.append(hashlib.blake2b(self.members[f"{modality}.{codec}"], digest_size=16).hexdigest())
+        # sums of whole numbers are exact and so do not depend on the order of the samples; as float64 they stay below
+        # 2^53 for a million pixels at a time
+        total = squares = 0
+        flat = pixels.ravel()
+        for start in range(0, flat.size, 1 << 20):
+            part = flat[start : start + (1 << 20)].astype(np.float64)
+            total += int(part.sum())
+            squares += int(np.dot(part, part))
+        self.sums[modality] = (int(pixels.size), total, squares)
