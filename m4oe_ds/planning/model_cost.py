@@ -28,10 +28,10 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.layers.experts import ExpertWeights, sharded
 from m4oe_ds.layers.passes import whole
 from m4oe_ds.losses.mutual_information import official_token_task_information
-from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
 from m4oe_ds.models import build
 from m4oe_ds.models.interface import ModelOutput, ModelSpec
 from m4oe_ds.models.registry import spec_for
+from m4oe_ds.runs.objective import objective
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -344,30 +344,16 @@ def zero_batch(spec: ModelSpec, micro: int, dtype: torch.dtype, device: str = "c
     )
 
 
-def objective_of(config: Config, spec: ModelSpec) -> Objective:
-    """The objective of a configuration without class weights, which need a manifest and change no shape."""
-    losses = {}
-    for task in spec.tasks:
-        options = config.loss.tasks.get(task.name, config.loss.default)
-        auto = "cross_entropy" if task.kind == "classification" else "bce_dice"
-        losses[task.name] = TaskLoss(auto if options.kind == "auto" else options.kind, options.weight, options.gamma)
-    term = config.loss.mutual_information
-    information = InformationTerm(
-        config.loss.alpha, term.source, term.aggregate, term.task_weight, None, term.mask_by_label
-    )
-    return Objective(spec.tasks, losses, information, len(spec.modalities))
-
-
 def _loss(config: Config, spec: ModelSpec, output: ModelOutput, batch: Batch) -> Tensor:
-    objective = objective_of(config, spec)
-    loss = torch.stack([part.sum for part in objective.task_parts(output, batch).values()]).sum()
+    goal = objective(config, spec, None, batch.valid.device)
+    loss = torch.stack([part.sum for part in goal.task_parts(output, batch).values()]).sum()
     if config.loss.alpha == 0:
         return loss
     term: Tensor | None
     if config.loss.mutual_information.source == "official":  # selects valid samples, which needs their values
         term = official_token_task_information(output.routing["mtoe"].information_logits)
     else:
-        term = objective.mutual_information(output, batch)
+        term = goal.mutual_information(output, batch)
     for value in output.aux.values():
         loss = loss + value
     return loss if term is None else loss - config.loss.alpha * term

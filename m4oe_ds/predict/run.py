@@ -34,6 +34,7 @@ from m4oe_ds.predict.samples import Rules, Tally, limited, make_tasks, mark_beyo
 from m4oe_ds.predict.wording import REASONS_SHOWN, beside, counted
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import Run, open_run
+from m4oe_ds.runs.objective import objective
 
 _logger = logging.getLogger(__name__)
 NOTICE = "research software, not a medical device"
@@ -142,7 +143,7 @@ def _infer(
         try:
             predictions = predict_split(
                 forward, itertools.chain([first], batches), run.spec,
-                assemble.objective(run.config, run.spec, manifest, run.device), run.device, torch.float32,
+                objective(run.config, run.spec, manifest.sample_labels, run.device), run.device, torch.float32,
                 correction=assemble.prior_correction(run.config, run.spec, manifest),
             )  # fmt: skip
         except torch.OutOfMemoryError:

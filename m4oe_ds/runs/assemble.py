@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,17 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from m4oe_ds.config import Config, TaskLossConfig, to_dict
+from m4oe_ds.config import Config, to_dict
 from m4oe_ds.data import sources
 from m4oe_ds.data.augment import AugmentOptions
 from m4oe_ds.data.cache import Cache
 from m4oe_ds.data.manifest import Manifest, verify_shards
 from m4oe_ds.data.order import balanced_weights
-from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.data.stream import ShardStream
 from m4oe_ds.errors import ConfigError, DataError
-from m4oe_ds.losses.model_loss import ModelLoss
-from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import MODELS
 from m4oe_ds.parallel import reduce
@@ -172,52 +168,6 @@ def prior_correction(config: Config, spec: ModelSpec, manifest: Manifest) -> dic
         )
         out[task.name] = torch.tensor(np.log(ratio), dtype=torch.float32)
     return out
-
-
-def objective(config: Config, spec: ModelSpec, manifest: Manifest, device: torch.device) -> Objective:
-    """Task losses (with class weights from the training labels) and the mutual-information term."""
-    losses = {
-        task.name: _task_loss(config.loss.tasks.get(task.name, config.loss.default), task, manifest, device)
-        for task in spec.tasks
-    }
-    mi = config.loss.mutual_information
-    labels = torch.tensor(
-        [float((manifest.sample_labels(task.name) >= 0).sum()) for task in spec.tasks], dtype=torch.float64
-    )
-    prior = {
-        "batch": None,
-        "dataset": (labels / labels.sum().clamp_min(1)).to(device),
-        "uniform": torch.full_like(labels, 1.0 / len(spec.tasks)).to(device),
-    }[mi.task_prior]
-    term = InformationTerm(config.loss.alpha, mi.source, mi.aggregate, mi.task_weight, prior, mi.mask_by_label)
-    return Objective(spec.tasks, losses, term, len(spec.modalities), own=model_loss(config, spec))
-
-
-def model_loss(config: Config, spec: ModelSpec) -> ModelLoss | None:
-    """The losses that come with the model of a configuration, if any."""
-    module, _, name = MODELS[config.model.name].model_loss.partition(":")
-    if not module:
-        return None
-    loss: ModelLoss = getattr(importlib.import_module(module), name)(spec.tasks, config.model.options)
-    return loss
-
-
-def _task_loss(config: TaskLossConfig, task: TaskSpec, manifest: Manifest, device: torch.device) -> TaskLoss:
-    kind = config.kind
-    if kind == "auto":
-        kind = "cross_entropy" if task.kind == "classification" else "bce_dice"
-    if (kind == "bce_dice") != (task.kind == "segmentation"):
-        raise ConfigError(f"loss {kind} does not fit the {task.kind} task {task.name}", f"loss.tasks.{task.name}.kind")
-    weight = None
-    if config.class_weight != "none" and task.kind == "classification":
-        labels = manifest.sample_labels(task.name)
-        counts = np.bincount(labels[labels >= 0], minlength=task.num_classes).astype(np.float64)
-        if config.class_weight == "complement":
-            values = 1.0 - counts / max(counts.sum(), 1.0)
-        else:
-            values = counts.sum() / (task.num_classes * np.maximum(counts, 1.0))
-        weight = torch.tensor(values, dtype=torch.float32, device=device)
-    return TaskLoss(kind, config.weight, config.gamma, config.label_smoothing, weight)
 
 
 def stamp(config: Config, ds_config: Mapping[str, Any], topology: dict[str, Any], manifest: Manifest) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The run folder: how its files are written."""
+"""The run folder: the name of every file in it, once, and how they are written. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,108 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of the files of one run.
+
+    Attributes:
+        path: the folder itself, ``runs/<name>``.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration as resolved; what makes a folder a run folder."""
+        return self.path / "config.yaml"
+
+    @property
+    def ds_config(self) -> Path:
+        """DeepSpeed's JSON as used."""
+        return self.path / "ds_config.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, hardware, seeds, sizes of the model and of the batches."""
+        return self.path / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "log.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard events."""
+        return self.path / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        """Folder of recorded profiles."""
+        return self.path / "profile"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def weights(self) -> Path:
+        """Consolidated weights of the best checkpoint; several files have an index next to this name."""
+        return self.path / "weights" / "model.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """Metrics by split and task."""
+        return self.path / "metrics.json"
+
+    @property
+    def predictions_folder(self) -> Path:
+        """Folder of the predictions."""
+        return self.path / "predictions"
+
+    def predictions(self, split: str) -> Path:
+        """Keys, labels and probabilities of a split."""
+        return self.predictions_folder / f"{split}.npz"
+
+    @property
+    def examples(self) -> Path:
+        """Images and predictions of a few samples that the report shows."""
+        return self.predictions_folder / "examples.npz"
+
+    @property
+    def analysis(self) -> Path:
+        """Results of ``m4oe analyze``."""
+        return self.path / "analysis.json"
+
+    def analysis_arrays(self, name: str) -> Path:
+        """Arrays of ``m4oe analyze``: shares per sample by split, ``gallery``, ``own-<split>``."""
+        return self.path / "analysis" / f"{name}.npz"
+
+    @property
+    def clinical(self) -> Path:
+        """Calibration, operating points, survival and subgroups."""
+        return self.path / "clinical.json"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of figures and their tables."""
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained page."""
+        return self.path / "report.html"
 
 
 def write_json(path: Path, content: Any) -> None:

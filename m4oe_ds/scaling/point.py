@@ -20,8 +20,9 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models import spec_for
 from m4oe_ds.parallel import exchange, launch, reduce
-from m4oe_ds.planning.model_cost import objective_of, zero_batch
+from m4oe_ds.planning.model_cost import zero_batch
 from m4oe_ds.runs import assemble
+from m4oe_ds.runs.objective import objective
 from m4oe_ds.scaling.rows import Row
 from m4oe_ds.scaling.study import described, digest
 from m4oe_ds.training import engine as engines
@@ -110,12 +111,12 @@ def measure(request: Request) -> Row | None:
     engine.train()
     spec = spec_for(config)
     dtype = engines.compute_dtype(engine)
-    objective = objective_of(config, spec)
+    goal = objective(config, spec, None, device)
     stream = _shards(config, spec, micro) if config.data.root else None
     batches = _forever(stream) if stream is not None else _random(config, micro, reduce.rank())
 
     def step(batch: Batch) -> None:
-        train_step(engine, [batch], objective, dtype)
+        train_step(engine, [batch], goal, dtype)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

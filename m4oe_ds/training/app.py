@@ -23,6 +23,7 @@ from m4oe_ds.models import spec_for
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble, weights
 from m4oe_ds.runs.folder import write_json, write_yaml
+from m4oe_ds.runs.objective import objective as build_objective
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training.checkpoint import CheckpointStore
 from m4oe_ds.training.loop import Loop, Outcome
@@ -93,7 +94,7 @@ def run(request: Request, config: Config, ds_config: dict[str, Any], folder: Pat
     seed_everything(config.run.seed, place.rank)
     with _timed("engine"):
         engine, topology = engines.create(config, ds_config, sizes, place.world)
-    objective = assemble.objective(config, spec, manifests["train"], device)
+    objective = build_objective(config, spec, manifests["train"].sample_labels, device)
     stamp = assemble.stamp(config, ds_config, topology.stamp(), manifests["train"])
     store = CheckpointStore(
         folder / "checkpoints",

@@ -9,9 +9,10 @@ import torch
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
-from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
+from m4oe_ds.losses.objective import Objective
 from m4oe_ds.models import spec_for
 from m4oe_ds.models.interface import ModelSpec
+from m4oe_ds.runs import objective as assembled
 
 TINY = (
     "data.modalities=[ffdm_cc, syn_mlo]",
@@ -83,10 +84,14 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def objective(spec: ModelSpec, alpha: float = 0.05) -> Objective:
-    """Cross-entropy for every task (masks: with Dice) and the mutual information of the global batch."""
-    kinds = {"classification": "cross_entropy", "segmentation": "bce_dice"}
-    losses = {task.name: TaskLoss(kinds[task.kind]) for task in spec.tasks}
-    return Objective(spec.tasks, losses, InformationTerm(alpha=alpha), len(spec.modalities))
+    """The objective of a default configuration: cross-entropy for every task (masks: with Dice), and the information."""
+    return objective_of_run(config(f"loss.alpha={alpha}"), spec)
+
+
+def objective_of_run(cfg: Config, spec: ModelSpec) -> Objective:
+    """What a run of this configuration trains; the labels that class weights are made from are random."""
+    labels = samples(spec, 64, seed=0).labels
+    return assembled.objective(cfg, spec, lambda task: labels[task].numpy(), torch.device("cpu"))
 
 
 def deepspeed_config(stage: int, train: int, accumulation: int, clipping: float, **extra: Any) -> dict[str, Any]:
@@ -115,7 +120,6 @@ def trajectory(
     cfg: Config, ds: dict[str, Any], steps: int, rank: int, world: int, seed: int = 1, **options: Any
 ) -> list[dict[str, Any]]:
     """Global figures of ``steps`` optimizer steps; the samples of a step do not depend on the world size."""
-    from m4oe_ds.runs.assemble import model_loss
     from m4oe_ds.training import engine as engines
     from m4oe_ds.training.step import train_step
 
@@ -123,8 +127,7 @@ def trajectory(
     engine, _ = engines.create(cfg, ds, sizes, world)
     engine.train()
     spec = spec_for(cfg)
-    goal = objective(spec, cfg.loss.alpha)
-    goal.own = model_loss(cfg, spec)
+    goal = objective_of_run(cfg, spec)
     figures = []
     for step in range(steps):
         everything = samples(spec, sizes.train, seed=seed * 1000 + step)

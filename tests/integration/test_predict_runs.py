@@ -25,9 +25,9 @@ from m4oe_ds.data.schema import DATASETS, SPLITS, TaskSpec
 from m4oe_ds.evaluation.inference import predict_split
 from m4oe_ds.models import build
 from m4oe_ds.predict import samples as predict_samples
-from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import open_run
 from m4oe_ds.runs.folder import write_yaml
+from m4oe_ds.runs.objective import objective
 from tests.integration import shards
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -97,8 +97,9 @@ def evaluated(run: Path, splits: Sequence[str]) -> dict[str, np.ndarray]:
         opened = open_run(run, split)
         if not opened.manifests[split].num_samples:
             continue
-        objective = assemble.objective(opened.config, opened.spec, opened.manifests["train"], opened.device)
-        found = predict_split(opened.model, opened.batches(split), opened.spec, objective, opened.device, torch.float32)
+        labels_of = opened.manifests["train"].sample_labels
+        goal = objective(opened.config, opened.spec, labels_of, opened.device)
+        found = predict_split(opened.model, opened.batches(split), opened.spec, goal, opened.device, torch.float32)
         rows = np.concatenate([found.probabilities[task] for task in found.probabilities], axis=1)
         out.update(zip(map(str, found.keys), rows, strict=True))
     return out

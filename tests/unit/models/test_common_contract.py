@@ -13,7 +13,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.models import available, build, spec_for
 from m4oe_ds.models.interface import MultiModalModel
 from m4oe_ds.models.registry import MODELS
-from m4oe_ds.runs.assemble import model_loss
+from m4oe_ds.runs.objective import model_loss
 from tests.distributed import problem
 
 SIZES = {  # modalities and tasks

@@ -11,7 +11,7 @@ from torch import Tensor
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.models import available, build, spec_for
 from m4oe_ds.models.interface import MultiModalModel
-from m4oe_ds.runs.assemble import model_loss
+from m4oe_ds.runs.objective import model_loss
 from tests.distributed import problem
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums in another order

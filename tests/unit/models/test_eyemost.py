@@ -15,7 +15,7 @@ from m4oe_ds.layers.evidence import NIG
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.models.baselines.eyemost import EvidentialHeads, Options
 from m4oe_ds.models.baselines.volumes import VolumeResNet10
-from m4oe_ds.runs.assemble import model_loss
+from m4oe_ds.runs.objective import model_loss
 from tests.distributed import problem
 
 GAMMA = ("data.dataset=gamma", "data.modalities=[fundus, oct]", "data.image_size=[32, 32]")

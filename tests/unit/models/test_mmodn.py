@@ -12,7 +12,7 @@ from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.models.baselines.mmodn import Options, StateSequence
-from m4oe_ds.runs.assemble import model_loss
+from m4oe_ds.runs.objective import model_loss
 from tests.distributed import problem
 
 GAMMA = ("data.dataset=gamma", "data.modalities=[fundus, oct]", "data.image_size=[32, 32]")

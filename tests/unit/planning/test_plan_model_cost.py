@@ -12,7 +12,8 @@ from m4oe_ds import config_loader
 from m4oe_ds.config import Config
 from m4oe_ds.models import build
 from m4oe_ds.models.registry import spec_for
-from m4oe_ds.planning.model_cost import DTYPES, MicroStep, micro_step, objective_of, saved_bytes, zero_batch
+from m4oe_ds.planning.model_cost import DTYPES, MicroStep, micro_step, saved_bytes, zero_batch
+from m4oe_ds.runs.objective import objective
 
 SMALL = (
     "data.dataset=embed",
@@ -38,9 +39,9 @@ def recorded(*more: str, micro: int = 2, ep: int = 1) -> MicroStep:
 def real_loss(config: Config, model: torch.nn.Module, micro: int, precision: str) -> torch.Tensor:
     spec = spec_for(config)
     batch = zero_batch(spec, micro, DTYPES[precision])
-    objective, output = objective_of(config, spec), model(batch)
-    loss = torch.stack([part.sum for part in objective.task_parts(output, batch).values()]).sum()
-    information = objective.mutual_information(output, batch)
+    goal, output = objective(config, spec, None, torch.device("cpu")), model(batch)
+    loss = torch.stack([part.sum for part in goal.task_parts(output, batch).values()]).sum()
+    information = goal.mutual_information(output, batch)
     assert information is not None
     return loss - config.loss.alpha * information
 
