@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from m4oe_ds.evaluation.inference import predict_split, predictions_dict
+from m4oe_ds.evaluation.inference import predict_split
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble
@@ -52,9 +52,7 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     if reduce.rank() == 0:
         files = RunFolder(folder)
         predictions.save(files.predictions(split), run.spec)
-        metrics = evaluate_split(
-            predictions_dict(predictions), run.spec.tasks, resamples=run.config.evaluation.resamples
-        )
+        metrics = evaluate_split(predictions.arrays(), run.spec.tasks, resamples=run.config.evaluation.resamples)
         metrics["loss"] = predictions.loss
         everything = json.loads(files.metrics.read_text()) if files.metrics.is_file() else {}
         everything[split] = metrics
