@@ -39,6 +39,7 @@ def main() -> int:
     arguments = parser().parse_args()
     first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     try:
+        from m4oe_ds.analysis.validation_figures import ValidationFigures
         from m4oe_ds.training import app
 
         request = app.Request(
@@ -62,7 +63,7 @@ def main() -> int:
                 risk_prevalence=made.risk_prevalence,
                 image_size=made.image_size,
             )
-        if not app.run(request, config, ds_config, folder):
+        if not app.run(request, config, ds_config, folder, ValidationFigures):
             return STOPPED
     except UserError as error:
         if arguments.debug:

@@ -14,7 +14,6 @@ from m4oe_ds.analysis.conflict import conflict_pairs, conflict_rows
 from m4oe_ds.analysis.routing_statistics import RoutingSums, view_of
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.evaluation.inference import Predictions
-from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.models.interface import ModelOutput, ModelSpec
 
 
@@ -41,20 +40,22 @@ class ValidationFigures:
         """Joins the ranks. Collectives: those of :meth:`RoutingSums.reduce`; every rank must call it."""
         self._sums.reduce(sum_over_ranks)
 
-    def draw(self, predictions: Predictions, folder: Path) -> dict[str, Any]:
+    def draw(self, predictions: Predictions, report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """Matplotlib figures by name: ``roc``, ``confusion``, ``fig3c_utilisation``, ``fig5_contribution``,
         ``fig6a_conflict``, ``fig6b_experts``; those without data are left out.
 
         Args:
-            predictions: of the split. folder: of the run; its ``log.jsonl`` holds the gradient conflict so far.
+            predictions: of the split.
+            report: what ``evaluate_split`` says of them.
+            folder: of the run; its ``log.jsonl`` holds the gradient conflict so far.
         """
         # only the rank that draws pays for matplotlib
         from m4oe_ds.analysis import figures
         from m4oe_ds.report import figures as report_figures
 
         arrays = predictions.arrays()
-        classify = tuple(task for task in self.spec.tasks if task.kind == "classification")
-        split = evaluate_split(arrays, classify, resamples=0)
+        classify = {task.name for task in self.spec.tasks if task.kind == "classification"}
+        split = {**report, "tasks": {name: entry for name, entry in report["tasks"].items() if name in classify}}
         made: dict[str, Any] = {}
         if any(entry.get("confusion") for entry in split["tasks"].values()):
             made["confusion"] = report_figures.confusions(split)

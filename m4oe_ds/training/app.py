@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from m4oe_ds.config import Config, to_dict
 from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.evaluation.metrics import evaluate_split, format_table
 from m4oe_ds.models import spec_for
+from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble, weights
 from m4oe_ds.runs.folder import write_json, write_yaml
@@ -28,6 +29,9 @@ from m4oe_ds.training.checkpoint import CheckpointStore
 from m4oe_ds.training.loop import Loop, Outcome
 from m4oe_ds.training.records import environment
 from m4oe_ds.training.seeds import seed_everything
+from m4oe_ds.training.validation import Observer
+
+MakeObserver = Callable[[ModelSpec, str], Observer]
 
 _logger = logging.getLogger(__name__)
 
@@ -67,8 +71,17 @@ def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
     return config, ds_config, Path(request.output or f"runs/{config.run.name}")
 
 
-def run(request: Request, config: Config, ds_config: dict[str, Any], folder: Path) -> bool:
+def run(
+    request: Request, config: Config, ds_config: dict[str, Any], folder: Path, observers: MakeObserver | None = None
+) -> bool:
     """Trains, evaluates and writes the run folder.
+
+    Args:
+        request: what the command line asks for.
+        config: of :func:`prepare`.
+        ds_config: of :func:`prepare`.
+        folder: of :func:`prepare`.
+        observers: makes what looks on at every validation, given the model's specification and name.
 
     Returns:
         False if a signal stopped training before its end; a checkpoint was saved then.
@@ -104,7 +117,7 @@ def run(request: Request, config: Config, ds_config: dict[str, Any], folder: Pat
     )
     loop = Loop(
         config, engine, spec, objective, manifests, store, folder, sizes.micro, sizes.accumulation,
-        request.profile_steps,
+        request.profile_steps, None if observers is None else lambda: observers(spec, config.model.name),
     )  # fmt: skip
     resumed = _resume(loop, store, request)
     facts = _facts(config, engine, topology, manifests["train"], sizes, place)

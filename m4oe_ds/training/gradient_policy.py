@@ -35,7 +35,13 @@ Rule = Literal["norm", "imtl_g"]
 
 
 class GradientPolicy:
-    """Task weights and branch scales of one micro-batch; the plain sum unless a subclass says otherwise."""
+    """Task weights and branch scales of one micro-batch; the plain sum unless a subclass says otherwise.
+
+    Attributes:
+        measures: needs a forward of its own, from which :meth:`weights` are found, before the one that trains.
+    """
+
+    measures = False
 
     def weights(
         self, task_losses: Mapping[str, Tensor], model: MultiModalModel, output: ModelOutput, counts: Tensor
@@ -82,6 +88,8 @@ class CalibratedPolicy(GradientPolicy):
         normalise: rescale the ``norm`` weights to sum to the number of tasks; the smoothing then cancels.
         branches: calibrate the modality branches as well. weighted_heads: weigh the losses, and so the heads too.
     """
+
+    measures = True
 
     def __init__(
         self,

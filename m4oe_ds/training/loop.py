@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +13,11 @@ from typing import Any
 
 import torch
 
-from m4oe_ds.analysis.validation_figures import ValidationFigures
 from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.errors import CheckpointError, DataError, UserError
 from m4oe_ds.evaluation.inference import Predictions, predict_split
-from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.losses.objective import Objective
 from m4oe_ds.models.interface import ModelOutput, ModelSpec
 from m4oe_ds.parallel import reduce
@@ -35,6 +32,7 @@ from m4oe_ds.training.profiling import StepProfiler
 from m4oe_ds.training.records import Recorder
 from m4oe_ds.training.step import StepReport, check_finite, train_step
 from m4oe_ds.training.throughput import Arithmetic, arithmetic
+from m4oe_ds.training.validation import Best, Observer, Validation
 
 _logger = logging.getLogger(__name__)
 
@@ -53,9 +51,17 @@ class Loop:
     """Training of one engine on one set of shards.
 
     Args:
-        config: resolved tree. engine: from :func:`m4oe_ds.training.engine.create`. spec, objective: of the model.
-        manifests: by split, ``train`` required. store: checkpoints. folder: run folder.
-        micro, accumulation: batch sizes of the DeepSpeed JSON. profile_steps: steps to record with the profiler.
+        config: resolved tree.
+        engine: from :func:`m4oe_ds.training.engine.create`.
+        spec: of the model.
+        objective: what is trained.
+        manifests: by split, ``train`` required.
+        store: checkpoints.
+        folder: run folder.
+        micro: samples of a micro-batch.
+        accumulation: micro-batches of a step.
+        profile_steps: steps to record with the profiler.
+        observer: makes what looks on at every validation; None = nothing does.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Loop:
         micro: int,
         accumulation: int,
         profile_steps: int = 0,
+        observer: Callable[[], Observer] | None = None,
     ) -> None:
         self.config, self.engine, self.spec, self.objective = config, engine, spec, objective
         self.manifests, self.store, self.folder = manifests, store, folder
@@ -80,19 +87,24 @@ class Loop:
         self.total_steps = config.run.num_epochs * self.steps_per_epoch
         if config.run.max_steps:
             self.total_steps = min(self.total_steps, config.run.max_steps)
-        self.policy = (
-            None
-            if config.loss.gradient_policy == "sum"
-            else gradient_policy.policy(config.loss.gradient_policy, **config.loss.gradient_options)
-        )
+        self.policy = gradient_policy.policy(config.loss.gradient_policy, **config.loss.gradient_options)
         self.base_rates = [group["lr"] for group in engine.optimizer.param_groups]
         self.global_batch = micro * accumulation * reduce.world_size()
         self.profile_steps = profile_steps
         self.arithmetic = (
             arithmetic(config, self.dtype, micro, accumulation, ep_size_of(engine)) if reduce.rank() == 0 else None
         )
-        self.best = math.inf
         self.position = Position(0, 0, 0, 0)
+        self.validation = Validation(
+            self.predict,
+            spec.tasks,
+            config.run.checkpoint.metric,
+            config.run.eval_every_epochs,
+            available="val" in manifests,
+            observer=observer if config.run.tensorboard else None,
+            sum_over_ranks=lambda sums: reduce.sum_over_ranks(sums.to(engine.device)),
+            draws=reduce.rank() == 0 and config.run.tensorboard,
+        )
 
     def resume(self, tag: str, store: CheckpointStore | None = None) -> None:
         """Continues from a checkpoint; the data stream goes on behind the last sample it used."""
@@ -103,9 +115,8 @@ class Loop:
                 f"checkpoint {tag}",
                 "keep train_batch_size of the DeepSpeed JSON, or --resume never",
             )
-        if self.policy is not None:
-            self.policy.load_state_dict(progress["gradient_policy"])
-        self.best = progress["best"] if progress["best"] is not None else math.inf
+        self.policy.load_state_dict(progress["gradient_policy"])
+        self.validation.best = Best(progress["best"])
 
     def run(self) -> Outcome:
         """Trains to the end, or until a signal asks to stop.
@@ -210,63 +221,23 @@ class Loop:
         }
 
     def _end_of_epoch(self, recorder: Recorder, epoch: int) -> None:
-        """Validation, checkpoint, and the best so far."""
-        every = self.config.run.eval_every_epochs
-        last = self.position.step >= self.total_steps
-        score = None
-        if "val" in self.manifests and every and ((epoch + 1) % every == 0 or last):
-            drawn = ValidationFigures(self.spec, self.config.model.name) if self.config.run.tensorboard else None
-            predictions = self.predict("val", observe=None if drawn is None else drawn.add)
-            if drawn is not None:
-                drawn.reduce(lambda sums: reduce.sum_over_ranks(sums.to(self.engine.device)))
-            score, figures = self._score(predictions)
-            record = {
-                "event": "validation",
-                "step": self.position.step,
-                "epoch": epoch,
-                "loss": predictions.loss,
-                "losses": predictions.losses,
-                **figures,
-            }
-            recorder.write(record)
-            if drawn is not None and recorder.draws:
-                recorder.figures("validation", drawn.draw(predictions, self.folder), self.position.step)
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.get("auroc", {}).items())
-            recorder.say(
-                f"epoch {epoch}: validation loss {predictions.loss:.4f}" + (f", AUROC {shown}" if shown else "")
-            )
-        # a metric that is undefined so far (infinite) selects nothing: the newest is the best until one is defined
-        better = score is not None and (score < self.best or math.isinf(self.best))
-        if better:
-            assert score is not None
-            self.best = score
-        # with nothing to select by, the newest is the best
-        self._save(best=better or not every or "val" not in self.manifests)
-
-    def _score(self, predictions: Predictions) -> tuple[float, dict[str, Any]]:
-        """What decides the best checkpoint (smaller is better), and the validation figures to log."""
-        metric = self.config.run.checkpoint.metric
-        report = evaluate_split(predictions.arrays(), self.spec.tasks, resamples=0)
-        figures: dict[str, Any] = {}
-        for name in ("auroc", "balanced_accuracy"):
-            values = {
-                task: entry["metrics"][name]["value"]
-                for task, entry in report["tasks"].items()
-                if name in entry.get("metrics", {}) and entry["metrics"][name]["value"] is not None
-            }
-            if values:
-                figures[name] = values
-        if metric == "loss":
-            return predictions.loss, figures
-        values = figures.get(metric, {})
-        return (-sum(values.values()) / len(values) if values else math.inf), figures
+        """Validation where it is due, and a checkpoint."""
+        best = not self.validation.selects
+        if self.validation.due(epoch, last=self.position.step >= self.total_steps):
+            verdict = self.validation.run(self.folder)
+            best = verdict.best
+            recorder.write(verdict.record(self.position.step, epoch))
+            if verdict.drawn:
+                recorder.figures("validation", verdict.drawn, self.position.step)
+            recorder.say(f"epoch {epoch}: {verdict.line()}")
+        self._save(best=best)
 
     def _save(self, *, best: bool = False) -> str:
         reduce.average_running_statistics(self.engine.module)
         progress = {
             "global_batch": self.global_batch,
-            "gradient_policy": {} if self.policy is None else self.policy.state_dict(),
-            "best": None if math.isinf(self.best) else self.best,
+            "gradient_policy": self.policy.state_dict(),
+            "best": self.validation.best.defined,
         }
         return self.store.save(self.engine, self.position, progress, best=best)
 

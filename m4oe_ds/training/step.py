@@ -26,17 +26,22 @@ from m4oe_ds.training.gradient_policy import GradientPolicy
 from m4oe_ds.training.profiling import BACKWARD, FORWARD, OPTIMIZER, phase
 from m4oe_ds.training.shared_gradients import Conflict, gradient_conflict
 
+PLAIN_SUM = GradientPolicy()
+
 
 @dataclass
 class StepReport:
     """Figures of one optimizer step, still on the device and local to this rank; :meth:`collect` makes them global.
 
     Attributes:
-        loss_sums: ``[p]`` sums of the task losses on this rank. counts: ``[p]`` labels over all ranks.
+        loss_sums: ``[p]`` sums of the task losses on this rank.
+        counts: ``[p]`` labels over all ranks.
         information: ``[]`` mutual information in nats, averaged over the micro-batches, equal on all ranks.
-        aux: ``[]`` weighted auxiliary losses of this rank.
+        aux: ``[]`` auxiliary losses of this rank.
         has_information: the model has task-slotted routing.
-        conflict: agreement of the tasks' gradients, if it was asked for. task_weights: of the gradient policy.
+        grad_norm: of the whole gradient before clipping, None where the engine does not know it.
+        conflict: agreement of the tasks' gradients, where it was measured.
+        task_weights: of a gradient policy that measures.
         routing: sums of this rank by mixture layer (:func:`m4oe_ds.layers.statistics.routing_sums`), if asked for.
     """
 
@@ -87,13 +92,40 @@ class StepReport:
         return {"routing": routing_figures(sums), "expert_share": shares}
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """What a forward of its own showed before the one that trains; empty where nothing is measured.
+
+    Attributes:
+        output: of the unwrapped model.
+        losses: task losses whose mean over the ranks is the global mean, with their graphs.
+        agreement: of the tasks' gradients.
+        task_weights: of the gradient policy.
+    """
+
+    output: ModelOutput | None = None
+    losses: dict[str, Tensor] | None = None
+    agreement: Conflict | None = None
+    task_weights: dict[str, float] | None = None
+
+
+@dataclass
+class _Sums:
+    """What the micro-batches of a step add up to on this rank: see :class:`StepReport`."""
+
+    losses: Tensor
+    information: Tensor
+    aux: Tensor
+    has_information: bool = False
+
+
 def train_step(
     engine: Any,
     batches: Sequence[Batch],
     objective: Objective,
     dtype: torch.dtype,
     *,
-    policy: GradientPolicy | None = None,
+    policy: GradientPolicy = PLAIN_SUM,
     conflict: bool = False,
     observe: bool = False,
     where: str = "training step",
@@ -101,11 +133,15 @@ def train_step(
     """Forward, backward and optimizer step over this rank's micro-batches of one step.
 
     Args:
-        engine: DeepSpeed engine in training mode. batches: one per accumulation step, equal sizes on all ranks.
-        objective: the loss. dtype: of the views.
-        policy: how task gradients are put together; None = their sum. conflict: also measure their agreement.
-            Both look at a forward of their own, so that what is trained does not depend on being measured.
-        observe: also sum up how the mixture layers spread the last micro-batch. where: what errors call this step.
+        engine: DeepSpeed engine in training mode.
+        batches: one per accumulation step, equal sizes on all ranks.
+        objective: the loss.
+        dtype: of the views.
+        policy: how task gradients are put together.
+        conflict: also measure their agreement. This and a policy that measures look at a forward of their own, so that
+            what is trained does not depend on being measured.
+        observe: also sum up how the mixture layers spread the last micro-batch.
+        where: what errors call this step.
 
     Raises:
         UserError: the loss of any rank is not finite, raised on all ranks before the weights change; or the gradient
@@ -117,72 +153,104 @@ def train_step(
     device, world, accumulation = engine.device, reduce.world_size(), len(batches)
     counts = reduce.sum_over_ranks(objective.label_counts(batches).to(device))  # [p]
     scale = world * accumulation / counts.clamp_min(1.0)  # [p]
-    sums = torch.zeros(len(objective.tasks), device=device)
-    information, aux_total = torch.zeros((), device=device), torch.zeros((), device=device)
-    has_information = False
+    zero = torch.zeros((), device=device)
+    sums = _Sums(torch.zeros(len(objective.tasks), device=device), zero.clone(), zero.clone())
     agreement, task_weights, routing = None, None, None
     losses: list[Tensor] = []
-    scaled = bool(engine.fp16_enabled())
     for number, batch in enumerate(batches):
         batch = batch.to(device, dtype)
-        probe = None
-        if policy is not None or (conflict and number == 0):
-            probe = engine.module(batch)
-            task_losses = _scaled(objective, probe, batch, scale)
-            if conflict and number == 0:
-                agreement = gradient_conflict(task_losses, engine.module, counts)
-            if policy is not None:
-                task_weights = policy.weights(task_losses, engine.module, probe, counts)
+        last = number + 1 == accumulation
+        probe = _probe(engine, objective, batch, scale, counts, policy, conflict and number == 0)
+        agreement, task_weights = probe.agreement or agreement, probe.task_weights
         with phase(FORWARD), engine.module.inner_level(reduce.sum_over_ranks):
             output = engine(batch)
-        if observe and number + 1 == accumulation:
+        if observe and last:
             routing = {name: routing_sums(layer, batch.valid) for name, layer in output.routing.items()}
-        local = torch.stack([part.sum for part in objective.task_parts(output, batch).values()])  # [p]
-        weight = scale
-        if policy is not None and probe is not None and task_weights is not None:
-            left = policy.spread(task_weights, probe, output)
-            weight = scale * torch.tensor([left[task.name] for task in objective.tasks], device=device)
-            policy.calibrate(_total(task_losses, left), probe, output)
-        loss = (local * weight).sum()
-        # Skipping the term at alpha = 0 must not skip its collective: every rank has the same alpha, so all skip or none.
-        with torch.set_grad_enabled(objective.information.alpha != 0):
-            term = objective.mutual_information(output, batch, reduce.sum_over_ranks, world)
-        if term is not None:
-            has_information = True
-            information += term.detach() / accumulation
-            if objective.information.alpha != 0:
-                loss = loss - objective.information.alpha * term
-        for name, value in output.aux.items():
-            weighted = objective.aux_weights.get(name, 1.0) * value
-            aux_total += weighted.detach() / accumulation
-            loss = loss + weighted
+        loss = _micro_loss(objective, output, batch, _task_scale(policy, probe, output, scale), sums, accumulation)
         losses.append(loss.detach())
         with phase(BACKWARD):
             engine.backward(loss)
-        sums += local.detach()
-        if number + 1 == accumulation and not scaled:
+        if last and not engine.fp16_enabled():
             stop_if_bad(engine.module, batches, losses, where)
         with phase(OPTIMIZER):
             engine.step()
+    return StepReport(
+        loss_sums=sums.losses,
+        counts=counts,
+        information=sums.information,
+        aux=sums.aux,
+        has_information=sums.has_information,
+        grad_norm=_gradient_norm(engine, where),
+        conflict=agreement,
+        task_weights=task_weights,
+        routing=routing,
+    )
+
+
+def _probe(
+    engine: Any,
+    objective: Objective,
+    batch: Batch,
+    scale: Tensor,
+    counts: Tensor,
+    policy: GradientPolicy,
+    conflict: bool,
+) -> _Probe:
+    """Measures the task gradients of a micro-batch, if the policy or the log asks for it."""
+    if not (policy.measures or conflict):
+        return _Probe()
+    output = engine.module(batch)
+    losses = _scaled(objective, output, batch, scale)
+    agreement = gradient_conflict(losses, engine.module, counts) if conflict else None
+    weights = policy.weights(losses, engine.module, output, counts) if policy.measures else None
+    return _Probe(output, losses, agreement, weights)
+
+
+def _task_scale(policy: GradientPolicy, probe: _Probe, output: ModelOutput, scale: Tensor) -> Tensor:
+    """Factors ``[p]`` of the task loss sums: those of the mean, times what the policy leaves for the losses."""
+    if probe.task_weights is None or probe.output is None or probe.losses is None:
+        return scale
+    left = policy.spread(probe.task_weights, probe.output, output)
+    policy.calibrate(_total(probe.losses, left), probe.output, output)
+    return scale * torch.tensor([left[name] for name in probe.losses], device=scale.device)
+
+
+def _micro_loss(
+    objective: Objective, output: ModelOutput, batch: Batch, scale: Tensor, sums: _Sums, accumulation: int
+) -> Tensor:
+    """The scalar that one micro-batch sends backward; its detached parts are added to ``sums``."""
+    local = torch.stack([part.sum for part in objective.task_parts(output, batch).values()])  # [p]
+    sums.losses += local.detach()
+    loss = (local * scale).sum()
+    # Skipping the term at alpha = 0 must not skip its collective: every rank has the same alpha, so all skip or none.
+    with torch.set_grad_enabled(objective.information.alpha != 0):
+        term = objective.mutual_information(output, batch, reduce.sum_over_ranks, reduce.world_size())
+    if term is not None:
+        sums.has_information = True
+        sums.information += term.detach() / accumulation
+        if objective.information.alpha != 0:
+            loss = loss - objective.information.alpha * term
+    for value in output.aux.values():
+        sums.aux += value.detach() / accumulation
+        loss = loss + value
+    return loss
+
+
+def _gradient_norm(engine: Any, where: str) -> float | None:
+    """Norm of the whole gradient before clipping, None where the engine does not know it.
+
+    Raises:
+        UserError: it is not finite, and no loss scaler deals with that.
+    """
     norm = engine.get_global_grad_norm()
     norm = None if norm is None else float(norm)
-    if norm is not None and not math.isfinite(norm) and not scaled:
+    if norm is not None and not math.isfinite(norm) and not engine.fp16_enabled():
         raise UserError(
             f"the gradient norm is {norm} although every loss is finite",
             where,
             "resume from the last checkpoint with --set run.detect_anomaly=true, which names the operation",
         )
-    return StepReport(
-        sums,
-        counts,
-        information,
-        aux_total,
-        has_information,
-        norm,
-        agreement,
-        task_weights,
-        routing,
-    )
+    return norm
 
 
 def _scaled(objective: Objective, output: ModelOutput, batch: Batch, scale: Tensor) -> dict[str, Tensor]:
