@@ -26,11 +26,12 @@ from m4oe_ds.data.augment import AugmentOptions, augment
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.cache import Cache
 from m4oe_ds.data.collate import Sample, collate
-from m4oe_ds.data.manifest import Manifest, read_sample
+from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.order import epoch_order, generator, position, weighted_order
 from m4oe_ds.data.prefetch import prefetched
 from m4oe_ds.data.quarantine import Quarantine
 from m4oe_ds.data.schema import DATASETS, MISSING, TaskSpec
+from m4oe_ds.data.shard_reader import read_sample
 from m4oe_ds.errors import DataError
 
 os.environ.setdefault("WDS_SECURE", "1")  # no pipe: or file: addresses, no pickles in archives

@@ -16,9 +16,10 @@ from m4oe_ds.config import Config, TaskLossConfig, to_dict
 from m4oe_ds.data import sources
 from m4oe_ds.data.augment import AugmentOptions
 from m4oe_ds.data.cache import Cache
-from m4oe_ds.data.manifest import Manifest, verify_shards
+from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.order import balanced_weights
 from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.shard_reader import verify_shards
 from m4oe_ds.data.stream import ShardStream
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.losses.model_loss import ModelLoss

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from m4oe_ds.data import codecs
-from m4oe_ds.data.manifest import ShardWriter
 from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.shard_writer import ShardWriter
 
 SIZES = {"train": 72, "val": 21, "test": 30}
 

@@ -15,8 +15,9 @@ import pytest
 from m4oe_ds.data import cache as caches
 from m4oe_ds.data import sources
 from m4oe_ds.data.cache import Cache
-from m4oe_ds.data.manifest import Manifest, verify_shards
+from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.shard_reader import verify_shards
 from m4oe_ds.data.stream import ShardStream
 from m4oe_ds.errors import DataError, EnvironmentProblem
 from tests.integration import commands, servers, shards

@@ -17,8 +17,9 @@ import torch
 from m4oe_ds.data import codecs
 from m4oe_ds.data.augment import AugmentOptions
 from m4oe_ds.data.batch import Batch
-from m4oe_ds.data.manifest import Manifest, ShardWriter
+from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.schema import DATASETS, SCHEMA_VERSION
+from m4oe_ds.data.shard_writer import ShardWriter
 from m4oe_ds.data.stream import ShardStream
 from m4oe_ds.errors import DataError
 

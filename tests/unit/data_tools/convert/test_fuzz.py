@@ -17,8 +17,9 @@ from data_tools.convert import command as convert
 from data_tools.convert.images import convert_sample
 from data_tools.convert.sample import SampleTask
 from data_tools.phantom import archive as phantom
-from m4oe_ds.data.manifest import Manifest, verify_shards
+from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.shard_reader import verify_shards
 from m4oe_ds.data.stream import ShardStream
 from m4oe_ds.errors import DataError
 
