@@ -113,7 +113,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def sample_labels(self, task: str) -> np.ndarray:
-        """``[num_samples]`` int64 codes of a task in manifest order, -1 missing (all -1 if the split lacks the task)."""
+        """``[num_samples]`` int64 codes of a task in manifest order, -1 missing; all -1 if the split lacks the task."""
         return np.array(
             [code for shard in self.shards for code in shard.labels.get(task, [MISSING] * shard.num_samples)],
             dtype=np.int64,
@@ -124,6 +124,13 @@ class Manifest:
         masks = np.array([mask for shard in self.shards for mask in shard.present], dtype=np.int64)
         bits = [self.modalities.index(name) if name in self.modalities else 62 for name in modalities]
         return (masks[:, None] >> np.array(bits)) & 1 > 0
+
+    def normalisation(self) -> dict[str, tuple[float, float]]:
+        """``{modality: (mean, std)}`` of the pixels on the 0..1 scale, for every modality that was measured."""
+        return {
+            name: (float(values["mean"]), max(float(values["std"]), 1e-6))
+            for name, values in self.pixel_statistics.items()
+        }
 
     def samples(self) -> list[tuple[int, int]]:
         """(shard, index in shard) of every sample, in manifest order."""

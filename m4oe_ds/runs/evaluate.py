@@ -49,7 +49,7 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     sizes = deepspeed_json.batch_sizes(
         {"train_micro_batch_size_per_gpu": config.evaluation.micro_batch or 16}, place.world, "evaluation.micro_batch"
     )
-    stream = assemble.stream(config, split, spec, sizes.micro, 1, manifests["train"])
+    stream = assemble.stream(config, split, spec, sizes.micro, 1, manifests)
     objective = assemble.objective(config, spec, manifests["train"], device)
     correction = assemble.prior_correction(config, spec, manifests["train"])
     predictions = predict_split(

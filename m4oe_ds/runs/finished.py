@@ -41,7 +41,7 @@ class Run:
             limit: only so many samples, 0 = all.
         """
         micro = self.config.evaluation.micro_batch or 16
-        source = assemble.stream(self.config, split, self.spec, micro, 1, self.manifests["train"]).evaluation()
+        source = assemble.stream(self.config, split, self.spec, micro, 1, self.manifests).evaluation()
         left = limit or None
         for batch in source:
             if left is None:
