@@ -75,7 +75,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = config_loader.load(None, (*shards.SMALL, f"data.root={root}"))
     from m4oe_ds.runs import assemble
 
-    stream = assemble.stream(config, "test", spec_for(config), 30, 1, assemble.load_manifests(config, ("train", "test")))
+    manifests = assemble.load_manifests(config, ("train", "test"))
+    stream = assemble.stream(config, "test", spec_for(config), 30, 1, manifests)
     for number, key in enumerate(next(iter(stream.evaluation())).keys):
         one = dict(zip(MODALITIES, np.random.default_rng(number).dirichlet(np.ones(4)), strict=True))
         patient = {"patient": f"p{number}", "exam": "e", "side": key[-1]}
