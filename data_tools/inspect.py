@@ -106,7 +106,7 @@ def _contents(path: Path, shard: Shard) -> list[str]:
 def check(folder: Path, manifests: dict[str, Manifest], checksums: bool = True) -> list[str]:
     """Problems with checksums, with samples against the manifest, with labels that contradict each other, and with
     patients in more than one split; empty if all is well."""
-    from m4oe_ds.data.manifest import verify_shards
+    from m4oe_ds.data.shard_reader import verify_shards
 
     problems = []
     where: dict[str, str] = {}
@@ -150,7 +150,7 @@ def contact_sheet(folder: Path, manifests: dict[str, Manifest], path: Path | Bin
     from PIL import Image
 
     from m4oe_ds.data.codecs import decode
-    from m4oe_ds.data.manifest import read_sample
+    from m4oe_ds.data.shard_reader import read_sample
 
     strips = []
     for split, manifest in manifests.items():

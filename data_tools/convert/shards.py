@@ -21,8 +21,9 @@ from typing import Any
 from data_tools.convert.jobs import ShardJob
 from data_tools.convert.sample import SampleResult
 from data_tools.convert.workers import converted
-from m4oe_ds.data.manifest import Manifest, OpenShard, Shard, assemble
+from m4oe_ds.data.manifest import Manifest, Shard, assemble
 from m4oe_ds.data.schema import DATASETS, SPLITS, DatasetSpec
+from m4oe_ds.data.shard_writer import OpenShard
 from m4oe_ds.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -41,47 +41,13 @@ def collate(
     Padding counts every modality as present, so that no softmax runs over nothing; it has no labels. With
     ``contralateral`` the extras hold ``contralateral.<modality> [B, C, H, W]`` and ``contralateral_present [B, m]``.
     """
-    count = len(samples)
-    height, width = image_size
-    views = {name: torch.zeros(count, c, height, width) for name, c in zip(modalities, channels, strict=True)}
-    present = torch.ones(count, len(modalities), dtype=torch.bool)
+    planes = dict(zip(modalities, channels, strict=True))
+    views, there = _views([sample.views if sample else {} for sample in samples], planes, image_size)
     valid = torch.tensor([sample is not None for sample in samples])
-    labels: dict[str, Tensor] = {}
-    for task in tasks:
-        if task.kind == "classification":
-            labels[task.name] = torch.full((count,), MISSING, dtype=torch.int64)
-        else:
-            labels[task.name] = torch.zeros(count, 1, height, width)
-    label_mask = torch.zeros(count, len(tasks), dtype=torch.bool)
-    for b, sample in enumerate(samples):
-        if sample is None:
-            continue
-        for i, name in enumerate(modalities):
-            if name in sample.views:
-                views[name][b] = sample.views[name]
-            else:
-                present[b, i] = False
-        for k, task in enumerate(tasks):
-            if task.kind == "classification":
-                code = sample.labels.get(task.name, MISSING)
-                labels[task.name][b] = code
-                label_mask[b, k] = code != MISSING
-            elif task.name in sample.masks:
-                labels[task.name][b] = sample.masks[task.name]
-                label_mask[b, k] = True
-    extras: dict[str, Tensor] = {}
-    if contralateral:
-        there = torch.zeros(count, len(modalities), dtype=torch.bool)
-        for i, name in enumerate(modalities):
-            other = torch.zeros_like(views[name])
-            for b, sample in enumerate(samples):
-                if sample is not None and name in sample.contralateral:
-                    other[b], there[b, i] = sample.contralateral[name], True
-            extras[f"contralateral.{name}"] = other
-        extras["contralateral_present"] = there
+    labels, label_mask = _labels(samples, tasks, image_size)
     return Batch(
         views=views,
-        present=present,
+        present=there | ~valid[:, None],
         labels=labels,
         label_mask=label_mask,
         valid=valid,
@@ -89,5 +55,45 @@ def collate(
         groups=tuple(sample.group if sample else "" for sample in samples),
         modalities=tuple(modalities),
         tasks=tuple(task.name for task in tasks),
-        extras=extras,
+        extras=_other_breast(samples, planes, image_size) if contralateral else {},
     )
+
+
+def _views(
+    found: Sequence[Mapping[str, Tensor]], planes: Mapping[str, int], image_size: tuple[int, int]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """``{modality: [B, C, H, W]}`` of each sample's views, zeros where there is none, and ``[B, m]``: where there is."""
+    views = {name: torch.zeros(len(found), count, *image_size) for name, count in planes.items()}
+    there = torch.zeros(len(found), len(planes), dtype=torch.bool)
+    for i, name in enumerate(planes):
+        for b, one in enumerate(found):
+            if name in one:
+                views[name][b], there[b, i] = one[name], True
+    return views, there
+
+
+def _labels(
+    samples: Sequence[Sample | None], tasks: Sequence[TaskSpec], image_size: tuple[int, int]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Labels by task as :class:`Batch` has them, and ``[B, p]``: which exist."""
+    count = len(samples)
+    labels: dict[str, Tensor] = {}
+    label_mask = torch.zeros(count, len(tasks), dtype=torch.bool)
+    for k, task in enumerate(tasks):
+        if task.kind == "classification":
+            codes = [sample.labels.get(task.name, MISSING) if sample else MISSING for sample in samples]
+            labels[task.name] = torch.tensor(codes, dtype=torch.int64)
+            label_mask[:, k] = labels[task.name] != MISSING
+            continue
+        labels[task.name] = torch.zeros(count, 1, *image_size)
+        for b, sample in enumerate(samples):
+            if sample is not None and task.name in sample.masks:
+                labels[task.name][b], label_mask[b, k] = sample.masks[task.name], True
+    return labels, label_mask
+
+
+def _other_breast(
+    samples: Sequence[Sample | None], planes: Mapping[str, int], image_size: tuple[int, int]
+) -> dict[str, Tensor]:
+    views, there = _views([sample.contralateral if sample else {} for sample in samples], planes, image_size)
+    return {**{f"contralateral.{name}": view for name, view in views.items()}, "contralateral_present": there}

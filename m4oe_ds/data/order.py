@@ -18,6 +18,32 @@ from m4oe_ds.data.manifest import Manifest
 WINDOW_SAMPLES = 4096
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one reader reads of every optimizer step.
+
+    Attributes:
+        rank: of this reader.
+        world: readers in all.
+        micro_batch: samples per batch.
+        accumulation: batches per optimizer step.
+    """
+
+    rank: int
+    world: int
+    micro_batch: int
+    accumulation: int = 1
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step over all ranks."""
+        return self.micro_batch * self.world * self.accumulation
+
+    def position(self, step: int, micro: int, row: int) -> int:
+        """Position in the epoch of a row of a micro-batch: micro-batches of a step follow each other, ranks in them."""
+        return ((step * self.accumulation + micro) * self.world + self.rank) * self.micro_batch + row
+
+
 def generator(seed: int, *purpose: object) -> np.random.Generator:
     """Random generator of one purpose; the same on every machine and NumPy version that has Philox."""
     text = "/".join(map(str, (seed, *purpose)))
@@ -154,8 +180,3 @@ def _shuffled(manifest: Manifest, random: np.random.Generator, counts: np.ndarra
     if window:
         pieces.append(random.permutation(np.concatenate(window)))
     return np.concatenate(pieces) if pieces else np.zeros((0, 2), dtype=np.int64)
-
-
-def position(step: int, micro: int, rank: int, row: int, *, micro_batch: int, world: int, accumulation: int) -> int:
-    """Position in the epoch of one row of one rank's micro-batch: micro-batches of a step follow each other, ranks in them."""
-    return ((step * accumulation + micro) * world + rank) * micro_batch + row

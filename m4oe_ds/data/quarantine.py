@@ -10,12 +10,26 @@ from m4oe_ds.errors import DataError
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A sample that could not be read.
+
+    Attributes:
+        where: its shard and index.
+        reason: why, for people.
+    """
+
+    where: str
+    reason: str
+
+
 @dataclass
 class Quarantine:
     """Unreadable samples of one stream.
 
     Attributes:
-        total: samples of the split. max_fraction: largest share that may be bad; at least one sample always may.
+        total: samples of the split.
+        max_fraction: largest share that may be bad; at least one sample always may.
         reasons: by shard and index.
     """
 

@@ -22,8 +22,8 @@ from data_tools.deidentify import SYNTHETIC_SECRET, load_secret
 from m4oe_ds.data import sources
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.collate import Sample, collate
+from m4oe_ds.data.reading import Reading
 from m4oe_ds.data.schema import DATASETS
-from m4oe_ds.data.stream import Reading
 from m4oe_ds.errors import ConfigError, DataError, EnvironmentProblem
 from m4oe_ds.evaluation.inference import Predictions, predict_split
 from m4oe_ds.models.interface import ModelOutput
@@ -60,7 +60,7 @@ def predict(options: argparse.Namespace, dicom: Path, out: Path) -> dict[str, An
     rules = Rules(complete, run.spec.modalities, run.config.data.complete_only, run.config.data.contralateral)
     batch_size = options.batch_size or run.config.evaluation.micro_batch or 16
     # the stream is never started: it says how evaluation reads a sample, and refuses what evaluation refuses
-    reading = assemble.stream(run.config, "train", run.spec, batch_size, 1, manifest).reading
+    reading = assemble.stream(run.config, "train", run.spec, batch_size, 1, run.manifests).reading
 
     found = collect(dicom, manifest.dataset, complete or run.spec.modalities, lossy=options.accept_lossy)
     for line in found.lacking:

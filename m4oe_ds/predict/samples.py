@@ -19,7 +19,7 @@ from data_tools.convert.workers import converted
 from data_tools.pixels import geometry, grayscale
 from m4oe_ds.data.collate import Sample
 from m4oe_ds.data.manifest import Manifest
-from m4oe_ds.data.stream import Reading
+from m4oe_ds.data.reading import Reading
 from m4oe_ds.errors import DataError
 from m4oe_ds.predict.exams import BEYOND_LIMIT, USED, File, Found
 

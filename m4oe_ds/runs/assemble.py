@@ -15,9 +15,11 @@ from m4oe_ds.config import Config, to_dict
 from m4oe_ds.data import sources
 from m4oe_ds.data.augment import AugmentOptions
 from m4oe_ds.data.cache import Cache
-from m4oe_ds.data.manifest import Manifest, verify_shards
-from m4oe_ds.data.order import balanced_weights
-from m4oe_ds.data.stream import ShardStream
+from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.data.order import Share, balanced_weights
+from m4oe_ds.data.reading import Reading
+from m4oe_ds.data.shard_reader import verify_shards
+from m4oe_ds.data.stream import Sampling, ShardStream
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import MODELS
@@ -69,43 +71,50 @@ def verify(config: Config, manifests: Mapping[str, Manifest], device: torch.devi
 
 
 def stream(
-    config: Config, split: str, spec: ModelSpec, micro: int, accumulation: int, train_manifest: Manifest
+    config: Config, split: str, spec: ModelSpec, micro: int, accumulation: int, manifests: Mapping[str, Manifest]
 ) -> ShardStream:
     """This rank's stream of a split, standardised with the pixel statistics of the training split.
 
+    Args:
+        config: resolved tree.
+        split: to read.
+        spec: of the model.
+        micro: samples per batch.
+        accumulation: batches per optimizer step.
+        manifests: of this split and of ``train``.
+
     Raises:
         ConfigError: the model compares breasts and the other one is not read.
+        DataError: a split without a modality or task that is to be read.
     """
     pairs = config.model.options.get("pairs", "bilateral")  # of image types: the other breast is not read
     if MODELS[config.model.name].contralateral and not config.data.contralateral and pairs == "bilateral":
         raise ConfigError(f"{config.model.name} needs the other breast", "data.contralateral", "set it to true")
-    statistics = train_manifest.pixel_statistics
-    normalise = {
-        name: (float(statistics[name]["mean"]), max(float(statistics[name]["std"]), 1e-6))
-        for name in spec.modalities
-        if name in statistics
-    }
+    train = manifests["train"]
     options = {key: value for key, value in to_dict(config.data.augment).items() if key != "enabled"}
-    augment = AugmentOptions(**options) if config.data.augment.enabled and split == "train" else None
     return ShardStream(
         sources.join(config.data.root, split),
-        modalities=spec.modalities,
-        tasks=spec.tasks,
-        image_size=spec.image_size,
-        micro_batch=micro,
-        accumulation=accumulation,
-        rank=reduce.rank(),
-        world=reduce.world_size(),
-        seed=config.run.seed,
+        manifests[split],
+        Reading(
+            modalities=spec.modalities,
+            channels=spec.channels,
+            tasks=spec.tasks,
+            image_size=spec.image_size,
+            normalise=train.normalisation(),
+            augment=AugmentOptions(**options) if config.data.augment.enabled and split == "train" else None,
+            seed=config.run.seed,
+            contralateral=config.data.contralateral,
+        ),
+        Share(reduce.rank(), reduce.world_size(), micro, accumulation),
+        Sampling(
+            seed=config.run.seed,
+            complete_only=config.data.complete_only,
+            weights=sampling_weights(config, spec, train) if split == "train" else None,
+            last_batch=config.data.last_batch,
+        ),
         workers=config.data.workers,
-        augment=augment,
-        normalise=normalise,
-        complete_only=config.data.complete_only,
-        max_bad_fraction=config.data.max_bad_fraction,
-        last_batch=config.data.last_batch,
-        weights=sampling_weights(config, spec, train_manifest) if split == "train" else None,
-        contralateral=config.data.contralateral,
         cache=cache(config),
+        max_bad_fraction=config.data.max_bad_fraction,
     )
 
 
@@ -120,9 +129,10 @@ def cache(config: Config) -> Cache | None:
     if not config.data.cache_dir:
         if config.data.verify == "full":
             raise ConfigError(
-                "is empty, and remote shards can only be verified when they are fetched whole", "data.cache_dir",
+                "is empty, and remote shards can only be verified when they are fetched whole",
+                "data.cache_dir",
                 "name a local folder, or set data.verify=size to read parts of shards unverified",
-            )  # fmt: skip
+            )
         return None
     return Cache(Path(config.data.cache_dir), int(config.data.cache_gb * 1e9))
 

@@ -41,7 +41,7 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     train = run.manifests["train"]
     predictions = predict_split(
         run.model,
-        assemble.stream(run.config, split, run.spec, run.micro_batch, 1, train).evaluation(),
+        assemble.stream(run.config, split, run.spec, run.micro_batch, 1, run.manifests).evaluation(),
         run.spec,
         objective(run.config, run.spec, train.sample_labels, device),
         device,

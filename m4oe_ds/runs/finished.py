@@ -55,7 +55,7 @@ class Run:
             split: one of those the run was opened for.
             limit: at most this many samples, 0 = all.
         """
-        source = assemble.stream(self.config, split, self.spec, self.micro_batch, 1, self.manifests["train"])
+        source = assemble.stream(self.config, split, self.spec, self.micro_batch, 1, self.manifests)
         left = limit or None
         for batch in source.evaluation():
             if left is None:

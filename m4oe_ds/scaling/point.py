@@ -231,8 +231,7 @@ def _random(config: Config, micro: int, rank: int) -> Iterator[Batch]:
 def _shards(config: Config, spec: Any, micro: int) -> Any:
     if "://" not in config.data.root and not (Path(config.data.root) / "train" / "manifest.json").is_file():
         return None
-    manifest = assemble.load_manifests(config, ("train",))["train"]
-    return assemble.stream(config, "train", spec, micro, 1, manifest)
+    return assemble.stream(config, "train", spec, micro, 1, assemble.load_manifests(config, ("train",)))
 
 
 def _forever(stream: Any) -> Iterator[Batch]:

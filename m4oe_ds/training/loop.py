@@ -82,7 +82,7 @@ class Loop:
         self.manifests, self.store, self.folder = manifests, store, folder
         self.micro, self.accumulation = micro, accumulation
         self.dtype = compute_dtype(engine)
-        self.train = assemble.stream(config, "train", spec, micro, accumulation, manifests["train"])
+        self.train = assemble.stream(config, "train", spec, micro, accumulation, manifests)
         self.steps_per_epoch = self.train.steps_per_epoch
         self.total_steps = config.run.num_epochs * self.steps_per_epoch
         if config.run.max_steps:
@@ -251,7 +251,7 @@ class Loop:
         if split not in self.manifests:
             raise DataError(f"no split {split!r} was loaded", fix=f"known: {', '.join(self.manifests)}")
         micro = self.config.evaluation.micro_batch or self.micro
-        stream = assemble.stream(self.config, split, self.spec, micro, 1, self.manifests["train"])
+        stream = assemble.stream(self.config, split, self.spec, micro, 1, self.manifests)
         reduce.average_running_statistics(self.engine.module)
         self.engine.eval()
         return predict_split(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from m4oe_ds.data import codecs
-from m4oe_ds.data.manifest import ShardWriter
+from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.data.order import Share
+from m4oe_ds.data.reading import Reading
 from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.shard_writer import ShardWriter
+from m4oe_ds.data.stream import Sampling, ShardStream
 
 SIZES = {"train": 72, "val": 21, "test": 30}
 
@@ -43,6 +48,15 @@ def write(folder: Path, sizes: dict[str, int] | None = None, seed: int = 0) -> P
             writer.write(meta, members)
         writer.close({name: {"mean": 0.25, "std": 0.2} for name in spec.modalities})
     return folder
+
+
+def stream(
+    folder: Path | str, spec: Any, micro_batch: int, image_size: tuple[int, int] = (16, 16), **options: Any
+) -> ShardStream:
+    """All of a split in one process; ``spec`` is of a data set or of a model."""
+    manifest = Manifest.load(folder)
+    reading = Reading(spec.modalities, spec.channels, spec.tasks, image_size, manifest.normalisation())
+    return ShardStream(folder, manifest, reading, Share(0, 1, micro_batch), Sampling(), **options)
 
 
 SMALL = (

@@ -15,9 +15,9 @@ import pytest
 from m4oe_ds.data import cache as caches
 from m4oe_ds.data import sources
 from m4oe_ds.data.cache import Cache
-from m4oe_ds.data.manifest import Manifest, verify_shards
+from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.schema import DATASETS
-from m4oe_ds.data.stream import ShardStream
+from m4oe_ds.data.shard_reader import verify_shards
 from m4oe_ds.errors import DataError, EnvironmentProblem
 from tests.integration import commands, servers, shards
 
@@ -57,11 +57,7 @@ def bucket(data: Path) -> Iterator[str]:
 
 
 def keys(root: str, split: str = "train", **options: Any) -> Counter[str]:
-    spec = DATASETS["embed"]
-    stream = ShardStream(
-        sources.join(root, split), modalities=spec.modalities, tasks=spec.tasks, image_size=(16, 16), micro_batch=8,
-        rank=0, world=1, seed=0, **options,
-    )  # fmt: skip
+    stream = shards.stream(sources.join(root, split), DATASETS["embed"], 8, **options)
     return Counter(key for step in stream.epoch(0) for batch in step for key in batch.keys if key)
 
 

@@ -73,11 +73,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shards.write(root, {"train": 40, "val": 8, "test": 30})
     samples, rows = [], []
     config = config_loader.load(None, (*shards.SMALL, f"data.root={root}"))
-    from m4oe_ds.data.manifest import Manifest
     from m4oe_ds.runs import assemble
 
-    manifest = Manifest.load(str(root / "train"))
-    stream = assemble.stream(config, "test", spec_for(config), 30, 1, manifest)
+    manifests = assemble.load_manifests(config, ("train", "test"))
+    stream = assemble.stream(config, "test", spec_for(config), 30, 1, manifests)
     for number, key in enumerate(next(iter(stream.evaluation())).keys):
         one = dict(zip(MODALITIES, np.random.default_rng(number).dirichlet(np.ones(4)), strict=True))
         patient = {"patient": f"p{number}", "exam": "e", "side": key[-1]}

@@ -10,7 +10,6 @@ import torch
 
 from m4oe_ds.analysis.routing_statistics import RoutingSums, routing_view
 from m4oe_ds.analysis.validation_figures import ValidationFigures
-from m4oe_ds.data.stream import ShardStream
 from m4oe_ds.evaluation.inference import predict_split
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.training.records import Recorder
@@ -23,10 +22,7 @@ ROUTED = {"fig3c_utilisation", "fig5_contribution", "fig6b_experts"}
 def drawn(folder: Path, *overrides: str) -> tuple[ValidationFigures, dict[str, object]]:
     cfg = problem.config("data.modalities=[]", *overrides)
     spec = spec_for(cfg)
-    stream = ShardStream(
-        shards.write(folder / "shards", {"val": 13}) / "val", modalities=spec.modalities, tasks=spec.tasks, image_size=(16, 16),
-        micro_batch=5, rank=0, world=1, seed=0,
-    )  # fmt: skip
+    stream = shards.stream(shards.write(folder / "shards", {"val": 13}) / "val", spec, 5)
     board = ValidationFigures(spec, cfg.model.name)
     predictions = predict_split(
         build(cfg).eval(), stream.evaluation(), spec, problem.objective(spec), torch.device("cpu"), torch.float32, observe=board.add

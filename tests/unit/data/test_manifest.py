@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from m4oe_ds.data import codecs
-from m4oe_ds.data.manifest import Manifest, ShardWriter, read_sample, verify_shards
+from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.schema import DATASETS, MANIFEST_FIELDS, META_FIELDS, SCHEMA_VERSION
+from m4oe_ds.data.shard_reader import read_sample, verify_shards
+from m4oe_ds.data.shard_writer import ShardWriter
 from m4oe_ds.errors import DataError
 
 SPEC = DATASETS["rsna"]
@@ -365,7 +367,7 @@ def test_an_unknown_kind_of_address_is_refused() -> None:
 
 
 def test_damaged_bytes_give_members_or_a_data_error_and_nothing_else(tmp_path: Path) -> None:
-    from m4oe_ds.data.manifest import parse_sample
+    from m4oe_ds.data.shard_reader import parse_sample
 
     folder, manifest = split(tmp_path, count=1)
     shard = manifest.shards[0]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m4oe_ds.data.manifest import Manifest, Shard
-from m4oe_ds.data.order import WINDOW_SAMPLES, epoch_order, generator, position, shuffle_quality
+from m4oe_ds.data.order import WINDOW_SAMPLES, Share, epoch_order, generator, shuffle_quality
 
 
 def manifest(sizes: list[int]) -> Manifest:
@@ -186,7 +186,7 @@ def test_positions_are_visited_once_and_a_step_is_a_block(micro_batch: int, worl
     block = micro_batch * world * accumulation
     by_step = [
         [
-            position(step, micro, rank, row, micro_batch=micro_batch, world=world, accumulation=accumulation)
+            Share(rank, world, micro_batch, accumulation).position(step, micro, row)
             for micro in range(accumulation)
             for rank in range(world)
             for row in range(micro_batch)
@@ -198,5 +198,5 @@ def test_positions_are_visited_once_and_a_step_is_a_block(micro_batch: int, worl
 
 
 def test_rows_of_a_rank_follow_each_other() -> None:
-    rows = [position(2, 1, 1, row, micro_batch=4, world=3, accumulation=2) for row in range(4)]
+    rows = [Share(1, 3, micro_batch=4, accumulation=2).position(2, 1, row) for row in range(4)]
     assert rows == [2 * 24 + 12 + 4 + row for row in range(4)]

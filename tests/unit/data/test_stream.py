@@ -17,9 +17,12 @@ import torch
 from m4oe_ds.data import codecs
 from m4oe_ds.data.augment import AugmentOptions
 from m4oe_ds.data.batch import Batch
-from m4oe_ds.data.manifest import Manifest, ShardWriter
+from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.data.order import Share
+from m4oe_ds.data.reading import Reading
 from m4oe_ds.data.schema import DATASETS, SCHEMA_VERSION
-from m4oe_ds.data.stream import ShardStream
+from m4oe_ds.data.shard_writer import ShardWriter
+from m4oe_ds.data.stream import Sampling, ShardStream
 from m4oe_ds.errors import DataError
 
 SPEC = DATASETS["rsna"]
@@ -74,17 +77,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stream(folder: Path, rank: int = 0, world: int = 1, **options: Any) -> ShardStream:
+    """One rank's stream of a split; options go to the object that has a field of their name."""
+    manifest = Manifest.load(folder)
     settings: dict[str, Any] = {
         "modalities": SPEC.modalities,
         "tasks": SPEC.tasks,
         "image_size": (HEIGHT, WIDTH),
+        "normalise": manifest.normalisation(),
         "accumulation": 1,
         "seed": 3,
         "last_batch": "drop",
         **options,
     }
     settings.setdefault("micro_batch", GLOBAL // (world * settings["accumulation"]))
-    return ShardStream(folder, rank=rank, world=world, **settings)
+    channels = dict.fromkeys(DATASETS["embed"].modalities, 1)  # grey, and of RSNA too
+    settings["channels"] = tuple(channels[name] for name in settings["modalities"])
+
+    def fields(cls: type) -> dict[str, Any]:
+        return {field.name: settings[field.name] for field in dataclasses.fields(cls) if field.name in settings}
+
+    rest = {name: settings[name] for name in ("workers", "cache", "max_bad_fraction") if name in settings}
+    share = Share(rank, world, settings["micro_batch"], settings["accumulation"])
+    return ShardStream(folder, manifest, Reading(**fields(Reading)), share, Sampling(**fields(Sampling)), **rest)
 
 
 def number_of(key: str) -> int:

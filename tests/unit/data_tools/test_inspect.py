@@ -15,8 +15,8 @@ from PIL import Image
 
 from data_tools import deidentify, inspect
 from m4oe_ds.data.codecs import encode
-from m4oe_ds.data.manifest import ShardWriter
 from m4oe_ds.data.schema import DATASETS, SPLITS
+from m4oe_ds.data.shard_writer import ShardWriter
 from m4oe_ds.errors import DataError
 
 SPEC = DATASETS["embed"]

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m4oe_ds.data.stream import ShardStream
 from m4oe_ds.evaluation.inference import predict_split
 from m4oe_ds.models import build, spec_for
 from tests.distributed import problem
@@ -18,9 +17,7 @@ def predict(folder: Path, micro: int) -> tuple[object, object]:
     cfg = problem.config("data.modalities=[]")
     spec = spec_for(cfg)
     model = build(cfg).eval()
-    stream = ShardStream(
-        folder, modalities=spec.modalities, tasks=spec.tasks, image_size=(16, 16), micro_batch=micro, rank=0, world=1, seed=0
-    )  # fmt: skip
+    stream = shards.stream(folder, spec, micro)
     goal = problem.objective(spec)
     found = predict_split(model, stream.evaluation(), spec, goal, torch.device("cpu"), torch.float32, num_examples=3)
     return found, stream.manifest

@@ -21,8 +21,9 @@ from data_tools.convert.eye import unmap_mask
 from data_tools.identifiers import scan_identifiers
 from data_tools.phantom import archive as phantom
 from m4oe_ds.data.codecs import decode
-from m4oe_ds.data.manifest import Manifest, read_sample, verify_shards
+from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.schema import DATASETS, SPLITS
+from m4oe_ds.data.shard_reader import read_sample, verify_shards
 from m4oe_ds.errors import DataError
 
 PATIENTS = {"rsna": 24, "vindr": 24, "gamma": 20}

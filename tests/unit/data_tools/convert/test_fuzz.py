@@ -17,10 +17,11 @@ from data_tools.convert import command as convert
 from data_tools.convert.images import convert_sample
 from data_tools.convert.sample import SampleTask
 from data_tools.phantom import archive as phantom
-from m4oe_ds.data.manifest import Manifest, verify_shards
+from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.schema import DATASETS
-from m4oe_ds.data.stream import ShardStream
+from m4oe_ds.data.shard_reader import verify_shards
 from m4oe_ds.errors import DataError
+from tests.integration.shards import stream as stream_of
 
 DICOMS, TABLES, SHARDS = 640, 160, 200
 
@@ -148,10 +149,7 @@ def test_damaged_shards_are_noticed_by_the_manifest_and_read_without_a_crash(sha
         if len(damaged) < len(clean[name]):
             shortened += 1
             assert verify_shards(folder, manifest, mode="size") != []
-        reading = ShardStream(
-            folder, modalities=spec.modalities, tasks=spec.tasks, image_size=(32, 26), micro_batch=7, rank=0, world=1,
-            seed=0, max_bad_fraction=1.0,
-        )  # fmt: skip
+        reading = stream_of(folder, spec, 7, (32, 26), max_bad_fraction=1.0)
         seen = sum(int(batch.valid.sum()) for batch in reading.evaluation())
         assert seen + len(reading.quarantine.reasons) == manifest.num_samples
     assert shortened > SHARDS // 10
