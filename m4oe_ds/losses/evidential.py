@@ -26,7 +26,8 @@ from m4oe_ds.layers.evidence import (
     fuse_student_t,
     student_t,
 )
-from m4oe_ds.losses.model_loss import Generic, ModelLoss, OwnLabels, OwnOutput
+from m4oe_ds.losses.inputs import Labels, Output
+from m4oe_ds.losses.model_loss import Generic, ModelLoss
 from m4oe_ds.losses.tasks import LossParts
 
 
@@ -139,7 +140,7 @@ class EvidentialLoss(ModelLoss):
         known = {field.name for field in dataclasses.fields(EvidentialOptions)}
         self.evidence = EvidentialOptions(**{name: value for name, value in options.items() if name in known})
 
-    def parts(self, output: OwnOutput, batch: OwnLabels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
+    def parts(self, output: Output, batch: Labels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
         """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
         found = {}
         for k, task in enumerate(self.tasks):

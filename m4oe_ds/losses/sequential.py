@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m4oe_ds.losses.model_loss import Generic, ModelLoss, OwnLabels, OwnOutput
+from m4oe_ds.losses.inputs import Labels, Output
+from m4oe_ds.losses.model_loss import Generic, ModelLoss
 from m4oe_ds.losses.tasks import LossParts
 
 
@@ -18,7 +19,7 @@ class SequentialLoss(ModelLoss):
     original divides by their number too.
     """
 
-    def parts(self, output: OwnOutput, batch: OwnLabels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
+    def parts(self, output: Output, batch: Labels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
         """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
         found: dict[str, LossParts] = {}
         for k, task in enumerate(self.tasks):

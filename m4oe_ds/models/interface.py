@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.layers.reduction import Reduce
 from m4oe_ds.layers.routing import Routing
-
-Reduce = Callable[[Tensor], Tensor]  # sum of a detached tensor over the data-parallel ranks
 
 
 @dataclass(frozen=True)

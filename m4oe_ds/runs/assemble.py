@@ -190,7 +190,7 @@ def objective(config: Config, spec: ModelSpec, manifest: Manifest, device: torch
         "uniform": torch.full_like(labels, 1.0 / len(spec.tasks)).to(device),
     }[mi.task_prior]
     term = InformationTerm(config.loss.alpha, mi.source, mi.aggregate, mi.task_weight, prior, mi.mask_by_label)
-    return Objective(spec.tasks, losses, term, len(spec.modalities), own=model_loss(config, spec))
+    return Objective(spec.tasks, losses, term, len(spec.modalities), model_loss=model_loss(config, spec))
 
 
 def model_loss(config: Config, spec: ModelSpec) -> ModelLoss | None:

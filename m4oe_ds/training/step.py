@@ -152,10 +152,9 @@ def train_step(
             information += term.detach() / accumulation
             if objective.information.alpha != 0:
                 loss = loss - objective.information.alpha * term
-        for name, value in output.aux.items():
-            weighted = objective.aux_weights.get(name, 1.0) * value
-            aux_total += weighted.detach() / accumulation
-            loss = loss + weighted
+        for value in output.aux.values():
+            aux_total += value.detach() / accumulation
+            loss = loss + value
         losses.append(loss.detach())
         with phase(BACKWARD):
             engine.backward(loss)

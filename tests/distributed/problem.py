@@ -124,7 +124,7 @@ def trajectory(
     engine.train()
     spec = spec_for(cfg)
     goal = objective(spec, cfg.loss.alpha)
-    goal.own = model_loss(cfg, spec)
+    goal.model_loss = model_loss(cfg, spec)
     figures = []
     for step in range(steps):
         everything = samples(spec, sizes.train, seed=seed * 1000 + step)

@@ -28,9 +28,10 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.contrastive import info_nce, negative_log_likelihood, vclub
 from m4oe_ds.layers.experts import ExpertsFactory
+from m4oe_ds.layers.reduction import Reduce
 from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.baselines.encoders import mean_pool
-from m4oe_ds.models.interface import Fused, ModelSpec, Reduce, Tokens
+from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
 
 
 @dataclass(frozen=True)
