@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -120,9 +119,3 @@ class MultiModalModel(nn.Module):
     def shared_layer(self) -> nn.Module:
         """The last layer that all tasks use (where gradient conflict is measured)."""
         raise TypeError(f"{type(self).__name__} does not define shared_layer")
-
-
-class HasExperts(Protocol):
-    """What a module must offer to take part in expert parallelism: see :mod:`m4oe_ds.layers.experts`."""
-
-    num_experts: int
