@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from m4oe_ds.layers.extras import ORDINAL
 from m4oe_ds.losses.inputs import Labels, Output
 from m4oe_ds.losses.model_loss import Generic, ModelLoss
 from m4oe_ds.losses.tasks import LossParts
@@ -32,7 +33,7 @@ class OrdinalLoss(ModelLoss):
         """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
         found = {}
         for k, task in enumerate(self.tasks):
-            cumulative = output.extras.get(f"ordinal.{task.name}")
+            cumulative = output.extras.get(ORDINAL.of(task.name))
             if cumulative is None:
                 continue
             keep = mask[:, k]

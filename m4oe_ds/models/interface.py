@@ -59,7 +59,7 @@ class Fused:
         routing: routing of every mixture layer, by module path; the MToE layer is called ``mtoe``.
         aux: named auxiliary losses, unweighted.
         modality_of_token: ``[M]`` modality index of the tokens of ``routing["mtoe"]``.
-        extras: tensors by name that ``predict`` or a model's own loss reads.
+        extras: tensors that ``predict`` or a model's own loss reads, by the names of :mod:`m4oe_ds.layers.extras`.
         maps: see :class:`Tokens`; what mask decoders read.
     """
 
@@ -78,7 +78,7 @@ class ModelOutput:
     Attributes:
         logits: ``{task: [B, C]}`` or ``[B, 1, H, W]`` mask logits.
         routing, aux, modality_of_token: see :class:`Fused`.
-        extras: by name, what a model's own loss or analysis reads: hazards, evidence, heat-maps.
+        extras: what a model's own loss or analysis reads, by the names of :mod:`m4oe_ds.layers.extras`.
     """
 
     logits: dict[str, Tensor]
