@@ -24,7 +24,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import DataError
 from m4oe_ds.layers.block import MToEBlock
 from m4oe_ds.models.interface import ModelOutput, ModelSpec, MultiModalModel, Tokens
-from m4oe_ds.models.m4oe import SoftMoETower
+from m4oe_ds.models.towers import SoftMoETower
 
 Array = np.ndarray
 MOST_ROWS = 20_000  # samples whose shares are kept by default

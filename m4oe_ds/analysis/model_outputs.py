@@ -11,6 +11,19 @@ import torch
 
 from m4oe_ds.analysis.session import Session, Skip
 from m4oe_ds.errors import DataError
+from m4oe_ds.layers.extras import (
+    ASYMMETRY,
+    BOX,
+    CROP,
+    HAZARD_LOGITS,
+    HEATMAP,
+    ORDINAL,
+    STEP_LOGITS,
+    STEPS,
+    UNCERTAINTY,
+    VIEW_WEIGHTS,
+    WINDOW,
+)
 from m4oe_ds.runs.finished import Run
 
 mpl.use("Agg")
@@ -21,8 +34,9 @@ from m4oe_ds.report.figures import STYLE
 
 SHOWN = 3  # samples of the figure
 # extras by name or by what stands before the point: batch first
-FIRST = ("heatmap", "window", "box", "asymmetry", "uncertainty", "view_weights", "hazard_logits", "ordinal", "crop")
-SECOND = ("step_logits", "steps")  # steps first, samples second
+FAMILIES = tuple(family.kind for family in (HEATMAP, WINDOW, BOX, UNCERTAINTY, ORDINAL))
+FIRST = (*FAMILIES, ASYMMETRY, VIEW_WEIGHTS, HAZARD_LOGITS, CROP)
+SECOND = (STEP_LOGITS.kind, STEPS)  # steps first, samples second
 
 
 def collect(run: Run, split: str, limit: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

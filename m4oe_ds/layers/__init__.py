@@ -15,7 +15,7 @@ Router logits are always ``[B, M, n, p]``.
 from m4oe_ds.layers.block import Block, MToEBlock
 from m4oe_ds.layers.experts import ExpertExecutor, ExpertWeights, LocalExperts, initialise_experts
 from m4oe_ds.layers.mtoe import MToE
-from m4oe_ds.layers.routing import Router, Routing
+from m4oe_ds.layers.routing import Router, RouterOptions, Routing
 from m4oe_ds.layers.soft_moe import SoftMoE
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "MToE",
     "MToEBlock",
     "Router",
+    "RouterOptions",
     "Routing",
     "SoftMoE",
     "initialise_experts",

@@ -1,4 +1,4 @@
-"""Pre-norm vision-transformer blocks whose MLP is injected: dense, Soft-MoE or MToE."""
+"""Pre-norm vision-transformer blocks whose MLP is a mixture: Soft-MoE or MToE."""
 
 from __future__ import annotations
 
@@ -13,15 +13,7 @@ from m4oe_ds.layers.routing import Routing
 from m4oe_ds.layers.soft_moe import SoftMoE
 
 declare_torchvision_operators()
-from timm.layers import Attention, Mlp  # noqa: E402  (needs the operators declared first)
-
-
-class DenseMLP(Mlp):
-    """timm's MLP d -> hidden -> d with the return type of the mixture layers."""
-
-    def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, None]:
-        """``[B, M, d] -> ([B, M, d], None)``."""
-        return super().forward(tokens), None
+from timm.layers import Attention  # noqa: E402  (needs the operators declared first)
 
 
 def _attend(attention: Attention, tokens: Tensor, token_mask: Tensor | None) -> Tensor:
@@ -38,25 +30,25 @@ class Block(nn.Module):
     Args:
         dim: width d.
         num_heads: attention heads.
-        mlp: module ``(tokens, token_mask) -> (tokens, Routing or None)``.
+        mlp: the mixture.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp: nn.Module) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp: SoftMoE) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attention = Attention(dim, num_heads=num_heads, qkv_bias=True)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = mlp
 
-    def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, Routing | None]:
-        """``[B, M, d] -> [B, M, d]`` and the routing of the MLP, if it has one."""
+    def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """``[B, M, d] -> [B, M, d]`` and the routing of the MLP."""
         tokens = tokens + _attend(self.attention, self.norm1(tokens), token_mask)
         update, routing = self.mlp(self.norm2(tokens), token_mask)
         return tokens + update, routing
 
 
 def run_in_step(blocks: Sequence[Block], *tokens: Tensor) -> list[tuple[Tensor, Routing]]:
-    """Blocks with Soft-MoE MLPs that do not depend on each other: the slots of all of them travel in one exchange.
+    """Blocks that do not depend on each other: the slots of all of them travel in one exchange.
 
     Args:
         tokens: per block ``[B, l_i, d]``, none masked.
@@ -65,12 +57,11 @@ def run_in_step(blocks: Sequence[Block], *tokens: Tensor) -> list[tuple[Tensor, 
         per block what its forward would return.
     """
     attended = [x + _attend(block.attention, block.norm1(x), None) for block, x in zip(blocks, tokens, strict=True)]
-    mlps: list[SoftMoE] = [block.mlp for block in blocks]  # type: ignore[misc]
     mixed = [
-        mlp.router.mix(block.norm2(x), None, None, joint_streams=True)
-        for block, mlp, x in zip(blocks, mlps, attended, strict=True)
+        block.mlp.router.mix(block.norm2(x), None, None, joint_streams=True)
+        for block, x in zip(blocks, attended, strict=True)
     ]
-    outputs = run_each([mlp.experts for mlp in mlps], [slots for _, slots, _ in mixed])  # type: ignore[misc]
+    outputs = run_each([block.mlp.experts for block in blocks], [slots for _, slots, _ in mixed])
     return [
         (x + combine(y).squeeze(1), routing)
         for x, y, (routing, _, combine) in zip(attended, outputs, mixed, strict=True)

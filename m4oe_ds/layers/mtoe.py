@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from m4oe_ds.layers.experts import ExpertsFactory, LocalExperts
-from m4oe_ds.layers.routing import CombineMode, Router, Routing
+from m4oe_ds.layers.routing import DEFAULT_ROUTER, Router, RouterOptions, Routing
 
 
 class MToE(nn.Module):
@@ -27,7 +27,7 @@ class MToE(nn.Module):
         hidden: hidden width of an expert; default 4 d.
         experts_factory: makes the executor; default keeps all experts in this process.
         task_embed_std: standard deviation of the initial task embeddings; 0 = zeros as in the authors' release.
-        router_norm, scale_init, dispatch_normalized, combine, detach_information: see :class:`m4oe_ds.layers.routing.Router`.
+        router: of the layer's router.
     """
 
     def __init__(
@@ -39,23 +39,10 @@ class MToE(nn.Module):
         hidden: int | None = None,
         experts_factory: ExpertsFactory = LocalExperts,
         task_embed_std: float = 0.0,
-        router_norm: bool = True,
-        scale_init: float = 1.0,
-        dispatch_normalized: bool = False,
-        combine: CombineMode = "joint",
-        detach_information: bool = False,
+        router: RouterOptions = DEFAULT_ROUTER,
     ) -> None:
         super().__init__()
-        self.router = Router(
-            dim,
-            num_experts,
-            num_tasks,
-            router_norm=router_norm,
-            scale_init=scale_init,
-            dispatch_normalized=dispatch_normalized,
-            combine=combine,
-            detach_information=detach_information,
-        )
+        self.router = Router(dim, num_experts, num_tasks, router)
         self.task_embed = nn.Parameter(torch.zeros(num_tasks, dim))  # [p, d], shared by the experts
         if task_embed_std > 0:
             nn.init.normal_(self.task_embed, std=task_embed_std)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -84,10 +85,39 @@ class Routing:
         return Routing(self.logits.detach(), self.token_mask, self.combine_mode, modality_mass=mass)
 
 
+@dataclass(frozen=True)
+class RouterOptions:
+    """How a router compares tokens with slots and what is made of the result.
+
+    Attributes:
+        norm: compare directions (unit vectors, epsilon 1e-6) times a learned scale.
+        scale_init: initial value of that scale. At 1 and d = 768 the softmax is uniform within 20 %.
+        dispatch_normalized: dispatch the unit-norm tokens instead of the raw ones; without effect where ``norm`` is off.
+        detach_information: let the mutual-information term reach phi and scale, but not the layers below.
+        combine: see :class:`Routing`.
+
+    Raises:
+        ValueError: unknown ``combine``.
+    """
+
+    norm: bool = True
+    scale_init: float = 1.0
+    dispatch_normalized: bool = False
+    detach_information: bool = False
+    combine: CombineMode = "joint"
+
+    def __post_init__(self) -> None:
+        if self.combine not in ("joint", "per_task"):
+            raise ValueError(f"combine must be 'joint' or 'per_task', got {self.combine!r}")
+
+
+DEFAULT_ROUTER = RouterOptions()
+
+
 class Router(nn.Module):
     """Similarity of tokens to the slots of the experts.
 
-    logits[b,t,j,k] = scale * unit(x[b,t]) . unit(phi[:,j,k])   (``router_norm``), or x[b,t] . phi[:,j,k]
+    logits[b,t,j,k] = scale * unit(x[b,t]) . unit(phi[:,j,k])   (``options.norm``), or x[b,t] . phi[:,j,k]
 
     Source: M4oE section 3.2 with the normalisation of the authors' release (resolution A3 in docs/decisions/0001).
 
@@ -95,36 +125,17 @@ class Router(nn.Module):
         dim: token width d.
         num_experts: n.
         num_slots: slots per expert; tasks p for an MToE.
-        router_norm: compare directions (unit vectors, epsilon 1e-6) times a learned scale.
-        scale_init: initial value of that scale. At 1 and d = 768 the softmax is uniform within 20 %.
-        dispatch_normalized: dispatch the unit-norm tokens instead of the raw ones.
-        combine: see :class:`Routing`.
-        detach_information: let the mutual-information term reach phi and scale, but not the layers below.
+        options: normalisation, dispatch and combine.
 
     Numerics: logits are computed in float32 whatever the dtype of the tokens (float64 stays float64), because
     I(M;E|T) starts near 1e-5 nats and would drown in bfloat16.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_experts: int,
-        num_slots: int,
-        *,
-        router_norm: bool = True,
-        scale_init: float = 1.0,
-        dispatch_normalized: bool = False,
-        combine: CombineMode = "joint",
-        detach_information: bool = False,
-    ) -> None:
+    def __init__(self, dim: int, num_experts: int, num_slots: int, options: RouterOptions = DEFAULT_ROUTER) -> None:
         super().__init__()
-        self.detach_information = detach_information
-        if combine not in ("joint", "per_task"):
-            raise ValueError(f"combine must be 'joint' or 'per_task', got {combine!r}")
-        self.router_norm, self.scale_init = router_norm, scale_init
-        self.dispatch_normalized, self.combine_mode = dispatch_normalized, combine
+        self.options = options
         self.phi = nn.Parameter(torch.empty(dim, num_experts, num_slots))  # [d, n, p]
-        if router_norm:
+        if options.norm:
             self.scale = nn.Parameter(torch.empty(1))
         else:
             self.register_parameter("scale", None)
@@ -134,7 +145,7 @@ class Router(nn.Module):
         """Phi from N(0, 1/d), scale to its initial value."""
         nn.init.normal_(self.phi, std=1.0 / math.sqrt(self.phi.shape[0]))
         if self.scale is not None:
-            nn.init.constant_(self.scale, self.scale_init)
+            nn.init.constant_(self.scale, self.options.scale_init)
 
     def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> tuple[Routing, Tensor]:
         """Routing of tokens ``[B, M, d]`` and the tokens to dispatch (raw or unit-norm, dtype of the input).
@@ -145,8 +156,8 @@ class Router(nn.Module):
         x, phi, dispatched = self._operands(tokens, token_mask)
         with torch.autocast(tokens.device.type, enabled=False):
             logits = self._logits(x, phi)
-            detached = self._logits(x.detach(), phi) if self.detach_information else None
-        return Routing(logits, token_mask, self.combine_mode, detached), dispatched
+            detached = self._logits(x.detach(), phi) if self.options.detach_information else None
+        return Routing(logits, token_mask, self.options.combine, detached), dispatched
 
     def mix(
         self,
@@ -175,7 +186,7 @@ class Router(nn.Module):
             raise ShapeError(f"segments {segments} do not add up to {tokens.shape[1]} tokens")
         x, phi, dispatched = self._operands(tokens, token_mask)
         experts, tasks = phi.shape[1:]
-        separate = self.combine_mode == "per_task" or not joint_streams
+        separate = self.options.combine == "per_task" or not joint_streams
         with torch.autocast(tokens.device.type, enabled=False):
             slots, mass, mixed = mixing.dispatch(
                 x,
@@ -184,13 +195,13 @@ class Router(nn.Module):
                 token_mask,
                 segments,
                 tasks if separate else 1,
-                tasks if self.combine_mode == "per_task" else 0,
+                tasks if self.options.combine == "per_task" else 0,
             )
         routing = Routing(
             lambda: self._logits(x, phi),
             token_mask,
-            self.combine_mode,
-            (lambda: self._logits(x.detach(), phi)) if self.detach_information else None,
+            self.options.combine,
+            (lambda: self._logits(x.detach(), phi)) if self.options.detach_information else None,
             mass.unflatten(2, (tasks, experts)).transpose(2, 3),
         )
 
@@ -213,12 +224,12 @@ class Router(nn.Module):
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         with torch.autocast(tokens.device.type, enabled=False):
             x, phi = tokens.to(dtype), self.phi.to(dtype)
-            if self.router_norm:
+            if self.options.norm:
                 x = functional.normalize(x, dim=-1, eps=1e-6)
                 phi = functional.normalize(phi, dim=0, eps=1e-6)
             if self.scale is not None:
                 phi = phi * self.scale.to(dtype)
-        dispatched = x.to(tokens.dtype) if self.dispatch_normalized and self.router_norm else tokens
+        dispatched = x.to(tokens.dtype) if self.options.dispatch_normalized and self.options.norm else tokens
         return x, phi, dispatched
 
     @staticmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from m4oe_ds.layers.experts import ExpertsFactory, LocalExperts
-from m4oe_ds.layers.routing import CombineMode, Router, Routing
+from m4oe_ds.layers.routing import DEFAULT_ROUTER, Router, RouterOptions, Routing
 
 
 class SoftMoE(nn.Module):
@@ -19,7 +19,7 @@ class SoftMoE(nn.Module):
         slots_per_expert: slots each expert processes per sample.
         hidden: hidden width of an expert; default 4 d.
         experts_factory: makes the executor; default keeps all experts in this process.
-        router_norm, scale_init, dispatch_normalized, combine: see :class:`m4oe_ds.layers.routing.Router`.
+        router: of the layer's router.
     """
 
     def __init__(
@@ -30,21 +30,10 @@ class SoftMoE(nn.Module):
         *,
         hidden: int | None = None,
         experts_factory: ExpertsFactory = LocalExperts,
-        router_norm: bool = True,
-        scale_init: float = 1.0,
-        dispatch_normalized: bool = False,
-        combine: CombineMode = "joint",
+        router: RouterOptions = DEFAULT_ROUTER,
     ) -> None:
         super().__init__()
-        self.router = Router(
-            dim,
-            num_experts,
-            slots_per_expert,
-            router_norm=router_norm,
-            scale_init=scale_init,
-            dispatch_normalized=dispatch_normalized,
-            combine=combine,
-        )
+        self.router = Router(dim, num_experts, slots_per_expert, router)
         self.experts = experts_factory(num_experts, dim, hidden or 4 * dim)
 
     def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, Routing]:

@@ -26,7 +26,9 @@ from m4oe_ds.layers.evidence import (
     fuse_student_t,
     student_t,
 )
-from m4oe_ds.losses.model_loss import Generic, ModelLoss, OwnLabels, OwnOutput
+from m4oe_ds.layers.extras import EVIDENCE, SOURCES
+from m4oe_ds.losses.inputs import Labels, Output
+from m4oe_ds.losses.model_loss import Generic, ModelLoss
 from m4oe_ds.losses.tasks import LossParts
 
 
@@ -139,7 +141,7 @@ class EvidentialLoss(ModelLoss):
         known = {field.name for field in dataclasses.fields(EvidentialOptions)}
         self.evidence = EvidentialOptions(**{name: value for name, value in options.items() if name in known})
 
-    def parts(self, output: OwnOutput, batch: OwnLabels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
+    def parts(self, output: Output, batch: Labels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
         """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
         found = {}
         for k, task in enumerate(self.tasks):
@@ -148,7 +150,7 @@ class EvidentialLoss(ModelLoss):
             keep = mask[:, k]
             # a row without label takes class 0: its loss is finite and then left out
             labels = torch.where(keep, batch.labels[task.name], 0)
-            evidence, present = output.extras[f"evidence.{task.name}"].float(), output.extras["sources"]
+            evidence, present = output.extras[EVIDENCE.of(task.name)].float(), output.extras[SOURCES]
             if self.evidence.fusion == "dirichlet":
                 kl = self.evidence.kl * min(1.0, self.epoch / max(self.evidence.kl_epochs, 1))
                 rows = dirichlet_fusion_loss(evidence, present, labels, dataclasses.replace(self.evidence, kl=kl))

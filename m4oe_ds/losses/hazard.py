@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m4oe_ds.losses.model_loss import ModelLoss, OwnLabels
+from m4oe_ds.losses.inputs import Labels
+from m4oe_ds.losses.model_loss import ModelLoss
 
 RISK_PREFIX = "risk"
 
@@ -32,7 +33,7 @@ class HazardLoss(ModelLoss):
     at once.
     """
 
-    def mask(self, batch: OwnLabels) -> Tensor:
+    def mask(self, batch: Labels) -> Tensor:
         """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
         columns = [k for k, task in enumerate(self.tasks) if task.name.startswith(RISK_PREFIX)]
         columns.sort(key=lambda k: int(self.tasks[k].name.removeprefix(RISK_PREFIX)))

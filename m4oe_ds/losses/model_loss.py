@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.losses.inputs import Labels, Output
 from m4oe_ds.losses.tasks import LossParts
 
 Generic = Callable[[str, Tensor, Tensor, Tensor], LossParts]  # task, logits, labels, mask [B]
-
-
-class OwnOutput(Protocol):
-    """What a model's own loss reads from its output."""
-
-    logits: dict[str, Tensor]
-    extras: dict[str, Tensor]
-
-
-class OwnLabels(Protocol):
-    """What a model's own loss reads from a batch."""
-
-    @property
-    def labels(self) -> dict[str, Tensor]: ...
-    @property
-    def label_mask(self) -> Tensor: ...
-    @property
-    def valid(self) -> Tensor: ...
 
 
 class ModelLoss:
     """Base: nothing is replaced.
 
     Args:
-        tasks: in the order of ``label_mask``. options: ``model.options``.
+        tasks: in the order of ``label_mask``.
+        options: ``model.options``.
 
     Attributes:
         epoch: number of the epoch, from 0, set by the training loop.
@@ -45,14 +29,17 @@ class ModelLoss:
         self.tasks, self.options = tuple(tasks), dict(options)
         self.epoch = 0
 
-    def mask(self, batch: OwnLabels) -> Tensor:
+    def mask(self, batch: Labels) -> Tensor:
         """``[B, p]`` bool: the labels that count, a subset of ``batch.label_mask`` that depends on labels alone."""
         return batch.label_mask
 
-    def parts(self, output: OwnOutput, batch: OwnLabels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
+    def parts(self, output: Output, batch: Labels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
         """Unweighted loss sum and count of the tasks whose configured loss is replaced; counts must equal the mask's.
 
         Args:
-            mask: as :meth:`mask` returned it. generic: the configured loss of a task on given logits.
+            output: of the model.
+            batch: what it answered.
+            mask: as :meth:`mask` returned it.
+            generic: the configured loss of a task on given logits.
         """
         return {}

@@ -7,15 +7,45 @@ implemented here. P(M,E|T) is the mass that a softmax of the logits puts on the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from m4oe_ds.errors import ShapeError
+from m4oe_ds.layers.reduction import ONE_RANK, Reduce, Reduction
 
 Source = Literal["dispatch", "gate", "joint", "combine"]
-Reduce = Callable[[Tensor], Tensor]  # sum over the data-parallel ranks of a detached tensor
+Aggregate = Literal["batch", "sample"]
+TaskWeight = Literal["prior", "sum"]
+
+
+@dataclass(frozen=True)
+class InformationOptions:
+    """Which of the information terms is meant.
+
+    Attributes:
+        source: what P(M,E|T) is made of, see :func:`modality_expert_probability`.
+        aggregate: ``batch``: I_k of the average of P_b over the samples labelled for task k. ``sample``: average over
+            those samples of the I_k of each; needs no communication for its gradient.
+        task_weight: ``prior`` weights I_k by P(T_k) (bounded by log m); ``sum`` adds the I_k (M4oE eq. 6 as printed).
+        task_prior: P(T) ``[p]``; None = the share of labels of each task in the (global) batch.
+
+    Raises:
+        ValueError: unknown ``aggregate`` or ``task_weight``; an unknown source is found where it is used.
+    """
+
+    source: Source = "dispatch"
+    aggregate: Aggregate = "batch"
+    task_weight: TaskWeight = "prior"
+    task_prior: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.aggregate not in ("batch", "sample"):
+            raise ValueError(f"aggregate must be batch or sample, got {self.aggregate!r}")
+        if self.task_weight not in ("prior", "sum"):
+            raise ValueError(f"task_weight must be prior or sum, got {self.task_weight!r}")
 
 
 def modality_expert_probability(
@@ -35,16 +65,19 @@ def modality_expert_probability(
     (``joint``), or over experts and tasks together (``combine``).
 
     Args:
-        logits: ``[B, M, n, p]``, or a function that makes them. modality_of_token: ``[M]`` integers below
-            ``num_modalities``.
+        logits: ``[B, M, n, p]``, or a function that makes them.
+        modality_of_token: ``[M]`` integers below ``num_modalities``.
+        num_modalities: m.
+        source: which softmax.
         token_mask: ``[B, M]`` bool, True = token takes part.
-        mass: A_b of source ``dispatch`` ``[B, m, n, p]`` where the layer has computed it; the logits are then not needed.
+        mass: A_b of source ``dispatch`` ``[B, m, n, p]`` where the layer has computed it; then no logits are needed.
 
     Returns:
         ``[B, m, n, p]`` in float32 (float64 for float64 logits); sums to 1 over (m, n).
 
     Raises:
-        ShapeError: ranks or sizes disagree. ValueError: unknown source.
+        ShapeError: ranks or sizes disagree.
+        ValueError: unknown source.
     """
     if mass is not None and source == "dispatch":
         total = mass.sum(dim=(1, 2), keepdim=True)
@@ -55,7 +88,15 @@ def modality_expert_probability(
         raise ShapeError(
             f"logits [B, M, n, p] {tuple(logits.shape)} and modality_of_token [M] {tuple(modality_of_token.shape)}"
         )
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    weights = _softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), source, token_mask)
+    batch, _, experts, tasks = logits.shape
+    mass = weights.new_zeros(batch, num_modalities, experts, tasks).index_add(1, modality_of_token, weights)
+    total = mass.sum(dim=(1, 2), keepdim=True)  # dispatch: n; gate: tokens; joint: 1; combine: depends on the sample
+    return mass / total.clamp_min(torch.finfo(mass.dtype).tiny)
+
+
+def _softmax(logits: Tensor, source: Source, token_mask: Tensor | None) -> Tensor:
+    """R ``[B, M, n, p]``; tokens that do not take part have no weight in it."""
     if token_mask is not None:
         masked = ~token_mask[:, :, None, None]
         logits = logits.masked_fill(masked, torch.finfo(logits.dtype).min)
@@ -71,10 +112,7 @@ def modality_expert_probability(
         raise ValueError(f"source must be dispatch, gate, joint or combine, got {source!r}")
     if token_mask is not None and source in ("gate", "combine"):
         weights = weights.masked_fill(masked, 0.0)  # rows of absent tokens carry no mass
-    batch, _, experts, tasks = logits.shape
-    mass = weights.new_zeros(batch, num_modalities, experts, tasks).index_add(1, modality_of_token, weights)
-    total = mass.sum(dim=(1, 2), keepdim=True)  # dispatch: n; gate: tokens; joint: 1; combine: depends on the sample
-    return mass / total.clamp_min(torch.finfo(mass.dtype).tiny)
+    return weights
 
 
 def information(probability: Tensor) -> Tensor:
@@ -103,8 +141,8 @@ def conditional_mutual_information(
     label_mask: Tensor | None = None,
     task_prior: Tensor | None = None,
     source: Source = "dispatch",
-    aggregate: Literal["batch", "sample"] = "batch",
-    task_weight: Literal["prior", "sum"] = "prior",
+    aggregate: Aggregate = "batch",
+    task_weight: TaskWeight = "prior",
     token_mask: Tensor | None = None,
     num_modalities: int | None = None,
     reduce: Reduce | None = None,
@@ -112,39 +150,54 @@ def conditional_mutual_information(
 ) -> Tensor:
     """I(M;E|T) = sum_k P(T_k) I_k in nats; subtract alpha times it from the loss (M4oE eq. 6 and 7 as resolved).
 
-    ``batch``: I_k of the average of P_b over the samples labelled for task k, over all ranks if ``reduce`` is given.
-    ``sample``: average over those samples of the I_k of each; needs no communication for its gradient.
-
     Args:
         logits: router logits ``[B, M, n, p]``, or a function that makes them.
-        mass: see :func:`modality_expert_probability`.
         modality_of_token: ``[M]`` integers.
+        mass: see :func:`modality_expert_probability`.
         label_mask: ``[B, p]`` bool or float, 1 = sample counts for task k; default all.
-        task_prior: P(T) ``[p]``; default the share of labels of each task in the (global) batch.
-        source, aggregate: see above and :func:`modality_expert_probability`.
-        task_weight: ``prior`` weights I_k by P(T_k) (bounded by log m); ``sum`` adds the I_k (M4oE eq. 6 as printed).
+        task_prior: see :class:`InformationOptions`.
+        source: see :class:`InformationOptions`.
+        aggregate: see :class:`InformationOptions`.
+        task_weight: see :class:`InformationOptions`.
         token_mask: ``[B, M]`` bool, False for tokens of an absent modality.
         num_modalities: m; default the largest value in ``modality_of_token`` + 1 (costs a device synchronisation).
-        reduce: sums a detached tensor over the ``world`` data-parallel ranks. The value is then that of the global
-            batch on every rank, and the gradient is exact when the engine averages gradients over these ranks: local
-            values carry it scaled by ``world``, the rest enters as a constant, so backward needs no collective.
+        reduce: see :class:`Reduction`.
+        world: see :class:`Reduction`.
 
     Returns:
         Scalar float32 (float64 for float64 logits) in nats, in [0, min(log m, log n)] with ``task_weight="prior"``.
 
     Raises:
-        ShapeError: ranks or sizes disagree. ValueError: unknown option.
+        ShapeError: ranks or sizes disagree.
+        ValueError: unknown option.
     """
-    if aggregate not in ("batch", "sample"):
-        raise ValueError(f"aggregate must be batch or sample, got {aggregate!r}")
-    if task_weight not in ("prior", "sum"):
-        raise ValueError(f"task_weight must be prior or sum, got {task_weight!r}")
+    options = InformationOptions(source, aggregate, task_weight, task_prior)
     modalities = int(modality_of_token.max()) + 1 if num_modalities is None else num_modalities
     probability = modality_expert_probability(
         logits, modality_of_token, modalities, source=source, token_mask=token_mask, mass=mass
     )
+    return information_given_task(probability, label_mask, options, Reduction(reduce, world))
+
+
+def information_given_task(
+    probability: Tensor, label_mask: Tensor | None, options: InformationOptions, reduction: Reduction = ONE_RANK
+) -> Tensor:
+    """I(M;E|T) of the distributions of :func:`modality_expert_probability`.
+
+    Args:
+        probability: ``[B, m, n, p]``, P_b of every sample.
+        label_mask: ``[B, p]`` bool or float, 1 = sample counts for task k; None = all.
+        options: which term.
+        reduction: over which ranks.
+
+    Returns:
+        Scalar in the dtype of ``probability``.
+
+    Raises:
+        ShapeError: ``label_mask`` is not ``[B, p]``.
+    """
     dtype = probability.dtype
-    probability = probability.double()  # [B, m, n, p]; the reductions below are small, the signal is too
+    probability = probability.double()  # the reductions below are small, the signal is too
     batch, tasks = probability.shape[0], probability.shape[3]
     if label_mask is None:
         mask = probability.new_ones(batch, tasks)
@@ -154,34 +207,26 @@ def conditional_mutual_information(
         raise ShapeError(f"label_mask must be [{batch}, {tasks}], got {tuple(label_mask.shape)}")
 
     counts = mask.sum(0)  # [p]
-    if aggregate == "batch":
+    if options.aggregate == "batch":
         local = torch.einsum("bk,bijk->ijk", mask, probability)
-        total, counts = _global_sum(local, counts, reduce, world)
+        total, counts = reduction.total(local, counts)
         per_task = information(total / counts.clamp_min(1.0))  # [p]
     else:
         local = torch.einsum("bk,bk->k", mask, information(probability))
-        total, counts = _global_sum(local, counts, reduce, world)
+        total, counts = reduction.total(local, counts)
         per_task = total / counts.clamp_min(1.0)
-
-    labelled = (counts > 0).to(per_task.dtype)
-    if task_weight == "sum":
-        weight = labelled
-    elif task_prior is not None:
-        weight = task_prior.to(per_task) * labelled
-    else:
-        weight = counts / counts.sum().clamp_min(1.0)
     # index 0 of an unlabelled task is 0/1 = 0 mass: its information is finite, its weight 0
-    return (weight * per_task).sum().to(dtype)
+    return (_task_weights(counts, per_task, options) * per_task).sum().to(dtype)
 
 
-def _global_sum(local: Tensor, counts: Tensor, reduce: Reduce | None, world: int) -> tuple[Tensor, Tensor]:
-    """Values summed over ranks; the local part keeps its gradient, times ``world`` (see ``reduce`` above)."""
-    if reduce is None:
-        return local, counts
-    detached = torch.cat([local.detach().flatten(), counts])
-    summed = reduce(detached)
-    total = summed[: local.numel()].view_as(local)
-    return world * local + (total - world * local.detach()), summed[local.numel() :]
+def _task_weights(counts: Tensor, per_task: Tensor, options: InformationOptions) -> Tensor:
+    """``[p]`` in the dtype of ``per_task``, 0 for tasks without labels."""
+    labelled = (counts > 0).to(per_task.dtype)
+    if options.task_weight == "sum":
+        return labelled
+    if options.task_prior is not None:
+        return options.task_prior.to(per_task) * labelled
+    return counts / counts.sum().clamp_min(1.0)
 
 
 def official_token_task_information(logits: Tensor) -> Tensor:

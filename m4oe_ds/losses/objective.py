@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from m4oe_ds.data.schema import TaskSpec
-from m4oe_ds.layers.routing import Routing
+from m4oe_ds.layers.reduction import Reduce, Reduction
+from m4oe_ds.losses.inputs import Labels, Output
 from m4oe_ds.losses.model_loss import ModelLoss
 from m4oe_ds.losses.mutual_information import (
-    Reduce,
-    conditional_mutual_information,
+    Aggregate,
+    InformationOptions,
+    Source,
+    TaskWeight,
+    information_given_task,
+    modality_expert_probability,
     official_token_task_information,
 )
 from m4oe_ds.losses.tasks import LossParts, binary_cross_entropy_dice, cross_entropy, focal
-
-
-class Output(Protocol):
-    """What the objective reads from a model's output."""
-
-    logits: dict[str, Tensor]
-    routing: dict[str, Routing]
-    aux: dict[str, Tensor]
-    modality_of_token: Tensor | None
-    extras: dict[str, Tensor]
-
-
-class Labels(Protocol):
-    """What the objective reads from a batch."""
-
-    @property
-    def labels(self) -> dict[str, Tensor]: ...
-    @property
-    def label_mask(self) -> Tensor: ...
-    @property
-    def valid(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -54,15 +38,23 @@ class TaskLoss:
 
 @dataclass(frozen=True)
 class InformationTerm:
-    """Options of the mutual-information term, see :func:`conditional_mutual_information`."""
+    """The mutual-information term.
+
+    Attributes:
+        alpha: its weight; it is subtracted.
+        source: see :class:`InformationOptions`; ``official`` is the authors' own term, whatever the other options say.
+        aggregate: see :class:`InformationOptions`.
+        task_weight: see :class:`InformationOptions`.
+        task_prior: see :class:`InformationOptions`.
+        mask_by_label: a sample counts for a task only if it has that label.
+    """
 
     alpha: float = 0.05
-    source: str = "dispatch"
-    aggregate: str = "batch"
-    task_weight: str = "prior"
+    source: Source | Literal["official"] = "dispatch"
+    aggregate: Aggregate = "batch"
+    task_weight: TaskWeight = "prior"
     task_prior: Tensor | None = None
     mask_by_label: bool = True
-    layer: str = "mtoe"
 
 
 @dataclass
@@ -70,21 +62,22 @@ class Objective:
     """Names the terms, computes them, leaves division and addition to the training step.
 
     Attributes:
-        tasks: in the order of ``label_mask``. losses: by task name. information: the regulariser.
+        tasks: in the order of ``label_mask``.
+        losses: by task name.
+        information: the regulariser.
         num_modalities: m.
-        own: losses that come with the model and take the place of some generic ones.
+        model_loss: losses that come with the model and take the place of some generic ones.
     """
 
     tasks: Sequence[TaskSpec]
     losses: Mapping[str, TaskLoss]
     information: InformationTerm
     num_modalities: int
-    aux_weights: Mapping[str, float] = field(default_factory=dict)
-    own: ModelLoss | None = None
+    model_loss: ModelLoss | None = None
 
     def label_mask(self, batch: Labels) -> Tensor:
         """Which labels count ``[B, p]``: those that exist, or fewer if the model's own losses leave some out."""
-        return batch.label_mask if self.own is None else self.own.mask(batch)
+        return batch.label_mask if self.model_loss is None else self.model_loss.mask(batch)
 
     def task_parts(self, output: Output, batch: Labels) -> dict[str, LossParts]:
         """Weighted loss sum and label count of every task in this micro-batch.
@@ -92,7 +85,7 @@ class Objective:
         A task without any label gives sum 0 with a zero gradient, so every head takes part in every backward.
         """
         masks = self.label_mask(batch)
-        own = {} if self.own is None else self.own.parts(output, batch, masks, self.generic)
+        own = {} if self.model_loss is None else self.model_loss.parts(output, batch, masks, self.generic)
         parts = {}
         for k, task in enumerate(self.tasks):
             part = own.get(task.name)
@@ -117,26 +110,22 @@ class Objective:
     ) -> Tensor | None:
         """I(M;E|T) of this micro-batch over all ranks, in nats; None for a model without task-slotted routing."""
         term = self.information
-        routing = output.routing.get(term.layer)
+        routing = output.routing.get("mtoe")
         if routing is None or output.modality_of_token is None:
             return None
         if term.source == "official":
             return official_token_task_information(routing.information_logits[batch.valid])  # a sum: no padding in it
-        mask = batch.label_mask if term.mask_by_label else batch.valid[:, None].expand_as(batch.label_mask)
-        return conditional_mutual_information(
+        probability = modality_expert_probability(
             lambda: routing.information_logits,
             output.modality_of_token,
-            mass=routing.information_mass,
-            label_mask=mask,
-            task_prior=term.task_prior,
-            source=term.source,  # type: ignore[arg-type]
-            aggregate=term.aggregate,  # type: ignore[arg-type]
-            task_weight=term.task_weight,  # type: ignore[arg-type]
+            self.num_modalities,
+            source=term.source,
             token_mask=routing.token_mask,
-            num_modalities=self.num_modalities,
-            reduce=reduce,
-            world=world,
+            mass=routing.information_mass,
         )
+        mask = batch.label_mask if term.mask_by_label else batch.valid[:, None].expand_as(batch.label_mask)
+        options = InformationOptions(term.source, term.aggregate, term.task_weight, term.task_prior)
+        return information_given_task(probability, mask, options, Reduction(reduce, world))
 
     def label_counts(self, batches: Sequence[Labels]) -> Tensor:
         """Labels per task ``[p]`` in float32 over the given micro-batches of this rank."""

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from m4oe_ds.losses.model_loss import Generic, ModelLoss, OwnLabels, OwnOutput
+from m4oe_ds.layers.extras import ORDINAL
+from m4oe_ds.losses.inputs import Labels, Output
+from m4oe_ds.losses.model_loss import Generic, ModelLoss
 from m4oe_ds.losses.tasks import LossParts
 
 
@@ -27,11 +29,11 @@ def ordinal_loss(cumulative: Tensor, labels: Tensor) -> Tensor:
 class OrdinalLoss(ModelLoss):
     """Ordinal loss of every task whose model gives ``extras["ordinal.<task>"]`` ``[B, K-1]``; class weights do not enter."""
 
-    def parts(self, output: OwnOutput, batch: OwnLabels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
+    def parts(self, output: Output, batch: Labels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
         """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
         found = {}
         for k, task in enumerate(self.tasks):
-            cumulative = output.extras.get(f"ordinal.{task.name}")
+            cumulative = output.extras.get(ORDINAL.of(task.name))
             if cumulative is None:
                 continue
             keep = mask[:, k]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m4oe_ds.losses.model_loss import Generic, ModelLoss, OwnLabels, OwnOutput
+from m4oe_ds.layers.extras import STEP_LOGITS, STEPS
+from m4oe_ds.losses.inputs import Labels, Output
+from m4oe_ds.losses.model_loss import Generic, ModelLoss
 from m4oe_ds.losses.tasks import LossParts
 
 
@@ -18,14 +20,14 @@ class SequentialLoss(ModelLoss):
     original divides by their number too.
     """
 
-    def parts(self, output: OwnOutput, batch: OwnLabels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
+    def parts(self, output: Output, batch: Labels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
         """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
         found: dict[str, LossParts] = {}
         for k, task in enumerate(self.tasks):
-            steps = output.extras.get(f"step_logits.{task.name}")
+            steps = output.extras.get(STEP_LOGITS.of(task.name))
             if steps is None:
                 continue
-            labels, keep, taken = batch.labels[task.name], mask[:, k], output.extras["steps"]
+            labels, keep, taken = batch.labels[task.name], mask[:, k], output.extras[STEPS]
             number = taken.sum(0)  # [B]
             total = steps.new_zeros((), dtype=torch.float32)
             # the configured loss gives sums over samples, so samples of equal step number share one factor

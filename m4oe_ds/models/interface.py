@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor, nn
 
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.layers.reduction import Reduce
 from m4oe_ds.layers.routing import Routing
-
-Reduce = Callable[[Tensor], Tensor]  # sum of a detached tensor over the data-parallel ranks
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Fused:
         routing: routing of every mixture layer, by module path; the MToE layer is called ``mtoe``.
         aux: named auxiliary losses, unweighted.
         modality_of_token: ``[M]`` modality index of the tokens of ``routing["mtoe"]``.
-        extras: tensors by name that ``predict`` or a model's own loss reads.
+        extras: tensors that ``predict`` or a model's own loss reads, by the names of :mod:`m4oe_ds.layers.extras`.
         maps: see :class:`Tokens`; what mask decoders read.
     """
 
@@ -81,7 +78,7 @@ class ModelOutput:
     Attributes:
         logits: ``{task: [B, C]}`` or ``[B, 1, H, W]`` mask logits.
         routing, aux, modality_of_token: see :class:`Fused`.
-        extras: by name, what a model's own loss or analysis reads: hazards, evidence, heat-maps.
+        extras: what a model's own loss or analysis reads, by the names of :mod:`m4oe_ds.layers.extras`.
     """
 
     logits: dict[str, Tensor]
@@ -122,9 +119,3 @@ class MultiModalModel(nn.Module):
     def shared_layer(self) -> nn.Module:
         """The last layer that all tasks use (where gradient conflict is measured)."""
         raise TypeError(f"{type(self).__name__} does not define shared_layer")
-
-
-class HasExperts(Protocol):
-    """What a module must offer to take part in expert parallelism: see :mod:`m4oe_ds.layers.experts`."""
-
-    num_experts: int

@@ -6,81 +6,23 @@ prediction_k = head_k(fusion(H_k))                         (M4oE section 3; reso
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.layers import Block, MToE, MToEBlock, Routing, SoftMoE
-from m4oe_ds.layers.block import run_in_step
+from m4oe_ds.layers import MToE, MToEBlock, Routing, SoftMoE
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.models.embedders import Embedders
 from m4oe_ds.models.heads import ClassificationHead, SegmentationHead
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, MultiModalModel, Tokens
 from m4oe_ds.models.missing_bank import MissingBank, count_tokens
+from m4oe_ds.models.towers import ModalityTowers, SoftMoETower, call, index_of_segment, router_options
 
 # the modality that owns the mask of a segmentation task
 MASK_OWNER = {"cup": "fundus"}
-
-
-class SoftMoETower(nn.Module):
-    """Pre-norm blocks whose MLP is a Soft-MoE with one slot per expert.
-
-    Args:
-        make_mlp: makes the Soft-MoE of one block. dim, depth, num_heads: of the blocks.
-        recompute: recompute activations in backward instead of storing them.
-    """
-
-    def __init__(
-        self, make_mlp: Callable[[], SoftMoE], dim: int, depth: int, num_heads: int, recompute: bool = False
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block(dim, num_heads, make_mlp()) for _ in range(depth))
-        self.recompute = recompute
-
-    def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, list[Routing]]:
-        """``[B, l, d] -> [B, l, d]`` and the routing of every block."""
-        routings = []
-        for block in self.blocks:
-            tokens, routing = run(block, self.recompute and self.training, tokens, token_mask)
-            routings.append(routing)
-        return tokens, routings
-
-
-class ModalityTowers(nn.ModuleDict):
-    """One Soft-MoE tower per modality, all of equal depth, side by side.
-
-    At every depth the slots of all modalities go to their experts in one exchange instead of one per modality.
-    """
-
-    def forward(self, tokens: list[Tensor]) -> tuple[list[Tensor], dict[str, Routing]]:
-        """Per modality ``[B, l_i, d] -> [B, l_i, d]``, and the routing of ``<modality>.<depth>``."""
-        towers = list(self.values())
-        routing = {}
-        for depth, blocks in enumerate(zip(*(tower.blocks for tower in towers), strict=True)):
-            found = run(partial(run_in_step, blocks), towers[0].recompute and self.training, *tokens)
-            tokens = [x for x, _ in found]
-            routing.update({f"{name}.{depth}": step for name, (_, step) in zip(self, found, strict=True)})
-        return tokens, routing
-
-
-def run(block: Callable[..., Any], recompute: bool, tokens: Tensor, *more: Any) -> Any:
-    """Calls a block, under activation checkpointing if asked (non-re-entrant: gradients of routing pass too)."""
-    if recompute:
-        return checkpoint(block, tokens, *more, use_reentrant=False)
-    return block(tokens, *more)
-
-
-def index_of_segment(lengths: list[int], device: torch.device) -> Tensor:
-    """``[M]`` int64: 0 for the first ``lengths[0]`` tokens, 1 for the next, and so on; no copy from the host."""
-    return torch.cat([torch.full((length,), i, device=device) for i, length in enumerate(lengths)])
 
 
 class M4oE(MultiModalModel):
@@ -96,16 +38,11 @@ class M4oE(MultiModalModel):
         super().__init__()
         self.spec, self.config = spec, config
         dim, hidden = config.dim, round(config.mlp_ratio * config.dim)
-        router = {
-            "router_norm": config.router.norm,
-            "scale_init": config.router.scale_init,
-            "dispatch_normalized": config.router.dispatch_normalized,
-            "combine": config.router.combine,
-        }
+        router = router_options(config)
 
         def tower(num_experts: int, depth: int, num_heads: int) -> SoftMoETower:
             return SoftMoETower(
-                lambda: SoftMoE(dim, num_experts, hidden=hidden, experts_factory=experts_factory, **router),
+                lambda: SoftMoE(dim, num_experts, hidden=hidden, experts_factory=experts_factory, router=router),
                 dim,
                 depth,
                 num_heads,
@@ -132,8 +69,7 @@ class M4oE(MultiModalModel):
                 hidden=hidden,
                 experts_factory=experts_factory,
                 task_embed_std=config.mtoe.task_embed_std,
-                detach_information=config.router.detach_information,
-                **router,
+                router=router,
             )
             self.mtoe: MToEBlock | None = MToEBlock(dim, config.mtoe.num_heads, mtoe)
             self.task_query = None
@@ -194,7 +130,7 @@ class M4oE(MultiModalModel):
         modality_of_token = index_of_segment(lengths, present.device)  # [M]
         token_mask = present[:, modality_of_token]  # [B, M]
         if self.mtoe is not None:
-            g, routing["mtoe"] = run(
+            g, routing["mtoe"] = call(
                 self.mtoe, self.config.activation_checkpointing and self.training, torch.cat(x, 1), token_mask, lengths
             )  # [B, p, M, d]
             weight = token_mask.to(g.dtype)

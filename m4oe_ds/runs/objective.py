@@ -41,7 +41,7 @@ def objective(config: Config, spec: ModelSpec, labels_of: LabelsOf | None, devic
     mi = config.loss.mutual_information
     prior = task_prior(mi.task_prior, spec.tasks, labels_of, device)
     term = InformationTerm(config.loss.alpha, mi.source, mi.aggregate, mi.task_weight, prior, mi.mask_by_label)
-    return Objective(spec.tasks, losses, term, len(spec.modalities), own=model_loss(config, spec))
+    return Objective(spec.tasks, losses, term, len(spec.modalities), model_loss=model_loss(config, spec))
 
 
 def task_prior(

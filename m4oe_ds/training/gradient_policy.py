@@ -20,14 +20,11 @@ import torch
 from torch import Tensor
 
 from m4oe_ds.errors import CheckpointError, ConfigError
+from m4oe_ds.layers.extras import FEATURES, SHARED
 from m4oe_ds.models.interface import ModelOutput, MultiModalModel
 from m4oe_ds.parallel import reduce
 from m4oe_ds.training.shared_gradients import shared_gradients
 
-FEATURE_PREFIX = "features."  # extras that hold what enters the fusion, one per modality
-SHARED_PREFIX = (
-    "shared."  # extras that hold what the shared layer gives, one per task, of no other parent than that layer
-)
 SCALE_RANGE = (0.1, 10.0)  # of the branch scales
 _EPSILON = 1e-12
 
@@ -137,11 +134,11 @@ class CalibratedPolicy(GradientPolicy):
 
     def spread(self, weights: Mapping[str, float], *outputs: ModelOutput) -> dict[str, float]:
         """See :class:`GradientPolicy`; all weights are left for the losses of a model that does not show ``shared.<task>``."""
-        if self.weighted_heads or any(SHARED_PREFIX + name not in o.extras for o in outputs for name in weights):
+        if self.weighted_heads or any(SHARED.of(name) not in o.extras for o in outputs for name in weights):
             return dict(weights)
         for output in outputs:
             for name, weight in weights.items():
-                output.extras[SHARED_PREFIX + name].register_hook(_Scale(weight))
+                output.extras[SHARED.of(name)].register_hook(_Scale(weight))
         return dict.fromkeys(weights, 1.0)
 
     def calibrate(self, loss: Tensor, output: ModelOutput, trained: ModelOutput | None = None) -> dict[str, float]:
@@ -161,18 +158,14 @@ class CalibratedPolicy(GradientPolicy):
         """
         if not self.branches:
             return {}
-        features = {
-            name.removeprefix(FEATURE_PREFIX): value
-            for name, value in output.extras.items()
-            if name.startswith(FEATURE_PREFIX) and value.requires_grad
-        }
+        features = {name: value for name, value in FEATURES.read(output.extras).items() if value.requires_grad}
         if not features:
             raise ConfigError("this model offers no modality features to calibrate", fix="set branches: false")
         found = torch.autograd.grad(loss, list(features.values()), retain_graph=True, allow_unused=True)
         squares = torch.stack([loss.new_zeros(()).double() if g is None else g.double().square().sum() for g in found])
         scales = branch_scales(reduce.sum_over_ranks(squares).sqrt().tolist())
         for name, scale in zip(features, scales, strict=True):
-            (trained or output).extras[FEATURE_PREFIX + name].register_hook(_Scale(scale))
+            (trained or output).extras[FEATURES.of(name)].register_hook(_Scale(scale))
         return dict(zip(features, scales, strict=True))
 
     def state_dict(self) -> dict[str, Any]:

@@ -149,8 +149,8 @@ class Loop:
         epoch = self.position.epoch
         meter = _Meter()
         self.engine.train()
-        if self.objective.own is not None:
-            self.objective.own.epoch = epoch
+        if self.objective.model_loss is not None:
+            self.objective.model_loss.epoch = epoch
         for batches in profiler.batches(self.train.epoch(epoch, self.position.samples_in_epoch)):
             step = self.position.step  # steps done before this one
             log = (step + 1) % run.log_every_steps == 0 or step + 1 == self.total_steps or step == 0

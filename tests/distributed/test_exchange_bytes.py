@@ -21,7 +21,7 @@ def counted(rank: int, world: int) -> dict[str, Any]:
     from m4oe_ds.layers.mtoe import MToE
     from m4oe_ds.layers.soft_moe import SoftMoE
     from m4oe_ds.models import spec_for
-    from m4oe_ds.models.m4oe import ModalityTowers
+    from m4oe_ds.models.towers import ModalityTowers
     from m4oe_ds.parallel import exchange
     from m4oe_ds.training import engine as engines
     from m4oe_ds.training.step import train_step

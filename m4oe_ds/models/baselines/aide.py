@@ -18,6 +18,7 @@ from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
+from m4oe_ds.layers.extras import VIEW_WEIGHTS
 from m4oe_ds.models.baselines.base import ComparedModel, masked_mean, parse_options
 from m4oe_ds.models.baselines.encoders import mean_pool
 from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
@@ -130,7 +131,7 @@ class AIDE(ComparedModel):
         f = torch.where(present[..., None], f, 0.0)
         extras = {}
         if self.options.fusion == "adaptive":
-            fused, extras["view_weights"] = self.fusion(f, present)
+            fused, extras[VIEW_WEIGHTS] = self.fusion(f, present)
         else:
             fused = self.fusion(f, present)
         joint = self.joint(torch.cat([fused, f.flatten(1)], 1))

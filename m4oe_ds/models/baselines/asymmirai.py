@@ -24,6 +24,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
+from m4oe_ds.layers.extras import ASYMMETRY, BOX, HEATMAP, SCORE_LOGITS, WINDOW
 from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.baselines.encoders import max_pool
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, Tokens
@@ -202,19 +203,19 @@ class AsymMirai(ComparedModel):
             score, place = heat[:, 0].flatten(1).max(1)
             scores.append(score)
             columns = heat.shape[3]
-            extras[f"heatmap.{name}"] = heat[:, 0]
-            extras[f"window.{name}"] = torch.stack([place // columns, place % columns], 1)
-            extras[f"box.{name}"] = self._box(extras[f"window.{name}"], side.shape[2], side.shape[3])
-        extras["asymmetry"] = torch.stack(scores, 1)  # [B, m]
+            extras[HEATMAP.of(name)] = heat[:, 0]
+            extras[WINDOW.of(name)] = torch.stack([place // columns, place % columns], 1)
+            extras[BOX.of(name)] = self._box(extras[WINDOW.of(name)], side.shape[2], side.shape[3])
+        extras[ASYMMETRY] = torch.stack(scores, 1)  # [B, m]
         features = {}
         if self.content is not None:
             vector = self.content(torch.cat(parts, 1))
             features = dict.fromkeys(self.spec.task_names, vector)
         if self.score is not None:
             weight = pairs.float()
-            logit = self.score((extras["asymmetry"] * weight).sum(1) / weight.sum(1).clamp_min(1.0))  # [B, F]
+            logit = self.score((extras[ASYMMETRY] * weight).sum(1) / weight.sum(1).clamp_min(1.0))  # [B, F]
             # without any pair there is nothing to say: even odds
-            extras["score_logits"] = torch.where(pairs.any(1, keepdim=True), logit, 0.0)
+            extras[SCORE_LOGITS] = torch.where(pairs.any(1, keepdim=True), logit, 0.0)
         return Fused(features, extras=extras)
 
     def fuse(self, tokens: Tokens, batch: Batch) -> Fused:
@@ -226,7 +227,7 @@ class AsymMirai(ComparedModel):
         else:
             fused = self.combine(tokens, batch)
             for k, name in enumerate(self.risk_tasks):
-                fused.features[name] = self._two(fused.extras["score_logits"][:, k], tokens)
+                fused.features[name] = self._two(fused.extras[SCORE_LOGITS][:, k], tokens)
         return fused
 
     def predict(self, fused: Fused) -> ModelOutput:
@@ -234,7 +235,7 @@ class AsymMirai(ComparedModel):
         output = super().predict(fused)
         if self.mode == "append":
             for k, name in enumerate(self.risk_tasks):
-                score = fused.extras["score_logits"][:, k].to(output.logits[name].dtype)
+                score = fused.extras[SCORE_LOGITS][:, k].to(output.logits[name].dtype)
                 output.logits[name] = output.logits[name] + torch.stack([torch.zeros_like(score), score], 1)
         return output
 

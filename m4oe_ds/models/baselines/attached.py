@@ -12,7 +12,7 @@ from m4oe_ds.config import ModelConfig
 from m4oe_ds.layers import MToE, MToEBlock, Routing
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.models.interface import ModelSpec
-from m4oe_ds.models.m4oe import index_of_segment
+from m4oe_ds.models.towers import index_of_segment, router_options
 
 
 class Attached(NamedTuple):
@@ -49,11 +49,7 @@ class AttachedMToE(nn.Module):
             hidden=round(config.mlp_ratio * config.dim),
             experts_factory=experts_factory,
             task_embed_std=config.mtoe.task_embed_std,
-            detach_information=config.router.detach_information,
-            router_norm=config.router.norm,
-            scale_init=config.router.scale_init,
-            dispatch_normalized=config.router.dispatch_normalized,
-            combine=config.router.combine,
+            router=router_options(config),
         )
         self.block = MToEBlock(config.dim, config.mtoe.num_heads, mtoe)
 

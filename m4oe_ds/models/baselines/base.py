@@ -19,6 +19,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
+from m4oe_ds.layers.extras import FEATURES
 from m4oe_ds.models.baselines.attached import Attached, AttachedMToE
 from m4oe_ds.models.baselines.decoder import MaskDecoder
 from m4oe_ds.models.baselines.encoders import ViewEncoders
@@ -163,3 +164,8 @@ def masked_mean(values: Tensor, present: Tensor) -> Tensor:
     """Mean over present modalities: ``[B, m, F]`` and ``[B, m]`` to ``[B, F]``; zeros where none is present."""
     weight = present.to(values.dtype)[..., None]
     return (values * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+
+
+def note_maps(fused: Fused, tokens: Tokens) -> None:
+    """Adds the maps that enter the fusion to the extras, for those who measure or scale their gradients."""
+    fused.extras |= FEATURES.write({name: stages[-1] for name, stages in tokens.maps.items()})

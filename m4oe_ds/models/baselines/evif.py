@@ -28,9 +28,11 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.contrastive import info_nce, negative_log_likelihood, vclub
 from m4oe_ds.layers.experts import ExpertsFactory
-from m4oe_ds.models.baselines.base import ComparedModel, parse_options
+from m4oe_ds.layers.extras import CODES
+from m4oe_ds.layers.reduction import Reduce
+from m4oe_ds.models.baselines.base import ComparedModel, note_maps, parse_options
 from m4oe_ds.models.baselines.encoders import mean_pool
-from m4oe_ds.models.interface import Fused, ModelSpec, Reduce, Tokens
+from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
 
 
 @dataclass(frozen=True)
@@ -250,12 +252,12 @@ class Evif(ComparedModel):
         assert self.collaboration is not None
         x = [mean_pool(tokens.maps[name][-1]) for name in self.spec.modalities]
         h, aux, codes = self.collaboration(x, tokens.present, batch.valid)
-        return Fused({name: h[:, k] for k, name in enumerate(self.spec.task_names)}, aux=aux, extras={"codes": codes})
+        return Fused({name: h[:, k] for k, name in enumerate(self.spec.task_names)}, aux=aux, extras={CODES: codes})
 
     def fuse(self, tokens: Tokens, batch: Batch) -> Fused:
         """As the base class, with the maps that enter the fusion noted."""
         fused = super().fuse(tokens, batch)
-        fused.extras |= {f"features.{name}": stages[-1] for name, stages in tokens.maps.items()}
+        note_maps(fused, tokens)
         return fused
 
     def shared_layer(self) -> nn.Module:

@@ -32,7 +32,8 @@ from m4oe_ds.layers.evidence import (
     t_variance,
 )
 from m4oe_ds.layers.experts import ExpertsFactory
-from m4oe_ds.models.baselines.base import ComparedModel, masked_mean, parse_options
+from m4oe_ds.layers.extras import EVIDENCE, SOURCES, UNCERTAINTY
+from m4oe_ds.models.baselines.base import ComparedModel, masked_mean, note_maps, parse_options
 from m4oe_ds.models.baselines.encoders import mean_pool
 from m4oe_ds.models.baselines.volumes import flatten_grid, is_volume
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, Tokens
@@ -161,8 +162,8 @@ class EyeMoSt(ComparedModel):
             fused.routing["mtoe"], fused.modality_of_token = found.routing, found.modality_of_token
             attached = found.features
             present.append(tokens.present.any(1, keepdim=True))
-        fused.extras["sources"] = torch.cat(present, 1)
-        fused.extras |= {f"features.{name}": stages[-1] for name, stages in tokens.maps.items()}
+        fused.extras[SOURCES] = torch.cat(present, 1)
+        note_maps(fused, tokens)
         for task in self.spec.tasks:
             g = attached.get(task.name)
             if task.kind == "classification":
@@ -176,17 +177,17 @@ class EyeMoSt(ComparedModel):
 
     def _answer(self, task: str, sources: dict[str, Tensor], g: Tensor | None, extras: dict[str, Tensor]) -> Tensor:
         """Fuses the sources' evidence about a task, notes it and its uncertainty, returns logits ``[B, C]``."""
-        present = extras["sources"]
+        present = extras[SOURCES]
         if g is not None:
             sources = {**sources, ATTACHED: g}
         evidence: Tensor = self.heads[task](sources, present)
-        extras[f"evidence.{task}"] = evidence
+        extras[EVIDENCE.of(task)] = evidence
         if self.options.fusion == "dirichlet":
             alpha = fuse_dirichlet(evidence, present)
-            extras[f"uncertainty.{task}"] = alpha.shape[1] / alpha.sum(1)
+            extras[UNCERTAINTY.of(task)] = alpha.shape[1] / alpha.sum(1)
             return alpha.log()  # soft-max gives the expected probabilities alpha / S
         t = fuse_student_t(student_t(NIG(*evidence.unbind(2))), present)
-        extras[f"uncertainty.{task}"] = t_variance(t).gather(1, t.location.argmax(1, keepdim=True)).squeeze(1)
+        extras[UNCERTAINTY.of(task)] = t_variance(t).gather(1, t.location.argmax(1, keepdim=True)).squeeze(1)
         return t.location
 
     def predict(self, fused: Fused) -> ModelOutput:

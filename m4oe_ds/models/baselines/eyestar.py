@@ -21,6 +21,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
+from m4oe_ds.layers.extras import CROP, ORDINAL
 from m4oe_ds.models.baselines.attached import Attached
 from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.baselines.encoders import mean_pool
@@ -137,7 +138,7 @@ class EyeStar(ComparedModel):
             owner = self.owner(self.cropped_by)
             with torch.no_grad():  # where to look; the decoder learns from its own loss
                 mask = self.decoders[self.cropped_by](tokens.maps[owner], whole) > 0
-            image, fused.extras["crop"] = crop_around(batch.views[owner], mask, self.options.crop)
+            image, fused.extras[CROP] = crop_around(batch.views[owner], mask, self.options.crop)
             graded = self._side_by_side({**tokens.maps, owner: self.encoders.one(owner, image)}, tokens.present)
             fused.features |= {task.name: graded for task in self.classification_tasks}
         return fused
@@ -163,7 +164,7 @@ class EyeStar(ComparedModel):
         output = super().predict(fused)
         for task in self.classification_tasks:
             cumulative = output.logits[task.name]
-            output.extras[f"ordinal.{task.name}"] = cumulative
+            output.extras[ORDINAL.of(task.name)] = cumulative
             output.logits[task.name] = class_logits(cumulative)
         return output
 

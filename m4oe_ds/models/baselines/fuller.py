@@ -19,7 +19,8 @@ from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
-from m4oe_ds.models.baselines.base import ComparedModel, parse_options
+from m4oe_ds.layers.extras import SHARED
+from m4oe_ds.models.baselines.base import ComparedModel, note_maps, parse_options
 from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
 
 
@@ -87,14 +88,14 @@ class Fuller(ComparedModel):
         assert self.trunk is not None
         z = self.trunk({name: stages[-1] for name, stages in tokens.maps.items()}, tokens.present)
         features = {name: z.view_as(z) for name in self.spec.task_names}  # a node each, for the gradients of its task
-        return Fused(features, extras={f"shared.{name}": value for name, value in features.items()})
+        return Fused(features, extras=SHARED.write(features))
 
     def fuse(self, tokens: Tokens, batch: Batch) -> Fused:
         """As the base class, with the maps that enter the fusion noted."""
         fused = super().fuse(tokens, batch)
         if self.mtoe is not None:  # it is shared as well: what the trunk gives is not all that reaches the heads
             fused.extras = {}
-        fused.extras |= {f"features.{name}": stages[-1] for name, stages in tokens.maps.items()}
+        note_maps(fused, tokens)
         return fused
 
     def shared_layer(self) -> nn.Module:

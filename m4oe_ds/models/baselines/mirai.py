@@ -19,6 +19,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
+from m4oe_ds.layers.extras import HAZARD_LOGITS
 from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.baselines.encoders import max_pool
 from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
@@ -136,7 +137,7 @@ class Mirai(ComparedModel):
         if self.hazard is not None:
             z = torch.stack([fused.features[name] for name in self.risk_tasks]).mean(0)
             cumulative = self.hazard(z)  # [B, F]
-            fused.extras["hazard_logits"] = cumulative
+            fused.extras[HAZARD_LOGITS] = cumulative
             for k, name in enumerate(self.risk_tasks):
                 fused.features[name] = torch.stack([torch.zeros_like(cumulative[:, k]), cumulative[:, k]], 1)
         return fused

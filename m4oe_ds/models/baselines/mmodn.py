@@ -17,7 +17,8 @@ from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.layers.experts import ExpertsFactory
-from m4oe_ds.models.baselines.base import ComparedModel, parse_options
+from m4oe_ds.layers.extras import STATES, STEP_LOGITS, STEP_ORDER, STEPS
+from m4oe_ds.models.baselines.base import ComparedModel, note_maps, parse_options
 from m4oe_ds.models.baselines.encoders import mean_pool
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, Tokens
 
@@ -122,9 +123,9 @@ class MModN(ComparedModel):
         states = self.sequence(features, tokens.present, order)
         taken = tokens.present[:, order].T  # [m, B]
         fused = Fused(dict.fromkeys(self.spec.task_names, states[-1]))
-        fused.extras["states"] = states
-        fused.extras["steps"] = torch.cat([torch.ones_like(taken[:1]), taken])
-        fused.extras["step_order"] = torch.tensor(order, device=states.device)
+        fused.extras[STATES] = states
+        fused.extras[STEPS] = torch.cat([torch.ones_like(taken[:1]), taken])
+        fused.extras[STEP_ORDER] = torch.tensor(order, device=states.device)
         if self.options.change > 0:
             fused.aux["state_change"] = self.options.change * self.sequence.change(states, taken, batch.valid)
         return fused
@@ -132,17 +133,17 @@ class MModN(ComparedModel):
     def fuse(self, tokens: Tokens, batch: Batch) -> Fused:
         """As the base class, with the maps that enter the fusion noted."""
         fused = super().fuse(tokens, batch)
-        fused.extras |= {f"features.{name}": stages[-1] for name, stages in tokens.maps.items()}
+        note_maps(fused, tokens)
         return fused
 
     def predict(self, fused: Fused) -> ModelOutput:
         """Logits after every step; the last row is the answer."""
         output = super().predict(fused)
-        states = fused.extras.get("states")
+        states = fused.extras.get(STATES)
         if states is not None:
             for task in self.classification_tasks:
                 earlier = self.heads[task.name](states[:-1])  # [m, B, C]
-                output.extras[f"step_logits.{task.name}"] = torch.cat([earlier, output.logits[task.name][None]])
+                output.extras[STEP_LOGITS.of(task.name)] = torch.cat([earlier, output.logits[task.name][None]])
         return output
 
     def shared_layer(self) -> nn.Module:

@@ -11,7 +11,7 @@ task embeddings, and ``loss.alpha`` should be 0, since an information term is no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from m4oe_ds.layers import MToE, MToEBlock, SoftMoE
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
-from m4oe_ds.models.m4oe import SoftMoETower, index_of_segment, run
+from m4oe_ds.models.towers import SoftMoETower, call, index_of_segment, router_options
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,8 @@ class MultiModalSoftMoE(ComparedModel):
         if options.task_slots and self.mode != "none":
             raise ConfigError("task_slots and an attached MToE are one too many", "model.attach_mtoe", "set it to none")
         dim, hidden = config.dim, round(config.mlp_ratio * config.dim)
-        router = {
-            "router_norm": config.router.norm,
-            "scale_init": config.router.scale_init,
-            "dispatch_normalized": config.router.dispatch_normalized,
-            "combine": config.router.combine,
-        }
+        # the information term is not part of this system: nothing to detach it from
+        router = replace(router_options(config), detach_information=False)
         self.tower: SoftMoETower | None = None
         self.last: MToEBlock | None = None
         if self.own_fusion:
@@ -68,7 +64,9 @@ class MultiModalSoftMoE(ComparedModel):
             # an embedding, not a parameter of the model itself, which ZeRO stage 3 would not gather in backward
             self.modality = nn.Embedding.from_pretrained(torch.randn(len(spec.modalities), dim) * 0.02, freeze=False)
             self.tower = SoftMoETower(
-                lambda: SoftMoE(dim, config.mtoe.num_experts, hidden=hidden, experts_factory=experts_factory, **router),
+                lambda: SoftMoE(
+                    dim, config.mtoe.num_experts, hidden=hidden, experts_factory=experts_factory, router=router
+                ),
                 dim,
                 options.depth - options.task_slots,
                 config.mtoe.num_heads,
@@ -81,7 +79,7 @@ class MultiModalSoftMoE(ComparedModel):
                     len(spec.tasks),
                     hidden=hidden,
                     experts_factory=experts_factory,
-                    **router,
+                    router=router,
                 )
                 slots.task_embed.requires_grad_(False)  # stays zero: a plain Soft-MoE knows no task
                 self.last = MToEBlock(dim, config.mtoe.num_heads, slots)
@@ -103,7 +101,7 @@ class MultiModalSoftMoE(ComparedModel):
         if self.last is None:
             return Fused(dict.fromkeys(self.spec.task_names, torch.einsum("btd,bt->bd", h, share)), routing)
         recompute = self.config.activation_checkpointing and self.training
-        g, routing["mtoe"] = run(self.last, recompute, h, mask, lengths)  # [B, p, M, d]
+        g, routing["mtoe"] = call(self.last, recompute, h, mask, lengths)  # [B, p, M, d]
         mean = torch.einsum("bktd,bt->bkd", g, share)
         features = {name: mean[:, k] for k, name in enumerate(self.spec.task_names)}
         return Fused(features, routing, modality_of_token=modality_of_token)

@@ -9,17 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from m4oe_ds.layers import Block, MToE, MToEBlock, SoftMoE
-from m4oe_ds.layers.block import DenseMLP, run_in_step
+from m4oe_ds.layers.block import run_in_step
 
-KINDS = ["dense", "soft_moe", "mtoe"]
+KINDS = ["soft_moe", "mtoe"]
 EXACT = {"rtol": 1e-10, "atol": 1e-11}  # float64
 
 
 def make(kind: str, dim: int = 8, heads: int = 2) -> nn.Module:
-    if kind == "dense":
-        block: nn.Module = Block(dim, heads, DenseMLP(dim, 11))
-    elif kind == "soft_moe":
-        block = Block(dim, heads, SoftMoE(dim, 3, 2, hidden=11))
+    if kind == "soft_moe":
+        block: nn.Module = Block(dim, heads, SoftMoE(dim, 3, 2, hidden=11))
     else:
         block = MToEBlock(dim, heads, MToE(dim, 3, 2, hidden=11, task_embed_std=0.5))
     for name, parameter in block.named_parameters():
@@ -59,10 +57,7 @@ def test_pre_norm_residual_structure(kind: str) -> None:
     out, routing = block(x)
     torch.testing.assert_close(out, u + update, **EXACT)  # MToE: one stream per task, u broadcast over tasks
     assert out.shape == ((1, 2, 6, 8) if kind == "mtoe" else (1, 6, 8))
-    if kind == "dense":
-        assert routing is None
-    else:
-        torch.testing.assert_close(routing.logits, expected_routing.logits, **EXACT)
+    torch.testing.assert_close(routing.logits, expected_routing.logits, **EXACT)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from m4oe_ds.errors import ShapeError
-from m4oe_ds.layers import MToE, Routing
+from m4oe_ds.layers import MToE, RouterOptions, Routing
 
 SHAPES = [(2, 5, 3, 4, 2), (1, 7, 4, 2, 3), (3, 2, 5, 3, 1), (2, 3, 2, 1, 4)]  # B, M, d, n, p
 OPTIONS = [
-    {"router_norm": True},
-    {"router_norm": True, "scale_init": 6.0},
-    {"router_norm": True, "scale_init": 3.0, "dispatch_normalized": True},
-    {"router_norm": False},
-    {"router_norm": False, "combine": "per_task"},
-    {"router_norm": True, "scale_init": 4.0, "dispatch_normalized": True, "combine": "per_task"},
+    {"norm": True},
+    {"norm": True, "scale_init": 6.0},
+    {"norm": True, "scale_init": 3.0, "dispatch_normalized": True},
+    {"norm": False},
+    {"norm": False, "combine": "per_task"},
+    {"norm": True, "scale_init": 4.0, "dispatch_normalized": True, "combine": "per_task"},
 ]
 EXACT = {"rtol": 1e-11, "atol": 1e-12}  # float64: some hundred roundings of 1e-16
 
@@ -75,22 +75,22 @@ COMBINE = [
 SLOTS = [[[0.548721, 0.867715], [-0.157613, 1.480145]], [[0.835793, 0.525939], [0.142537, 1.244919]]]  # expert, task, d
 WORKED = {
     "unnormalised": (
-        {"router_norm": False},
+        {"norm": False},
         [[0.387317, 0.694710], [0.115123, 0.166431], [0.340412, 0.552373], [0.115123, 0.166431]],
         [[0.111537, 0.252443], [0.000140, 1.637967], [0.135559, 0.628843], [0.000140, 1.637967]],
     ),
     "normalised, raw dispatch": (
-        {"router_norm": True, "scale_init": 2.0},
+        {"norm": True, "scale_init": 2.0},
         [[0.976813, 0.766461], [0.132627, 0.085786], [0.672175, 0.446014], [0.042577, 0.030580]],
         [[0.047378, 0.052410], [0.232682, 0.857349], [0.230416, 0.304965], [-0.003692, 1.332054]],
     ),
     "normalised, unit dispatch": (
-        {"router_norm": True, "scale_init": 2.0, "dispatch_normalized": True},
+        {"norm": True, "scale_init": 2.0, "dispatch_normalized": True},
         [[0.912270, 0.636166], [0.122259, 0.064920], [0.620613, 0.342215], [0.039515, 0.024410]],
         [[0.052568, 0.060886], [0.308629, 0.692354], [0.259869, 0.328939], [0.108276, 0.871235]],
     ),
     "unnormalised, per-task combine": (
-        {"router_norm": False, "combine": "per_task"},
+        {"norm": False, "combine": "per_task"},
         [[0.529803, 0.950279], [0.965774, 1.396196], [0.680824, 1.104746], [0.965774, 1.396196]],
         [[0.414725, 0.938653], [0.000159, 1.859641], [0.271119, 1.257686], [0.000159, 1.859641]],
     ),
@@ -99,7 +99,7 @@ PRINTED = {"rtol": 0, "atol": 5.1e-7}  # six decimals, rounded
 
 
 def worked_layer(**options: object) -> MToE:
-    layer = MToE(2, 2, 2, experts_factory=WorkedExperts, **options).double()  # type: ignore[arg-type]
+    layer = MToE(2, 2, 2, experts_factory=WorkedExperts, router=RouterOptions(**options)).double()  # type: ignore[arg-type]
     with torch.no_grad():
         layer.router.phi.copy_(PHI)
         layer.task_embed.copy_(TASK_EMBED)
@@ -114,7 +114,7 @@ def test_worked_example(variant: str) -> None:
 
 
 def test_worked_example_routing_and_slots() -> None:
-    layer = worked_layer(router_norm=False)
+    layer = worked_layer(norm=False)
     seen = []
     layer.experts.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     _, routing = layer(TOKENS)
@@ -135,7 +135,7 @@ def gelu(x: float) -> float:
 def naive_mtoe(layer: MToE, tokens: Tensor, mask: Tensor | None, options: dict) -> np.ndarray:
     """Equations (1) and (2) one scalar at a time; the slot of (expert j, task k) also sees the embedding of task k."""
     x, phi, embed = (v.detach().numpy() for v in (tokens, layer.router.phi, layer.task_embed))
-    scale = layer.router.scale.item() if options["router_norm"] else 1.0
+    scale = layer.router.scale.item() if options["norm"] else 1.0
     w1, w2, w3 = (
         w.detach().numpy() for w in (layer.experts.experts.w1, layer.experts.experts.w2, layer.experts.experts.w3)
     )
@@ -153,7 +153,7 @@ def naive_mtoe(layer: MToE, tokens: Tensor, mask: Tensor | None, options: dict) 
                 source[t] = x[b, t] / length
             for j, k in itertools.product(range(experts), range(tasks)):
                 dot = sum(x[b, t, c] * phi[c, j, k] for c in range(dim))
-                if options["router_norm"]:
+                if options["norm"]:
                     dot *= scale / (length * math.sqrt(sum(phi[c, j, k] ** 2 for c in range(dim))))
                 weight[t, j, k] = math.exp(dot)
         for j, k in itertools.product(range(experts), range(tasks)):
@@ -175,7 +175,7 @@ def naive_mtoe(layer: MToE, tokens: Tensor, mask: Tensor | None, options: dict) 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_the_triple_loop(shape: tuple[int, ...], options: dict, masked: bool) -> None:
     batch, count, dim, experts, tasks = shape
-    layer = randomise(MToE(dim, experts, tasks, hidden=dim + 1, **options))
+    layer = randomise(MToE(dim, experts, tasks, hidden=dim + 1, router=RouterOptions(**options)))
     tokens = 1.5 * torch.randn(batch, count, dim, dtype=torch.float64)
     mask = None
     if masked:
@@ -195,7 +195,9 @@ def test_equals_the_triple_loop(shape: tuple[int, ...], options: dict, masked: b
 def test_zero_phi_and_identity_experts(norm: bool, combine: str) -> None:
     """All weights equal: Y_k = mean of the tokens, times 1/p where the weights are shared with the other tasks."""
     tasks = 3
-    layer = MToE(5, 4, tasks, experts_factory=IdentityExperts, router_norm=norm, combine=combine).double()
+    layer = MToE(
+        5, 4, tasks, experts_factory=IdentityExperts, router=RouterOptions(norm=norm, combine=combine)
+    ).double()
     nn.init.zeros_(layer.router.phi)
     tokens = torch.randn(2, 7, 5, dtype=torch.float64)
     out, routing = layer(tokens)
@@ -206,7 +208,7 @@ def test_zero_phi_and_identity_experts(norm: bool, combine: str) -> None:
 
 
 def test_zero_phi_with_identity_experts_adds_the_task_embedding() -> None:
-    layer = MToE(5, 4, 3, experts_factory=IdentityExperts, combine="per_task").double()
+    layer = MToE(5, 4, 3, experts_factory=IdentityExperts, router=RouterOptions(combine="per_task")).double()
     nn.init.zeros_(layer.router.phi)
     nn.init.normal_(layer.task_embed)
     tokens = torch.randn(2, 7, 5, dtype=torch.float64)
@@ -215,7 +217,7 @@ def test_zero_phi_with_identity_experts_adds_the_task_embedding() -> None:
 
 
 def test_weights_of_one_task_are_below_one_and_sum_to_one_over_tasks() -> None:
-    layer = randomise(MToE(5, 4, 3, hidden=6, router_norm=False))
+    layer = randomise(MToE(5, 4, 3, hidden=6, router=RouterOptions(norm=False)))
     _, routing = layer(torch.randn(2, 7, 5, dtype=torch.float64))
     row = routing.combine.sum(2)  # [B, M, p]
     assert (row > 0).all()
@@ -246,7 +248,7 @@ def test_task_embedding_starts_at_zero_and_still_learns() -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("task", [0, 1, 2])
 def test_task_embedding_reaches_its_own_output_only(options: dict, task: int) -> None:
-    layer = randomise(MToE(5, 4, 3, hidden=6, **options))
+    layer = randomise(MToE(5, 4, 3, hidden=6, router=RouterOptions(**options)))
     tokens = torch.randn(2, 7, 5, dtype=torch.float64)
     before, _ = layer(tokens)
     with torch.no_grad():
@@ -262,7 +264,7 @@ def test_task_embedding_reaches_its_own_output_only(options: dict, task: int) ->
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_permuting_tokens_permutes_outputs(options: dict) -> None:
-    layer = randomise(MToE(5, 4, 3, hidden=6, **options))
+    layer = randomise(MToE(5, 4, 3, hidden=6, router=RouterOptions(**options)))
     tokens, order = torch.randn(2, 9, 5, dtype=torch.float64), torch.randperm(9)
     mask = torch.rand(2, 9) < 0.7
     torch.testing.assert_close(layer(tokens[:, order], mask[:, order])[0], layer(tokens, mask)[0][:, :, order], **EXACT)
@@ -270,7 +272,7 @@ def test_permuting_tokens_permutes_outputs(options: dict) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_permuting_experts_changes_nothing(options: dict) -> None:
-    layer = randomise(MToE(5, 4, 3, hidden=6, **options))
+    layer = randomise(MToE(5, 4, 3, hidden=6, router=RouterOptions(**options)))
     tokens = torch.randn(2, 9, 5, dtype=torch.float64)
     before, _ = layer(tokens)
     order = torch.tensor([2, 0, 3, 1])
@@ -284,7 +286,7 @@ def test_permuting_experts_changes_nothing(options: dict) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_permuting_tasks_permutes_outputs(options: dict) -> None:
-    layer = randomise(MToE(5, 4, 3, hidden=6, **options))
+    layer = randomise(MToE(5, 4, 3, hidden=6, router=RouterOptions(**options)))
     tokens = torch.randn(2, 9, 5, dtype=torch.float64)
     before, _ = layer(tokens)
     order = torch.tensor([2, 0, 1])
@@ -296,7 +298,7 @@ def test_permuting_tasks_permutes_outputs(options: dict) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_masking_tokens_equals_removing_them(options: dict) -> None:
-    layer = randomise(MToE(5, 4, 3, hidden=6, **options))
+    layer = randomise(MToE(5, 4, 3, hidden=6, router=RouterOptions(**options)))
     tokens = torch.randn(3, 8, 5, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[1, 0, 1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0, 1, 0], [1] * 8], dtype=torch.bool)
     out, _ = layer(tokens, mask)
@@ -317,7 +319,7 @@ def test_masking_tokens_equals_removing_them(options: dict) -> None:
 @pytest.mark.parametrize("combine", ["joint", "per_task"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sample_without_any_token_gives_zeros_and_finite_gradients(dtype: torch.dtype, combine: str) -> None:
-    layer = randomise(MToE(5, 4, 2, hidden=6, combine=combine)).to(dtype)
+    layer = randomise(MToE(5, 4, 2, hidden=6, router=RouterOptions(combine=combine))).to(dtype)
     tokens = torch.randn(2, 6, 5, dtype=dtype, requires_grad=True)
     out, _ = layer(tokens, torch.tensor([[False] * 6, [True] * 6]))
     out.square().sum().backward()
@@ -363,7 +365,7 @@ def test_bfloat16_tokens_keep_float32_routing_and_bfloat16_output() -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_gradcheck(options: dict) -> None:
-    layer = randomise(MToE(2, 2, 2, hidden=3, **options))
+    layer = randomise(MToE(2, 2, 2, hidden=3, router=RouterOptions(**options)))
     names = [name for name, _ in layer.named_parameters()]
     mask = torch.tensor([[True, False, True]])
 

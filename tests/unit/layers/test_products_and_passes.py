@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from m4oe_ds.layers import MToE, SoftMoE, passes, products
+from m4oe_ds.layers import MToE, RouterOptions, SoftMoE, passes, products
 
 needs_onednn = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
@@ -108,10 +108,10 @@ def results(layer: nn.Module, tokens: Tensor, mask: Tensor) -> list[Tensor]:
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "Soft-MoE": lambda: SoftMoE(12, 5, 3),
-    "Soft-MoE per task": lambda: SoftMoE(12, 5, 3, combine="per_task"),
+    "Soft-MoE per task": lambda: SoftMoE(12, 5, 3, router=RouterOptions(combine="per_task")),
     "MToE": lambda: MToE(12, 5, 3),
-    "MToE per task, raw tokens": lambda: MToE(12, 5, 3, combine="per_task", router_norm=False),
-    "MToE, unit tokens": lambda: MToE(12, 5, 3, dispatch_normalized=True),
+    "MToE per task, raw tokens": lambda: MToE(12, 5, 3, router=RouterOptions(combine="per_task", norm=False)),
+    "MToE, unit tokens": lambda: MToE(12, 5, 3, router=RouterOptions(dispatch_normalized=True)),
 }
 
 

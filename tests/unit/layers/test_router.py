@@ -9,17 +9,17 @@ import torch
 from torch.func import functional_call
 
 from m4oe_ds.errors import ShapeError
-from m4oe_ds.layers.routing import Router, Routing
+from m4oe_ds.layers.routing import Router, RouterOptions, Routing
 
 OPTIONS = [
-    pytest.param({"router_norm": norm, "combine": combine}, id=f"norm={norm}-{combine}")
+    pytest.param({"norm": norm, "combine": combine}, id=f"norm={norm}-{combine}")
     for norm in (True, False)
     for combine in ("joint", "per_task")
 ]
 
 
 def make(dim: int, experts: int, slots: int, **options: object) -> Router:
-    return Router(dim, experts, slots, **options).double()  # type: ignore[arg-type]
+    return Router(dim, experts, slots, RouterOptions(**options)).double()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -58,7 +58,7 @@ def test_masked_tokens_have_no_weight_and_the_rest_still_sum_to_one(options: dic
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_sample_without_any_token_is_finite(options: dict, dtype: torch.dtype) -> None:
-    router = Router(6, 4, 3, **options).to(dtype)
+    router = Router(6, 4, 3, RouterOptions(**options)).to(dtype)
     tokens = torch.randn(2, 5, 6, dtype=dtype, requires_grad=True)
     mask = torch.tensor([[False] * 5, [True] * 5])
     routing, _ = router(tokens, mask)
@@ -84,7 +84,7 @@ def test_logits_are_scaled_cosines() -> None:
 
 
 def test_unnormalised_logits_have_no_scale() -> None:
-    router = make(3, 2, 2, router_norm=False)
+    router = make(3, 2, 2, norm=False)
     assert router.scale is None
     assert [name for name, _ in router.named_parameters()] == ["phi"]
     tokens = torch.randn(1, 4, 3, dtype=torch.float64)
@@ -116,7 +116,7 @@ def test_dispatch_normalized_gives_unit_tokens_only_with_router_norm() -> None:
     tokens = 3 * torch.randn(2, 4, 5, dtype=torch.float64)
     _, unit = make(5, 3, 2, dispatch_normalized=True)(tokens)
     torch.testing.assert_close(unit, tokens / tokens.norm(dim=-1, keepdim=True))
-    _, raw = make(5, 3, 2, dispatch_normalized=True, router_norm=False)(tokens)
+    _, raw = make(5, 3, 2, dispatch_normalized=True, norm=False)(tokens)
     torch.testing.assert_close(raw, tokens)
 
 
@@ -155,7 +155,7 @@ def test_detach_cuts_the_graph_and_keeps_mask_and_mode() -> None:
 
 @pytest.mark.parametrize("norm", [True, False])
 def test_bfloat16_tokens_give_float32_logits(norm: bool) -> None:
-    router = Router(16, 4, 3, router_norm=norm)
+    router = Router(16, 4, 3, RouterOptions(norm=norm))
     tokens = torch.randn(2, 9, 16).bfloat16()
     routing, dispatched = router(tokens)
     assert routing.logits.dtype == routing.dispatch.dtype == routing.combine.dtype == torch.float32
@@ -176,7 +176,7 @@ def test_autocast_does_not_lower_the_precision_of_the_logits() -> None:
 
 
 def test_bfloat16_parameters_are_raised_before_the_product() -> None:
-    router = Router(16, 4, 3, scale_init=1.25).bfloat16()
+    router = Router(16, 4, 3, RouterOptions(scale_init=1.25)).bfloat16()
     tokens = torch.randn(2, 9, 16).bfloat16()
     routing, _ = router(tokens)
     raised = Router(16, 4, 3)
@@ -201,7 +201,7 @@ def test_gradcheck(options: dict, normalized: bool) -> None:
 
 
 def test_initial_scale_of_phi() -> None:
-    router = Router(400, 20, 10, scale_init=3.0)
+    router = Router(400, 20, 10, RouterOptions(scale_init=3.0))
     assert router.phi.std().item() == pytest.approx(1 / 20, rel=0.02)  # N(0, 1/d), 80 000 draws
     assert router.scale.item() == 3.0
 
@@ -215,4 +215,4 @@ def test_wrong_shapes_and_options_are_refused() -> None:
     with pytest.raises(ShapeError, match="token_mask"):
         router(torch.zeros(1, 3, 4), torch.ones(1, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="per_task"):
-        Router(4, 2, 2, combine="both")  # type: ignore[arg-type]
+        Router(4, 2, 2, RouterOptions(combine="both"))  # type: ignore[arg-type]

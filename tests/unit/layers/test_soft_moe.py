@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from m4oe_ds.errors import ShapeError
-from m4oe_ds.layers import MToE, SoftMoE
+from m4oe_ds.layers import MToE, RouterOptions, SoftMoE
 
 SHAPES = [(2, 5, 3, 4, 2), (1, 7, 4, 2, 3), (3, 2, 5, 3, 1), (2, 1, 2, 5, 4)]  # B, M, d, n, slots
 OPTIONS = [
-    {"router_norm": True},
-    {"router_norm": True, "scale_init": 6.0},
-    {"router_norm": True, "scale_init": 3.0, "dispatch_normalized": True},
-    {"router_norm": False},
-    {"router_norm": False, "combine": "per_task"},
-    {"router_norm": True, "scale_init": 4.0, "dispatch_normalized": True, "combine": "per_task"},
+    {"norm": True},
+    {"norm": True, "scale_init": 6.0},
+    {"norm": True, "scale_init": 3.0, "dispatch_normalized": True},
+    {"norm": False},
+    {"norm": False, "combine": "per_task"},
+    {"norm": True, "scale_init": 4.0, "dispatch_normalized": True, "combine": "per_task"},
 ]
 EXACT = {"rtol": 1e-11, "atol": 1e-12}  # float64: some hundred roundings of 1e-16
 
@@ -53,7 +53,7 @@ def gelu(x: float) -> float:
 def naive_soft_moe(layer: SoftMoE, tokens: Tensor, mask: Tensor | None, options: dict) -> np.ndarray:
     """y[b,t] = sum over slots (j,s) of C[b,t,j,s] f_j( sum_t D[b,t,j,s] x[b,t] ), one scalar at a time."""
     x, phi = tokens.detach().numpy(), layer.router.phi.detach().numpy()
-    scale = layer.router.scale.item() if options["router_norm"] else 1.0
+    scale = layer.router.scale.item() if options["norm"] else 1.0
     w1, w2, w3 = (
         w.detach().numpy() for w in (layer.experts.experts.w1, layer.experts.experts.w2, layer.experts.experts.w3)
     )
@@ -69,7 +69,7 @@ def naive_soft_moe(layer: SoftMoE, tokens: Tensor, mask: Tensor | None, options:
             source[t] = x[b, t] / length if options.get("dispatch_normalized") else x[b, t]
             for j, s in itertools.product(range(experts), range(slots)):
                 dot = sum(x[b, t, c] * phi[c, j, s] for c in range(dim))
-                if options["router_norm"]:
+                if options["norm"]:
                     dot *= scale / (length * math.sqrt(sum(phi[c, j, s] ** 2 for c in range(dim))))
                 score[t, j, s] = dot
         answer = {}
@@ -95,7 +95,7 @@ def naive_soft_moe(layer: SoftMoE, tokens: Tensor, mask: Tensor | None, options:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_the_triple_loop(shape: tuple[int, ...], options: dict, masked: bool) -> None:
     batch, count, dim, experts, slots = shape
-    layer = randomise(SoftMoE(dim, experts, slots, hidden=dim + 1, **options))
+    layer = randomise(SoftMoE(dim, experts, slots, hidden=dim + 1, router=RouterOptions(**options)))
     tokens = 1.5 * torch.randn(batch, count, dim, dtype=torch.float64)
     mask = None
     if masked:
@@ -111,7 +111,7 @@ def test_equals_the_triple_loop(shape: tuple[int, ...], options: dict, masked: b
 
 @pytest.mark.parametrize("norm", [True, False])
 def test_zero_phi_and_identity_experts_give_the_mean_token(norm: bool) -> None:
-    layer = SoftMoE(5, 3, 2, experts_factory=IdentityExperts, router_norm=norm).double()
+    layer = SoftMoE(5, 3, 2, experts_factory=IdentityExperts, router=RouterOptions(norm=norm)).double()
     nn.init.zeros_(layer.router.phi)
     tokens = torch.randn(2, 7, 5, dtype=torch.float64)
     out, _ = layer(tokens)
@@ -133,7 +133,7 @@ def test_zero_phi_gives_the_average_expert_of_the_mean_token() -> None:
 
 
 def test_identity_experts_keep_outputs_in_the_convex_hull_of_the_tokens() -> None:
-    layer = SoftMoE(1, 3, 2, experts_factory=IdentityExperts, router_norm=False).double()
+    layer = SoftMoE(1, 3, 2, experts_factory=IdentityExperts, router=RouterOptions(norm=False)).double()
     nn.init.normal_(layer.router.phi, std=4.0)
     tokens = torch.randn(3, 8, 1, dtype=torch.float64)
     out, _ = layer(tokens)
@@ -143,8 +143,8 @@ def test_identity_experts_keep_outputs_in_the_convex_hull_of_the_tokens() -> Non
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_mtoe_with_one_task_equals_soft_moe_with_one_slot(options: dict) -> None:
-    soft = randomise(SoftMoE(5, 4, 1, hidden=6, **options))
-    tasks = MToE(5, 4, 1, hidden=6, **options).double()
+    soft = randomise(SoftMoE(5, 4, 1, hidden=6, router=RouterOptions(**options)))
+    tasks = MToE(5, 4, 1, hidden=6, router=RouterOptions(**options)).double()
     missing, unexpected = tasks.load_state_dict(soft.state_dict(), strict=False)
     assert missing == ["task_embed"]
     assert unexpected == []
@@ -156,7 +156,7 @@ def test_mtoe_with_one_task_equals_soft_moe_with_one_slot(options: dict) -> None
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_permuting_tokens_permutes_outputs(options: dict) -> None:
-    layer = randomise(SoftMoE(5, 4, 2, hidden=6, **options))
+    layer = randomise(SoftMoE(5, 4, 2, hidden=6, router=RouterOptions(**options)))
     tokens, order = torch.randn(2, 9, 5, dtype=torch.float64), torch.randperm(9)
     mask = torch.rand(2, 9) < 0.7
     torch.testing.assert_close(layer(tokens[:, order], mask[:, order])[0], layer(tokens, mask)[0][:, order], **EXACT)
@@ -164,7 +164,7 @@ def test_permuting_tokens_permutes_outputs(options: dict) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_permuting_experts_or_slots_changes_nothing(options: dict) -> None:
-    layer = randomise(SoftMoE(5, 4, 3, hidden=6, **options))
+    layer = randomise(SoftMoE(5, 4, 3, hidden=6, router=RouterOptions(**options)))
     tokens = torch.randn(2, 9, 5, dtype=torch.float64)
     before, _ = layer(tokens)
     order = torch.tensor([2, 0, 3, 1])
@@ -183,7 +183,7 @@ def test_permuting_experts_or_slots_changes_nothing(options: dict) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_masking_tokens_equals_removing_them(options: dict) -> None:
-    layer = randomise(SoftMoE(5, 4, 2, hidden=6, **options))
+    layer = randomise(SoftMoE(5, 4, 2, hidden=6, router=RouterOptions(**options)))
     tokens = torch.randn(3, 8, 5, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[1, 0, 1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0, 1, 0], [1] * 8], dtype=torch.bool)
     out, _ = layer(tokens, mask)
@@ -201,7 +201,7 @@ def test_masking_tokens_equals_removing_them(options: dict) -> None:
 
 
 def test_content_of_masked_tokens_is_irrelevant() -> None:
-    layer = randomise(SoftMoE(5, 4, 2, hidden=6, router_norm=False))
+    layer = randomise(SoftMoE(5, 4, 2, hidden=6, router=RouterOptions(norm=False)))
     tokens = torch.randn(2, 6, 5, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 0, 1, 0, 1], [0, 1, 1, 1, 1, 1]], dtype=torch.bool)
     before, _ = layer(tokens, mask)
@@ -243,7 +243,7 @@ def test_bfloat16_output_stays_close_to_float32() -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_gradcheck(options: dict) -> None:
-    layer = randomise(SoftMoE(2, 2, 2, hidden=3, **options))
+    layer = randomise(SoftMoE(2, 2, 2, hidden=3, router=RouterOptions(**options)))
     names = [name for name, _ in layer.named_parameters()]
     mask = torch.tensor([[True, False, True]])
 

@@ -10,8 +10,8 @@ Conventions of that package, read in its source (0.1.9):
 
 Two of our settings coincide with it exactly:
 
-A. ``router_norm=False`` fed with norm(x), phi = norm(slot embeddings): any norm, any gains;
-B. ``router_norm=True, dispatch_normalized=True`` fed with x itself: RMSNorm whose gains are 1/sqrt(d) for the tokens and
+A. ``norm=False`` fed with norm(x), phi = norm(slot embeddings): any norm, any gains;
+B. ``norm=True, dispatch_normalized=True`` fed with x itself: RMSNorm whose gains are 1/sqrt(d) for the tokens and
    c/sqrt(d) for the slots, our scale = c. (Unit vectors there have epsilon 1e-12, here 1e-6: equal for these tokens.)
 
 One thing cannot be matched: rows of masked tokens. There they receive the mean of the slots, here exact zeros; the test
@@ -26,7 +26,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from m4oe_ds.layers import SoftMoE
+from m4oe_ds.layers import RouterOptions, SoftMoE
 
 package = pytest.importorskip("soft_moe_pytorch", reason="soft-moe-pytorch is not installed (extra: test)")
 
@@ -87,7 +87,7 @@ MASKS = {
 @pytest.mark.parametrize("layernorm", [False, True], ids=["RMSNorm", "LayerNorm"])
 def test_setting_a_unnormalised_router_behind_their_norm(layernorm: bool, mask: str, dtype, tolerance) -> None:
     theirs = public_layer(dtype, use_layernorm=layernorm)
-    ours = SoftMoE(DIM, EXPERTS, SLOTS, router_norm=False).to(dtype)
+    ours = SoftMoE(DIM, EXPERTS, SLOTS, router=RouterOptions(norm=False)).to(dtype)
     copy_experts(theirs, ours)
     phi = slots_as_phi(theirs)
     with torch.no_grad():
@@ -109,7 +109,9 @@ def test_setting_b_our_normalised_router(scale: float, mask: str, dtype, toleran
     with torch.no_grad():
         theirs.norm.gamma.fill_(1 / math.sqrt(DIM))
         theirs.slot_norm.gamma.fill_(scale / math.sqrt(DIM))
-    ours = SoftMoE(DIM, EXPERTS, SLOTS, router_norm=True, scale_init=scale, dispatch_normalized=True).to(dtype)
+    ours = SoftMoE(DIM, EXPERTS, SLOTS, router=RouterOptions(norm=True, scale_init=scale, dispatch_normalized=True)).to(
+        dtype
+    )
     copy_experts(theirs, ours)
     with torch.no_grad():  # lengths do not matter to us: the raw embeddings are phi
         ours.router.phi.copy_(theirs.slot_embeds.permute(2, 0, 1))
@@ -123,7 +125,7 @@ def test_gated_experts_plug_in_through_the_factory() -> None:
     def factory(num_experts: int, dim: int, hidden: int) -> nn.Module:
         return theirs.experts  # [B, n, s, d] -> [B, n, s, d], the contract of our executors
 
-    ours = SoftMoE(DIM, EXPERTS, SLOTS, router_norm=False, experts_factory=factory).double()
+    ours = SoftMoE(DIM, EXPERTS, SLOTS, experts_factory=factory, router=RouterOptions(norm=False)).double()
     with torch.no_grad():
         ours.router.phi.copy_(slots_as_phi(theirs))
     compare(theirs, ours, theirs.norm, None, EXACT)
@@ -135,7 +137,7 @@ def test_the_comparison_notices_a_wrong_setting() -> None:
     with torch.no_grad():
         theirs.norm.gamma.fill_(1 / math.sqrt(DIM))
         theirs.slot_norm.gamma.fill_(1 / math.sqrt(DIM))
-    ours = SoftMoE(DIM, EXPERTS, SLOTS, router_norm=True, dispatch_normalized=False).double()
+    ours = SoftMoE(DIM, EXPERTS, SLOTS, router=RouterOptions(norm=True, dispatch_normalized=False)).double()
     copy_experts(theirs, ours)
     with torch.no_grad():
         ours.router.phi.copy_(theirs.slot_embeds.permute(2, 0, 1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from m4oe_ds.errors import ShapeError
-from m4oe_ds.layers.routing import Router
+from m4oe_ds.layers.routing import Router, RouterOptions
 from m4oe_ds.losses import conditional_mutual_information, official_token_task_information
 from m4oe_ds.losses.mutual_information import information, modality_expert_probability
 
@@ -29,8 +29,8 @@ def tensor(values: object, dtype: torch.dtype = torch.float64) -> Tensor:
 TOKENS = tensor([[[1, 0], [0, 2], [1, 1], [-1, 1]]])
 PHI = tensor([[[0.5, -0.5], [1.0, 0.0]], [[0.0, 1.0], [-0.5, 0.5]]])
 WORKED = {
-    "unnormalised": ({"router_norm": False}, 0.00207089, 0.00203411, 0.14857328),
-    "normalised": ({"router_norm": True, "scale_init": 2.0}, 0.00456706, 0.00441457, 0.30727942),
+    "unnormalised": ({"norm": False}, 0.00207089, 0.00203411, 0.14857328),
+    "normalised": ({"norm": True, "scale_init": 2.0}, 0.00456706, 0.00441457, 0.30727942),
 }
 EIGHT_DECIMALS = 5.1e-9
 
@@ -38,7 +38,7 @@ EIGHT_DECIMALS = 5.1e-9
 @pytest.mark.parametrize("variant", WORKED)
 def test_worked_example(variant: str) -> None:
     options, dispatch, joint, official = WORKED[variant]
-    router = Router(2, 2, 2, **options).double()
+    router = Router(2, 2, 2, RouterOptions(**options)).double()
     with torch.no_grad():
         router.phi.copy_(PHI)
     logits = router(TOKENS)[0].logits
@@ -391,7 +391,7 @@ def test_gradcheck(source: str, aggregate: str) -> None:
 def test_a_step_against_minus_alpha_information_on_phi_does_not_lower_it(
     source: str, aggregate: str, norm: bool
 ) -> None:
-    router = Router(6, 5, 3, router_norm=norm, scale_init=3.0).double()
+    router = Router(6, 5, 3, RouterOptions(norm=norm, scale_init=3.0)).double()
     tokens = torch.randn(4, 7, 6, dtype=torch.float64) + torch.randn(3, 6, dtype=torch.float64)[MODALITY]
     values = []
     for _ in range(4):

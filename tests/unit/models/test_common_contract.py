@@ -49,7 +49,7 @@ def case(name: str, *overrides: str) -> tuple[Config, MultiModalModel, Batch]:
 
 def loss_of(config: Config, model: MultiModalModel, batch: Batch) -> Any:
     goal = problem.objective(model.spec)
-    goal.own = model_loss(config, model.spec)
+    goal.model_loss = model_loss(config, model.spec)
     output = model(batch)
     parts = goal.task_parts(output, batch).values()
     return output, sum(part.sum / part.count.clamp_min(1) for part in parts) + sum(output.aux.values())

@@ -42,7 +42,7 @@ def total(model: MultiModalModel, batch: Batch, aux: bool = True) -> Tensor:
     """Task losses, auxiliary losses and the information term, as the training step adds them up on one rank."""
     goal = problem.objective(model.spec)
     name = getattr(getattr(model, "config", None), "name", "m4oe")
-    goal.own = model_loss(problem.config(f"model.name={name}"), model.spec)
+    goal.model_loss = model_loss(problem.config(f"model.name={name}"), model.spec)
     output = model(batch)
     loss = sum(part.sum / part.count.clamp_min(1) for part in goal.task_parts(output, batch).values())
     if aux:

@@ -44,7 +44,7 @@ def parameters(module: nn.Module) -> int:
 
 def loss(config: Config, model: nn.Module, batch: Batch) -> Tensor:
     goal = problem.objective(model.spec)
-    goal.own = model_loss(config, model.spec)
+    goal.model_loss = model_loss(config, model.spec)
     for task in model.spec.tasks:
         if task.kind == "segmentation":
             goal.losses[task.name] = dataclasses.replace(goal.losses[task.name], kind="bce_dice")

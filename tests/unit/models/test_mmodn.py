@@ -53,7 +53,7 @@ def test_every_parameter_learns_for_any_modalities_and_tasks(
 ) -> None:
     config, model, batch = case(*problem_, f"model.attach_mtoe={mode}", f"model.options={options}", count=8)
     goal = problem.objective(model.spec)
-    goal.own = model_loss(config, model.spec)
+    goal.model_loss = model_loss(config, model.spec)
     for task in model.spec.tasks:
         if task.kind == "segmentation":
             goal.losses[task.name] = dataclasses.replace(goal.losses[task.name], kind="bce_dice")

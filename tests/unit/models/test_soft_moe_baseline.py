@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.layers import SoftMoE
+from m4oe_ds.layers import RouterOptions, SoftMoE
 from m4oe_ds.layers.routing import modality_contribution
 from m4oe_ds.models import build, spec_for
 from tests.distributed import problem
@@ -38,7 +38,7 @@ class IdentityExperts(nn.Module):
 
 def test_one_expert_one_slot_gives_every_token_the_dispatched_mean() -> None:
     torch.manual_seed(0)
-    layer = SoftMoE(6, 1, experts_factory=IdentityExperts, scale_init=5.0)
+    layer = SoftMoE(6, 1, experts_factory=IdentityExperts, router=RouterOptions(scale_init=5.0))
     tokens = torch.randn(3, 7, 6)
     found, routing = layer(tokens)
     mean = torch.einsum("btd,bt->bd", tokens, routing.dispatch[..., 0, 0])
