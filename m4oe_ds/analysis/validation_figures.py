@@ -52,9 +52,7 @@ class ValidationFigures:
         from m4oe_ds.analysis import figures
         from m4oe_ds.report import figures as report_figures
 
-        arrays: dict[str, np.ndarray] = {"keys": predictions.keys, "groups": predictions.groups}
-        arrays |= {f"label_{name}": value for name, value in predictions.labels.items()}
-        arrays |= {f"prob_{name}": value for name, value in predictions.probabilities.items()}
+        arrays = predictions.arrays()
         classify = tuple(task for task in self.spec.tasks if task.kind == "classification")
         split = evaluate_split(arrays, classify, resamples=0)
         made: dict[str, Any] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -52,18 +51,23 @@ class Predictions:
         """Sum of the task losses."""
         return sum(value for value in self.losses.values() if value is not None)
 
-    def save(self, path: Path, spec: ModelSpec) -> None:
-        """Writes ``predictions/<split>.npz`` (arrays only, no pickled objects)."""
-        arrays: dict[str, Any] = {
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the metrics take, by the names of ``predictions/<split>.npz``: keys, groups, label_*, prob_*, dice_*."""
+        return {
             "keys": self.keys,
             "groups": self.groups,
+            **{f"label_{name}": value for name, value in self.labels.items()},
+            **{f"prob_{name}": value for name, value in self.probabilities.items()},
+            **{f"dice_{name}": value for name, value in self.dice.items()},
+        }
+
+    def save(self, path: Path, spec: ModelSpec) -> None:
+        """Writes ``predictions/<split>.npz`` (arrays only, no pickled objects)."""
+        arrays = self.arrays() | {
             "tasks": np.array(spec.task_names),
             "modalities": np.array(spec.modalities),
             "token_share": self.token_share,
         }
-        arrays.update({f"label_{name}": value for name, value in self.labels.items()})
-        arrays.update({f"prob_{name}": value for name, value in self.probabilities.items()})
-        arrays.update({f"dice_{name}": value for name, value in self.dice.items()})
         if self.contribution is not None:
             arrays["contribution"] = self.contribution
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,12 +232,3 @@ def _encode(texts: tuple[str, ...]) -> Tensor:
 
 def _decode(rows: np.ndarray) -> np.ndarray:
     return np.array([bytes(row).rstrip(b"\0").decode("ascii") for row in rows])
-
-
-def predictions_dict(predictions: Predictions) -> dict[str, Any]:
-    """Arrays by the names of ``predictions/<split>.npz``, as the metrics take them."""
-    arrays: dict[str, Any] = {"keys": predictions.keys, "groups": predictions.groups}
-    arrays.update({f"label_{name}": value for name, value in predictions.labels.items()})
-    arrays.update({f"prob_{name}": value for name, value in predictions.probabilities.items()})
-    arrays.update({f"dice_{name}": value for name, value in predictions.dice.items()})
-    return arrays

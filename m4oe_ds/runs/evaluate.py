@@ -12,7 +12,7 @@ import torch
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.errors import DataError
-from m4oe_ds.evaluation.inference import predict_split, predictions_dict
+from m4oe_ds.evaluation.inference import predict_split
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.parallel import launch, reduce
@@ -58,7 +58,7 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     metrics = None
     if reduce.rank() == 0:
         predictions.save(folder / "predictions" / f"{split}.npz", spec)
-        metrics = evaluate_split(predictions_dict(predictions), spec.tasks, resamples=config.evaluation.resamples)
+        metrics = evaluate_split(predictions.arrays(), spec.tasks, resamples=config.evaluation.resamples)
         metrics["loss"] = predictions.loss
         path = folder / "metrics.json"
         everything = json.loads(path.read_text()) if path.is_file() else {}

@@ -17,7 +17,6 @@ import torch
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
 from m4oe_ds.errors import CheckpointError, ConfigError
-from m4oe_ds.evaluation.inference import predictions_dict
 from m4oe_ds.evaluation.metrics import evaluate_split, format_table
 from m4oe_ds.models import spec_for
 from m4oe_ds.parallel import launch, reduce
@@ -140,7 +139,7 @@ def finish(loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any]) ->
             if examples:
                 predictions.save_examples(folder / "predictions" / "examples.npz")
             metrics[split] = evaluate_split(
-                predictions_dict(predictions), loop.spec.tasks, resamples=config.evaluation.resamples
+                predictions.arrays(), loop.spec.tasks, resamples=config.evaluation.resamples
             )
             metrics[split]["loss"] = predictions.loss
     if reduce.rank() == 0:

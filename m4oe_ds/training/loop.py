@@ -19,7 +19,7 @@ from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.errors import CheckpointError, DataError, UserError
-from m4oe_ds.evaluation.inference import Predictions, predict_split, predictions_dict
+from m4oe_ds.evaluation.inference import Predictions, predict_split
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.losses.objective import Objective
 from m4oe_ds.models.interface import ModelOutput, ModelSpec
@@ -246,7 +246,7 @@ class Loop:
     def _score(self, predictions: Predictions) -> tuple[float, dict[str, Any]]:
         """What decides the best checkpoint (smaller is better), and the validation figures to log."""
         metric = self.config.run.checkpoint.metric
-        report = evaluate_split(predictions_dict(predictions), self.spec.tasks, resamples=0)
+        report = evaluate_split(predictions.arrays(), self.spec.tasks, resamples=0)
         figures: dict[str, Any] = {}
         for name in ("auroc", "balanced_accuracy"):
             values = {
