@@ -17,6 +17,7 @@ import torch
 from m4oe_ds.analysis.collect import Features
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import MISSING, TaskSpec
+from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.evaluation.paired import paired_difference
 from m4oe_ds.models.interface import MultiModalModel, Tokens
@@ -204,7 +205,8 @@ def _drop(
     here = np.array([at for at, key in enumerate(keys) if key in place], dtype=np.int64)
     there = np.array([place[key] for key in keys if key in place], dtype=np.int64)
     labels, groups = test.labels[task.name][rows[here]], test.groups[rows[here]]
-    difference = paired_difference(labels, twin_probability[there], probability[here], groups, "auroc", resamples)
+    bootstrap = Bootstrap(resamples)
+    difference = paired_difference(labels, twin_probability[there], probability[here], groups, "auroc", bootstrap)
     return {
         "unimodal": scored(task, labels, twin_probability[there], groups, resamples),
         "drop": {"value": difference.difference, "low": difference.low, "high": difference.high},

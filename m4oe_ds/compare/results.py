@@ -15,7 +15,9 @@ import numpy as np
 from m4oe_ds.compare.cells import Cell
 from m4oe_ds.data.schema import MISSING
 from m4oe_ds.errors import DataError
-from m4oe_ds.evaluation.paired import PairedDifference, paired_difference, paired_mean_difference, statistic_named
+from m4oe_ds.evaluation.intervals import Bootstrap
+from m4oe_ds.evaluation.metrics import statistic_named
+from m4oe_ds.evaluation.paired import PairedDifference, paired_difference, paired_mean_difference
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _paired(entries: list[Any], ours: list[Any], resamples: int, metric: str) ->
     else:
         a = np.mean([samples.value for samples in first], axis=0)
         b = np.mean([samples.value for samples in second], axis=0)
-        found = paired_mean_difference(a, b, first[0].groups, resamples=resamples)
+        found = paired_mean_difference(a, b, first[0].groups, bootstrap=Bootstrap(resamples))
     return {"difference": found.difference, "low": found.low, "high": found.high, "p": found.p}
 
 
@@ -141,7 +143,7 @@ def _paired_auroc(first: list[_Samples], second: list[_Samples], resamples: int)
     a, b = (np.concatenate([samples.probability for samples in side], axis=1) for side in (first, second))
     labels = first[0].labels
     assert labels is not None  # of a classification
-    return paired_difference(labels, a, b, first[0].groups, mean, resamples)
+    return paired_difference(labels, a, b, first[0].groups, mean, Bootstrap(resamples))
 
 
 def write(figures: Sequence[Figure], missing: Mapping[str, str], path: Path, facts: dict[str, Any]) -> Path:

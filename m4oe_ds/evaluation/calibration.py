@@ -18,7 +18,8 @@ from scipy.special import expit, logit
 
 from m4oe_ds.data.schema import MISSING
 from m4oe_ds.errors import DataError
-from m4oe_ds.evaluation.operating_points import Estimate, clustered_estimate, clustered_estimates, labelled_binary
+from m4oe_ds.evaluation.cases import labelled_binary
+from m4oe_ds.evaluation.intervals import DEFAULT, Bootstrap, Estimate
 
 STRATEGIES = ("quantile", "uniform")
 _EDGE = 1e-7  # float32 probabilities of 0 and 1 have no logit: they are moved here and counted
@@ -88,20 +89,8 @@ def _membership(probability: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.clip(np.searchsorted(edges, probability, side="left") - 1, 0, len(edges) - 2)
 
 
-def reliability_bins(
-    labels: ArrayLike, probability: ArrayLike, bins: int = 15, strategy: str = "quantile"
-) -> list[Bin]:
-    """Mean prediction and share of positives per bin (Murphy and Winkler 1977, Appl. Stat. 26:41).
-
-    Args:
-        labels: ``[N]`` 0, 1, -1 missing. probability: ``[N]`` P(y = 1). bins, strategy: see :func:`bin_edges`.
-    """
-    positive, (predicted,), _ = labelled_binary(labels, probability)
-    _check_probability(predicted)
-    return _bins(positive, predicted, bins, strategy)
-
-
 def _bins(positive: np.ndarray, predicted: np.ndarray, bins: int, strategy: str) -> list[Bin]:
+    """Mean prediction and share of positives per bin (Murphy and Winkler 1977, Appl. Stat. 26:41)."""
     if not len(predicted):
         return []
     edges = bin_edges(predicted, bins, strategy)
@@ -200,9 +189,7 @@ def calibration_report(
     groups: ArrayLike | None = None,
     bins: int = 15,
     strategy: str = "quantile",
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> Calibration:
     """Calibration of a binary task with patient-clustered intervals (Van Calster et al. 2019; Brier 1950).
 
@@ -238,7 +225,7 @@ def calibration_report(
         bins=_bins(positive, predicted, bins, strategy),
         strategy=strategy,
         clipped=int((clipped != predicted).sum()),
-        **clustered_estimates(statistics, owner, resamples, seed, level, reasons),
+        **bootstrap.estimates(statistics, owner, reasons),
     )
 
 
@@ -248,9 +235,7 @@ def confidence_calibration(
     groups: ArrayLike | None = None,
     bins: int = 15,
     strategy: str = "quantile",
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> dict[str, Any]:
     """Reliability bins and ECE of the class predicted, for tasks of more than two classes (Guo et al. 2017, ICML).
 
@@ -268,9 +253,7 @@ def confidence_calibration(
     correct = np.where(known == MISSING, MISSING, table.argmax(1) == known)
     right, (confidence,), owner = labelled_binary(correct, table.max(1), groups=groups)
     _check_probability(confidence)
-    ece = clustered_estimate(
-        lambda i: expected_calibration_error(right[i], confidence[i], bins, strategy), owner, resamples, seed, level
-    )
+    ece = bootstrap.estimate(lambda i: expected_calibration_error(right[i], confidence[i], bins, strategy), owner)
     return {
         "bins": [asdict(one) for one in _bins(right, confidence, bins, strategy)],
         "strategy": strategy,

@@ -15,6 +15,7 @@ from m4oe_ds.data.schema import MISSING, TaskSpec
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation.calibration import calibration_report, confidence_calibration
 from m4oe_ds.evaluation.delong import auroc_interval
+from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.operating_points import at_target, at_threshold, threshold_for
 from m4oe_ds.evaluation.subgroups import subgroup_table
 from m4oe_ds.evaluation.survival import risk_report
@@ -101,7 +102,8 @@ def clinical_report(
         ``operating_points``. ``risk``: concordance, n-year AUC and Brier scores, where there are risk tasks.
     """
     groups = np.asarray(predictions["groups"])
-    options: dict[str, Any] = {"groups": groups, "resamples": resamples, "seed": seed}
+    bootstrap = Bootstrap(resamples, seed)
+    options: dict[str, Any] = {"groups": groups, "bootstrap": bootstrap}
     result: dict[str, Any] = {"rate": RATE, "resamples": resamples, "tasks": {}}
     for task in tasks:
         if task.kind != "classification":
@@ -119,7 +121,7 @@ def clinical_report(
         else:
             entry["calibration"] = confidence_calibration(labels, probability, **options)
         if attributes:
-            table = subgroup_table(labels, probability, groups, attributes, resamples=resamples, seed=seed)
+            table = subgroup_table(labels, probability, groups, attributes, bootstrap=bootstrap)
             entry["subgroups"] = table.as_dict()
         result["tasks"][task.name] = entry
     result["risk"] = _risk(predictions, train, options)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm
 
-from m4oe_ds.evaluation.operating_points import labelled_binary
+from m4oe_ds.evaluation.cases import labelled_binary
 
 _ZERO = 1e-30  # rounding of a constant gives up to 1e-32; one changed rank among a million cases 1e-25
 

@@ -158,10 +158,7 @@ def _rows(output: ModelOutput, batch: Batch, spec: ModelSpec) -> dict[str, Tenso
             labels = batch.labels[task.name]
             rows[f"label_{task.name}"] = torch.where(mask, labels, torch.full_like(labels, -1))
         else:
-            predicted, truth = logits > 0, batch.labels[task.name] > 0.5
-            overlap = (predicted & truth).flatten(1).sum(1).float()
-            size = (predicted.flatten(1).sum(1) + truth.flatten(1).sum(1)).float()
-            dice = torch.where(size > 0, 2 * overlap / size.clamp_min(1), torch.ones_like(size))
+            dice = overlap(logits > 0, batch.labels[task.name] > 0.5)
             rows[f"dice_{task.name}"] = torch.where(mask, dice, torch.full_like(dice, float("nan")))
     routing = output.routing.get("mtoe")
     if routing is not None and output.modality_of_token is not None:
@@ -171,6 +168,13 @@ def _rows(output: ModelOutput, batch: Batch, spec: ModelSpec) -> dict[str, Tenso
             rows["token_share"] = functional.normalize(share, p=1.0, dim=1)
         rows["contribution"] = modality_contribution(routing, output.modality_of_token, len(spec.modalities)).float()
     return rows
+
+
+def overlap(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Dice coefficient ``[B]`` of masks ``[B, ...]`` bool (Dice 1945); two empty masks agree: 1."""
+    both = (predicted & truth).flatten(1).sum(1).float()
+    size = (predicted.flatten(1).sum(1) + truth.flatten(1).sum(1)).float()
+    return torch.where(size > 0, 2 * both / size.clamp_min(1), torch.ones_like(size))
 
 
 def _thumbnails(batch: Batch, example: Tensor) -> Tensor:

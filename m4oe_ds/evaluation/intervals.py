@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class Interval(NamedTuple):
@@ -16,6 +19,105 @@ class Interval(NamedTuple):
     undefined: int
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its patient-clustered percentile interval.
+
+    Attributes:
+        value: None where undefined; ``reason`` then says why.
+        low: lower bound; None without resamples or where no resample defined the value.
+        high: upper bound, likewise.
+        n: rows it rests on.
+        n_groups: patients it rests on.
+        undefined_resamples: resamples that could not define it (they are left out of the interval).
+        reason: why the value is undefined.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    n_groups: int
+    undefined_resamples: int = 0
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fields by name, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How patients are resampled (Efron and Tibshirani 1993, ch. 13); the same settings draw the same patients.
+
+    Attributes:
+        resamples: their number; 0 = no intervals.
+        seed: of the draws.
+        level: of the intervals, e.g. 0.95.
+    """
+
+    resamples: int = 1000
+    seed: int = 0
+    level: float = 0.95
+
+    def draws(self, groups: np.ndarray) -> list[np.ndarray]:
+        """Row indices of each resample; none without rows.
+
+        Args:
+            groups: ``[N]`` patient of each row.
+        """
+        return resampled_indices(groups, self.resamples, self.seed) if self.resamples and len(groups) else []
+
+    def interval(self, values: list[float]) -> Interval:
+        """Percentile interval of the values of the resamples."""
+        return percentile(values, self.level)
+
+    def estimates(
+        self,
+        statistics: Callable[[np.ndarray], Mapping[str, float]],
+        groups: np.ndarray,
+        reasons: Mapping[str, str] | None = None,
+    ) -> dict[str, Estimate]:
+        """Several values from the same resampled patients.
+
+        Args:
+            statistics: of row indices, values by name; NaN where undefined, also for no rows.
+            groups: ``[N]`` patient of each row.
+            reasons: by name, why a value is undefined.
+        """
+        count, patients = len(groups), len(np.unique(groups))
+        values = statistics(np.arange(count))
+        some_defined = any(map(math.isfinite, values.values()))
+        drawn = [statistics(index) for index in self.draws(groups)] if some_defined else []
+        result = {}
+        for name, value in values.items():
+            if not count or not math.isfinite(value):
+                why = (reasons or {}).get(name, "undefined on these cases") if count else "no labelled cases"
+                result[name] = Estimate(None, None, None, count, patients, reason=why)
+            else:
+                interval = self.interval([one[name] for one in drawn])
+                result[name] = Estimate(float(value), interval.low, interval.high, count, patients, interval.undefined)
+        return result
+
+    def estimate(
+        self, statistic: Callable[[np.ndarray], float], groups: np.ndarray, reason: str = "undefined on these cases"
+    ) -> Estimate:
+        """One value as :meth:`estimates`; ``statistic`` never sees an empty set of rows."""
+
+        def statistics(index: np.ndarray) -> dict[str, float]:
+            return {"value": statistic(index) if len(index) else math.nan}
+
+        return self.estimates(statistics, groups, {"value": reason})["value"]
+
+
+DEFAULT = Bootstrap()
+
+
+def owners(groups: ArrayLike | None, count: int) -> np.ndarray:
+    """Patient of each of ``count`` rows; without ``groups`` every row is a patient of its own."""
+    return np.arange(count) if groups is None else np.asarray(groups)
+
+
 def resampled_indices(groups: np.ndarray, resamples: int, seed: int) -> list[np.ndarray]:
     """Row indices of each resample: patients drawn with replacement, all rows of each."""
     _, inverse = np.unique(groups, return_inverse=True)
@@ -23,21 +125,6 @@ def resampled_indices(groups: np.ndarray, resamples: int, seed: int) -> list[np.
     rows = np.split(order, np.cumsum(np.bincount(inverse))[:-1])
     random = np.random.default_rng(seed)
     return [np.concatenate([rows[g] for g in random.integers(len(rows), size=len(rows))]) for _ in range(resamples)]
-
-
-def clustered_bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    groups: np.ndarray,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile interval of ``statistic(row_indices)`` over resampled patients.
-
-    Args:
-        statistic: may return NaN where it is undefined (one class only). groups: ``[N]`` patient of each row.
-    """
-    return percentile([statistic(index) for index in resampled_indices(groups, resamples, seed)], level)
 
 
 def percentile(values: list[float], level: float = 0.95) -> Interval:

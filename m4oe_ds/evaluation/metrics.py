@@ -14,7 +14,8 @@ import numpy as np
 from sklearn import metrics as sk
 
 from m4oe_ds.data.schema import MISSING, TaskSpec
-from m4oe_ds.evaluation.intervals import percentile, resampled_indices
+from m4oe_ds.errors import DataError
+from m4oe_ds.evaluation.intervals import Bootstrap
 
 ORDINAL = frozenset({"density", "birads", "glaucoma"})
 Statistic = Callable[[np.ndarray, np.ndarray], float]  # labels [N], probabilities [N, C] -> value, NaN if undefined
@@ -29,24 +30,24 @@ def evaluate_split(
         predictions: the arrays of ``predictions/<split>.npz``. tasks: what to evaluate. resamples: of patients; 0 = no
             intervals. seed: of the bootstrap.
     """
-    groups = np.asarray(predictions["groups"])
+    groups, bootstrap = np.asarray(predictions["groups"]), Bootstrap(resamples, seed)
     result: dict[str, Any] = {"n": len(groups), "n_groups": len(np.unique(groups)), "tasks": {}}
     for task in tasks:
         if task.kind == "classification":
             labels, probability = predictions[f"label_{task.name}"], predictions[f"prob_{task.name}"]
             keep = labels != MISSING
-            entry = _classification(task, labels[keep], probability[keep].astype(float), groups[keep], resamples, seed)
+            entry = _classification(task, labels[keep], probability[keep].astype(float), groups[keep], bootstrap)
         else:
             dice = predictions[f"dice_{task.name}"]
             keep = np.isfinite(dice)
-            entry = _segmentation(dice[keep].astype(float), groups[keep], resamples, seed)
+            entry = _segmentation(dice[keep].astype(float), groups[keep], bootstrap)
         result["tasks"][task.name] = entry
     result["risk_monotonicity_violations"] = _violations(predictions)
     return result
 
 
 def _classification(
-    task: TaskSpec, labels: np.ndarray, probability: np.ndarray, groups: np.ndarray, resamples: int, seed: int
+    task: TaskSpec, labels: np.ndarray, probability: np.ndarray, groups: np.ndarray, bootstrap: Bootstrap
 ) -> dict[str, Any]:
     counts = np.bincount(labels, minlength=task.num_classes) if len(labels) else np.zeros(task.num_classes, dtype=int)
     entry: dict[str, Any] = {
@@ -64,13 +65,13 @@ def _classification(
     if not len(labels):
         entry["note"] = "no labelled samples"
         return entry
-    statistics = dict(_STATISTICS)
+    statistics = dict(STATISTICS)
     if task.name not in ORDINAL:
         del statistics["kappa"]
-    draws = resampled_indices(groups, resamples, seed) if resamples else []
+    draws = bootstrap.draws(groups)
     undefined = 0
     for name, (value_of, fast) in statistics.items():
-        interval = percentile([fast(labels[index], probability[index]) for index in draws])
+        interval = bootstrap.interval([fast(labels[index], probability[index]) for index in draws])
         undefined = max(undefined, interval.undefined)
         entry["metrics"][name] = _entry(value_of(labels, probability), interval.low, interval.high)
     if (counts > 0).sum() < 2:
@@ -83,9 +84,8 @@ def _classification(
     return entry
 
 
-def _segmentation(dice: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
-    draws = resampled_indices(groups, resamples, seed) if resamples and len(dice) else []
-    interval = percentile([float(dice[index].mean()) for index in draws])
+def _segmentation(dice: np.ndarray, groups: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
+    interval = bootstrap.interval([float(dice[index].mean()) for index in bootstrap.draws(groups)])
     value = float(dice.mean()) if len(dice) else math.nan
     return {
         "kind": "segmentation",
@@ -208,7 +208,8 @@ def _brier(labels: np.ndarray, probability: np.ndarray) -> float:
     return float(((probability - truth) ** 2).sum(1).mean())
 
 
-_STATISTICS: dict[str, tuple[Statistic, Statistic]] = {
+# by name: the value of a split, and the same by a formula fast enough for a thousand resamples
+STATISTICS: dict[str, tuple[Statistic, Statistic]] = {
     "accuracy": (lambda y, p: float(sk.accuracy_score(y, p.argmax(1))), _accuracy),
     "balanced_accuracy": (_balanced_accuracy, _balanced_accuracy),
     "macro_f1": (lambda y, p: float(sk.f1_score(y, p.argmax(1), average="macro", zero_division=0.0)), _macro_f1),
@@ -217,6 +218,24 @@ _STATISTICS: dict[str, tuple[Statistic, Statistic]] = {
     "kappa": (_kappa_sklearn, _kappa),
     "brier": (_brier, _brier),
 }
+
+
+def statistic_named(name: str) -> Statistic:
+    """The function ``(labels [N], probabilities [N, C]) -> value`` of a metric of :data:`STATISTICS`.
+
+    Raises:
+        DataError: for an unknown name.
+    """
+    if name not in STATISTICS:
+        raise DataError(f"unknown metric {name!r}", fix=f"use one of {', '.join(STATISTICS)}")
+    return STATISTICS[name][1]
+
+
+def named_statistic(metric: str | Statistic) -> tuple[str, Statistic]:
+    """Name and function of a metric given as either."""
+    if isinstance(metric, str):
+        return metric, statistic_named(metric)
+    return getattr(metric, "__name__", "metric"), metric
 
 
 def _violations(predictions: Mapping[str, np.ndarray]) -> float | None:

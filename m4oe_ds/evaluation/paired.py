@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from m4oe_ds.data.schema import MISSING, TaskSpec
+from m4oe_ds.data.schema import MISSING
 from m4oe_ds.errors import DataError
-from m4oe_ds.evaluation import metrics
+from m4oe_ds.evaluation.cases import class_probabilities
 from m4oe_ds.evaluation.delong import compare_aurocs
-from m4oe_ds.evaluation.intervals import percentile, resampled_indices
-from m4oe_ds.evaluation.metrics import Statistic
+from m4oe_ds.evaluation.intervals import Bootstrap
+from m4oe_ds.evaluation.metrics import Statistic, named_statistic
+
+DEFAULT = Bootstrap(resamples=2000)  # p-values want more of them than intervals
 
 
 @dataclass(frozen=True)
@@ -47,35 +49,6 @@ class PairedDifference:
         return asdict(self)
 
 
-def statistic_named(name: str) -> Statistic:
-    """The function ``(labels [N], probabilities [N, C]) -> value`` of a metric of :mod:`m4oe_ds.evaluation.metrics`.
-
-    Raises:
-        DataError: for an unknown name.
-    """
-    if name not in metrics._STATISTICS:
-        raise DataError(f"unknown metric {name!r}", fix=f"use one of {', '.join(metrics._STATISTICS)}")
-    return metrics._STATISTICS[name][1]
-
-
-def class_probabilities(labels: ArrayLike, probability: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Labels ``[N]`` int64 and probabilities ``[N, C]`` float64 (a vector is taken as P(y = 1)), checked.
-
-    Raises:
-        DataError: for unequal lengths, a label outside -1..C-1, or a labelled row that is not finite.
-    """
-    known, table = np.asarray(labels), np.asarray(probability, dtype=float)
-    if table.ndim == 1:
-        table = np.stack([1.0 - table, table], axis=1)
-    if known.ndim != 1 or table.ndim != 2 or len(known) != len(table):
-        raise DataError(f"probabilities {table.shape} for labels {known.shape}", fix="pass [N, C] and [N]")
-    if not np.isin(known, np.arange(MISSING, table.shape[1])).all():
-        raise DataError(f"a label lies outside -1..{table.shape[1] - 1}", fix="check the number of classes")
-    if not np.isfinite(table[known != MISSING]).all():
-        raise DataError("a probability of a labelled case is not finite", fix="look for a diverged model")
-    return known.astype(np.int64), table
-
-
 def two_sided_p(differences: ArrayLike) -> float:
     """Bootstrap p of "no difference": twice the smaller tail beyond 0, (1 + count) / (1 + B), at most 1.
 
@@ -96,15 +69,13 @@ def paired_difference(
     second: ArrayLike,
     groups: ArrayLike,
     metric: str | Statistic = "auroc",
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> PairedDifference:
     """Difference of a metric between two systems; the same resampled patients for both (Efron and Tibshirani 1993).
 
     Args:
         labels: ``[N]`` classes, -1 missing. first, second: ``[N, C]`` probabilities, or ``[N]`` P(y = 1).
-        groups: ``[N]`` patients. metric: a name of :func:`statistic_named` or a function of labels and probabilities.
+        groups: ``[N]`` patients. metric: a name of :data:`m4oe_ds.evaluation.metrics.STATISTICS` or a function of labels and probabilities.
     """
     known, a = class_probabilities(labels, first)
     _, b = class_probabilities(labels, second)
@@ -113,27 +84,22 @@ def paired_difference(
         raise DataError(f"systems {a.shape}, {b.shape} and groups {owner.shape} differ", fix="compare the same cases")
     keep = known != MISSING
     known, a, b, owner = known[keep], a[keep], b[keep], owner[keep]
-    statistic = statistic_named(metric) if isinstance(metric, str) else metric
-    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
-    result = _difference(
-        lambda index: (statistic(known[index], a[index]), statistic(known[index], b[index])),
-        owner, name, resamples, seed, level,
-    )  # fmt: skip
+    name, statistic = named_statistic(metric)
+
+    def values(index: np.ndarray) -> tuple[float, float]:
+        return statistic(known[index], a[index]), statistic(known[index], b[index])
+
+    result = _difference(values, owner, name, bootstrap)
     if metric != "auroc" or a.shape[1] != 2:
         return result
-    test = compare_aurocs(known, a[:, 1], b[:, 1], level).as_dict()
+    test = compare_aurocs(known, a[:, 1], b[:, 1], bootstrap.level).as_dict()
     rows = len(known) - result.n_groups
     test["note"] = "patients with several rows: the variance is too small, rely on the bootstrap" if rows else ""
     return PairedDifference(**{**asdict(result), "delong": test})
 
 
 def _difference(
-    values: Callable[[np.ndarray], tuple[float, float]],
-    groups: np.ndarray,
-    name: str,
-    resamples: int,
-    seed: int,
-    level: float,
+    values: Callable[[np.ndarray], tuple[float, float]], groups: np.ndarray, name: str, bootstrap: Bootstrap
 ) -> PairedDifference:
     """Bootstrap of ``values(rows) -> (first, second)``."""
     count, patients = len(groups), len(np.unique(groups))
@@ -142,10 +108,9 @@ def _difference(
         why = "the metric is undefined on these cases" if count else "no labelled cases"
         defined = [float(v) if math.isfinite(v) else None for v in (first, second)]
         return PairedDifference(name, defined[0], defined[1], None, None, None, None, count, patients, reason=why)
-    draws = resampled_indices(groups, resamples, seed) if resamples else []
-    pairs = np.array([values(index) for index in draws], dtype=float).reshape(-1, 2)
+    pairs = np.array([values(index) for index in bootstrap.draws(groups)], dtype=float).reshape(-1, 2)
     found = pairs[:, 0] - pairs[:, 1]
-    interval = percentile(found.tolist(), level)
+    interval = bootstrap.interval(found.tolist())
     found = found[np.isfinite(found)]
     p = two_sided_p(found) if len(found) else None
     bounds = (interval.low, interval.high, p)
@@ -154,51 +119,12 @@ def _difference(
     )
 
 
-def compare_predictions(
-    first: Mapping[str, np.ndarray],
-    second: Mapping[str, np.ndarray],
-    tasks: Sequence[TaskSpec],
-    metric: str = "auroc",
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, dict[str, Any]]:
-    """Difference of two systems per task, from the arrays of their ``predictions/<split>.npz``, joined by key.
-
-    Classification tasks are compared by ``metric``, segmentation tasks by mean Dice.
-
-    Raises:
-        DataError: if the two have other samples, patients or labels: then they are not systems on the same cases.
-    """
-    order_a, order_b = np.argsort(first["keys"]), np.argsort(second["keys"])
-    columns = ["keys", "groups", *(f"label_{task.name}" for task in tasks if task.kind == "classification")]
-    for name in columns:
-        if not np.array_equal(first[name][order_a], second[name][order_b]):
-            raise DataError(
-                f"the two systems differ in {name!r}", fix="evaluate both on the same split of the same data"
-            )
-    owner = first["groups"][order_a]
-    result = {}
-    for task in tasks:
-        if task.kind == "classification":
-            known = first[f"label_{task.name}"][order_a]
-            a, b = first[f"prob_{task.name}"][order_a], second[f"prob_{task.name}"][order_b]
-            found = paired_difference(known, a, b, owner, metric, resamples, seed, level)
-        else:
-            a, b = first[f"dice_{task.name}"][order_a], second[f"dice_{task.name}"][order_b]
-            found = paired_mean_difference(a, b, owner, "dice", resamples, seed, level)
-        result[task.name] = found.as_dict()
-    return result
-
-
 def paired_mean_difference(
     first: ArrayLike,
     second: ArrayLike,
     groups: ArrayLike,
     name: str = "mean",
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> PairedDifference:
     """Difference of the mean of a value per sample, such as Dice (Efron and Tibshirani 1993).
 
@@ -215,6 +141,4 @@ def paired_mean_difference(
         raise DataError("a value is missing in one of the two systems", fix="compare the same cases")
     keep = ~np.isnan(a)
     a, b, owner = a[keep], b[keep], owner[keep]
-    return _difference(
-        lambda index: (float(a[index].mean()), float(b[index].mean())), owner, name, resamples, seed, level
-    )
+    return _difference(lambda index: (float(a[index].mean()), float(b[index].mean())), owner, name, bootstrap)

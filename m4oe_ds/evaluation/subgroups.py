@@ -6,8 +6,6 @@ Reporting by subgroup follows CLAIM 2024 (Tejani et al., Radiol. Artif. Intell. 
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,9 +15,9 @@ from numpy.typing import ArrayLike
 
 from m4oe_ds.data.schema import MISSING
 from m4oe_ds.errors import DataError
-from m4oe_ds.evaluation.metrics import Statistic
-from m4oe_ds.evaluation.operating_points import Estimate, clustered_estimate
-from m4oe_ds.evaluation.paired import class_probabilities, statistic_named
+from m4oe_ds.evaluation.cases import class_probabilities
+from m4oe_ds.evaluation.intervals import DEFAULT, Bootstrap, Estimate
+from m4oe_ds.evaluation.metrics import Statistic, named_statistic
 
 UNKNOWN = "unknown"
 _NOTHING = frozenset({"", "nan", "none", "null", UNKNOWN})
@@ -74,16 +72,14 @@ def subgroup_table(
     metric: str | Statistic = "auroc",
     min_patients: int = 20,
     min_positives: int = 5,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> SubgroupTable:
     """Metric, counts and patient-clustered interval per group.
 
     Args:
         labels: ``[N]`` classes, -1 missing. probability: ``[N, C]``, or ``[N]`` P(y = 1). groups: ``[N]`` patients.
         attributes: per name a value ``[N]`` for each row; empty, None and NaN are the group ``unknown``.
-        metric: a name of :func:`m4oe_ds.evaluation.paired.statistic_named` or a function of labels and probabilities.
+        metric: a name of :data:`m4oe_ds.evaluation.metrics.STATISTICS` or a function of labels and probabilities.
         min_patients: smaller groups are shown as counts only. min_positives: in a binary task groups with fewer
             positives or fewer negatives, too.
 
@@ -94,8 +90,7 @@ def subgroup_table(
     owner = np.asarray(groups)
     if owner.shape != known.shape:
         raise DataError(f"groups {owner.shape} for labels {known.shape}", fix="pass one patient per row")
-    statistic = statistic_named(metric) if isinstance(metric, str) else metric
-    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+    name, statistic = named_statistic(metric)
 
     def row(attribute: str, group: str, member: np.ndarray) -> SubgroupRow:
         rows = np.flatnonzero(member & (known != MISSING))
@@ -105,9 +100,7 @@ def subgroup_table(
         reason = _too_small(counts, patients, min_patients, min_positives)
         estimate = None
         if not reason:
-            estimate = clustered_estimate(
-                lambda index: statistic(truth[index], table[rows[index]]), mine, resamples, seed, level
-            )
+            estimate = bootstrap.estimate(lambda index: statistic(truth[index], table[rows[index]]), mine)
             reason = estimate.reason
         positives = counts[1] if table.shape[1] == 2 else None
         missing = int(member.sum()) - len(rows)
@@ -137,18 +130,3 @@ def group_names(values: ArrayLike) -> np.ndarray:
     items = np.asarray(values, dtype=object).ravel()
     texts = [UNKNOWN if str(item).strip().lower() in _NOTHING else str(item).strip() for item in items]
     return np.array(texts, dtype=object)
-
-
-def banded(values: ArrayLike, edges: ArrayLike) -> np.ndarray:
-    """Bands of a number, e.g. ages with edges 40, 50, 60: ``<40``, ``40-<50``, ``50-<60``, ``>=60``; NaN is ``unknown``.
-
-    Args:
-        values: ``[N]``. edges: ``[E]`` ascending, E >= 1.
-    """
-    numbers, cuts = np.asarray(values, dtype=float), np.asarray(edges, dtype=float)
-    if not len(cuts) or not (np.diff(cuts) > 0).all():
-        raise DataError("edges of bands must ascend", fix="pass one or more ascending numbers")
-    inner = [f"{low:g}-<{high:g}" for low, high in itertools.pairwise(cuts)]
-    names = [f"<{cuts[0]:g}", *inner, f">={cuts[-1]:g}"]
-    band = np.searchsorted(cuts, numbers, side="right")
-    return np.array([UNKNOWN if math.isnan(x) else names[k] for x, k in zip(numbers, band, strict=True)], dtype=object)

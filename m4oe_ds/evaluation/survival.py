@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from m4oe_ds.data.schema import MISSING
 from m4oe_ds.errors import DataError
-from m4oe_ds.evaluation.operating_points import Estimate, clustered_estimate
+from m4oe_ds.evaluation.intervals import DEFAULT, Bootstrap, Estimate, owners
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _pairs(data: FollowUp, scores: np.ndarray, weight: np.ndarray) -> float:
 def _checked(data: FollowUp, scores: ArrayLike, groups: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
     """Scores as float64 and the patient of each row."""
     score = np.asarray(scores, dtype=float)
-    owner = np.arange(len(data)) if groups is None else np.asarray(groups)
+    owner = owners(groups, len(data))
     if score.shape != (len(data),) or owner.shape != (len(data),):
         raise DataError(f"scores {score.shape} or groups {owner.shape} for {len(data)} cases", fix="pass one per case")
     if not np.isfinite(score).all():
@@ -165,9 +165,7 @@ def harrell_c(
     data: FollowUp,
     scores: ArrayLike,
     groups: ArrayLike | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> Estimate:
     """Harrell's concordance (Harrell et al. 1982, JAMA 247:2543); it depends on the censoring, :func:`uno_c` does not.
 
@@ -180,9 +178,7 @@ def harrell_c(
         drawn = data.at(index)
         return _pairs(drawn, score[index], drawn.event.astype(float))
 
-    return clustered_estimate(
-        statistic, owner, resamples, seed, level, "no comparable pair: no event before another time"
-    )
+    return bootstrap.estimate(statistic, owner, "no comparable pair: no event before another time")
 
 
 def uno_c(
@@ -191,9 +187,7 @@ def uno_c(
     tau: float,
     train: FollowUp | None = None,
     groups: ArrayLike | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> Estimate:
     """Uno's concordance up to ``tau`` (Uno et al. 2011, Stat. Med. 30:1105, eq. 6): events weigh G(T-)^-2.
 
@@ -213,7 +207,7 @@ def uno_c(
         weight = _inverse_weight(drawn, tau, censoring, power=2)
         return math.nan if weight is None else _pairs(drawn, score[index], weight)
 
-    return clustered_estimate(statistic, owner, resamples, seed, level, _why(data, tau, censoring))
+    return bootstrap.estimate(statistic, owner, _why(data, tau, censoring))
 
 
 def _why(data: FollowUp, tau: float, censoring: Censoring | None) -> str:
@@ -230,9 +224,7 @@ def horizon_auc(
     train: FollowUp | None = None,
     weighted: bool = True,
     groups: ArrayLike | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> dict[str, Any]:
     """Cumulative/dynamic AUC at a horizon (Heagerty et al. 2000; weights of Uno et al. 2007, JASA 102:527, and Hung and
     Chiang 2010, Can. J. Stat. 38:8): events up to the horizon against cases free of the event at it.
@@ -260,7 +252,7 @@ def horizon_auc(
     why = "no event up to the horizon" if not case.any() else "no case followed free of the event to the horizon"
     if case.any() and control.any():
         why = _why(data, horizon, censoring)
-    estimate = clustered_estimate(statistic, owner, resamples, seed, level, why)
+    estimate = bootstrap.estimate(statistic, owner, why)
     counts = {"events": int(case.sum()), "controls": int(control.sum()), "excluded": int((~case & ~control).sum())}
     return {"horizon": horizon, **counts, **estimate.as_dict()}
 
@@ -288,9 +280,7 @@ def censored_brier(
     horizon: float,
     train: FollowUp | None = None,
     groups: ArrayLike | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> Estimate:
     """Brier score of the risk up to a horizon under censoring (Graf et al. 1999, Stat. Med. 18:2529).
 
@@ -315,7 +305,7 @@ def censored_brier(
         return _brier(drawn, probability[index], horizon, known)
 
     why = "the censoring distribution is zero or unknown at a time that is needed: choose a shorter horizon"
-    return clustered_estimate(statistic, owner, resamples, seed, level, why)
+    return bootstrap.estimate(statistic, owner, why)
 
 
 def _brier(data: FollowUp, risk: np.ndarray, horizon: float, censoring: Censoring) -> float:
@@ -335,9 +325,7 @@ def integrated_brier(
     horizons: ArrayLike,
     train: FollowUp | None = None,
     groups: ArrayLike | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> Estimate:
     """Mean Brier score over a range of horizons by the trapezoidal rule (Graf et al. 1999).
 
@@ -362,7 +350,7 @@ def integrated_brier(
         return float(np.trapezoid(scores, years) / (years[-1] - years[0]))
 
     why = "the Brier score of a horizon is undefined"
-    return clustered_estimate(statistic, owner, resamples, seed, level, why)
+    return bootstrap.estimate(statistic, owner, why)
 
 
 def risk_report(
@@ -370,9 +358,7 @@ def risk_report(
     risks: ArrayLike,
     groups: ArrayLike | None = None,
     train_labels: ArrayLike | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> dict[str, Any]:
     """Everything above for the heads ``risk1..riskH`` of one split, ready for JSON.
 
@@ -386,10 +372,10 @@ def risk_report(
     table = np.asarray(risks, dtype=float)
     if table.shape != np.asarray(labels).shape:
         raise DataError(f"risks {table.shape} for labels {np.asarray(labels).shape}", fix="pass one risk per label")
-    owner = (np.arange(len(table)) if groups is None else np.asarray(groups))[kept]
+    owner = owners(groups, len(table))[kept]
     table, width = table[kept], table.shape[1]
     train = None if train_labels is None else from_horizon_labels(train_labels)[0]
-    options: dict[str, Any] = {"groups": owner, "resamples": resamples, "seed": seed, "level": level}
+    options: dict[str, Any] = {"groups": owner, "bootstrap": bootstrap}
     horizons = []
     for k in range(width):
         entry = horizon_auc(data, table[:, k], k + 1, train, True, **options)

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.evaluation.clinical import clinical_report
+from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.operating_points import threshold_for
 from m4oe_ds.evaluation.survival import from_horizon_labels, uno_c
 
@@ -92,7 +93,9 @@ def test_censoring_is_that_of_the_training_split_where_it_is_known() -> None:
     assert found["censoring_from"] == "training split"
     labels = {name: np.stack([part[f"label_risk{k}"] for k in range(1, 6)], 1) for name, part in (("test", test), ("train", train))}  # fmt: skip
     data, kept = from_horizon_labels(labels["test"])
-    expected = uno_c(data, test["prob_risk5"][kept, 1], 5, from_horizon_labels(labels["train"])[0], resamples=0)
+    expected = uno_c(
+        data, test["prob_risk5"][kept, 1], 5, from_horizon_labels(labels["train"])[0], bootstrap=Bootstrap(0)
+    )
     assert found["uno_c"]["value"] == pytest.approx(expected.value)
     own = clinical_report(test, TASKS, resamples=0)["risk"]["uno_c"]["value"]
     assert found["uno_c"]["value"] != pytest.approx(own, abs=1e-9)

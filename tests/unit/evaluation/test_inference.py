@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.metrics import f1_score
 
-from m4oe_ds.evaluation.inference import predict_split
+from m4oe_ds.evaluation.inference import overlap, predict_split
 from m4oe_ds.models import build, spec_for
 from tests.distributed import problem
 from tests.integration import shards
@@ -56,3 +57,16 @@ def test_saved_arrays_need_no_pickle(tmp_path: Path) -> None:
         assert {"keys", "groups", "tasks", "modalities", "token_share", "contribution", "prob_density"} <= set(
             stored.files
         )
+
+
+def test_overlap_of_masks() -> None:
+    random = np.random.default_rng(6)
+    first, second = random.random((5, 9, 7)) < 0.4, random.random((5, 9, 7)) < 0.5
+    found = overlap(torch.from_numpy(first), torch.from_numpy(second)).tolist()
+    for k in range(5):
+        assert np.isclose(found[k], f1_score(second[k].ravel(), first[k].ravel()))
+
+
+def test_overlap_of_empty_masks() -> None:
+    none, some = torch.zeros(2, 4, dtype=torch.bool), torch.tensor([[False] * 4, [True, False, False, False]])
+    assert overlap(none, some).tolist() == [1, 0]

@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from m4oe_ds.data.schema import DATASETS, TaskSpec
 from m4oe_ds.evaluation import metrics
-from m4oe_ds.evaluation.intervals import clustered_bootstrap, resampled_indices
+from m4oe_ds.evaluation.intervals import Bootstrap, resampled_indices
 
 DENSITY, RISK = DATASETS["embed"].task("density"), DATASETS["embed"].task("risk1")
 
@@ -59,8 +59,23 @@ def test_values_equal_scikit_learn(task: TaskSpec, ties: bool) -> None:
 @pytest.mark.parametrize("classes", [2, 4])
 def test_bootstrap_formulas_equal_the_library(classes: int, seed: int) -> None:
     labels, probability = drawn(classes, 60, seed, ties=seed % 2 == 1)
-    for name, (value_of, fast) in metrics._STATISTICS.items():
+    for name, (value_of, fast) in metrics.STATISTICS.items():
         assert fast(labels, probability) == pytest.approx(value_of(labels, probability), abs=1e-12), name
+
+
+def test_kappa_by_its_definition() -> None:
+    random = np.random.default_rng(5)
+    labels = random.integers(4, size=100)
+    said = np.clip(labels + random.integers(-1, 2, size=100), 0, 3)
+    observed = np.mean((labels - said) ** 2.0)
+    expected = np.mean((labels[:, None] - said[None]) ** 2.0)
+    known = predictions(DENSITY, np.append(labels, -1), np.eye(4)[np.append(said, 0)])
+    found = metrics.evaluate_split(known, [DENSITY], resamples=100)["tasks"]["density"]["metrics"]["kappa"]
+    assert found["value"] == pytest.approx(1 - observed / expected)
+    assert found["low"] < found["value"] < found["high"]
+    constant = predictions(DENSITY, np.array([2, 2, -1]), np.eye(4)[[2, 2, 0]])
+    found = metrics.evaluate_split(constant, [DENSITY], resamples=0)["tasks"]["density"]["metrics"]["kappa"]
+    assert found["value"] is None  # one grade only: agreement by chance is perfect
 
 
 def test_majority_baseline_missing_labels_and_chance() -> None:
@@ -102,10 +117,10 @@ def test_copies_within_a_patient_do_not_narrow_the_interval() -> None:
     random = np.random.default_rng(0)
     values = random.standard_normal(40)
     patients = np.array([f"p{i}" for i in range(40)])
-    once = clustered_bootstrap(lambda index: float(values[index].mean()), patients, 2000)
+    once = Bootstrap(2000).estimate(lambda index: float(values[index].mean()), patients)
     many = np.repeat(values, 10)
-    clustered = clustered_bootstrap(lambda index: float(many[index].mean()), np.repeat(patients, 10), 2000)
-    naive = clustered_bootstrap(lambda index: float(many[index].mean()), np.arange(400).astype(str), 2000)
+    clustered = Bootstrap(2000).estimate(lambda index: float(many[index].mean()), np.repeat(patients, 10))
+    naive = Bootstrap(2000).estimate(lambda index: float(many[index].mean()), np.arange(400).astype(str))
     assert clustered.high - clustered.low == pytest.approx(once.high - once.low, rel=0.1)
     assert naive.high - naive.low < 0.5 * (once.high - once.low)
 
@@ -114,7 +129,7 @@ def test_interval_equals_scipy_on_independent_rows() -> None:
     from scipy.stats import bootstrap
 
     values = np.random.default_rng(3).exponential(size=80)
-    ours = clustered_bootstrap(lambda index: float(values[index].mean()), np.arange(80).astype(str), 4000)
+    ours = Bootstrap(4000).estimate(lambda index: float(values[index].mean()), np.arange(80).astype(str))
     theirs = bootstrap((values,), np.mean, n_resamples=4000, method="percentile", random_state=0).confidence_interval
     assert ours.low == pytest.approx(theirs.low, abs=0.02)
     assert ours.high == pytest.approx(theirs.high, abs=0.02)

@@ -1,4 +1,4 @@
-"""Thresholds against exhaustive search, rates against hand counts, kappa and overlap against scikit-learn."""
+"""Thresholds against exhaustive search, rates against hand counts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 
 import numpy as np
 import pytest
-from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
+from sklearn.metrics import confusion_matrix
 
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation import operating_points as points
+from m4oe_ds.evaluation.cases import labelled_binary
+from m4oe_ds.evaluation.intervals import Bootstrap
 
 LABELS = [0, 0, 0, 0, 0, 1, 1, 1, 1, -1]
 SCORES = [0.1, 0.2, 0.3, 0.4, 0.8, 0.3, 0.5, 0.6, 0.9, 0.99]
@@ -36,14 +38,14 @@ def best_by_search(labels: np.ndarray, scores: np.ndarray, target: str, rate: fl
 @pytest.mark.parametrize("seed", range(3))
 def test_the_best_point_equals_exhaustive_search(target: str, rate: float, seed: int) -> None:
     labels, scores = drawn(seed)
-    found = points.at_target(labels, scores, target, rate, resamples=0)
+    found = points.at_target(labels, scores, target, rate, bootstrap=Bootstrap(0))
     assert (found.sensitivity.value, found.specificity.value) == pytest.approx(
         best_by_search(labels, scores, target, rate)
     )
 
 
 def test_by_hand() -> None:
-    found = points.at_target(LABELS, SCORES, "specificity", 0.8, resamples=0)
+    found = points.at_target(LABELS, SCORES, "specificity", 0.8, bootstrap=Bootstrap(0))
     assert found.threshold == 0.5
     assert found.counts == {"tp": 3, "fp": 1, "tn": 4, "fn": 1}
     rates = (found.sensitivity, found.specificity, found.ppv, found.npv)
@@ -55,23 +57,23 @@ def test_by_hand() -> None:
 def test_rounding_of_the_rate_costs_no_case() -> None:
     assert 0.55 * 100 > 55
     labels, scores = [0] * 100 + [1] * 100, [*np.arange(100), *np.arange(100) + 0.5]
-    assert points.at_target(labels, scores, "specificity", 0.55, resamples=0).counts["tn"] == 55
-    assert points.at_target(labels, scores, "sensitivity", 0.55, resamples=0).counts["tp"] == 55
-    assert points.at_target(labels, scores, "sensitivity", 1e-12, resamples=0).counts["tp"] == 1
+    assert points.at_target(labels, scores, "specificity", 0.55, bootstrap=Bootstrap(0)).counts["tn"] == 55
+    assert points.at_target(labels, scores, "sensitivity", 0.55, bootstrap=Bootstrap(0)).counts["tp"] == 55
+    assert points.at_target(labels, scores, "sensitivity", 1e-12, bootstrap=Bootstrap(0)).counts["tp"] == 1
 
 
 def test_the_threshold_is_chosen_anew_in_every_resample() -> None:
     labels, scores = drawn(7)
-    found = points.at_target(labels, scores, "specificity", 0.9, resamples=100)
+    found = points.at_target(labels, scores, "specificity", 0.9, bootstrap=Bootstrap(100))
     assert found.specificity.low is not None
     assert found.specificity.low >= 0.9
-    kept = points.at_threshold(labels, scores, found.threshold, resamples=100)
+    kept = points.at_threshold(labels, scores, found.threshold, bootstrap=Bootstrap(100))
     assert kept.specificity.low is not None
     assert kept.specificity.low < 0.9
 
 
 def test_a_negative_with_the_highest_score() -> None:
-    found = points.at_target([0, 1], [0.9, 0.5], "specificity", 1.0, resamples=0)
+    found = points.at_target([0, 1], [0.9, 0.5], "specificity", 1.0, bootstrap=Bootstrap(0))
     assert found.threshold is not None
     assert found.threshold > 0.9
     assert found.counts["fp"] == 0
@@ -84,7 +86,7 @@ def test_a_negative_with_the_highest_score() -> None:
 def test_threshold_of_other_data() -> None:
     chosen = points.threshold_for(*drawn(1), "specificity", 0.9)
     labels, scores = drawn(2)
-    found = points.at_threshold(labels, scores, chosen, resamples=0, chosen_on="validation split")
+    found = points.at_threshold(labels, scores, chosen, bootstrap=Bootstrap(0), chosen_on="validation split")
     tn, fp, fn, tp = confusion_matrix(labels, scores >= chosen).ravel()
     assert found.counts == {"tp": tp, "fp": fp, "tn": tn, "fn": fn}
     assert found.sensitivity.value == pytest.approx(tp / (tp + fn))
@@ -96,7 +98,7 @@ def test_interval_of_a_rate_is_near_the_binomial_one() -> None:
     """Independent rows: standard error sqrt(p (1 - p) / n)."""
     random = np.random.default_rng(3)
     labels, scores = np.ones(400, dtype=int), random.random(400)
-    found = points.at_threshold(labels, scores, 0.3, resamples=600).sensitivity
+    found = points.at_threshold(labels, scores, 0.3, bootstrap=Bootstrap(600)).sensitivity
     assert found.value is not None
     assert found.low is not None
     assert found.high is not None
@@ -107,8 +109,10 @@ def test_interval_of_a_rate_is_near_the_binomial_one() -> None:
 def test_clustering_widens_the_interval() -> None:
     labels, scores = drawn(4, 60)
     copies = {"labels": np.repeat(labels, 8), "scores": np.repeat(scores, 8)}
-    apart = points.at_threshold(**copies, threshold=0.6, resamples=200).sensitivity
-    together = points.at_threshold(**copies, threshold=0.6, groups=np.repeat(np.arange(60), 8), resamples=200)
+    apart = points.at_threshold(**copies, threshold=0.6, bootstrap=Bootstrap(200)).sensitivity
+    together = points.at_threshold(
+        **copies, threshold=0.6, groups=np.repeat(np.arange(60), 8), bootstrap=Bootstrap(200)
+    )
     wide = together.sensitivity
     assert (wide.n, wide.n_groups) == (480, 60)
     assert apart.value == wide.value
@@ -120,7 +124,7 @@ def test_clustering_widens_the_interval() -> None:
 
 
 def test_resamples_without_a_class_are_counted() -> None:
-    found = points.at_target([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3], "specificity", 0.9, resamples=200)
+    found = points.at_target([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3], "specificity", 0.9, bootstrap=Bootstrap(200))
     # the only positive is absent from a resample with probability (3/4)^4 = 0.316
     assert 40 <= found.sensitivity.undefined_resamples <= 90
 
@@ -145,50 +149,8 @@ def test_bad_input() -> None:
     with pytest.raises(DataError):
         points.threshold_for(LABELS, SCORES, "specificity", 90)
     with pytest.raises(DataError):
-        points.labelled_binary([0, 1], [0.1, np.inf])
+        labelled_binary([0, 1], [0.1, np.inf])
     with pytest.raises(DataError):
-        points.labelled_binary([0, 1], [0.1, 0.2], groups=["a"])
-    _, (score,), _ = points.labelled_binary([0, -1], [0.1, np.nan])  # a missing answer may have any score
+        labelled_binary([0, 1], [0.1, 0.2], groups=["a"])
+    _, (score,), _ = labelled_binary([0, -1], [0.1, np.nan])  # a missing answer may have any score
     assert score.tolist() == [0.1]
-
-
-def test_quadratic_kappa_by_its_definition() -> None:
-    random = np.random.default_rng(5)
-    labels = random.integers(4, size=100)
-    said = np.clip(labels + random.integers(-1, 2, size=100), 0, 3)
-    observed = np.mean((labels - said) ** 2.0)
-    expected = np.mean((labels[:, None] - said[None]) ** 2.0)
-    found = points.quadratic_kappa([*labels, -1], [*said, 0], 4, resamples=100)
-    assert found.value == pytest.approx(1 - observed / expected)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < found.value < found.high
-    constant = points.quadratic_kappa([2, 2, -1], [2, 2, 0], 4)
-    assert constant.value is None
-    assert "one grade only" in constant.reason
-    assert points.quadratic_kappa([-1], [0], 4).reason == "no labelled cases"
-    with pytest.raises(DataError):
-        points.quadratic_kappa([0, 4], [0, 1], 4)
-    with pytest.raises(DataError):
-        points.quadratic_kappa([0, 1], [0], 4)
-
-
-def test_mask_overlap() -> None:
-    random = np.random.default_rng(6)
-    first, second = random.random((5, 9, 7)) < 0.4, random.random((5, 9, 7)) < 0.5
-    found = points.mask_overlap(first, second)
-    for k in range(5):
-        assert found["dice"][k] == pytest.approx(f1_score(second[k].ravel(), first[k].ravel()))
-        assert found["iou"][k] == pytest.approx(jaccard_score(second[k].ravel(), first[k].ravel()))
-
-
-def test_mask_overlap_of_empty_masks() -> None:
-    none, some = np.zeros((2, 4), dtype=np.uint8), np.array([[0, 0, 0, 0], [1, 0, 0, 0]], dtype=np.uint8)
-    found = points.mask_overlap(none, some)
-    assert found["dice"].tolist() == [1, 0]
-    assert found["iou"].tolist() == [1, 0]
-    assert np.isnan(points.iou_of_dice([np.nan, 1.0])).tolist() == [True, False]
-    with pytest.raises(DataError):
-        points.mask_overlap(none, some * 2)
-    with pytest.raises(DataError):
-        points.mask_overlap(none, some[:, :2])

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation import paired
 from m4oe_ds.evaluation.delong import compare_aurocs
-from m4oe_ds.evaluation.intervals import resampled_indices
+from m4oe_ds.evaluation.intervals import Bootstrap, resampled_indices
 
 
 def drawn(seed: int, count: int = 200, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -27,7 +26,7 @@ def drawn(seed: int, count: int = 200, noise: float = 1.0) -> tuple[np.ndarray, 
 @pytest.mark.parametrize("metric", ["auroc", "auprc", "accuracy", "balanced_accuracy", "macro_f1", "brier"])
 def test_values_equal_scikit_learn(metric: str) -> None:
     labels, a, b = drawn(0)
-    found = paired.paired_difference(labels, a, b, np.arange(200), metric, resamples=0)
+    found = paired.paired_difference(labels, a, b, np.arange(200), metric, bootstrap=Bootstrap(0))
     functions = {
         "auroc": lambda p: sk.roc_auc_score(labels, p),
         "auprc": lambda p: sk.average_precision_score(labels, p),
@@ -44,7 +43,7 @@ def test_values_equal_scikit_learn(metric: str) -> None:
 
 def test_bootstrap_agrees_with_delong_on_independent_rows() -> None:
     labels, a, b = drawn(1, 600)
-    found = paired.paired_difference(labels, a, b, np.arange(600), resamples=800)
+    found = paired.paired_difference(labels, a, b, np.arange(600), bootstrap=Bootstrap(800))
     test = compare_aurocs(labels, a, b)
     assert found.delong is not None
     assert found.delong["p"] == test.p
@@ -59,7 +58,7 @@ def test_bootstrap_agrees_with_delong_on_independent_rows() -> None:
 def test_pairing_narrows_the_interval() -> None:
     """The same two systems resampled apart have a wider difference."""
     labels, a, b = drawn(2, 300, noise=0.4)
-    found = paired.paired_difference(labels, a, b, np.arange(300), resamples=300)
+    found = paired.paired_difference(labels, a, b, np.arange(300), bootstrap=Bootstrap(300))
     random = np.random.default_rng(0)
     apart = []
     for _ in range(300):
@@ -73,9 +72,9 @@ def test_pairing_narrows_the_interval() -> None:
 def test_patients_are_resampled_not_rows() -> None:
     """Copies of rows add no information: same interval and p, while DeLong is fooled and says so."""
     labels, a, b = drawn(3, 80)
-    one = paired.paired_difference(labels, a, b, np.arange(80), resamples=200)
+    one = paired.paired_difference(labels, a, b, np.arange(80), bootstrap=Bootstrap(200))
     many = [np.repeat(x, 6) for x in (labels, a, b, np.arange(80))]
-    six = paired.paired_difference(*many, resamples=200)
+    six = paired.paired_difference(*many, bootstrap=Bootstrap(200))
     assert (six.low, six.high, six.p) == pytest.approx((one.low, one.high, one.p))
     assert (six.n, six.n_groups) == (480, 80)
     assert six.delong is not None
@@ -91,7 +90,7 @@ def test_level_of_the_bootstrap_test() -> None:
         labels, _, _ = drawn(seed, 120)
         common = random.normal(size=120) + labels
         systems = [1 / (1 + np.exp(-common - random.normal(size=120))) for _ in range(2)]
-        p = paired.paired_difference(labels, *systems, np.arange(120), "brier", resamples=120, seed=seed).p
+        p = paired.paired_difference(labels, *systems, np.arange(120), "brier", bootstrap=Bootstrap(120, seed=seed)).p
         assert p is not None
         rejected += p < 0.05
     assert rejected <= 14  # 6 expected; P(X > 14) < 0.001
@@ -99,8 +98,8 @@ def test_level_of_the_bootstrap_test() -> None:
 
 def test_a_clear_difference_is_found_and_signed() -> None:
     labels, a, b = drawn(5, 300, noise=4.0)
-    found = paired.paired_difference(labels, a, b, np.arange(300), resamples=199)
-    back = paired.paired_difference(labels, b, a, np.arange(300), resamples=199)
+    found = paired.paired_difference(labels, a, b, np.arange(300), bootstrap=Bootstrap(199))
+    back = paired.paired_difference(labels, b, a, np.arange(300), bootstrap=Bootstrap(199))
     assert found.p == pytest.approx(2 / 200)
     assert found.difference is not None
     assert found.difference > 0.1
@@ -116,7 +115,7 @@ def test_two_sided_p_by_hand() -> None:
 
 def test_identical_systems() -> None:
     labels, a, _ = drawn(6)
-    found = paired.paired_difference(labels, a, a, np.arange(200), resamples=50)
+    found = paired.paired_difference(labels, a, a, np.arange(200), bootstrap=Bootstrap(50))
     assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)
     assert found.delong is not None
     assert found.delong["p"] is None
@@ -129,7 +128,9 @@ def test_undefined_is_none_with_a_reason() -> None:
     assert "undefined" in one_class.reason
     nothing = paired.paired_difference([-1], [0.1], [0.2], [0])
     assert nothing.reason == "no labelled cases"
-    rare = paired.paired_difference([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3], [0.2, 0.1, 0.3, 0.4], range(4), resamples=200)
+    rare = paired.paired_difference(
+        [1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3], [0.2, 0.1, 0.3, 0.4], range(4), bootstrap=Bootstrap(200)
+    )
     assert 40 <= rare.undefined_resamples <= 95  # only one class: (3/4)^4 + (1/4)^4 = 0.32
     draws = [index for index in resampled_indices(np.arange(4), 200, 0) if 0 < (index == 0).sum() < 4]
     labels, first, second = np.array([1, 0, 0, 0]), np.array([0.9, 0.1, 0.2, 0.3]), np.array([0.2, 0.1, 0.3, 0.4])
@@ -139,48 +140,22 @@ def test_undefined_is_none_with_a_reason() -> None:
     json.dumps([one_class.as_dict(), nothing.as_dict(), rare.as_dict()], allow_nan=False)
 
 
-def predictions(seed: int, count: int = 40) -> dict[str, np.ndarray]:
-    """Equal keys, patients and labels for every seed; in the order of the seed."""
-    fixed, random = np.random.default_rng(99), np.random.default_rng(seed)
-    glaucoma = fixed.integers(-1, 3, size=count)
-    keys, owner = np.array([f"k{i:03d}" for i in range(count)]), np.array([f"g{i // 2}" for i in range(count)])
-    seen = fixed.random(count) < 0.7
-    arrays = {
-        "keys": keys,
-        "groups": owner,
-        "label_glaucoma": glaucoma,
-        "prob_glaucoma": random.dirichlet(np.ones(3), size=count),
-        "dice_cup": np.where(seen, random.random(count), np.nan),
-    }
-    order = random.permutation(count)
-    return {name: value[order] for name, value in arrays.items()}
-
-
-def test_predictions_are_joined_by_key() -> None:
-    tasks = DATASETS["gamma"].tasks
-    first, second = predictions(0), predictions(1)
-    found = paired.compare_predictions(first, second, tasks, "accuracy", resamples=60)
-    for name, one in (("first", first), ("second", second)):
-        keep = one["label_glaucoma"] >= 0
-        right = one["prob_glaucoma"].argmax(1)[keep] == one["label_glaucoma"][keep]
-        assert found["glaucoma"][name] == pytest.approx(right.mean())
-        assert found["cup"][name] == pytest.approx(np.nanmean(one["dice_cup"]))
-    assert found["cup"]["low"] < found["cup"]["difference"] < found["cup"]["high"]
-    assert found["cup"]["n_groups"] <= 20
-    json.dumps(found, allow_nan=False)
-    same = {name: value[::-1] for name, value in first.items()}
-    assert paired.compare_predictions(first, same, tasks, "accuracy", resamples=5)["glaucoma"]["difference"] == 0
-
-
-@pytest.mark.parametrize("name", ["keys", "groups", "label_glaucoma", "dice_cup"])
-def test_other_cases_are_refused(name: str) -> None:
-    first, second = predictions(0), predictions(1)
-    second[name] = second[name].copy()
-    second[name][0] = {"keys": "x", "groups": "x", "label_glaucoma": 9, "dice_cup": 0.5}[name]
-    row = int(np.flatnonzero(np.isnan(second["dice_cup"]))[0])
-    second["dice_cup"][row] = 0.5 if name == "dice_cup" else np.nan
-    with pytest.raises(DataError):
-        paired.compare_predictions(first, second, DATASETS["gamma"].tasks, "accuracy")
+def test_difference_of_means() -> None:
+    random = np.random.default_rng(0)
+    missing = random.random(40) < 0.3
+    first, second = (np.where(missing, np.nan, random.random(40)) for _ in range(2))
+    found = paired.paired_mean_difference(first, second, np.arange(40) // 2, "dice", Bootstrap(60))
+    assert (found.metric, found.n) == ("dice", (~missing).sum())
+    assert found.first == pytest.approx(np.nanmean(first))
+    assert found.second == pytest.approx(np.nanmean(second))
+    assert found.difference == pytest.approx(np.nanmean(first) - np.nanmean(second))
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.difference < found.high
+    assert found.n_groups <= 20
+    assert found.delong is None
+    json.dumps(found.as_dict(), allow_nan=False)
+    assert paired.paired_mean_difference(first, first, np.arange(40), bootstrap=Bootstrap(5)).difference == 0
 
 
 def test_bad_input() -> None:

@@ -9,7 +9,8 @@ import pytest
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from m4oe_ds.errors import DataError
-from m4oe_ds.evaluation.subgroups import SubgroupTable, banded, group_names, subgroup_table
+from m4oe_ds.evaluation.intervals import Bootstrap
+from m4oe_ds.evaluation.subgroups import SubgroupTable, group_names, subgroup_table
 
 
 def drawn(count: int = 300) -> dict[str, np.ndarray]:
@@ -30,7 +31,7 @@ def rows(table: SubgroupTable) -> dict[tuple[str, str], dict]:
 def test_each_row_is_the_metric_of_its_subset() -> None:
     data = drawn()
     table = subgroup_table(
-        data["labels"], data["probability"], data["groups"], {"vendor": data["vendor"]}, resamples=50
+        data["labels"], data["probability"], data["groups"], {"vendor": data["vendor"]}, bootstrap=Bootstrap(50)
     )
     found = rows(table)
     assert list(found) == [("all", "all"), ("vendor", "ge"), ("vendor", "hologic"), ("vendor", "siemens")]
@@ -52,14 +53,18 @@ def test_each_row_is_the_metric_of_its_subset() -> None:
 def test_small_groups_are_counts_only() -> None:
     data = drawn()
     args = (data["labels"], data["probability"], data["groups"], {"vendor": data["vendor"]})
-    small = rows(subgroup_table(*args, min_patients=30, resamples=0))["vendor", "siemens"]
+    small = rows(subgroup_table(*args, min_patients=30, bootstrap=Bootstrap(0)))["vendor", "siemens"]
     assert small["estimate"] is None
     assert small["reason"] == "fewer than 30 patients: counts only"
     assert small["n"] > 0
     patients = small["n_groups"]
-    at_limit = rows(subgroup_table(*args, min_patients=patients, min_positives=0, resamples=0))["vendor", "siemens"]
+    at_limit = rows(subgroup_table(*args, min_patients=patients, min_positives=0, bootstrap=Bootstrap(0)))[
+        "vendor", "siemens"
+    ]
     assert at_limit["estimate"] is not None
-    below = rows(subgroup_table(*args, min_patients=patients + 1, min_positives=0, resamples=0))["vendor", "siemens"]
+    below = rows(subgroup_table(*args, min_patients=patients + 1, min_positives=0, bootstrap=Bootstrap(0)))[
+        "vendor", "siemens"
+    ]
     assert below["estimate"] is None
 
 
@@ -74,11 +79,11 @@ def test_patients_count_for_the_limit_not_rows() -> None:
 def test_a_class_too_rare_is_counts_only(rare: int) -> None:
     labels = np.full(50, 1 - rare)
     labels[:4] = rare
-    found = rows(subgroup_table(labels, np.linspace(0, 1, 50), np.arange(50), {}, resamples=0))["all", "all"]
+    found = rows(subgroup_table(labels, np.linspace(0, 1, 50), np.arange(50), {}, bootstrap=Bootstrap(0)))["all", "all"]
     assert found["estimate"] is None
     assert found["reason"] == "fewer than 5 positives or negatives: counts only"
     labels[4] = rare
-    found = rows(subgroup_table(labels, np.linspace(0, 1, 50), np.arange(50), {}, resamples=0))["all", "all"]
+    found = rows(subgroup_table(labels, np.linspace(0, 1, 50), np.arange(50), {}, bootstrap=Bootstrap(0)))["all", "all"]
     assert found["estimate"]["value"] is not None
 
 
@@ -93,7 +98,7 @@ def test_more_classes_and_other_metrics() -> None:
     random = np.random.default_rng(1)
     labels, probability = random.integers(4, size=60), random.dirichlet(np.ones(4), size=60)
     sex = np.repeat(["a", "b"], 30)
-    found = rows(subgroup_table(labels, probability, np.arange(60), {"sex": sex}, "accuracy", resamples=20))
+    found = rows(subgroup_table(labels, probability, np.arange(60), {"sex": sex}, "accuracy", bootstrap=Bootstrap(20)))
     assert found["sex", "b"]["positives"] is None
     assert sum(found["sex", "b"]["class_counts"]) == 30
     want = accuracy_score(labels[30:], probability[30:].argmax(1))
@@ -102,7 +107,7 @@ def test_more_classes_and_other_metrics() -> None:
     def share_of_d(known: np.ndarray, _: np.ndarray) -> float:
         return float((known == 3).mean())
 
-    table = subgroup_table(labels, probability, np.arange(60), {}, share_of_d, resamples=0)
+    table = subgroup_table(labels, probability, np.arange(60), {}, share_of_d, bootstrap=Bootstrap(0))
     assert table.metric == "share_of_d"
     assert table.rows[0].estimate is not None
     assert table.rows[0].estimate.value == pytest.approx((labels == 3).mean())
@@ -111,15 +116,10 @@ def test_more_classes_and_other_metrics() -> None:
 def test_unknown_values_are_one_group_at_the_end() -> None:
     values = ["x", "", None, float("nan"), "Unknown", "z", "x", " x "]
     assert group_names(values).tolist() == ["x", *["unknown"] * 4, "z", "x", "x"]
-    table = subgroup_table([0, 1] * 4, [0.1, 0.9] * 4, range(8), {"race": values}, min_patients=1, resamples=0)
+    table = subgroup_table(
+        [0, 1] * 4, [0.1, 0.9] * 4, range(8), {"race": values}, min_patients=1, bootstrap=Bootstrap(0)
+    )
     assert [(row.group, row.n) for row in table.rows] == [("all", 8), ("x", 3), ("z", 1), ("unknown", 4)]
-
-
-def test_bands() -> None:
-    found = banded([39.9, 40, 49.9, 50, 80, np.nan], [40, 50])
-    assert found.tolist() == ["<40", "40-<50", "40-<50", ">=50", ">=50", "unknown"]
-    with pytest.raises(DataError):
-        banded([1.0], [50, 40])
 
 
 def test_bad_input() -> None:
