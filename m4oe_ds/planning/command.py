@@ -84,6 +84,7 @@ def _sizes(text: str) -> list[int]:
 
 def _wishes(options: argparse.Namespace, config: Config, world: int) -> Any:
     from m4oe_ds import deepspeed_json
+    from m4oe_ds.models.registry import expert_counts
     from m4oe_ds.planning.recommend import Wishes
 
     batch = int(config.run.expects.get("train_batch_size", 32))
@@ -101,7 +102,7 @@ def _wishes(options: argparse.Namespace, config: Config, world: int) -> Any:
     return Wishes(
         batch=options.batch or batch,
         precision=options.precision or precision,
-        ep=options.ep or config.parallel.ep_size or None,
+        ep=options.ep or (config.parallel.ep_size if expert_counts(config) else 0) or None,
         stage=options.zero or stage,
         micro=options.micro or micro,
         offload=True if options.offload else offload,

@@ -9,11 +9,13 @@ import dataclasses
 import itertools
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from m4oe_ds.config import Config
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.planning.hardware import Cluster, Pool
 from m4oe_ds.planning.memory import Layout, RankMemory, rank_memory
 from m4oe_ds.planning.model_cost import MicroStep, Precision, micro_step
@@ -101,15 +103,6 @@ class Costs:
         return self._known[key]
 
 
-def expert_counts(config: Config) -> tuple[int, ...]:
-    """Experts of every mixture layer kind of a configuration."""
-    model = config.model
-    counts = [model.fusion.num_experts]
-    counts += [model.msoe.num_experts] if model.use_msoe else []
-    counts += [model.mtoe.num_experts] if model.use_mtoe else []
-    return tuple(counts)
-
-
 def evaluate(costs: Costs, cluster: Cluster, layout: Layout, recompute: bool = False) -> Candidate:
     """Memory and time of one layout on all devices of ``cluster``."""
     precision: Any = layout.precision
@@ -159,6 +152,16 @@ def recommend(config: Config, cluster: Cluster, wishes: Wishes | None = None, co
     )
 
 
+def most_sharers(counts: Sequence[int], *divided: int) -> int:
+    """Most ranks that can share the experts of every layer; 1 where there are none to share.
+
+    Args:
+        counts: experts of every kind of layer.
+        divided: what the number has to divide besides, e.g. the ranks.
+    """
+    return math.gcd(*divided, *counts) if counts else 1
+
+
 def _search(
     config: Config, cluster: Cluster, wishes: Wishes, costs: Costs, recompute: bool, offload: bool
 ) -> list[Candidate]:
@@ -169,7 +172,7 @@ def _search(
         if wishes.batch % world:
             problems.append(f"batch {wishes.batch} is not a multiple of {world} ranks ({part})")
             continue
-        largest = math.gcd(world, *expert_counts(config))
+        largest = most_sharers(expert_counts(config), world)
         sizes = [size for size in range(1, largest + 1) if largest % size == 0]
         if wishes.ep:
             if wishes.ep not in sizes:
@@ -413,7 +416,7 @@ def scaling(costs: Costs, chosen: Candidate, worlds: list[int]) -> list[Candidat
                 raise ConfigError(f"{world} devices do not keep the mix of {chosen.cluster}", "--scale")
             pools.append(Pool(world * pool.count // chosen.layout.world, pool.device))
         node = min(pool.device.per_node for pool in pools)
-        ep = math.gcd(world, node, *expert_counts(costs.config))
+        ep = most_sharers(expert_counts(costs.config), world, node)
         layout = dataclasses.replace(chosen.layout, world=world, ep=ep)
         rows.append(evaluate(costs, Cluster(tuple(pools)), layout, chosen.recompute))
     return rows

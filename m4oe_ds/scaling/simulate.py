@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 
 from m4oe_ds import config_loader
+from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.planning.hardware import ASSUMPTIONS, Cluster, Pool, accelerator
 from m4oe_ds.planning.memory import Layout
-from m4oe_ds.planning.recommend import Candidate, Costs, evaluate, expert_counts
+from m4oe_ds.planning.recommend import Candidate, Costs, evaluate, most_sharers
 from m4oe_ds.scaling.rows import DOES_NOT_FIT, Row
 
 SOURCE = "simulated: data-sheet peaks and links with the efficiencies assumed in `m4oe plan`, nothing overlapped"
@@ -34,7 +34,7 @@ def largest_ep(cluster: Cluster, counts: Sequence[int]) -> int:
     Half-filled nodes of a mixed cluster are spanned rather than ep halved: slots are little, and replicas in different
     nodes would have to reduce the gradients of their experts between them.
     """
-    return math.gcd(cluster.world, *counts, *(pool.device.per_node for pool in cluster.pools))
+    return most_sharers(counts, cluster.world, *(pool.device.per_node for pool in cluster.pools))
 
 
 def simulate(

@@ -19,7 +19,7 @@ from pathlib import Path
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.planning.recommend import expert_counts
+from m4oe_ds.models.registry import expert_counts
 
 NO_POINT = "ended without its point; were the configuration files changed meanwhile?"
 
@@ -53,6 +53,8 @@ def grid(
         reason = ""
         if world % ep:
             reason = f"ep {ep} does not divide {world} ranks"
+        elif ep > 1 and not counts:
+            reason = f"ep {ep}, but {config.model.name} has no experts to share"
         elif any(number % ep for number in counts):
             reason = f"ep {ep} does not divide the experts of every layer ({', '.join(map(str, counts))})"
         elif mode == "strong" and batch % world:

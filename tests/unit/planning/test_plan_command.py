@@ -151,3 +151,12 @@ def test_command_describes_a_given_ds_config(path: Path, tmp_path: Path, capsys:
     text = capsys.readouterr().out
     for word in ("fits: YES", "SIMULATED", "ZeRO-1", "fp16", "micro-batch 4 x 1", "held per rank", "L40S data sheet"):
         assert word in text
+
+
+def test_a_model_without_experts_is_offered_no_expert_parallel_layout(capsys: pytest.CaptureFixture[str]) -> None:
+    baseline = str(Path(__file__).parents[3] / "configs" / "baselines" / "mirai.yaml")
+    shrunk = ["--set", "data.image_size=[64, 48]", "--set", "model.embedder.weights="]
+    assert run(["--config", baseline, *shrunk, "--cluster", "4xA100-80", "--batch", "8", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["parameters"]["experts"] == 0
+    assert {item["layout"]["ep"] for item in printed["candidates"]} == {1}

@@ -10,6 +10,7 @@ import pytest
 from m4oe_ds import config_loader
 from m4oe_ds.cli import main
 from m4oe_ds.errors import ConfigError, DataError
+from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.scaling import rows, simulate, study
 
 ROW = rows.Row(
@@ -119,6 +120,16 @@ def test_layers_with_as_many_experts_as_the_mtoe_count_too() -> None:
     possible, impossible = study.grid(config, [48], [3], [3], ["weak"], 1)
     assert not possible
     assert impossible[0][1] == "ep 3 does not divide the experts of every layer (16, 16, 48)"
+
+
+def test_a_model_without_experts_has_none_to_share() -> None:
+    config = config_loader.load(None, [*TINY, "model.name=mirai"])
+    possible, impossible = study.grid(config, [16], [1, 2], [2], ["weak"], 1)
+    assert [cell.ep for cell in possible] == [1]
+    assert impossible[0][1] == "ep 2, but mirai has no experts to share"
+    cluster = simulate.cluster_of(["A100-80"], 8)
+    assert cluster is not None
+    assert simulate.largest_ep(cluster, expert_counts(config)) == 1
 
 
 def test_a_point_that_fails_or_hangs_is_reported(tmp_path: Path) -> None:
