@@ -66,6 +66,7 @@ def work(options: argparse.Namespace) -> int:
     from m4oe_ds.compare import cells as grid
     from m4oe_ds.compare import run
     from m4oe_ds.errors import ConfigError
+    from m4oe_ds.option_lists import comma_list
 
     if options.explain and options.sweep:
         raise ConfigError("explanations of a sweep are not scored", "--explain", "leave --sweep away")
@@ -74,12 +75,12 @@ def work(options: argparse.Namespace) -> int:
             print(f"{name:22} {method.label:28} {', '.join(method.datasets)}")
         return 0
     preset = grid.PRESETS[options.preset]
-    methods = _names(options.methods) or (["ours"] if options.sweep else preset.methods)
+    methods = comma_list(options.methods, "--methods", str) or (["ours"] if options.sweep else preset.methods)
     cells = grid.enumerate_cells(
-        _names(options.datasets) or preset.datasets,
+        comma_list(options.datasets, "--datasets", str) or preset.datasets,
         [name for text in methods for name in _methods(text)],
-        _seeds(options.seeds) if options.seeds else preset.seeds,
-        _names(options.settings) or preset.settings,
+        comma_list(options.seeds, "--seeds", int) if options.seeds else preset.seeds,
+        comma_list(options.settings, "--settings", str) or preset.settings,
         options.regime,
         options.set,
         options.sweep,
@@ -166,10 +167,6 @@ def _refuse_step(tasks: int) -> None:
         )
 
 
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _methods(text: str) -> list[str]:
     from m4oe_ds.compare.cells import ABLATIONS, METHODS
 
@@ -179,15 +176,6 @@ def _methods(text: str) -> list[str]:
         "table2": list(ABLATIONS),
     }
     return groups.get(text, [text])
-
-
-def _seeds(text: str) -> list[int]:
-    from m4oe_ds.errors import ConfigError
-
-    try:
-        return [int(part) for part in _names(text)]
-    except ValueError:
-        raise ConfigError(f"cannot read {text!r}", "--seeds", "write whole numbers, e.g. 0,1,2") from None
 
 
 def _ds_config(options: argparse.Namespace) -> str:

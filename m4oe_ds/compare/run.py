@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,11 +199,10 @@ def _command(cell: Cell, plan: Plan, ranks: int) -> list[str]:
         arguments += ["--set", override]
     if ranks == 1:
         return [sys.executable, *arguments]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    from m4oe_ds.parallel.launch import free_port  # it imports torch, which the cells need and this process does not
+
     launcher = str(Path(sys.executable).parent / "deepspeed")
-    return [launcher, "-q", "--num_accelerators", str(ranks), "--master_port", str(port), *arguments]
+    return [launcher, "-q", "--num_accelerators", str(ranks), "--master_port", str(free_port()), *arguments]
 
 
 def cell_environment(tasks: int) -> dict[str, str]:

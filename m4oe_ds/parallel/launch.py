@@ -88,7 +88,7 @@ def resolve(environ: Mapping[str, str], expand_hosts: Callable[[str], list[str]]
             else 20000 + _integer(environ, "SLURM_JOB_ID") % 20000,
             "slurm",
         )
-    return LaunchEnvironment(0, 1, 0, 1, "127.0.0.1", _free_port(), "single")
+    return LaunchEnvironment(0, 1, 0, 1, "127.0.0.1", free_port(), "single")
 
 
 def start(environment: LaunchEnvironment, timeout_minutes: float = 10.0) -> torch.device:
@@ -204,7 +204,8 @@ def _scontrol_hosts(nodelist: str) -> list[str]:
     return result.stdout.split()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

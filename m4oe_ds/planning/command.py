@@ -53,6 +53,7 @@ def work(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from m4oe_ds import config_loader
+    from m4oe_ds.option_lists import comma_list
     from m4oe_ds.planning.hardware import parse_cluster
     from m4oe_ds.planning.recommend import Costs, recommend, scaling
 
@@ -60,7 +61,7 @@ def work(options: argparse.Namespace) -> int:
     cluster = parse_cluster(options.cluster, config.model.dim)
     costs = Costs(config)
     plan = recommend(config, cluster, _wishes(options, config, cluster.world), costs)
-    sizes = _sizes(options.scale)
+    sizes = comma_list(options.scale, "--scale", int, advice="write numbers of devices, e.g. 8,64,512,4096")
     rows = scaling(costs, plan.chosen, sizes) if sizes else []
     if options.json:
         print(json.dumps(as_dict(plan, rows), indent=2))
@@ -71,15 +72,6 @@ def work(options: argparse.Namespace) -> int:
         if not options.json:
             print(f"\nwritten: {options.out}")
     return 0 if plan.fits else 1
-
-
-def _sizes(text: str) -> list[int]:
-    from m4oe_ds.errors import ConfigError
-
-    try:
-        return [int(item) for item in text.split(",") if item.strip()]
-    except ValueError:
-        raise ConfigError(f"cannot read {text!r}", "--scale", "write numbers of devices, e.g. 8,64,512,4096") from None
 
 
 def _wishes(options: argparse.Namespace, config: Config, world: int) -> Any:

@@ -86,8 +86,8 @@ def _run(options: argparse.Namespace) -> int:
     config = config_loader.load(options.config, options.set)
     digest = study.digest(options.config, options.ds_config, options.set)
     cells, impossible = study.grid(
-        config, study.numbers(options.experts, "--experts"), study.numbers(options.ep, "--ep"),
-        study.numbers(options.world, "--world"), _modes(options.mode), options.batch,
+        config, numbers(options.experts, "--experts"), numbers(options.ep, "--ep"),
+        numbers(options.world, "--world"), _modes(options.mode), options.batch,
     )  # fmt: skip
     for cell, reason in impossible:
         print(f"left out: {cell}: {reason}")
@@ -118,12 +118,22 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _modes(text: str) -> list[str]:
-    from m4oe_ds.errors import ConfigError
+    from m4oe_ds.option_lists import comma_list
 
-    modes = [part.strip() for part in text.split(",") if part.strip()]
-    if not modes or set(modes) - {"weak", "strong"}:
-        raise ConfigError(f"cannot read {text!r}", "--mode", "write weak, strong or weak,strong")
-    return modes
+    advice = "write weak, strong or weak,strong"
+    return comma_list(text, "--mode", str, ("weak", "strong"), required=True, noun="mode", advice=advice)
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """``16,32`` as whole numbers from 1.
+
+    Raises:
+        ConfigError: something else.
+    """
+    from m4oe_ds.option_lists import comma_list
+
+    advice = "write whole numbers from 1, e.g. 16,32,64"
+    return comma_list(text, option, int, least=1, required=True, advice=advice)
 
 
 def _point(options: argparse.Namespace) -> int:
@@ -145,7 +155,6 @@ def _point(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from m4oe_ds.scaling import study
     from m4oe_ds.scaling.rows import write_csv, write_left_out
     from m4oe_ds.scaling.simulate import simulate
 
@@ -153,8 +162,8 @@ def _simulate(options: argparse.Namespace) -> int:
         [kind.strip() for kind in part.split("+")] for part in options.gpu.split(",") if part.strip()
     ]
     rows, left_out = simulate(
-        options.config, options.set, study.numbers(options.experts, "--experts"), clusters,
-        study.numbers(options.worlds, "--worlds"), _modes(options.mode), options.micro, options.batch, options.zero,
+        options.config, options.set, numbers(options.experts, "--experts"), clusters,
+        numbers(options.worlds, "--worlds"), _modes(options.mode), options.micro, options.batch, options.zero,
         options.precision, lambda text: print(text, flush=True),
     )  # fmt: skip
     folder = Path(options.output)

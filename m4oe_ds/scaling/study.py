@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,8 +17,8 @@ from pathlib import Path
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
-from m4oe_ds.errors import ConfigError
 from m4oe_ds.models.registry import expert_counts
+from m4oe_ds.parallel.launch import free_port
 
 NO_POINT = "ended without its point; were the configuration files changed meanwhile?"
 
@@ -82,7 +81,7 @@ def run_cell(
         command: what to start instead of this interpreter's ``m4oe scale point`` (tests).
         more: further environment variables.
     """
-    port = _free_port()
+    port = free_port()
     arguments = ["--experts", str(cell.experts), "--ep", str(cell.ep), "--mode", cell.mode, *options]
     start = list(command) or [sys.executable, "-m", "m4oe_ds", "scale", "point"]
     threads = str(max(1, (os.cpu_count() or 1) // cell.world))
@@ -148,21 +147,6 @@ def run(
     return failures
 
 
-def numbers(text: str, option: str) -> list[int]:
-    """``16,32`` as whole numbers from 1.
-
-    Raises:
-        ConfigError: something else.
-    """
-    try:
-        found = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise ConfigError(f"cannot read {text!r}", option, "write whole numbers from 1, e.g. 16,32,64")
-    return found
-
-
 def path_of(folder: Path, cell: Cell, micro: int, batch: int, digest: str) -> Path:
     """Where the point of a cell is, as :attr:`m4oe_ds.scaling.rows.Row.name` calls it."""
     size = micro * cell.world if cell.mode == "weak" else batch
@@ -179,9 +163,3 @@ def digest(config: str, ds_config: str, overrides: Sequence[str]) -> str:
     known = to_dict(config_loader.load(config, list(overrides)))
     text = json.dumps([known, deepspeed_json.read(ds_config)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

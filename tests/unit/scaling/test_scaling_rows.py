@@ -12,6 +12,7 @@ from m4oe_ds.cli import main
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.scaling import rows, simulate, study
+from m4oe_ds.scaling.command import numbers
 
 ROW = rows.Row(
     experts=16, ep=1, world=1, mode="weak", batch=4, micro=4, stage=2, precision="fp32", device="CPU", parameters=100,
@@ -169,10 +170,10 @@ def test_points_that_are_there_are_kept_and_failures_with_a_point_are_none(monke
 
 
 def test_numbers_and_paths() -> None:
-    assert study.numbers("16, 32", "--experts") == [16, 32]
+    assert numbers("16, 32", "--experts") == [16, 32]
     for text in ("", "a", "0", "4,-1"):
         with pytest.raises(ConfigError, match="--experts"):
-            study.numbers(text, "--experts")
+            numbers(text, "--experts")
     cell = study.Cell(16, 1, 1, "weak")
     assert study.path_of(Path("x"), cell, 4, 99, ROW.digest) == Path("x/points") / f"{ROW.name}.json"
 
