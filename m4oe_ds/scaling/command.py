@@ -155,17 +155,24 @@ def _point(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from m4oe_ds.option_lists import comma_list
     from m4oe_ds.scaling.rows import write_csv, write_left_out
-    from m4oe_ds.scaling.simulate import simulate
+    from m4oe_ds.scaling.simulate import Simulation, simulate
 
-    clusters: list[list[str]] = [
-        [kind.strip() for kind in part.split("+")] for part in options.gpu.split(",") if part.strip()
-    ]
-    rows, left_out = simulate(
-        options.config, options.set, numbers(options.experts, "--experts"), clusters,
-        numbers(options.worlds, "--worlds"), _modes(options.mode), options.micro, options.batch, options.zero,
-        options.precision, lambda text: print(text, flush=True),
-    )  # fmt: skip
+    mixtures = comma_list(options.gpu, "--gpu", str)
+    study = Simulation(
+        config=options.config,
+        overrides=options.set,
+        experts=numbers(options.experts, "--experts"),
+        clusters=[[kind.strip() for kind in mixed.split("+")] for mixed in mixtures],
+        worlds=numbers(options.worlds, "--worlds"),
+        modes=_modes(options.mode),
+        micro=options.micro,
+        batch=options.batch,
+        stage=options.zero,
+        precision=options.precision,
+    )
+    rows, left_out = simulate(study, lambda text: print(text, flush=True))
     folder = Path(options.output)
     write_left_out(left_out, folder / "left-out-simulate.json")
     write_csv(rows, folder / "simulated.csv")

@@ -180,9 +180,19 @@ def test_numbers_and_paths() -> None:
 
 def test_simulated_points_follow_the_slowest_device_and_are_marked(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("{}\n")
-    made, left_out = simulate.simulate(
-        str(tmp_path / "c.yaml"), TINY, [16], [["A100-80"], ["L40"], ["A100-80", "L40"]], [8, 16, 25], ["weak", "strong"], 4, 64, 2, "bf16"
-    )  # fmt: skip
+    options = simulate.Simulation(
+        config=str(tmp_path / "c.yaml"),
+        overrides=TINY,
+        experts=[16],
+        clusters=[["A100-80"], ["L40"], ["A100-80", "L40"]],
+        worlds=[8, 16, 25],
+        modes=["weak", "strong"],
+        micro=4,
+        batch=64,
+        stage=2,
+        precision="bf16",
+    )
+    made, left_out = simulate.simulate(options)
     assert len(made) == 14
     # 3 clusters, 3 worlds, 2 modes: nothing is left out without a word
     assert len(made) + len(left_out) == 18
