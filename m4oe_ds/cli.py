@@ -46,13 +46,13 @@ def parser() -> argparse.ArgumentParser:
         "plan", help="memory, step time and a DeepSpeed configuration before anything is submitted"
     )
     planning.add_arguments(plan)
-    plan.set_defaults(work=planning.work)
+    plan.set_defaults(work=planning.main)
 
     from m4oe_ds.scaling import command as scaling
 
     scale = commands.add_parser("scale", help="scaling studies on expert count: measured here, simulated beyond")
     scaling.add_arguments(scale)
-    scale.set_defaults(work=scaling.work)
+    scale.set_defaults(work=scaling.main)
 
     from m4oe_ds.compare import command as comparison
 
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "compare", help="train and evaluate the compared systems, and make the paper's tables"
     )
     comparison.add_arguments(compare)
-    compare.set_defaults(work=comparison.work)
+    compare.set_defaults(work=comparison.main)
 
     export = commands.add_parser("export", help="consolidate a checkpoint into safetensors, every expert included")
     export.add_argument("run", metavar="RUN", help="run folder, or one of its step-* checkpoints")

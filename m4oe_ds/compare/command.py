@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--list", action="store_true", help="list the methods")
 
 
-def work(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs and collects; 1 if a cell failed or is missing, 75 if a signal stopped the work.
 
     Raises:

@@ -37,14 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="write the recommended DeepSpeed JSON to this file")
 
 
-def run(argv: Sequence[str]) -> int:
-    """Parses the options of ``m4oe plan`` and does the work; returns 0 if the job fits, else 1."""
-    parser = argparse.ArgumentParser(prog="m4oe plan", description="What a job needs, before it is submitted.")
-    add_arguments(parser)
-    return work(parser.parse_args(argv))
-
-
-def work(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Plans and prints; returns 0 if the job fits, else 1.
 
     Raises:

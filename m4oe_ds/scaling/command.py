@@ -67,7 +67,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def work(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Does one of the sub-commands; 1 if a point failed.
 
     Raises:
