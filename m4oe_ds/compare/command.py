@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from m4oe_ds.compare.cells import Cell
     from m4oe_ds.compare.results import Figure
-    from m4oe_ds.compare.run import Plan
+    from m4oe_ds.compare.run import CellPlan
 
 TABLE1_TEXT = """Accuracy in percent (Dice for the cup), test split, mean ± standard deviation over seeds. In parentheses: difference to Ours
 in the same setting and its two-sided p, patients resampled together for both: uncorrected for the number of comparisons, and
@@ -85,7 +85,7 @@ def main(options: argparse.Namespace) -> int:
         options.set,
         options.sweep,
     )
-    plan = run.Plan(
+    plan = run.CellPlan(
         Path(options.output or f"runs/compare-{options.preset}").absolute(),
         options.preset,
         _ds_config(options),
@@ -113,7 +113,7 @@ def main(options: argparse.Namespace) -> int:
     return max(status, _explanations(cells, plan, options)) if options.explain else status
 
 
-def _explanations(cells: Sequence[Cell], plan: Plan, options: argparse.Namespace) -> int:
+def _explanations(cells: Sequence[Cell], plan: CellPlan, options: argparse.Namespace) -> int:
     """Analyses the cells, writes and prints how well their explanations agree; 1 if an analysis failed."""
     import os
 
@@ -141,7 +141,7 @@ def _explanations(cells: Sequence[Cell], plan: Plan, options: argparse.Namespace
     return 1 if failures or not found else 0
 
 
-def _one(cells: Sequence[Cell], number: int, plan: Plan) -> int:
+def _one(cells: Sequence[Cell], number: int, plan: CellPlan) -> int:
     """One task of an array job."""
     from m4oe_ds.compare import run
     from m4oe_ds.compare.processes import Children
@@ -196,7 +196,7 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _prepare(plan: Plan, cells: Sequence[Cell]) -> None:
+def _prepare(plan: CellPlan, cells: Sequence[Cell]) -> None:
     """Makes the phantom shards of the presets before cells that share them start."""
     from pathlib import Path
 
@@ -217,7 +217,7 @@ def _prepare(plan: Plan, cells: Sequence[Cell]) -> None:
                 )  # fmt: skip
 
 
-def _tables(cells: Sequence[Cell], plan: Plan, options: argparse.Namespace) -> int:
+def _tables(cells: Sequence[Cell], plan: CellPlan, options: argparse.Namespace) -> int:
     """Writes and prints the tables; 1 if they have holes."""
     from m4oe_ds.compare import results, run, tables
 

@@ -139,11 +139,11 @@ def numbers(text: str, option: str) -> list[int]:
 def _point(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from m4oe_ds.scaling.point import Request, measure
+    from m4oe_ds.scaling.point import PointRequest, measure
     from m4oe_ds.scaling.rows import write_point
 
     row = measure(
-        Request(options.config, options.ds_config, tuple(options.set), options.experts, options.ep, options.mode,
+        PointRequest(options.config, options.ds_config, tuple(options.set), options.experts, options.ep, options.mode,
                 options.micro, options.batch, options.steps, options.warm_up, options.profiled)
     )  # fmt: skip
     if row is not None:

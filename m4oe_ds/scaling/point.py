@@ -34,7 +34,7 @@ PHASES = (profiling.FORWARD, profiling.BACKWARD, profiling.OPTIMIZER)
 
 
 @dataclass(frozen=True)
-class Request:
+class PointRequest:
     """What to measure.
 
     Attributes:
@@ -67,7 +67,7 @@ class Request:
                 )
 
 
-def resolve(request: Request) -> Config:
+def resolve(request: PointRequest) -> Config:
     """The configuration of a point.
 
     Raises:
@@ -81,7 +81,7 @@ def resolve(request: Request) -> Config:
     return config
 
 
-def measure(request: Request) -> Row | None:
+def measure(request: PointRequest) -> Row | None:
     """Runs the point in this process group; the row on rank 0, None elsewhere.
 
     Data come from the shards of ``data.root`` where there are any; else random tensors of the same shape are made outside
@@ -143,7 +143,7 @@ def measure(request: Request) -> Row | None:
 
 
 def _row(
-    request: Request, config: Config, engine: Any, ep: int, world: int, sizes: Any, seconds: list[float], memory: float,
+    request: PointRequest, config: Config, engine: Any, ep: int, world: int, sizes: Any, seconds: list[float], memory: float,
     sent: int, parts: dict[str, float | None],
 ) -> dict[str, Any]:  # fmt: skip
     facts = environment()

@@ -24,7 +24,7 @@ NO_POINT = "ended without its point; were the configuration files changed meanwh
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridPoint:
     """A point to measure: experts of the MToE, ranks that share them, ranks, scaling mode."""
 
     experts: int
@@ -38,7 +38,7 @@ class Cell:
 
 def grid(
     config: Config, experts: Sequence[int], eps: Sequence[int], worlds: Sequence[int], modes: Sequence[str], batch: int
-) -> tuple[list[Cell], list[tuple[Cell, str]]]:
+) -> tuple[list[GridPoint], list[tuple[GridPoint, str]]]:
     """Every combination, and those that cannot be with the reason.
 
     Args:
@@ -46,7 +46,7 @@ def grid(
     """
     possible, impossible = [], []
     for mode, count, world, ep in itertools.product(modes, experts, worlds, eps):
-        cell = Cell(count, ep, world, mode)
+        cell = GridPoint(count, ep, world, mode)
         mtoe = dataclasses.replace(config.model.mtoe, num_experts=count)
         counts = expert_counts(dataclasses.replace(config, model=dataclasses.replace(config.model, mtoe=mtoe)))
         reason = ""
@@ -66,7 +66,7 @@ def grid(
 
 
 def run_cell(
-    cell: Cell,
+    cell: GridPoint,
     options: Sequence[str],
     timeout_s: float,
     command: Sequence[str] = (),
@@ -122,12 +122,12 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path], ti
 
 
 def run(
-    cells: Sequence[Cell],
-    done: Callable[[Cell], bool],
+    cells: Sequence[GridPoint],
+    done: Callable[[GridPoint], bool],
     options: Sequence[str],
     timeout_s: float,
     say: Callable[[str], None],
-) -> list[tuple[Cell, str]]:
+) -> list[tuple[GridPoint, str]]:
     """Measures every cell that is not there yet, one after the other; those that failed with their last lines.
 
     Args:
@@ -147,7 +147,7 @@ def run(
     return failures
 
 
-def path_of(folder: Path, cell: Cell, micro: int, batch: int, digest: str) -> Path:
+def path_of(folder: Path, cell: GridPoint, micro: int, batch: int, digest: str) -> Path:
     """Where the point of a cell is, as :attr:`m4oe_ds.scaling.rows.Row.name` calls it."""
     size = micro * cell.world if cell.mode == "weak" else batch
     return folder / "points" / f"e{cell.experts}-ep{cell.ep}-w{cell.world}-{cell.mode}-b{size}-{digest}.json"

@@ -10,7 +10,7 @@ import pytest
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.scaling import point
 
-REQUEST = point.Request("c.yaml", "d.json", (), 16, 1, "weak", 4, 16, 10, 3)
+REQUEST = point.PointRequest("c.yaml", "d.json", (), 16, 1, "weak", 4, 16, 10, 3)
 
 
 def event(name: str, start_ms: float, end_ms: float) -> SimpleNamespace:

@@ -136,7 +136,7 @@ def test_a_model_without_experts_has_none_to_share() -> None:
 def test_a_point_that_fails_or_hangs_is_reported(tmp_path: Path) -> None:
     import sys
 
-    cell = study.Cell(4, 1, 2, "weak")
+    cell = study.GridPoint(4, 1, 2, "weak")
     fails = [sys.executable, "-c", "import os, sys; print('error: out of luck', os.environ['RANK']); sys.exit(3)"]
     assert "out of luck" in study.run_cell(cell, [], 30, fails)
     hangs = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -153,10 +153,10 @@ def test_a_point_that_fails_or_hangs_is_reported(tmp_path: Path) -> None:
 
 
 def test_points_that_are_there_are_kept_and_failures_with_a_point_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = [study.Cell(4, 1, world, "weak") for world in (1, 2, 4, 8)]
-    there, said, started = {cells[0]}, list[str](), list[study.Cell]()
+    cells = [study.GridPoint(4, 1, world, "weak") for world in (1, 2, 4, 8)]
+    there, said, started = {cells[0]}, list[str](), list[study.GridPoint]()
 
-    def run_cell(cell: study.Cell, options: object, timeout_s: float) -> str:
+    def run_cell(cell: study.GridPoint, options: object, timeout_s: float) -> str:
         started.append(cell)
         if cell == cells[1]:
             there.add(cell)  # written, then aborted at exit
@@ -174,7 +174,7 @@ def test_numbers_and_paths() -> None:
     for text in ("", "a", "0", "4,-1"):
         with pytest.raises(ConfigError, match="--experts"):
             numbers(text, "--experts")
-    cell = study.Cell(16, 1, 1, "weak")
+    cell = study.GridPoint(16, 1, 1, "weak")
     assert study.path_of(Path("x"), cell, 4, 99, ROW.digest) == Path("x/points") / f"{ROW.name}.json"
 
 
