@@ -212,9 +212,13 @@ def _prepare(plan: CellPlan, cells: Sequence[Cell]) -> None:
         if data.phantom.patients and "://" not in root:
             with run.locked(Path(root).absolute().with_name(f".{Path(root).name}.lock")):
                 ensure_phantom_shards(
-                    Path(root), data.dataset, patients=data.phantom.patients, seed=data.phantom.seed,
-                    risk_prevalence=data.phantom.risk_prevalence, image_size=data.phantom.image_size,
-                )  # fmt: skip
+                    Path(root),
+                    data.dataset,
+                    patients=data.phantom.patients,
+                    seed=data.phantom.seed,
+                    risk_prevalence=data.phantom.risk_prevalence,
+                    image_size=data.phantom.image_size,
+                )
 
 
 def _tables(cells: Sequence[Cell], plan: CellPlan, options: argparse.Namespace) -> int:

@@ -117,9 +117,7 @@ def table(found: Sequence[Agreement]) -> list[list[str]]:
     """Header and rows: system, explanation, then per reference and level the coefficient, mean over tasks."""
     references = [name for name in ("truth", "ablation") if any(entry.reference == name for entry in found)]
     rows = [["data set", "system", "explanation", *(f"{name}: {level}" for name in references for level in LEVELS)]]
-    text = {
-        (e.dataset, e.method, e.explanation, e.reference, e.level): e.text for e in found if e.task in ("all", "")
-    }  # fmt: skip
+    text = {(e.dataset, e.method, e.explanation, e.reference, e.level): e.text for e in found if e.task in ("all", "")}
     for dataset in dict.fromkeys(entry.dataset for entry in found):
         for method in METHODS:
             for name in ("routing", "saliency", "rollout", "ablation", "uniform"):

@@ -192,9 +192,16 @@ def locked(path: Path) -> Iterator[None]:
 
 def _command(cell: Cell, plan: CellPlan, ranks: int) -> list[str]:
     arguments = [
-        str(ROOT / "train.py"), "--ds_config", str(ROOT / plan.ds_config), "--config", str(plan.config(cell.dataset)),
-        "--output", str(plan.of(cell)), "--resume", "auto",
-    ]  # fmt: skip
+        str(ROOT / "train.py"),
+        "--ds_config",
+        str(ROOT / plan.ds_config),
+        "--config",
+        str(plan.config(cell.dataset)),
+        "--output",
+        str(plan.of(cell)),
+        "--resume",
+        "auto",
+    ]
     for override in (*cell.overrides, f"run.name={cell.name}"):
         arguments += ["--set", override]
     if ranks == 1:

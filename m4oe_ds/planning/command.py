@@ -103,8 +103,10 @@ def describe(plan: Plan, config_name: str, cluster: str, rows: Sequence[Candidat
     lines.append(f"fits: {'YES' if plan.fits else 'NO'}")
     for pool in chosen.cluster.pools:
         share = chosen.memory.peak / pool.device.usable
-        lines.append(f"  {pool.device.name:8} {chosen.memory.peak / 1e9:6.1f} GB of {pool.device.usable / 1e9:.1f} GB "
-                     f"usable ({share:.0%}), worst at {chosen.memory.worst}")  # fmt: skip
+        lines.append(
+            f"  {pool.device.name:8} {chosen.memory.peak / 1e9:6.1f} GB of {pool.device.usable / 1e9:.1f} GB "
+            f"usable ({share:.0%}), worst at {chosen.memory.worst}"
+        )
     lines += ["", "parameters (millions)"]
     lines += [f"  {name:28} {count / 1e6:10.1f}" for name, count in cost.parameters.items()]
     lines.append(f"  {'total':28} {cost.total / 1e6:10.1f}   ({cost.expert_total / 1e6:.1f} in experts)")
@@ -122,10 +124,14 @@ def describe(plan: Plan, config_name: str, cluster: str, rows: Sequence[Candidat
     lines += ["", "one optimizer step (SIMULATED, slowest rank, nothing overlapped; ms)"]
     for name in ("compute", "exchange", "reduction", "gather", "optimizer", "other"):
         lines.append(f"  {name:28} {1e3 * getattr(time, name):10.1f}")
-    lines.append(f"  {'total':28} {1e3 * time.total:10.1f}   {chosen.samples_per_second:.1f} samples/s, "
-                 f"{time.arithmetic_share:.0%} of compute bound by arithmetic")  # fmt: skip
-    lines.append(f"  leaving a rank: {time.bytes_exchanged / 1e9:.2f} GB exchanged, "
-                 f"{time.bytes_reduced / 1e9:.2f} GB reduced and gathered")  # fmt: skip
+    lines.append(
+        f"  {'total':28} {1e3 * time.total:10.1f}   {chosen.samples_per_second:.1f} samples/s, "
+        f"{time.arithmetic_share:.0%} of compute bound by arithmetic"
+    )
+    lines.append(
+        f"  leaving a rank: {time.bytes_exchanged / 1e9:.2f} GB exchanged, "
+        f"{time.bytes_reduced / 1e9:.2f} GB reduced and gathered"
+    )
     lines += ["", "choices and reasons"]
     lines += [f"  {choice}\n      {reason}" for choice, reason in plan.reasons]
     lines += ["", "to use it: --out FILE writes the DeepSpeed JSON; start the training with"]
@@ -142,10 +148,12 @@ def _scaling_lines(rows: Sequence[Candidate]) -> list[str]:
     base = rows[0].samples_per_second / rows[0].layout.world
     for row in rows:
         share = row.samples_per_second / row.layout.world / base
-        lines.append(f"  {row.layout.world:7} {row.layout.ep:4} {row.layout.batch:9} {1e3 * row.time.total:9.1f} "
-                     f"{row.samples_per_second:10.1f} {share:11.0%} {1e3 * row.time.exchange:9.1f} "
-                     f"{1e3 * (row.time.reduction + row.time.gather):10.1f} {row.memory.peak / 1e9:9.1f}  "
-                     f"{'yes' if row.fits else 'no'}")  # fmt: skip
+        lines.append(
+            f"  {row.layout.world:7} {row.layout.ep:4} {row.layout.batch:9} {1e3 * row.time.total:9.1f} "
+            f"{row.samples_per_second:10.1f} {share:11.0%} {1e3 * row.time.exchange:9.1f} "
+            f"{1e3 * (row.time.reduction + row.time.gather):10.1f} {row.memory.peak / 1e9:9.1f}  "
+            f"{'yes' if row.fits else 'no'}"
+        )
     return lines
 
 
@@ -154,8 +162,10 @@ def _notes(chosen: Candidate) -> list[str]:
 
     lines = ["", "what this rests on"]
     for device in {pool.device.name: pool.device for pool in chosen.cluster.pools}.values():
-        lines.append(f"  {device.name}: {device.source}; {device.arithmetic:.0%} of peak, {device.streaming:.0%} of bandwidth; "
-                     f"{device.link.name}; {device.port.name}")  # fmt: skip
+        lines.append(
+            f"  {device.name}: {device.source}; {device.arithmetic:.0%} of peak, {device.streaming:.0%} of bandwidth; "
+            f"{device.link.name}; {device.port.name}"
+        )
     return lines + [f"  assumed: {text}" for text in ASSUMPTIONS]
 
 

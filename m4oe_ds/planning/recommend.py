@@ -253,8 +253,11 @@ def _reasons(
         )
     else:
         reasons.append(
-            ("no activation checkpointing", f"activations take {_gb(chosen.memory.activations)} and fit; recomputing costs time")
-        )  # fmt: skip
+            (
+                "no activation checkpointing",
+                f"activations take {_gb(chosen.memory.activations)} and fit; recomputing costs time",
+            )
+        )
     return reasons
 
 
@@ -289,8 +292,10 @@ def _device_reason(chosen: Candidate, candidates: list[Candidate], cluster: Clus
             known = best.get(str(item.cluster))
             if known is None or item.time.total < known.time.total:
                 best[str(item.cluster)] = item
-    rest = ", ".join(f"{name} alone {_ms(item.time.total)}" if name != str(cluster) else f"all {_ms(item.time.total)}"
-                     for name, item in best.items())  # fmt: skip
+    rest = ", ".join(
+        f"{name} alone {_ms(item.time.total)}" if name != str(cluster) else f"all {_ms(item.time.total)}"
+        for name, item in best.items()
+    )
     return choice, f"{_ms(chosen.time.total)} per step, against {rest or 'nothing else that fits'}; {text}"
 
 
@@ -395,8 +400,14 @@ def ds_config(config: Config, layout: Layout) -> dict[str, Any]:
     if layout.precision == "bf16":
         content |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     if layout.precision == "fp16":
-        content["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000,
-                           "hysteresis": 2, "min_loss_scale": 1}  # fmt: skip
+        content["fp16"] = {
+            "enabled": True,
+            "loss_scale": 0,
+            "initial_scale_power": 16,
+            "loss_scale_window": 1000,
+            "hysteresis": 2,
+            "min_loss_scale": 1,
+        }
     return content
 
 

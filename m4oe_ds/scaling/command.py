@@ -86,9 +86,13 @@ def _run(options: argparse.Namespace) -> int:
     config = config_loader.load(options.config, options.set)
     digest = study.digest(options.config, options.ds_config, options.set)
     cells, impossible = study.grid(
-        config, numbers(options.experts, "--experts"), numbers(options.ep, "--ep"),
-        numbers(options.world, "--world"), _modes(options.mode), options.batch,
-    )  # fmt: skip
+        config,
+        numbers(options.experts, "--experts"),
+        numbers(options.ep, "--ep"),
+        numbers(options.world, "--world"),
+        _modes(options.mode),
+        options.batch,
+    )
     for cell, reason in impossible:
         print(f"left out: {cell}: {reason}")
     print(f"{len(cells)} points to measure, {len(impossible)} left out")
@@ -107,9 +111,12 @@ def _run(options: argparse.Namespace) -> int:
         *(item for key in options.set for item in ("--set", key)),
     ]
     failures = study.run(
-        cells, lambda cell: study.path_of(folder, cell, options.micro, options.batch, digest).is_file(), more, options.timeout,
+        cells,
+        lambda cell: study.path_of(folder, cell, options.micro, options.batch, digest).is_file(),
+        more,
+        options.timeout,
         lambda text: print(text, flush=True),
-    )  # fmt: skip
+    )
     if len(failures) < len(cells):
         _collect(options)
     for cell, problem in failures:
@@ -143,9 +150,20 @@ def _point(options: argparse.Namespace) -> int:
     from m4oe_ds.scaling.rows import write_point
 
     row = measure(
-        PointRequest(options.config, options.ds_config, tuple(options.set), options.experts, options.ep, options.mode,
-                options.micro, options.batch, options.steps, options.warm_up, options.profiled)
-    )  # fmt: skip
+        PointRequest(
+            options.config,
+            options.ds_config,
+            tuple(options.set),
+            options.experts,
+            options.ep,
+            options.mode,
+            options.micro,
+            options.batch,
+            options.steps,
+            options.warm_up,
+            options.profiled,
+        )
+    )
     if row is not None:
         path = write_point(row, Path(options.output))
         print(f"{row.experts} experts, {row.world} ranks, ep {row.ep}: {row.step_ms:.1f} ms per step -> {path}")

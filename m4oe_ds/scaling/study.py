@@ -91,10 +91,16 @@ def run_cell(
         try:
             for rank, log in enumerate(logs):
                 environment = {
-                    **os.environ, "RANK": str(rank), "WORLD_SIZE": str(cell.world), "LOCAL_RANK": str(rank),
-                    "LOCAL_SIZE": str(cell.world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **(more or {}),
-                }  # fmt: skip
+                    **os.environ,
+                    "RANK": str(rank),
+                    "WORLD_SIZE": str(cell.world),
+                    "LOCAL_RANK": str(rank),
+                    "LOCAL_SIZE": str(cell.world),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+                    **(more or {}),
+                }
                 with log.open("wb") as stream:
                     processes.append(
                         subprocess.Popen([*start, *arguments], env=environment, stdout=stream, stderr=subprocess.STDOUT)

@@ -59,10 +59,16 @@ def test_coefficients_are_averaged_over_the_seeds_that_have_them(finished: tuple
     assert entry.text == "+0.60 ± 0.14"
     header, row = explain.table(found)
     assert dict(zip(header, row, strict=True)) == {
-        "data set": "embed", "system": "Ours", "explanation": "routing",
-        "truth: sample": "+0.60 ± 0.14", "truth: within": "+0.60 ± 0.14", "truth: population": "+0.60 ± 0.14",
-        "ablation: sample": "+0.20 ± 0.14", "ablation: within": "+0.20 ± 0.14", "ablation: population": "+0.20 ± 0.14",
-    }  # fmt: skip
+        "data set": "embed",
+        "system": "Ours",
+        "explanation": "routing",
+        "truth: sample": "+0.60 ± 0.14",
+        "truth: within": "+0.60 ± 0.14",
+        "truth: population": "+0.60 ± 0.14",
+        "ablation: sample": "+0.20 ± 0.14",
+        "ablation: within": "+0.20 ± 0.14",
+        "ablation: population": "+0.20 ± 0.14",
+    }
     assert explain.task_table(found)[1:] == [["embed", "density", "+0.60 ± 0.14"]]
     assert explain.share_table(cells, plan)[1] == ["embed", "density", "ffdm_cc", "0.700", "0.600"]
     assert explain.information(cells, plan)[1] == ["embed", "Ours", "mtoe", "0.1500 ± 0.0707", "0.500"]

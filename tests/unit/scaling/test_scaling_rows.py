@@ -15,16 +15,41 @@ from m4oe_ds.scaling import rows, simulate, study
 from m4oe_ds.scaling.command import numbers
 
 ROW = rows.Row(
-    experts=16, ep=1, world=1, mode="weak", batch=4, micro=4, stage=2, precision="fp32", device="CPU", parameters=100,
-    step_ms=100.0, step_ms_low=90.0, step_ms_high=110.0, samples_per_s=40.0, memory_bytes=1e9, compute_ms=80.0,
-    all_to_all_ms=0.0, reduction_ms=0.0, optimizer_ms=10.0, data_ms=None, all_to_all_bytes=0.0, measured=True, source="today",
-    setting="c.yaml d.json", digest="0123abcd", data="random tensors",
-)  # fmt: skip
+    experts=16,
+    ep=1,
+    world=1,
+    mode="weak",
+    batch=4,
+    micro=4,
+    stage=2,
+    precision="fp32",
+    device="CPU",
+    parameters=100,
+    step_ms=100.0,
+    step_ms_low=90.0,
+    step_ms_high=110.0,
+    samples_per_s=40.0,
+    memory_bytes=1e9,
+    compute_ms=80.0,
+    all_to_all_ms=0.0,
+    reduction_ms=0.0,
+    optimizer_ms=10.0,
+    data_ms=None,
+    all_to_all_bytes=0.0,
+    measured=True,
+    source="today",
+    setting="c.yaml d.json",
+    digest="0123abcd",
+    data="random tensors",
+)
 TINY = (
-    "data.image_size=[32,24]", "model.dim=32", "model.embedder.backbone=vit_tiny_patch16_224",
+    "data.image_size=[32,24]",
+    "model.dim=32",
+    "model.embedder.backbone=vit_tiny_patch16_224",
     "model.embedder.options={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 4}",
-    "model.msoe={num_experts: 16, depth: 1, num_heads: 4}", "model.fusion={num_experts: 16, depth: 1, num_heads: 4}",
-)  # fmt: skip
+    "model.msoe={num_experts: 16, depth: 1, num_heads: 4}",
+    "model.fusion={num_experts: 16, depth: 1, num_heads: 4}",
+)
 
 
 def other(**changes: object) -> rows.Row:
@@ -106,8 +131,13 @@ def test_impossible_points_are_left_out_with_the_reason() -> None:
     config = config_loader.load(None, [*TINY, "model.msoe.num_experts=6"])
     possible, impossible = study.grid(config, [16, 18], [1, 2, 4], [1, 4], ["weak", "strong"], 6)
     assert {(c.experts, c.ep, c.world) for c in possible if c.mode == "weak"} == {
-        (16, 1, 1), (18, 1, 1), (16, 1, 4), (16, 2, 4), (18, 1, 4), (18, 2, 4),
-    }  # fmt: skip
+        (16, 1, 1),
+        (18, 1, 1),
+        (16, 1, 4),
+        (16, 2, 4),
+        (18, 1, 4),
+        (18, 2, 4),
+    }
     assert {c.world for c in possible if c.mode == "strong"} == {1}
     reasons = {(c.experts, c.ep, c.world, c.mode): reason for c, reason in impossible}
     assert reasons[16, 2, 1, "weak"] == "ep 2 does not divide 1 ranks"
@@ -147,8 +177,12 @@ def test_a_point_that_fails_or_hangs_is_reported(tmp_path: Path) -> None:
     # more output than a pipe holds, from a rank that nobody reads yet
     loud = "import os\nif os.environ['RANK'] == '1': print('x' * 2_000_000)"
     assert study.run_cell(cell, [], 60, [sys.executable, "-c", loud]) == ""
-    given = [sys.executable, "-c", "import os, sys; sys.exit(sys.argv[1:] != '--experts 4 --ep 1 --mode weak --x'.split()"
-             " or os.environ['SEEN'] != 'yes' or os.environ['WORLD_SIZE'] != '2')"]  # fmt: skip
+    given = [
+        sys.executable,
+        "-c",
+        "import os, sys; sys.exit(sys.argv[1:] != '--experts 4 --ep 1 --mode weak --x'.split()"
+        " or os.environ['SEEN'] != 'yes' or os.environ['WORLD_SIZE'] != '2')",
+    ]
     assert study.run_cell(cell, ["--x"], 30, given, more={"SEEN": "yes"}) == ""
 
 
@@ -215,9 +249,13 @@ def test_simulated_points_follow_the_slowest_device_and_are_marked(tmp_path: Pat
 
 def test_experts_are_shared_by_a_node_of_ranks_at_most() -> None:
     for kinds, world, counts, ep in (
-        (["A100-80"], 64, [32, 16], 8), (["A100-80"], 64, [32, 12], 4), (["A100-80", "L40S"], 8, [32], 8),
-        (["A100-80", "L40S"], 4, [32, 16], 4), (["A100-80"], 12, [32], 4), (["A100-80"], 4, [32], 4),
-    ):  # fmt: skip
+        (["A100-80"], 64, [32, 16], 8),
+        (["A100-80"], 64, [32, 12], 4),
+        (["A100-80", "L40S"], 8, [32], 8),
+        (["A100-80", "L40S"], 4, [32, 16], 4),
+        (["A100-80"], 12, [32], 4),
+        (["A100-80"], 4, [32], 4),
+    ):
         cluster = simulate.cluster_of(kinds, world)
         assert cluster is not None
         assert simulate.largest_ep(cluster, counts) == ep
