@@ -1,4 +1,4 @@
-"""The ``m4oe`` command: a table of sub-commands, each importing its work when it runs, so that ``--help`` is instant."""
+"""The ``m4oe`` command: sub-commands that import their work when they run, so that ``--help`` is instant."""
 
 from __future__ import annotations
 
@@ -62,6 +62,11 @@ def parser() -> argparse.ArgumentParser:
     comparison.add_arguments(compare)
     compare.set_defaults(work=comparison.main)
 
+    _add_export_models_config(commands)
+    return top
+
+
+def _add_export_models_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     export = commands.add_parser("export", help="consolidate a checkpoint into safetensors, every expert included")
     export.add_argument("run", metavar="RUN", help="run folder, or one of its step-* checkpoints")
     export.add_argument("--checkpoint", default="best", metavar="best|latest|TAG", help="which one (default: best)")
@@ -78,7 +83,6 @@ def parser() -> argparse.ArgumentParser:
     config.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
     config.add_argument("--count", action="store_true", help="also count the model's parameters, allocating none")
     config.set_defaults(work=_config)
-    return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
