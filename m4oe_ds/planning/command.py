@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from m4oe_ds.config import Config
-    from m4oe_ds.planning.recommend import Candidate, Plan
+    from m4oe_ds.planning.candidates import Candidate
+    from m4oe_ds.planning.recommend import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +48,9 @@ def main(options: argparse.Namespace) -> int:
 
     from m4oe_ds import config_loader
     from m4oe_ds.option_lists import comma_list
+    from m4oe_ds.planning.candidates import Costs
     from m4oe_ds.planning.hardware import parse_cluster
-    from m4oe_ds.planning.recommend import Costs, recommend, scaling
+    from m4oe_ds.planning.recommend import recommend, scaling
 
     config = config_loader.load(options.config, options.set)
     cluster = parse_cluster(options.cluster, config.model.dim)
@@ -70,7 +72,7 @@ def main(options: argparse.Namespace) -> int:
 def _wishes(options: argparse.Namespace, config: Config, world: int) -> Any:
     from m4oe_ds import deepspeed_json
     from m4oe_ds.models.registry import expert_counts
-    from m4oe_ds.planning.recommend import Wishes
+    from m4oe_ds.planning.candidates import Wishes
 
     batch = int(config.run.expects.get("train_batch_size", 32))
     precision: Any = "bf16"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from m4oe_ds import config_loader
 from m4oe_ds.models.registry import expert_counts
+from m4oe_ds.planning.candidates import Candidate, Costs, evaluate, most_sharers
 from m4oe_ds.planning.hardware import ASSUMPTIONS, Cluster, Pool, accelerator
 from m4oe_ds.planning.memory import Layout
 from m4oe_ds.planning.model_cost import Precision
-from m4oe_ds.planning.recommend import Candidate, Costs, evaluate, most_sharers
 from m4oe_ds.scaling.rows import DOES_NOT_FIT, Row
 
 SOURCE = "simulated: data-sheet peaks and links with the efficiencies assumed in `m4oe plan`, nothing overlapped"

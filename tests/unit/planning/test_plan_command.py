@@ -10,8 +10,9 @@ import pytest
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.cli import main
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.planning.candidates import Costs, Wishes
 from m4oe_ds.planning.hardware import parse_cluster
-from m4oe_ds.planning.recommend import Costs, Wishes, recommend, scaling
+from m4oe_ds.planning.recommend import recommend, scaling
 
 SMALL = """
 data: {dataset: rsna, image_size: [32, 24]}
