@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
     from m4oe_ds.option_lists import comma_list
 
     if options.explain and options.sweep:
-        raise ConfigError("explanations of a sweep are not scored", "--explain", "leave --sweep away")
+        raise ConfigError("explanations of a sweep are not scored", "--explain", "leave out --sweep")
     if options.list:
         for name, method in grid.METHODS.items():
             print(f"{name:22} {method.label:28} {', '.join(method.datasets)}")

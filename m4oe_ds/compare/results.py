@@ -50,7 +50,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class _Samples:
-    """Of the test samples of one cell and task: correct or not, or Dice; labels and probabilities of a classification."""
+    """Of the test samples of one cell and task: correct or not, or Dice; labels, probabilities of a classification."""
 
     keys: np.ndarray
     groups: np.ndarray

@@ -152,7 +152,7 @@ def start(environment: LaunchEnvironment, timeout_minutes: float = 10.0) -> torc
 def device_index(environment: LaunchEnvironment, visible: int) -> int:
     """Number of this rank's GPU among the ``visible`` ones.
 
-    Where a rank sees one GPU it is its own, whatever its local rank: ``srun --gpus-per-task`` hides those of the others.
+    Where a rank sees one GPU it is its own, whatever its local rank: ``srun --gpus-per-task`` hides the others.
 
     Raises:
         EnvironmentProblem: more ranks on this machine than visible GPUs.

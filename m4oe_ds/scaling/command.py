@@ -227,6 +227,7 @@ def _collect(options: argparse.Namespace) -> int:
     draw(rows, folder / "figures")
     print(text)
     print(
-        f"{len(measured)} measured and {len(simulated)} simulated points: {folder / 'scaling.csv'}, scaling.md, figures/"
+        f"{len(measured)} measured and {len(simulated)} simulated points: {folder / 'scaling.csv'}, "
+        "scaling.md, figures/"
     )
     return 0

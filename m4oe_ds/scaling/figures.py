@@ -40,7 +40,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def _lines(rows: Sequence[Row], value: Callable[[Row], float | None], label: str, *, both: bool) -> Any:
-    """One panel per mode, one line per study over the number of ranks; measured points also one per ep, hollow from 2."""
+    """One panel per mode, one line per study over the ranks; measured points also one per ep, hollow from 2."""
     modes = sorted({row.mode for row in rows})
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(modes), figsize=(6.2 * len(modes), 4), squeeze=False)
@@ -65,7 +65,8 @@ def _lines(rows: Sequence[Row], value: Callable[[Row], float | None], label: str
                     lw=1,
                     color=COLOURS[counts.index(experts) % len(COLOURS)],
                     mfc="white" if ep > 1 else None,
-                    label=f"{experts} experts{f', ep {ep}' if measured else ''}, {device}{'' if measured else ' (simulated)'}"
+                    label=f"{experts} experts{f', ep {ep}' if measured else ''}, {device}"
+                    f"{'' if measured else ' (simulated)'}"
                     f"{f', {digest}' if measured and several else ''}",
                 )
             axis.set(title=f"{mode} scaling", xlabel="ranks", ylabel=label, xscale="log")
@@ -89,7 +90,8 @@ def _split(rows: Sequence[Row]) -> Any:
             axis.barh(range(len(shown)), widths, left=left, color=COLOURS[number], label=label, height=0.75)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         names = [
-            f"{row.experts} e, {row.world} ranks, ep {row.ep}, {row.mode}{'' if row.measured else ', ' + row.device + ' (simulated)'}"
+            f"{row.experts} e, {row.world} ranks, ep {row.ep}, {row.mode}"
+            f"{'' if row.measured else ', ' + row.device + ' (simulated)'}"
             for row in shown
         ]
         axis.set(yticks=range(len(shown)), yticklabels=names, xlabel="ms per step, one part after the other")

@@ -105,5 +105,5 @@ def test_the_command_collects_and_fails_without_any_explanation(
     assert "no finished cell" in capsys.readouterr().out
     assert main([*chosen, "--sweep", "alpha=0,0.1", "--output", str(nothing)]) != 0
     printed = capsys.readouterr()
-    assert "leave --sweep away" in printed.err
+    assert "leave out --sweep" in printed.err
     assert not printed.out
