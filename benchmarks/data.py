@@ -69,9 +69,24 @@ def write_sources(folder: Path, images: int) -> dict[str, list[Path]]:
             path = folder / name / f"{number}.dcm"
             windows = () if name == NO_WINDOW else ((2047, 4096),)
             facts = DicomFacts(
-                "1", "", "1.2.3", "1.2.3.4", f"1.2.3.4.{number + 1}", "2000-01-01", "101500", "", "", "L", "CC", "F",
-                "HOLOGIC, Inc.", "Selenia Dimensions", 12, windows, name.split(",")[0],
-            )  # fmt: skip
+                "1",
+                "",
+                "1.2.3",
+                "1.2.3.4",
+                f"1.2.3.4.{number + 1}",
+                "2000-01-01",
+                "101500",
+                "",
+                "",
+                "L",
+                "CC",
+                "F",
+                "HOLOGIC, Inc.",
+                "Selenia Dimensions",
+                12,
+                windows,
+                name.split(",")[0],
+            )
             write_mammogram(path, pixels, facts)
             paths[name].append(path)
     return paths
@@ -186,15 +201,27 @@ def reading_rows(results: Sequence[Any], pixels: Sequence[np.ndarray], folder: P
     spec, rows = DATASETS["embed"], []
     for codec, name in (("b2", "our shards"), ("png", "the same shards with PNG-16 (Pillow)")):
         writer = ShardWriter(
-            folder / codec, "embed", "train", modalities=spec.modalities, tasks=spec.tasks,
-            samples_per_shard=len(pixels), synthetic=True, preprocessing={},
-        )  # fmt: skip
+            folder / codec,
+            "embed",
+            "train",
+            modalities=spec.modalities,
+            tasks=spec.tasks,
+            samples_per_shard=len(pixels),
+            synthetic=True,
+            preprocessing={},
+        )
         for number, (result, image) in enumerate(zip(results, pixels, strict=True)):
             place = f"{number:016x}"
             meta = {
-                **result.meta, "key": f"embed-{place}-l", "group": place, "exam": place, "split": "train",
-                "schema_version": 2, "screening": True, "vendor": "other",
-            }  # fmt: skip
+                **result.meta,
+                "key": f"embed-{place}-l",
+                "group": place,
+                "exam": place,
+                "split": "train",
+                "schema_version": 2,
+                "screening": True,
+                "vendor": "other",
+            }
             writer.write(meta, {f"ffdm_cc.{codec}": codecs.encode(image, codec)})
         (shard,) = writer.close().shards
 
@@ -218,14 +245,17 @@ def shuffle_rows() -> list[list[str]]:
     rows, size = [], 64
     for count in (640, 3200, 19200, 89600):
         shards = [Shard(f"{n}", 0, "", size, [], {}, [], [], []) for n in range(count // size)]
-        manifest = assemble(
-            "embed", "train", shards, modalities=(), tasks=(), synthetic=True, preprocessing={}
-        )  # fmt: skip
+        manifest = assemble("embed", "train", shards, modalities=(), tasks=(), synthetic=True, preprocessing={})
         found = shuffle_quality(dataclasses.replace(manifest, num_samples=count))
         rows.append(
-            [f"{count:,}", f"{found.correlation:.3f}", f"{found.chance:.3f}", f"{100 * found.spread:.0f} %",
-             f"{100 * found.least_spread:.0f} %"]
-        )  # fmt: skip
+            [
+                f"{count:,}",
+                f"{found.correlation:.3f}",
+                f"{found.chance:.3f}",
+                f"{100 * found.spread:.0f} %",
+                f"{100 * found.least_spread:.0f} %",
+            ]
+        )
     return rows
 
 
@@ -272,9 +302,13 @@ def main() -> None:
             decode, whole = figures["decoding"], figures["conversion"]
             added = whole - min(figures[of] for of in methods)
             rows.append(
-                [name, *(f"{1 / value:.1f}" for value in figures.values()), f"{1000 * added:.0f}",
-                 *(f"{100 * figures[of] / whole:.0f} %" for of in methods)]
-            )  # fmt: skip
+                [
+                    name,
+                    *(f"{1 / value:.1f}" for value in figures.values()),
+                    f"{1000 * added:.0f}",
+                    *(f"{100 * figures[of] / whole:.0f} %" for of in methods),
+                ]
+            )
             reading.append([f"DICOM source, {name}", f"{1000 * decode:.2f}", f"{1 / decode:.1f}"])
             if not pixels:
                 results = [convert_one(path, options.rows, options.cols) for path in paths]

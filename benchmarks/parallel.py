@@ -86,9 +86,14 @@ def main() -> int:
             2 * cost.width * sum(cost.exchanges) * (cell.ep - 1) / cell.ep
         )  # forward's elements, once more in backward
         layout = Layout(
-            cell.world, cell.ep, first["stage"], arguments.micro, precision=first["precision"],
-            bucket=bucket, adam_temporaries=1 if arguments.device == "cuda" else 2,
-        )  # fmt: skip
+            cell.world,
+            cell.ep,
+            first["stage"],
+            arguments.micro,
+            precision=first["precision"],
+            bucket=bucket,
+            adam_temporaries=1 if arguments.device == "cuda" else 2,
+        )
         plan = rank_memory(cost, layout).peak
         memory = statistics.median(row["memory_bytes"] for row in rounds)
         lines.append(

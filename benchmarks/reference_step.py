@@ -52,9 +52,16 @@ def random_batch(spec: ModelSpec, count: int, generator: torch.Generator) -> Bat
     ones = torch.ones(count, dtype=torch.bool)
     names = tuple(str(i) for i in range(count))
     return Batch(
-        views, torch.ones(count, len(spec.modalities), dtype=torch.bool), labels,
-        torch.ones(count, len(spec.tasks), dtype=torch.bool), ones, names, names, spec.modalities, spec.task_names,
-    )  # fmt: skip
+        views,
+        torch.ones(count, len(spec.modalities), dtype=torch.bool),
+        labels,
+        torch.ones(count, len(spec.tasks), dtype=torch.bool),
+        ones,
+        names,
+        names,
+        spec.modalities,
+        spec.task_names,
+    )
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
@@ -134,9 +141,14 @@ def main() -> int:
     precision = next(name for name, value in DTYPES.items() if value == dtype)
     cost = micro_step(config, precision, sizes.micro, topology.ep_size)  # type: ignore[arg-type]
     layout = Layout(
-        place.world, topology.ep_size, engine.zero_optimization_stage(), sizes.micro, sizes.accumulation, precision,
+        place.world,
+        topology.ep_size,
+        engine.zero_optimization_stage(),
+        sizes.micro,
+        sizes.accumulation,
+        precision,
         adam_temporaries=1 if device.type == "cuda" else 2,
-    )  # fmt: skip
+    )
     predicted = rank_memory(cost, layout).peak / 1e9
     arithmetic, moving = floor_seconds(cost, layout, device, dtype)
     floor = arithmetic + moving

@@ -50,10 +50,23 @@ def main() -> int:
             "train.py --help": [python, "train.py", "--help"],
             "data_tools.convert --help": [python, "-m", "data_tools.convert", "--help"],
             "one training step of the demo model, process included": [
-                python, "-m", "m4oe_ds", "scale", "point", "--experts", "16", "--steps", "1", "--warm-up", "0",
-                "--profiled", "0", "--output", folder,
+                python,
+                "-m",
+                "m4oe_ds",
+                "scale",
+                "point",
+                "--experts",
+                "16",
+                "--steps",
+                "1",
+                "--warm-up",
+                "0",
+                "--profiled",
+                "0",
+                "--output",
+                folder,
             ],
-        }  # fmt: skip
+        }
         times: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(arguments.rounds):
             for name, command in commands.items():

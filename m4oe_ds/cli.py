@@ -1,4 +1,4 @@
-"""The ``m4oe`` command: a table of sub-commands, each importing its work when it runs, so that ``--help`` is instant."""
+"""The ``m4oe`` command: sub-commands that import their work when they run, so that ``--help`` is instant."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def parser() -> argparse.ArgumentParser:
         "plan", help="memory, step time and a DeepSpeed configuration before anything is submitted"
     )
     planning.add_arguments(plan)
-    plan.set_defaults(work=planning.work)
+    plan.set_defaults(work=planning.main)
 
     from m4oe_ds.scaling import command as scaling
 
     scale = commands.add_parser("scale", help="scaling studies on expert count: measured here, simulated beyond")
     scaling.add_arguments(scale)
-    scale.set_defaults(work=scaling.work)
+    scale.set_defaults(work=scaling.main)
 
     from m4oe_ds.compare import command as comparison
 
@@ -60,8 +60,13 @@ def parser() -> argparse.ArgumentParser:
         "compare", help="train and evaluate the compared systems, and make the paper's tables"
     )
     comparison.add_arguments(compare)
-    compare.set_defaults(work=comparison.work)
+    compare.set_defaults(work=comparison.main)
 
+    _add_export_models_config(commands)
+    return top
+
+
+def _add_export_models_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     export = commands.add_parser("export", help="consolidate a checkpoint into safetensors, every expert included")
     export.add_argument("run", metavar="RUN", help="run folder, or one of its step-* checkpoints")
     export.add_argument("--checkpoint", default="best", metavar="best|latest|TAG", help="which one (default: best)")
@@ -78,7 +83,6 @@ def parser() -> argparse.ArgumentParser:
     config.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
     config.add_argument("--count", action="store_true", help="also count the model's parameters, allocating none")
     config.set_defaults(work=_config)
-    return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

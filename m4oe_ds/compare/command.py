@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from m4oe_ds.compare.cells import Cell
     from m4oe_ds.compare.results import Figure
-    from m4oe_ds.compare.run import Plan
+    from m4oe_ds.compare.run import CellPlan
 
 TABLE1_TEXT = """Accuracy in percent (Dice for the cup), test split, mean ± standard deviation over seeds. In parentheses: difference to Ours
 in the same setting and its two-sided p, patients resampled together for both: uncorrected for the number of comparisons, and
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--list", action="store_true", help="list the methods")
 
 
-def work(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs and collects; 1 if a cell failed or is missing, 75 if a signal stopped the work.
 
     Raises:
@@ -66,25 +66,26 @@ def work(options: argparse.Namespace) -> int:
     from m4oe_ds.compare import cells as grid
     from m4oe_ds.compare import run
     from m4oe_ds.errors import ConfigError
+    from m4oe_ds.option_lists import comma_list
 
     if options.explain and options.sweep:
-        raise ConfigError("explanations of a sweep are not scored", "--explain", "leave --sweep away")
+        raise ConfigError("explanations of a sweep are not scored", "--explain", "leave out --sweep")
     if options.list:
         for name, method in grid.METHODS.items():
             print(f"{name:22} {method.label:28} {', '.join(method.datasets)}")
         return 0
     preset = grid.PRESETS[options.preset]
-    methods = _names(options.methods) or (["ours"] if options.sweep else preset.methods)
+    methods = comma_list(options.methods, "--methods", str) or (["ours"] if options.sweep else preset.methods)
     cells = grid.enumerate_cells(
-        _names(options.datasets) or preset.datasets,
+        comma_list(options.datasets, "--datasets", str) or preset.datasets,
         [name for text in methods for name in _methods(text)],
-        _seeds(options.seeds) if options.seeds else preset.seeds,
-        _names(options.settings) or preset.settings,
+        comma_list(options.seeds, "--seeds", int) if options.seeds else preset.seeds,
+        comma_list(options.settings, "--settings", str) or preset.settings,
         options.regime,
         options.set,
         options.sweep,
     )
-    plan = run.Plan(
+    plan = run.CellPlan(
         Path(options.output or f"runs/compare-{options.preset}").absolute(),
         options.preset,
         _ds_config(options),
@@ -112,7 +113,7 @@ def work(options: argparse.Namespace) -> int:
     return max(status, _explanations(cells, plan, options)) if options.explain else status
 
 
-def _explanations(cells: Sequence[Cell], plan: Plan, options: argparse.Namespace) -> int:
+def _explanations(cells: Sequence[Cell], plan: CellPlan, options: argparse.Namespace) -> int:
     """Analyses the cells, writes and prints how well their explanations agree; 1 if an analysis failed."""
     import os
 
@@ -140,7 +141,7 @@ def _explanations(cells: Sequence[Cell], plan: Plan, options: argparse.Namespace
     return 1 if failures or not found else 0
 
 
-def _one(cells: Sequence[Cell], number: int, plan: Plan) -> int:
+def _one(cells: Sequence[Cell], number: int, plan: CellPlan) -> int:
     """One task of an array job."""
     from m4oe_ds.compare import run
     from m4oe_ds.compare.processes import Children
@@ -166,10 +167,6 @@ def _refuse_step(tasks: int) -> None:
         )
 
 
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _methods(text: str) -> list[str]:
     from m4oe_ds.compare.cells import ABLATIONS, METHODS
 
@@ -179,15 +176,6 @@ def _methods(text: str) -> list[str]:
         "table2": list(ABLATIONS),
     }
     return groups.get(text, [text])
-
-
-def _seeds(text: str) -> list[int]:
-    from m4oe_ds.errors import ConfigError
-
-    try:
-        return [int(part) for part in _names(text)]
-    except ValueError:
-        raise ConfigError(f"cannot read {text!r}", "--seeds", "write whole numbers, e.g. 0,1,2") from None
 
 
 def _ds_config(options: argparse.Namespace) -> str:
@@ -208,7 +196,7 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _prepare(plan: Plan, cells: Sequence[Cell]) -> None:
+def _prepare(plan: CellPlan, cells: Sequence[Cell]) -> None:
     """Makes the phantom shards of the presets before cells that share them start."""
     from pathlib import Path
 
@@ -224,12 +212,16 @@ def _prepare(plan: Plan, cells: Sequence[Cell]) -> None:
         if data.phantom.patients and "://" not in root:
             with run.locked(Path(root).absolute().with_name(f".{Path(root).name}.lock")):
                 ensure_phantom_shards(
-                    Path(root), data.dataset, patients=data.phantom.patients, seed=data.phantom.seed,
-                    risk_prevalence=data.phantom.risk_prevalence, image_size=data.phantom.image_size,
-                )  # fmt: skip
+                    Path(root),
+                    data.dataset,
+                    patients=data.phantom.patients,
+                    seed=data.phantom.seed,
+                    risk_prevalence=data.phantom.risk_prevalence,
+                    image_size=data.phantom.image_size,
+                )
 
 
-def _tables(cells: Sequence[Cell], plan: Plan, options: argparse.Namespace) -> int:
+def _tables(cells: Sequence[Cell], plan: CellPlan, options: argparse.Namespace) -> int:
     """Writes and prints the tables; 1 if they have holes."""
     from m4oe_ds.compare import results, run, tables
 

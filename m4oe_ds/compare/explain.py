@@ -18,7 +18,7 @@ from typing import Any
 
 from m4oe_ds.compare.cells import METHODS, Cell
 from m4oe_ds.compare.processes import Children
-from m4oe_ds.compare.run import Plan, cell_environment, state
+from m4oe_ds.compare.run import CellPlan, cell_environment, state
 
 LEVELS = ("sample", "within", "population")
 _SECTIONS = "utilisation,contribution,interpretability"
@@ -50,7 +50,7 @@ class Agreement:
         return f"{statistics.mean(self.values):+.2f}{spread}"
 
 
-def analyse(cells: Sequence[Cell], plan: Plan, workers: int, say: Callable[[str], None]) -> dict[str, str]:
+def analyse(cells: Sequence[Cell], plan: CellPlan, workers: int, say: Callable[[str], None]) -> dict[str, str]:
     """Runs ``m4oe analyze`` on every finished multi-task cell that has no such analysis yet.
 
     Returns:
@@ -78,18 +78,18 @@ def analyse(cells: Sequence[Cell], plan: Plan, workers: int, say: Callable[[str]
     return failures
 
 
-def explained(cells: Iterable[Cell], plan: Plan) -> list[Cell]:
+def explained(cells: Iterable[Cell], plan: CellPlan) -> list[Cell]:
     """The finished cells whose explanations are scored: multi-task, no sweep."""
     return [cell for cell in cells if cell.setting == "multi" and not cell.sweep and state(cell, plan) == "done"]
 
 
-def _analysis(plan: Plan, cell: Cell) -> dict[str, Any]:
+def _analysis(plan: CellPlan, cell: Cell) -> dict[str, Any]:
     path = plan.of(cell) / "analysis.json"
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return content if "interpretability" in content else {}
 
 
-def collect(cells: Sequence[Cell], plan: Plan) -> list[Agreement]:
+def collect(cells: Sequence[Cell], plan: CellPlan) -> list[Agreement]:
     """The coefficients of all analysed cells; those that are undefined (one side constant) are left out."""
     found: dict[tuple[str, str, str, str, str, str], list[tuple[int, float]]] = {}
     for cell in explained(cells, plan):
@@ -117,9 +117,7 @@ def table(found: Sequence[Agreement]) -> list[list[str]]:
     """Header and rows: system, explanation, then per reference and level the coefficient, mean over tasks."""
     references = [name for name in ("truth", "ablation") if any(entry.reference == name for entry in found)]
     rows = [["data set", "system", "explanation", *(f"{name}: {level}" for name in references for level in LEVELS)]]
-    text = {
-        (e.dataset, e.method, e.explanation, e.reference, e.level): e.text for e in found if e.task in ("all", "")
-    }  # fmt: skip
+    text = {(e.dataset, e.method, e.explanation, e.reference, e.level): e.text for e in found if e.task in ("all", "")}
     for dataset in dict.fromkeys(entry.dataset for entry in found):
         for method in METHODS:
             for name in ("routing", "saliency", "rollout", "ablation", "uniform"):
@@ -142,7 +140,7 @@ def task_table(found: Sequence[Agreement], method: str = "ours", level: str = "w
     return rows
 
 
-def share_table(cells: Sequence[Cell], plan: Plan, method: str = "ours") -> list[list[str]]:
+def share_table(cells: Sequence[Cell], plan: CellPlan, method: str = "ours") -> list[list[str]]:
     """Header and rows: task and modality, planted share, then the share each explanation gives, mean over the seeds."""
     sums: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     names: dict[str, None] = {}
@@ -173,7 +171,7 @@ def _mean_text(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f}{spread}"
 
 
-def information(cells: Sequence[Cell], plan: Plan) -> list[list[str]]:
+def information(cells: Sequence[Cell], plan: CellPlan) -> list[list[str]]:
     """Header and rows: I(M;E|T) of the population's dispatch mass in nats (uniform P(T)), mean over the seeds."""
     found: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for cell in explained(cells, plan):

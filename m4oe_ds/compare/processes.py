@@ -61,9 +61,13 @@ class Children:
                 if self.stopped:
                     return None
                 process = subprocess.Popen(
-                    command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=stream,
-                    stderr=None if stream is None else subprocess.STDOUT, start_new_session=True,
-                )  # fmt: skip
+                    command,
+                    env=dict(environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=None if stream is None else subprocess.STDOUT,
+                    start_new_session=True,
+                )
                 self._live.add(process)
             try:
                 return process.wait(timeout_s)

@@ -52,7 +52,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class _Samples:
-    """Of the test samples of one cell and task: correct or not, or Dice; labels and probabilities of a classification."""
+    """Of the test samples of one cell and task: correct or not, or Dice; labels, probabilities of a classification."""
 
     keys: np.ndarray
     groups: np.ndarray
@@ -90,13 +90,21 @@ def collect(cells: Sequence[Cell], folder: Path, resamples: int = 2000) -> tuple
             known = [value for value in values if math.isfinite(value)]
             figures.append(
                 Figure(
-                    dataset, setting, method, task, sweep, metric, seeds,
+                    dataset,
+                    setting,
+                    method,
+                    task,
+                    sweep,
+                    metric,
+                    seeds,
                     tuple(value if math.isfinite(value) else math.nan for value in values),
-                    statistics.mean(known) if known else None, statistics.stdev(known) if len(known) > 1 else None,
-                    entries[0][1]["prior"] if metric == "accuracy" else None, entries[0][1]["n"],
+                    statistics.mean(known) if known else None,
+                    statistics.stdev(known) if len(known) > 1 else None,
+                    entries[0][1]["prior"] if metric == "accuracy" else None,
+                    entries[0][1]["n"],
                     **(_paired(entries, ours, resamples, metric) if ours else {}),
                 )
-            )  # fmt: skip
+            )
     return figures, missing
 
 

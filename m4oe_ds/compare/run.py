@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ _STOPPED_STATUS = 75  # of train.py, which saved a checkpoint
 
 
 @dataclass(frozen=True)
-class Plan:
+class CellPlan:
     """How cells are run.
 
     Attributes:
@@ -62,14 +61,14 @@ class Plan:
 
 
 @functools.cache
-def _digest(cell: Cell, plan: Plan) -> str:
+def _digest(cell: Cell, plan: CellPlan) -> str:
     """Of everything the run is made from: all options with their defaults, wherever they are written, and the JSON."""
     options = to_dict(config_loader.load(plan.config(cell.dataset), cell.overrides))
     content = [options, json.loads((ROOT / plan.ds_config).read_text())]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:16]
 
 
-def identity(cell: Cell, plan: Plan) -> dict[str, Any]:
+def identity(cell: Cell, plan: CellPlan) -> dict[str, Any]:
     """What a finished run must have been made from to count as this cell.
 
     Raises:
@@ -83,7 +82,7 @@ def identity(cell: Cell, plan: Plan) -> dict[str, Any]:
     }
 
 
-def state(cell: Cell, plan: Plan) -> str:
+def state(cell: Cell, plan: CellPlan) -> str:
     """``done``, ``failed``, ``started`` or ``new``.
 
     Raises:
@@ -100,14 +99,14 @@ def state(cell: Cell, plan: Plan) -> str:
     return "done" if done else "failed" if failed else "started"
 
 
-def reason(cell: Cell, plan: Plan) -> str:
+def reason(cell: Cell, plan: CellPlan) -> str:
     """Why a cell has no result: the last line of what a failed run printed, else that it was not run to its end."""
     path = plan.of(cell) / "error.txt"
     lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
     return f"failed: {lines[-1]}" if lines else "not run" if state(cell, plan) == "new" else "not finished"
 
 
-def run_cell(cell: Cell, plan: Plan, children: Children | None = None) -> str:
+def run_cell(cell: Cell, plan: CellPlan, children: Children | None = None) -> str:
     """Trains and evaluates one cell; the last lines of its output if it failed, else an empty text.
 
     In a SLURM step of several tasks every task calls this for the same cell: the tasks are its ranks.
@@ -146,7 +145,7 @@ def run_cell(cell: Cell, plan: Plan, children: Children | None = None) -> str:
 
 
 def run(
-    cells: Sequence[Cell], plan: Plan, workers: int, say: Callable[[str], None]
+    cells: Sequence[Cell], plan: CellPlan, workers: int, say: Callable[[str], None]
 ) -> tuple[list[tuple[Cell, str]], bool]:
     """Runs all cells that are not done, ``workers`` at a time.
 
@@ -191,20 +190,26 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _command(cell: Cell, plan: Plan, ranks: int) -> list[str]:
+def _command(cell: Cell, plan: CellPlan, ranks: int) -> list[str]:
     arguments = [
-        str(ROOT / "train.py"), "--ds_config", str(ROOT / plan.ds_config), "--config", str(plan.config(cell.dataset)),
-        "--output", str(plan.of(cell)), "--resume", "auto",
-    ]  # fmt: skip
+        str(ROOT / "train.py"),
+        "--ds_config",
+        str(ROOT / plan.ds_config),
+        "--config",
+        str(plan.config(cell.dataset)),
+        "--output",
+        str(plan.of(cell)),
+        "--resume",
+        "auto",
+    ]
     for override in (*cell.overrides, f"run.name={cell.name}"):
         arguments += ["--set", override]
     if ranks == 1:
         return [sys.executable, *arguments]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    from m4oe_ds.parallel.launch import free_port  # it imports torch, which the cells need and this process does not
+
     launcher = str(Path(sys.executable).parent / "deepspeed")
-    return [launcher, "-q", "--num_accelerators", str(ranks), "--master_port", str(port), *arguments]
+    return [launcher, "-q", "--num_accelerators", str(ranks), "--master_port", str(free_port()), *arguments]
 
 
 def cell_environment(tasks: int) -> dict[str, str]:

@@ -10,6 +10,8 @@ from m4oe_ds.compare.ablations import option_and_value
 from m4oe_ds.compare.cells import ABLATIONS, METHODS, QUESTIONS
 from m4oe_ds.compare.results import Figure
 
+SWEEP_COLUMNS = ("option", "value", "data set", "method", "task", "metric", "mean", "spread", "seeds")  # of sweep.csv
+
 # Table 1 of Wu et al. (ICLR 2025), percent: (setting, method) -> data set -> values in the order of QUESTIONS
 PAPER: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
     ("single", "mirai"): {"embed": (84.0, 82.3, 72.5), "rsna": (76.3, 62.3), "vindr": (86.3, 66.1)},
@@ -148,8 +150,8 @@ def write(name: str, rows: Sequence[Sequence[str]], folder: Path, caption: str =
 
 
 def sweep_rows(figures: Sequence[Figure]) -> list[list[str]]:
-    """Fig. 7 as a table: swept option and value, data set, method, task, metric, mean, spread, seeds."""
-    rows = [["option", "value", "data set", "method", "task", "metric", "mean", "spread", "seeds"]]
+    """Fig. 7 as a table: ``SWEEP_COLUMNS``, then a row per point, data set, method, task and metric."""
+    rows = [list(SWEEP_COLUMNS)]
     swept = [(option_and_value(figure.sweep), figure) for figure in figures if figure.sweep and figure.mean is not None]
     for (option, value), f in sorted(
         swept, key=lambda pair: (pair[0][0], pair[1].dataset, pair[1].method, pair[1].task, pair[1].metric, pair[0][1])

@@ -112,6 +112,33 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(MODELS))
 
 
+def expert_counts(config: Config) -> tuple[int, ...]:
+    """Experts of every mixture layer kind that this configuration builds; empty for a model without experts.
+
+    Raises:
+        ConfigError: unknown model name (with the nearest known one).
+    """
+    model = config.model
+    if model.name != "m4oe":
+        has_experts = model.attach_mtoe != "none" or _entry(model.name).own_experts
+        return (model.mtoe.num_experts,) if has_experts else ()
+    counts = [model.fusion.num_experts]
+    if model.use_msoe:
+        counts.append(model.msoe.num_experts)
+    if model.use_mtoe:
+        counts.append(model.mtoe.num_experts)
+    return tuple(counts)
+
+
+def _entry(name: str) -> Entry:
+    entry = MODELS.get(name)
+    if entry is None:
+        close = difflib.get_close_matches(name, available(), n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"unknown model.name {name!r}", fix=f"{hint}known: {', '.join(available())}")
+    return entry
+
+
 def spec_for(config: Config) -> ModelSpec:
     """Modalities, tasks and image size of a configuration, in the order of the data set's schema."""
     from m4oe_ds.models.interface import ModelSpec
@@ -143,11 +170,7 @@ def build(config: Config, experts_factory: ExpertsFactory | None = None) -> Mult
 
     from m4oe_ds.layers.experts import LocalExperts, initialise_experts
 
-    entry = MODELS.get(config.model.name)
-    if entry is None:
-        close = difflib.get_close_matches(config.model.name, available(), n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"unknown model.name {config.model.name!r}", fix=f"{hint}known: {', '.join(available())}")
+    entry = _entry(config.model.name)
     if config.model.missing_modality == "bank" and config.model.name != "m4oe":
         raise ConfigError(f"{config.model.name} has no bank", "model.missing_modality", "set it to mask, or use m4oe")
     module, _, function = entry.builder.partition(":")

@@ -65,6 +65,7 @@ class ExpertParallelExperts(AutoEPMoELayer):  # type: ignore[misc]
 
     def _tag_parameters(self) -> None:
         """Marks which group reduces, partitions and re-shards each tensor."""
+        parameter: Any  # DeepSpeed reads attributes that torch's parameters do not declare
         for parameter in self.experts.parameters():
             parameter.allreduce = False
             parameter.group_name = self.ep_group_name
@@ -148,5 +149,5 @@ def check_engine(engine: Any, model: nn.Module) -> None:
         )
     for module in layers:
         for name, parameter in module.experts.named_parameters():
-            if getattr(parameter, "allreduce", True) or parameter.group_name != module.ep_group_name:
+            if getattr(parameter, "allreduce", True) or getattr(parameter, "group_name", None) != module.ep_group_name:
                 raise EnvironmentProblem(f"expert parameter {name} lost its group tag while the engine was built")

@@ -50,45 +50,54 @@ def resolve(environ: Mapping[str, str], expand_hosts: Callable[[str], list[str]]
     Raises:
         EnvironmentProblem: variables set in part or contradicting each other, naming those missing.
     """
-    given = [name for name in _RENDEZVOUS if name in environ]
-    if "RANK" in given or "WORLD_SIZE" in given:
-        missing = [name for name in _RENDEZVOUS if name not in environ]
-        if missing:
-            raise EnvironmentProblem(
-                f"launch variables set in part: {', '.join(given)} without {', '.join(missing)}",
-                fix="start with the deepspeed launcher, torchrun or srun, or unset them",
-            )
-        return _checked(
-            _integer(environ, "RANK"),
-            _integer(environ, "WORLD_SIZE"),
-            _integer(environ, "LOCAL_RANK"),
-            _integer(environ, next(n for n in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "WORLD_SIZE") if n in environ)),
-            environ["MASTER_ADDR"],
-            _integer(environ, "MASTER_PORT"),
-            "launcher",
-        )
+    if "RANK" in environ or "WORLD_SIZE" in environ:
+        return _from_launcher(environ)
     step = environ.get("SLURM_STEP_ID", "")
     if step.isdigit() and int(environ.get("SLURM_NTASKS", "1")) >= 1 and "SLURM_PROCID" in environ:
-        missing = [name for name in _SLURM if name not in environ]
-        if missing:
-            raise EnvironmentProblem(
-                f"inside a SLURM step but {', '.join(missing)} is not set", fix="start with srun --export=ALL"
-            )
-        address = environ.get("MASTER_ADDR")
-        if address is None:  # scontrol is asked only where it is needed
-            address = (expand_hosts or _scontrol_hosts)(environ["SLURM_STEP_NODELIST"])[0]
-        return _checked(
-            _integer(environ, "SLURM_PROCID"),
-            _integer(environ, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"),
-            _integer(environ, "SLURM_LOCALID"),
-            _tasks_here(environ),
-            address,
-            _integer(environ, "MASTER_PORT")
-            if "MASTER_PORT" in environ
-            else 20000 + _integer(environ, "SLURM_JOB_ID") % 20000,
-            "slurm",
+        return _from_slurm(environ, expand_hosts or _scontrol_hosts)
+    return LaunchEnvironment(0, 1, 0, 1, "127.0.0.1", free_port(), "single")
+
+
+def _from_launcher(environ: Mapping[str, str]) -> LaunchEnvironment:
+    missing = [name for name in _RENDEZVOUS if name not in environ]
+    if missing:
+        given = [name for name in _RENDEZVOUS if name in environ]
+        raise EnvironmentProblem(
+            f"launch variables set in part: {', '.join(given)} without {', '.join(missing)}",
+            fix="start with the deepspeed launcher, torchrun or srun, or unset them",
         )
-    return LaunchEnvironment(0, 1, 0, 1, "127.0.0.1", _free_port(), "single")
+    local_size = next(name for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "WORLD_SIZE") if name in environ)
+    return _checked(
+        _integer(environ, "RANK"),
+        _integer(environ, "WORLD_SIZE"),
+        _integer(environ, "LOCAL_RANK"),
+        _integer(environ, local_size),
+        environ["MASTER_ADDR"],
+        _integer(environ, "MASTER_PORT"),
+        "launcher",
+    )
+
+
+def _from_slurm(environ: Mapping[str, str], expand_hosts: Callable[[str], list[str]]) -> LaunchEnvironment:
+    missing = [name for name in _SLURM if name not in environ]
+    if missing:
+        raise EnvironmentProblem(
+            f"inside a SLURM step but {', '.join(missing)} is not set", fix="start with srun --export=ALL"
+        )
+    address = environ.get("MASTER_ADDR")
+    if address is None:  # scontrol is called only where it is needed
+        address = expand_hosts(environ["SLURM_STEP_NODELIST"])[0]
+    given = "MASTER_PORT" in environ
+    port = _integer(environ, "MASTER_PORT") if given else 20000 + _integer(environ, "SLURM_JOB_ID") % 20000
+    return _checked(
+        _integer(environ, "SLURM_PROCID"),
+        _integer(environ, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"),
+        _integer(environ, "SLURM_LOCALID"),
+        _tasks_here(environ),
+        address,
+        port,
+        "slurm",
+    )
 
 
 def start(environment: LaunchEnvironment, timeout_minutes: float = 10.0) -> torch.device:
@@ -143,7 +152,7 @@ def start(environment: LaunchEnvironment, timeout_minutes: float = 10.0) -> torc
 def device_index(environment: LaunchEnvironment, visible: int) -> int:
     """Number of this rank's GPU among the ``visible`` ones.
 
-    Where a rank sees one GPU it is its own, whatever its local rank: ``srun --gpus-per-task`` hides those of the others.
+    Where a rank sees one GPU it is its own, whatever its local rank: ``srun --gpus-per-task`` hides the others.
 
     Raises:
         EnvironmentProblem: more ranks on this machine than visible GPUs.
@@ -204,7 +213,8 @@ def _scontrol_hosts(nodelist: str) -> list[str]:
     return result.stdout.split()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -41,7 +41,9 @@ class Topology:
 
 
 def choose_ep_size(requested: int, world: int, expert_counts: Sequence[int], where: str = "parallel.ep_size") -> int:
-    """The requested size after checking it, or (for 0) the largest that divides the world and every expert count; 1 without experts.
+    """The requested size after checking it, or (for 0) the largest that divides the world and every expert count.
+
+    It is 1 for a model without experts.
 
     Raises:
         ConfigError: the size does not divide the world or an expert count; lists the sizes that do.

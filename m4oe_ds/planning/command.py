@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from m4oe_ds.config import Config
-    from m4oe_ds.planning.recommend import Candidate, Plan
+    from m4oe_ds.planning.candidates import Candidate
+    from m4oe_ds.planning.recommend import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,14 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="write the recommended DeepSpeed JSON to this file")
 
 
-def run(argv: Sequence[str]) -> int:
-    """Parses the options of ``m4oe plan`` and does the work; returns 0 if the job fits, else 1."""
-    parser = argparse.ArgumentParser(prog="m4oe plan", description="What a job needs, before it is submitted.")
-    add_arguments(parser)
-    return work(parser.parse_args(argv))
-
-
-def work(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Plans and prints; returns 0 if the job fits, else 1.
 
     Raises:
@@ -53,14 +47,16 @@ def work(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from m4oe_ds import config_loader
+    from m4oe_ds.option_lists import comma_list
+    from m4oe_ds.planning.candidates import Costs
     from m4oe_ds.planning.hardware import parse_cluster
-    from m4oe_ds.planning.recommend import Costs, recommend, scaling
+    from m4oe_ds.planning.recommend import recommend, scaling
 
     config = config_loader.load(options.config, options.set)
     cluster = parse_cluster(options.cluster, config.model.dim)
     costs = Costs(config)
     plan = recommend(config, cluster, _wishes(options, config, cluster.world), costs)
-    sizes = _sizes(options.scale)
+    sizes = comma_list(options.scale, "--scale", int, advice="write numbers of devices, e.g. 8,64,512,4096")
     rows = scaling(costs, plan.chosen, sizes) if sizes else []
     if options.json:
         print(json.dumps(as_dict(plan, rows), indent=2))
@@ -73,18 +69,10 @@ def work(options: argparse.Namespace) -> int:
     return 0 if plan.fits else 1
 
 
-def _sizes(text: str) -> list[int]:
-    from m4oe_ds.errors import ConfigError
-
-    try:
-        return [int(item) for item in text.split(",") if item.strip()]
-    except ValueError:
-        raise ConfigError(f"cannot read {text!r}", "--scale", "write numbers of devices, e.g. 8,64,512,4096") from None
-
-
 def _wishes(options: argparse.Namespace, config: Config, world: int) -> Any:
     from m4oe_ds import deepspeed_json
-    from m4oe_ds.planning.recommend import Wishes
+    from m4oe_ds.models.registry import expert_counts
+    from m4oe_ds.planning.candidates import Wishes
 
     batch = int(config.run.expects.get("train_batch_size", 32))
     precision: Any = "bf16"
@@ -101,7 +89,7 @@ def _wishes(options: argparse.Namespace, config: Config, world: int) -> Any:
     return Wishes(
         batch=options.batch or batch,
         precision=options.precision or precision,
-        ep=options.ep or config.parallel.ep_size or None,
+        ep=options.ep or (config.parallel.ep_size if expert_counts(config) else 0) or None,
         stage=options.zero or stage,
         micro=options.micro or micro,
         offload=True if options.offload else offload,
@@ -117,8 +105,10 @@ def describe(plan: Plan, config_name: str, cluster: str, rows: Sequence[Candidat
     lines.append(f"fits: {'YES' if plan.fits else 'NO'}")
     for pool in chosen.cluster.pools:
         share = chosen.memory.peak / pool.device.usable
-        lines.append(f"  {pool.device.name:8} {chosen.memory.peak / 1e9:6.1f} GB of {pool.device.usable / 1e9:.1f} GB "
-                     f"usable ({share:.0%}), worst at {chosen.memory.worst}")  # fmt: skip
+        lines.append(
+            f"  {pool.device.name:8} {chosen.memory.peak / 1e9:6.1f} GB of {pool.device.usable / 1e9:.1f} GB "
+            f"usable ({share:.0%}), worst at {chosen.memory.worst}"
+        )
     lines += ["", "parameters (millions)"]
     lines += [f"  {name:28} {count / 1e6:10.1f}" for name, count in cost.parameters.items()]
     lines.append(f"  {'total':28} {cost.total / 1e6:10.1f}   ({cost.expert_total / 1e6:.1f} in experts)")
@@ -136,10 +126,14 @@ def describe(plan: Plan, config_name: str, cluster: str, rows: Sequence[Candidat
     lines += ["", "one optimizer step (SIMULATED, slowest rank, nothing overlapped; ms)"]
     for name in ("compute", "exchange", "reduction", "gather", "optimizer", "other"):
         lines.append(f"  {name:28} {1e3 * getattr(time, name):10.1f}")
-    lines.append(f"  {'total':28} {1e3 * time.total:10.1f}   {chosen.samples_per_second:.1f} samples/s, "
-                 f"{time.arithmetic_share:.0%} of compute bound by arithmetic")  # fmt: skip
-    lines.append(f"  leaving a rank: {time.bytes_exchanged / 1e9:.2f} GB exchanged, "
-                 f"{time.bytes_reduced / 1e9:.2f} GB reduced and gathered")  # fmt: skip
+    lines.append(
+        f"  {'total':28} {1e3 * time.total:10.1f}   {chosen.samples_per_second:.1f} samples/s, "
+        f"{time.arithmetic_share:.0%} of compute bound by arithmetic"
+    )
+    lines.append(
+        f"  leaving a rank: {time.bytes_exchanged / 1e9:.2f} GB exchanged, "
+        f"{time.bytes_reduced / 1e9:.2f} GB reduced and gathered"
+    )
     lines += ["", "choices and reasons"]
     lines += [f"  {choice}\n      {reason}" for choice, reason in plan.reasons]
     lines += ["", "to use it: --out FILE writes the DeepSpeed JSON; start the training with"]
@@ -156,10 +150,12 @@ def _scaling_lines(rows: Sequence[Candidate]) -> list[str]:
     base = rows[0].samples_per_second / rows[0].layout.world
     for row in rows:
         share = row.samples_per_second / row.layout.world / base
-        lines.append(f"  {row.layout.world:7} {row.layout.ep:4} {row.layout.batch:9} {1e3 * row.time.total:9.1f} "
-                     f"{row.samples_per_second:10.1f} {share:11.0%} {1e3 * row.time.exchange:9.1f} "
-                     f"{1e3 * (row.time.reduction + row.time.gather):10.1f} {row.memory.peak / 1e9:9.1f}  "
-                     f"{'yes' if row.fits else 'no'}")  # fmt: skip
+        lines.append(
+            f"  {row.layout.world:7} {row.layout.ep:4} {row.layout.batch:9} {1e3 * row.time.total:9.1f} "
+            f"{row.samples_per_second:10.1f} {share:11.0%} {1e3 * row.time.exchange:9.1f} "
+            f"{1e3 * (row.time.reduction + row.time.gather):10.1f} {row.memory.peak / 1e9:9.1f}  "
+            f"{'yes' if row.fits else 'no'}"
+        )
     return lines
 
 
@@ -168,8 +164,10 @@ def _notes(chosen: Candidate) -> list[str]:
 
     lines = ["", "what this rests on"]
     for device in {pool.device.name: pool.device for pool in chosen.cluster.pools}.values():
-        lines.append(f"  {device.name}: {device.source}; {device.arithmetic:.0%} of peak, {device.streaming:.0%} of bandwidth; "
-                     f"{device.link.name}; {device.port.name}")  # fmt: skip
+        lines.append(
+            f"  {device.name}: {device.source}; {device.arithmetic:.0%} of peak, {device.streaming:.0%} of bandwidth; "
+            f"{device.link.name}; {device.port.name}"
+        )
     return lines + [f"  assumed: {text}" for text in ASSUMPTIONS]
 
 

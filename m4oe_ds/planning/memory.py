@@ -90,8 +90,10 @@ def rank_memory(cost: MicroStep, layout: Layout) -> RankMemory:
         ValueError: recorded for another layout.
     """
     if (cost.micro, cost.ep, cost.precision) != (layout.micro, layout.ep, layout.precision):
-        raise ValueError(f"recorded for {cost.micro, cost.ep, cost.precision}, layout has "
-                         f"{layout.micro, layout.ep, layout.precision}")  # fmt: skip
+        raise ValueError(
+            f"recorded for {cost.micro, cost.ep, cost.precision}, layout has "
+            f"{layout.micro, layout.ep, layout.precision}"
+        )
     summed = 0.0
     width, held, own = cost.width, cost.dense + cost.expert, owned(cost, layout)
     frozen = float(width * cost.frozen)

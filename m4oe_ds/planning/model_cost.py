@@ -155,7 +155,7 @@ class _ExpertShare(nn.Module):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention without the matrix of weights, as GPU and CPU kernels do it, whatever torch would choose for no data."""
+    """Attention without the matrix of weights, as GPU and CPU kernels do it, whatever torch chooses for no data."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

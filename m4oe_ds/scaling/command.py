@@ -67,7 +67,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def work(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Does one of the sub-commands; 1 if a point failed.
 
     Raises:
@@ -86,9 +86,13 @@ def _run(options: argparse.Namespace) -> int:
     config = config_loader.load(options.config, options.set)
     digest = study.digest(options.config, options.ds_config, options.set)
     cells, impossible = study.grid(
-        config, study.numbers(options.experts, "--experts"), study.numbers(options.ep, "--ep"),
-        study.numbers(options.world, "--world"), _modes(options.mode), options.batch,
-    )  # fmt: skip
+        config,
+        numbers(options.experts, "--experts"),
+        numbers(options.ep, "--ep"),
+        numbers(options.world, "--world"),
+        _modes(options.mode),
+        options.batch,
+    )
     for cell, reason in impossible:
         print(f"left out: {cell}: {reason}")
     print(f"{len(cells)} points to measure, {len(impossible)} left out")
@@ -107,9 +111,12 @@ def _run(options: argparse.Namespace) -> int:
         *(item for key in options.set for item in ("--set", key)),
     ]
     failures = study.run(
-        cells, lambda cell: study.path_of(folder, cell, options.micro, options.batch, digest).is_file(), more, options.timeout,
+        cells,
+        lambda cell: study.path_of(folder, cell, options.micro, options.batch, digest).is_file(),
+        more,
+        options.timeout,
         lambda text: print(text, flush=True),
-    )  # fmt: skip
+    )
     if len(failures) < len(cells):
         _collect(options)
     for cell, problem in failures:
@@ -118,24 +125,45 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _modes(text: str) -> list[str]:
-    from m4oe_ds.errors import ConfigError
+    from m4oe_ds.option_lists import comma_list
 
-    modes = [part.strip() for part in text.split(",") if part.strip()]
-    if not modes or set(modes) - {"weak", "strong"}:
-        raise ConfigError(f"cannot read {text!r}", "--mode", "write weak, strong or weak,strong")
-    return modes
+    advice = "write weak, strong or weak,strong"
+    return comma_list(text, "--mode", str, ("weak", "strong"), required=True, noun="mode", advice=advice)
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """``16,32`` as whole numbers from 1.
+
+    Raises:
+        ConfigError: something else.
+    """
+    from m4oe_ds.option_lists import comma_list
+
+    advice = "write whole numbers from 1, e.g. 16,32,64"
+    return comma_list(text, option, int, least=1, required=True, advice=advice)
 
 
 def _point(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from m4oe_ds.scaling.point import Request, measure
+    from m4oe_ds.scaling.point import PointRequest, measure
     from m4oe_ds.scaling.rows import write_point
 
     row = measure(
-        Request(options.config, options.ds_config, tuple(options.set), options.experts, options.ep, options.mode,
-                options.micro, options.batch, options.steps, options.warm_up, options.profiled)
-    )  # fmt: skip
+        PointRequest(
+            options.config,
+            options.ds_config,
+            tuple(options.set),
+            options.experts,
+            options.ep,
+            options.mode,
+            options.micro,
+            options.batch,
+            options.steps,
+            options.warm_up,
+            options.profiled,
+        )
+    )
     if row is not None:
         path = write_point(row, Path(options.output))
         print(f"{row.experts} experts, {row.world} ranks, ep {row.ep}: {row.step_ms:.1f} ms per step -> {path}")
@@ -145,18 +173,24 @@ def _point(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from m4oe_ds.scaling import study
+    from m4oe_ds.option_lists import comma_list
     from m4oe_ds.scaling.rows import write_csv, write_left_out
-    from m4oe_ds.scaling.simulate import simulate
+    from m4oe_ds.scaling.simulate import Simulation, simulate
 
-    clusters: list[list[str]] = [
-        [kind.strip() for kind in part.split("+")] for part in options.gpu.split(",") if part.strip()
-    ]
-    rows, left_out = simulate(
-        options.config, options.set, study.numbers(options.experts, "--experts"), clusters,
-        study.numbers(options.worlds, "--worlds"), _modes(options.mode), options.micro, options.batch, options.zero,
-        options.precision, lambda text: print(text, flush=True),
-    )  # fmt: skip
+    mixtures = comma_list(options.gpu, "--gpu", str)
+    study = Simulation(
+        config=options.config,
+        overrides=options.set,
+        experts=numbers(options.experts, "--experts"),
+        clusters=[[kind.strip() for kind in mixed.split("+")] for mixed in mixtures],
+        worlds=numbers(options.worlds, "--worlds"),
+        modes=_modes(options.mode),
+        micro=options.micro,
+        batch=options.batch,
+        stage=options.zero,
+        precision=options.precision,
+    )
+    rows, left_out = simulate(study, lambda text: print(text, flush=True))
     folder = Path(options.output)
     write_left_out(left_out, folder / "left-out-simulate.json")
     write_csv(rows, folder / "simulated.csv")
@@ -193,6 +227,7 @@ def _collect(options: argparse.Namespace) -> int:
     draw(rows, folder / "figures")
     print(text)
     print(
-        f"{len(measured)} measured and {len(simulated)} simulated points: {folder / 'scaling.csv'}, scaling.md, figures/"
+        f"{len(measured)} measured and {len(simulated)} simulated points: {folder / 'scaling.csv'}, "
+        "scaling.md, figures/"
     )
     return 0

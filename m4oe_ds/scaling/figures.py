@@ -14,8 +14,13 @@ from matplotlib import pyplot as plt
 from m4oe_ds.report.figures import COLOURS, STYLE, save
 from m4oe_ds.scaling.rows import Row, efficiency
 
-PARTS = (("compute_ms", "compute"), ("all_to_all_ms", "all-to-all"), ("reduction_ms", "reduction and gathering"),
-         ("optimizer_ms", "optimizer"), ("data_ms", "data"))  # fmt: skip
+PARTS = (
+    ("compute_ms", "compute"),
+    ("all_to_all_ms", "all-to-all"),
+    ("reduction_ms", "reduction and gathering"),
+    ("optimizer_ms", "optimizer"),
+    ("data_ms", "data"),
+)
 LARGEST = 40  # bars of the split
 
 
@@ -23,17 +28,19 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Writes ``throughput``, ``efficiency``, ``memory`` and ``split`` as PNG and SVG; returns the PNG paths."""
     made = {
         "throughput": _lines(rows, lambda row: row.samples_per_s, "samples per second", both=True),
-        "efficiency": _lines(rows, lambda row: efficiency(row, rows), "throughput per rank, relative to the smallest", both=False),
+        "efficiency": _lines(
+            rows, lambda row: efficiency(row, rows), "throughput per rank, relative to the smallest", both=False
+        ),
         "memory": _lines(rows, lambda row: row.memory_bytes / 1e9, "GB per rank", both=False),
         "split": _split(rows),
-    }  # fmt: skip
+    }
     for name, figure in made.items():
         save(figure, folder, name)
     return [folder / f"{name}.png" for name in made]
 
 
 def _lines(rows: Sequence[Row], value: Callable[[Row], float | None], label: str, *, both: bool) -> Any:
-    """One panel per mode, one line per study over the number of ranks; measured points also one per ep, hollow from 2."""
+    """One panel per mode, one line per study over the ranks; measured points also one per ep, hollow from 2."""
     modes = sorted({row.mode for row in rows})
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(modes), figsize=(6.2 * len(modes), 4), squeeze=False)
@@ -50,12 +57,18 @@ def _lines(rows: Sequence[Row], value: Callable[[Row], float | None], label: str
                 drawn = [(row.world, value(row)) for row in sorted(points, key=lambda row: (row.world, row.ep))]
                 drawn = [(x, y) for x, y in drawn if y is not None]
                 axis.plot(
-                    [x for x, _ in drawn], [y for _, y in drawn], "-" if measured else "--",
-                    marker="osv^Dx"[devices.index(device) % 6], ms=4, lw=1, color=COLOURS[counts.index(experts) % len(COLOURS)],
+                    [x for x, _ in drawn],
+                    [y for _, y in drawn],
+                    "-" if measured else "--",
+                    marker="osv^Dx"[devices.index(device) % 6],
+                    ms=4,
+                    lw=1,
+                    color=COLOURS[counts.index(experts) % len(COLOURS)],
                     mfc="white" if ep > 1 else None,
-                    label=f"{experts} experts{f', ep {ep}' if measured else ''}, {device}{'' if measured else ' (simulated)'}"
+                    label=f"{experts} experts{f', ep {ep}' if measured else ''}, {device}"
+                    f"{'' if measured else ' (simulated)'}"
                     f"{f', {digest}' if measured and several else ''}",
-                )  # fmt: skip
+                )
             axis.set(title=f"{mode} scaling", xlabel="ranks", ylabel=label, xscale="log")
             axis.set_xscale("log", base=2)
             if both:
@@ -77,7 +90,8 @@ def _split(rows: Sequence[Row]) -> Any:
             axis.barh(range(len(shown)), widths, left=left, color=COLOURS[number], label=label, height=0.75)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         names = [
-            f"{row.experts} e, {row.world} ranks, ep {row.ep}, {row.mode}{'' if row.measured else ', ' + row.device + ' (simulated)'}"
+            f"{row.experts} e, {row.world} ranks, ep {row.ep}, {row.mode}"
+            f"{'' if row.measured else ', ' + row.device + ' (simulated)'}"
             for row in shown
         ]
         axis.set(yticks=range(len(shown)), yticklabels=names, xlabel="ms per step, one part after the other")

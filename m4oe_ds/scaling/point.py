@@ -35,7 +35,7 @@ PHASES = (profiling.FORWARD, profiling.BACKWARD, profiling.OPTIMIZER)
 
 
 @dataclass(frozen=True)
-class Request:
+class PointRequest:
     """What to measure.
 
     Attributes:
@@ -68,7 +68,7 @@ class Request:
                 )
 
 
-def resolve(request: Request) -> Config:
+def resolve(request: PointRequest) -> Config:
     """The configuration of a point.
 
     Raises:
@@ -82,7 +82,7 @@ def resolve(request: Request) -> Config:
     return config
 
 
-def measure(request: Request) -> Row | None:
+def measure(request: PointRequest) -> Row | None:
     """Runs the point in this process group; the row on rank 0, None elsewhere.
 
     Data come from the shards of ``data.root`` where there are any; else random tensors of the same shape are made outside
@@ -144,9 +144,17 @@ def measure(request: Request) -> Row | None:
 
 
 def _row(
-    request: Request, config: Config, engine: Any, ep: int, world: int, sizes: Any, seconds: list[float], memory: float,
-    sent: int, parts: dict[str, float | None],
-) -> dict[str, Any]:  # fmt: skip
+    request: PointRequest,
+    config: Config,
+    engine: Any,
+    ep: int,
+    world: int,
+    sizes: Any,
+    seconds: list[float],
+    memory: float,
+    sent: int,
+    parts: dict[str, float | None],
+) -> dict[str, Any]:
     facts = environment()
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "deepspeed"))
     gpus, cuda = facts["hardware"]["gpus"], torch.cuda.is_available()
@@ -158,15 +166,30 @@ def _row(
         total += count * (1 if getattr(parameter, "allreduce", True) else ep)
     precision = "bf16" if engine.bfloat16_enabled() else "fp16" if engine.fp16_enabled() else "fp32"
     return {
-        "experts": config.model.mtoe.num_experts, "ep": ep, "world": world, "mode": request.mode, "batch": sizes.train,
-        "micro": sizes.micro, "stage": engine.zero_optimization_stage(), "precision": precision,
-        "device": gpus[0] if cuda and gpus else f"{facts['hardware']['cpu']} CPU, {facts['hardware']['cpu_cores']} cores",
-        "parameters": total, "step_ms": 1e3 * median, "step_ms_low": 1e3 * low, "step_ms_high": 1e3 * high,
-        "samples_per_s": sizes.train / median, "memory_bytes": memory, "all_to_all_bytes": sent / request.steps,
-        "measured": True, "source": f"{datetime.date.today().isoformat()}, {versions}",
+        "experts": config.model.mtoe.num_experts,
+        "ep": ep,
+        "world": world,
+        "mode": request.mode,
+        "batch": sizes.train,
+        "micro": sizes.micro,
+        "stage": engine.zero_optimization_stage(),
+        "precision": precision,
+        "device": gpus[0]
+        if cuda and gpus
+        else f"{facts['hardware']['cpu']} CPU, {facts['hardware']['cpu_cores']} cores",
+        "parameters": total,
+        "step_ms": 1e3 * median,
+        "step_ms_low": 1e3 * low,
+        "step_ms_high": 1e3 * high,
+        "samples_per_s": sizes.train / median,
+        "memory_bytes": memory,
+        "all_to_all_bytes": sent / request.steps,
+        "measured": True,
+        "source": f"{datetime.date.today().isoformat()}, {versions}",
         "setting": described(request.config, request.ds_config, request.overrides),
-        "digest": digest(request.config, request.ds_config, request.overrides), **parts,
-    }  # fmt: skip
+        "digest": digest(request.config, request.ds_config, request.overrides),
+        **parts,
+    }
 
 
 def _split(batches: Iterator[Batch], step: Any, steps: int) -> dict[str, float | None]:

@@ -165,19 +165,48 @@ def _study(row: Row) -> tuple[object, ...]:
 def table(rows: Sequence[Row]) -> str:
     """Markdown; simulated rows say so, and the setting is named where there are several."""
     several = len({row.digest for row in rows if row.measured}) > 1
-    header = ("experts", "ranks", "ep", "mode", "batch", "step ms", "samples/s", "efficiency", "GB/rank", "compute",
-              "all-to-all", "reduction", "optimizer", "data", "device", *(["setting"] if several else []), "")  # fmt: skip
+    header = (
+        "experts",
+        "ranks",
+        "ep",
+        "mode",
+        "batch",
+        "step ms",
+        "samples/s",
+        "efficiency",
+        "GB/rank",
+        "compute",
+        "all-to-all",
+        "reduction",
+        "optimizer",
+        "data",
+        "device",
+        *(["setting"] if several else []),
+        "",
+    )
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
         share = efficiency(row, rows)
         spread = "" if row.step_ms_low is None else f" ({row.step_ms_low:.0f}-{row.step_ms_high:.0f})"
         cells = [
-            row.experts, row.world, row.ep, row.mode, row.batch, f"{row.step_ms:.1f}{spread}", f"{row.samples_per_s:.1f}",
-            "" if share is None else f"{share:.0%}", f"{row.memory_bytes / 1e9:.2f}", _ms(row.compute_ms), _ms(row.all_to_all_ms),
-            _ms(row.reduction_ms), _ms(row.optimizer_ms), _ms(row.data_ms), row.device,
+            row.experts,
+            row.world,
+            row.ep,
+            row.mode,
+            row.batch,
+            f"{row.step_ms:.1f}{spread}",
+            f"{row.samples_per_s:.1f}",
+            "" if share is None else f"{share:.0%}",
+            f"{row.memory_bytes / 1e9:.2f}",
+            _ms(row.compute_ms),
+            _ms(row.all_to_all_ms),
+            _ms(row.reduction_ms),
+            _ms(row.optimizer_ms),
+            _ms(row.data_ms),
+            row.device,
             *([f"{row.setting} ({row.digest})"] if several else []),
             "measured" if row.measured else "SIMULATED, does not fit" if DOES_NOT_FIT in row.source else "SIMULATED",
-        ]  # fmt: skip
+        ]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
 

@@ -1,15 +1,17 @@
-"""Points beyond this machine by the plan's model: roofline per kernel, alpha-beta per collective, slowest rank's pace."""
+"""Points beyond this machine by the plan's model: roofline per kernel, alpha-beta per collective, the slowest's pace."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from m4oe_ds import config_loader
+from m4oe_ds.models.registry import expert_counts
+from m4oe_ds.planning.candidates import Candidate, Costs, evaluate, most_sharers
 from m4oe_ds.planning.hardware import ASSUMPTIONS, Cluster, Pool, accelerator
 from m4oe_ds.planning.memory import Layout
-from m4oe_ds.planning.recommend import Candidate, Costs, evaluate, expert_counts
+from m4oe_ds.planning.model_cost import Precision
 from m4oe_ds.scaling.rows import DOES_NOT_FIT, Row
 
 SOURCE = "simulated: data-sheet peaks and links with the efficiencies assumed in `m4oe plan`, nothing overlapped"
@@ -34,27 +36,73 @@ def largest_ep(cluster: Cluster, counts: Sequence[int]) -> int:
     Half-filled nodes of a mixed cluster are spanned rather than ep halved: slots are little, and replicas in different
     nodes would have to reduce the gradients of their experts between them.
     """
-    return math.gcd(cluster.world, *counts, *(pool.device.per_node for pool in cluster.pools))
+    return most_sharers(counts, cluster.world, *(pool.device.per_node for pool in cluster.pools))
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """The points to simulate and what all of them share.
+
+    Attributes:
+        config: path of the configuration.
+        overrides: ``--set`` options of it.
+        experts: of the MToE.
+        clusters: kinds of devices of each cluster, e.g. ``[["A100-80"], ["A100-80", "L40S"]]``; a mixed one has equal
+            numbers of each.
+        worlds: devices in all.
+        modes: ``weak``, ``strong``.
+        micro: samples per rank, weak.
+        batch: samples per step, strong.
+        stage: of ZeRO.
+        precision: fp32, bf16 or fp16.
+    """
+
+    config: str
+    overrides: Sequence[str]
+    experts: Sequence[int]
+    clusters: Sequence[Sequence[str]]
+    worlds: Sequence[int]
+    modes: Sequence[str]
+    micro: int
+    batch: int
+    stage: int
+    precision: Precision
+
+    def points(self) -> Iterator[SimulatedPoint]:
+        """Every combination, those of one model and cluster after one another."""
+        for experts, kinds, world, mode in itertools.product(self.experts, self.clusters, self.worlds, self.modes):
+            yield SimulatedPoint(experts, tuple(kinds), world, mode)
+
+
+@dataclass(frozen=True)
+class SimulatedPoint:
+    """Experts of the MToE, kinds of the devices, their number and the scaling mode."""
+
+    experts: int
+    kinds: tuple[str, ...]
+    world: int
+    mode: str
+
+    def __str__(self) -> str:
+        return f"{self.experts} experts, {self.world} x {'+'.join(self.kinds)}, {self.mode}"
+
+
+def impossible(point: SimulatedPoint, batch: int) -> str:
+    """Why a point cannot be, with ``batch`` samples per step of strong scaling; empty where it can."""
+    if point.world % len(point.kinds):
+        return f"{point.world} devices cannot be shared equally by {len(point.kinds)} kinds"
+    if point.mode == "strong" and batch % point.world:
+        return f"a batch of {batch} cannot be shared by {point.world} ranks"
+    return ""
 
 
 def simulate(
-    config_path: str,
-    overrides: Sequence[str],
-    experts: Sequence[int],
-    clusters: Sequence[Sequence[str]],
-    worlds: Sequence[int],
-    modes: Sequence[str],
-    micro: int,
-    batch: int,
-    stage: int,
-    precision: str,
-    say: Callable[[str], None] = lambda _: None,
+    options: Simulation, say: Callable[[str], None] = lambda _: None
 ) -> tuple[list[Row], list[tuple[str, str]]]:
     """A row for every combination, and those that cannot be with the reason; ep is that of :func:`largest_ep`.
 
     Args:
-        clusters: kinds of devices of each cluster, e.g. ``[["A100-80"], ["A100-80", "L40S"]]``; a mixed one has equal
-            numbers of each. worlds: devices in all. micro: samples per rank, weak. batch: samples per step, strong.
+        options: the points, and what they share.
         say: prints a line of progress.
 
     Raises:
@@ -62,37 +110,60 @@ def simulate(
     """
     rows: list[Row] = []
     left_out: list[tuple[str, str]] = []
-    for count in experts:
-        config = config_loader.load(config_path, [*overrides, f"model.mtoe.num_experts={count}"])
-        costs = Costs(config)
-        for kinds in clusters:
-            say(f"simulating {count} experts on {'+'.join(kinds)}")
-            for world, mode in itertools.product(worlds, modes):
-                point = f"{count} experts, {world} x {'+'.join(kinds)}, {mode}"
-                cluster = cluster_of(kinds, world)
-                if cluster is None:
-                    left_out.append((point, f"{world} devices cannot be shared equally by {len(kinds)} kinds"))
-                elif mode == "strong" and batch % world:
-                    left_out.append((point, f"a batch of {batch} cannot be shared by {world} ranks"))
-                else:
-                    samples = micro if mode == "weak" else batch // world
-                    layout = Layout(
-                        world, largest_ep(cluster, expert_counts(config)), stage, samples, precision=precision
-                    )
-                    found = evaluate(costs, cluster, layout, config.model.activation_checkpointing)
-                    rows.append(_row(count, mode, layout, found, " ".join([config_path, *overrides])))
+    costs = {
+        count: Costs(config_loader.load(options.config, [*options.overrides, f"model.mtoe.num_experts={count}"]))
+        for count in options.experts
+    }
+    told: set[tuple[int, tuple[str, ...]]] = set()
+    for point in options.points():
+        if (point.experts, point.kinds) not in told:
+            told.add((point.experts, point.kinds))
+            say(f"simulating {point.experts} experts on {'+'.join(point.kinds)}")
+        cluster, reason = cluster_of(point.kinds, point.world), impossible(point, options.batch)
+        if reason or cluster is None:
+            left_out.append((str(point), reason))
+        else:
+            rows.append(_simulated(point, cluster, costs[point.experts], options))
     return rows, left_out
+
+
+def _simulated(point: SimulatedPoint, cluster: Cluster, costs: Costs, options: Simulation) -> Row:
+    config = costs.config
+    samples = options.micro if point.mode == "weak" else options.batch // point.world
+    ep = largest_ep(cluster, expert_counts(config))
+    layout = Layout(point.world, ep, options.stage, samples, precision=options.precision)
+    found = evaluate(costs, cluster, layout, config.model.activation_checkpointing)
+    return _row(point.experts, point.mode, layout, found, " ".join([options.config, *options.overrides]))
 
 
 def _row(experts: int, mode: str, layout: Layout, found: Candidate, setting: str) -> Row:
     time = found.time
     fits = "" if found.fits else f" {DOES_NOT_FIT};"
     return Row(
-        experts=experts, ep=layout.ep, world=layout.world, mode=mode, batch=layout.batch, micro=layout.micro, stage=layout.stage,
-        precision=layout.precision, device="+".join(pool.device.name for pool in found.cluster.pools),
-        parameters=found.cost.total, step_ms=1e3 * time.total, step_ms_low=None, step_ms_high=None,
-        samples_per_s=found.samples_per_second, memory_bytes=found.memory.peak, compute_ms=1e3 * time.compute,
-        all_to_all_ms=1e3 * time.exchange, reduction_ms=1e3 * (time.reduction + time.gather), optimizer_ms=1e3 * time.optimizer,
-        data_ms=None, all_to_all_bytes=time.bytes_exchanged, measured=False, source=f"{SOURCE};{fits} pace of {time.slowest}",
-        setting=setting, digest="", data="none",
-    )  # fmt: skip
+        experts=experts,
+        ep=layout.ep,
+        world=layout.world,
+        mode=mode,
+        batch=layout.batch,
+        micro=layout.micro,
+        stage=layout.stage,
+        precision=layout.precision,
+        device="+".join(pool.device.name for pool in found.cluster.pools),
+        parameters=found.cost.total,
+        step_ms=1e3 * time.total,
+        step_ms_low=None,
+        step_ms_high=None,
+        samples_per_s=found.samples_per_second,
+        memory_bytes=found.memory.peak,
+        compute_ms=1e3 * time.compute,
+        all_to_all_ms=1e3 * time.exchange,
+        reduction_ms=1e3 * (time.reduction + time.gather),
+        optimizer_ms=1e3 * time.optimizer,
+        data_ms=None,
+        all_to_all_bytes=time.bytes_exchanged,
+        measured=False,
+        source=f"{SOURCE};{fits} pace of {time.slowest}",
+        setting=setting,
+        digest="",
+        data="none",
+    )

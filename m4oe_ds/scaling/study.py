@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,14 +17,14 @@ from pathlib import Path
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
-from m4oe_ds.errors import ConfigError
-from m4oe_ds.planning.recommend import expert_counts
+from m4oe_ds.models.registry import expert_counts
+from m4oe_ds.parallel.launch import free_port
 
 NO_POINT = "ended without its point; were the configuration files changed meanwhile?"
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridPoint:
     """A point to measure: experts of the MToE, ranks that share them, ranks, scaling mode."""
 
     experts: int
@@ -39,7 +38,7 @@ class Cell:
 
 def grid(
     config: Config, experts: Sequence[int], eps: Sequence[int], worlds: Sequence[int], modes: Sequence[str], batch: int
-) -> tuple[list[Cell], list[tuple[Cell, str]]]:
+) -> tuple[list[GridPoint], list[tuple[GridPoint, str]]]:
     """Every combination, and those that cannot be with the reason.
 
     Args:
@@ -47,12 +46,14 @@ def grid(
     """
     possible, impossible = [], []
     for mode, count, world, ep in itertools.product(modes, experts, worlds, eps):
-        cell = Cell(count, ep, world, mode)
+        cell = GridPoint(count, ep, world, mode)
         mtoe = dataclasses.replace(config.model.mtoe, num_experts=count)
         counts = expert_counts(dataclasses.replace(config, model=dataclasses.replace(config.model, mtoe=mtoe)))
         reason = ""
         if world % ep:
             reason = f"ep {ep} does not divide {world} ranks"
+        elif ep > 1 and not counts:
+            reason = f"ep {ep}, but {config.model.name} has no experts to share"
         elif any(number % ep for number in counts):
             reason = f"ep {ep} does not divide the experts of every layer ({', '.join(map(str, counts))})"
         elif mode == "strong" and batch % world:
@@ -65,7 +66,7 @@ def grid(
 
 
 def run_cell(
-    cell: Cell,
+    cell: GridPoint,
     options: Sequence[str],
     timeout_s: float,
     command: Sequence[str] = (),
@@ -80,7 +81,7 @@ def run_cell(
         command: what to start instead of this interpreter's ``m4oe scale point`` (tests).
         more: further environment variables.
     """
-    port = _free_port()
+    port = free_port()
     arguments = ["--experts", str(cell.experts), "--ep", str(cell.ep), "--mode", cell.mode, *options]
     start = list(command) or [sys.executable, "-m", "m4oe_ds", "scale", "point"]
     threads = str(max(1, (os.cpu_count() or 1) // cell.world))
@@ -90,10 +91,16 @@ def run_cell(
         try:
             for rank, log in enumerate(logs):
                 environment = {
-                    **os.environ, "RANK": str(rank), "WORLD_SIZE": str(cell.world), "LOCAL_RANK": str(rank),
-                    "LOCAL_SIZE": str(cell.world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **(more or {}),
-                }  # fmt: skip
+                    **os.environ,
+                    "RANK": str(rank),
+                    "WORLD_SIZE": str(cell.world),
+                    "LOCAL_RANK": str(rank),
+                    "LOCAL_SIZE": str(cell.world),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+                    **(more or {}),
+                }
                 with log.open("wb") as stream:
                     processes.append(
                         subprocess.Popen([*start, *arguments], env=environment, stdout=stream, stderr=subprocess.STDOUT)
@@ -121,12 +128,12 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path], ti
 
 
 def run(
-    cells: Sequence[Cell],
-    done: Callable[[Cell], bool],
+    cells: Sequence[GridPoint],
+    done: Callable[[GridPoint], bool],
     options: Sequence[str],
     timeout_s: float,
     say: Callable[[str], None],
-) -> list[tuple[Cell, str]]:
+) -> list[tuple[GridPoint, str]]:
     """Measures every cell that is not there yet, one after the other; those that failed with their last lines.
 
     Args:
@@ -146,22 +153,7 @@ def run(
     return failures
 
 
-def numbers(text: str, option: str) -> list[int]:
-    """``16,32`` as whole numbers from 1.
-
-    Raises:
-        ConfigError: something else.
-    """
-    try:
-        found = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise ConfigError(f"cannot read {text!r}", option, "write whole numbers from 1, e.g. 16,32,64")
-    return found
-
-
-def path_of(folder: Path, cell: Cell, micro: int, batch: int, digest: str) -> Path:
+def path_of(folder: Path, cell: GridPoint, micro: int, batch: int, digest: str) -> Path:
     """Where the point of a cell is, as :attr:`m4oe_ds.scaling.rows.Row.name` calls it."""
     size = micro * cell.world if cell.mode == "weak" else batch
     return folder / "points" / f"e{cell.experts}-ep{cell.ep}-w{cell.world}-{cell.mode}-b{size}-{digest}.json"
@@ -177,9 +169,3 @@ def digest(config: str, ds_config: str, overrides: Sequence[str]) -> str:
     known = to_dict(config_loader.load(config, list(overrides)))
     text = json.dumps([known, deepspeed_json.read(ds_config)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -20,6 +20,7 @@ from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.evaluation.metrics import evaluate_split, format_table
 from m4oe_ds.models import spec_for
 from m4oe_ds.models.interface import ModelSpec
+from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble, weights
 from m4oe_ds.runs.folder import write_json, write_yaml
@@ -67,7 +68,7 @@ def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
     deepspeed_json.batch_sizes(ds_config, world, request.ds_config)
     from m4oe_ds.parallel.topology import choose_ep_size
 
-    choose_ep_size(config.parallel.ep_size, world, engines.expert_counts(config), f"{request.config}: parallel.ep_size")
+    choose_ep_size(config.parallel.ep_size, world, expert_counts(config), f"{request.config}: parallel.ep_size")
     return config, ds_config, Path(request.output or f"runs/{config.run.name}")
 
 

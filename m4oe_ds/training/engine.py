@@ -13,24 +13,10 @@ from m4oe_ds import deepspeed_json
 from m4oe_ds.config import Config
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models import build
-from m4oe_ds.models.registry import MODELS
+from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.parallel import deepspeed_moe, topology
 
 _logger = logging.getLogger(__name__)
-
-
-def expert_counts(config: Config) -> tuple[int, ...]:
-    """Experts of every mixture layer kind that this configuration builds."""
-    model = config.model
-    if model.name != "m4oe":
-        has_mtoe = model.attach_mtoe != "none" or MODELS[model.name].own_experts
-        return (model.mtoe.num_experts,) if has_mtoe else ()
-    counts = [model.fusion.num_experts]
-    if model.use_msoe:
-        counts.append(model.msoe.num_experts)
-    if model.use_mtoe:
-        counts.append(model.mtoe.num_experts)
-    return tuple(counts)
 
 
 def create(

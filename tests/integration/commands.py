@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from m4oe_ds.parallel.launch import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,13 +21,6 @@ def environment(**extra: str) -> dict[str, str]:
     }
     path = f"{Path(sys.executable).parent}:{kept.get('PATH', '')}"
     return {**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": path, **extra}
-
-
-def free_port() -> int:
-    """A port nobody listens on now; several test runs may share a machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def command(arguments: Sequence[str], ranks: int = 1) -> list[str]:

@@ -26,9 +26,23 @@ def test_points(text: str, overrides: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["experts", "experts=", "depth=1", "alpha=x", "alpha=...,1", "alpha=0,...,1", "alpha=0,0.1,...", "alpha=0,0.3,...,1",
-     "alpha=1,1,...,2", "experts=0", "experts=1.5", "alpha=-0.1", "alpha=nan", "alpha=0,inf"],
-)  # fmt: skip
+    [
+        "experts",
+        "experts=",
+        "depth=1",
+        "alpha=x",
+        "alpha=...,1",
+        "alpha=0,...,1",
+        "alpha=0,0.1,...",
+        "alpha=0,0.3,...,1",
+        "alpha=1,1,...,2",
+        "experts=0",
+        "experts=1.5",
+        "alpha=-0.1",
+        "alpha=nan",
+        "alpha=0,inf",
+    ],
+)
 def test_unreadable_sweeps(text: str) -> None:
     with pytest.raises(ConfigError, match="--sweep"):
         parse_sweep(text)

@@ -16,8 +16,8 @@ from m4oe_ds.errors import ConfigError
 EVERYTHING = enumerate_cells(list(QUESTIONS), list(METHODS), [0])
 
 
-def plan(folder: Path, preset: str = "smoke") -> run.Plan:
-    return run.Plan(folder, preset, "ds_configs/zero2.json", 1, 60.0)
+def plan(folder: Path, preset: str = "smoke") -> run.CellPlan:
+    return run.CellPlan(folder, preset, "ds_configs/zero2.json", 1, 60.0)
 
 
 def test_every_row_of_the_papers_tables_has_its_cells() -> None:

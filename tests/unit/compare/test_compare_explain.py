@@ -35,12 +35,12 @@ def analysis(truth: float | None, ablation: float, information: float) -> dict[s
 
 
 @pytest.fixture
-def finished(tmp_path: Path) -> tuple[list[Cell], run.Plan]:
+def finished(tmp_path: Path) -> tuple[list[Cell], run.CellPlan]:
     """Three finished seeds of ours, the third without an analysis; a single-task cell, which is never analysed."""
     cells = enumerate_cells(["embed"], ["ours"], [0, 1, 2], ["multi"]) + enumerate_cells(
         ["embed"], ["ours"], [0], ["single"]
     )
-    plan = run.Plan(tmp_path, "smoke", "ds_configs/zero2.json", 1, 60.0)
+    plan = run.CellPlan(tmp_path, "smoke", "ds_configs/zero2.json", 1, 60.0)
     for cell in cells:
         folder = plan.of(cell)
         folder.mkdir(parents=True)
@@ -51,7 +51,7 @@ def finished(tmp_path: Path) -> tuple[list[Cell], run.Plan]:
     return cells, plan
 
 
-def test_coefficients_are_averaged_over_the_seeds_that_have_them(finished: tuple[list[Cell], run.Plan]) -> None:
+def test_coefficients_are_averaged_over_the_seeds_that_have_them(finished: tuple[list[Cell], run.CellPlan]) -> None:
     cells, plan = finished
     found = explain.collect(cells, plan)
     entry = next(e for e in found if (e.reference, e.level, e.task) == ("truth", "within", "density"))
@@ -59,16 +59,22 @@ def test_coefficients_are_averaged_over_the_seeds_that_have_them(finished: tuple
     assert entry.text == "+0.60 ± 0.14"
     header, row = explain.table(found)
     assert dict(zip(header, row, strict=True)) == {
-        "data set": "embed", "system": "Ours", "explanation": "routing",
-        "truth: sample": "+0.60 ± 0.14", "truth: within": "+0.60 ± 0.14", "truth: population": "+0.60 ± 0.14",
-        "ablation: sample": "+0.20 ± 0.14", "ablation: within": "+0.20 ± 0.14", "ablation: population": "+0.20 ± 0.14",
-    }  # fmt: skip
+        "data set": "embed",
+        "system": "Ours",
+        "explanation": "routing",
+        "truth: sample": "+0.60 ± 0.14",
+        "truth: within": "+0.60 ± 0.14",
+        "truth: population": "+0.60 ± 0.14",
+        "ablation: sample": "+0.20 ± 0.14",
+        "ablation: within": "+0.20 ± 0.14",
+        "ablation: population": "+0.20 ± 0.14",
+    }
     assert explain.task_table(found)[1:] == [["embed", "density", "+0.60 ± 0.14"]]
     assert explain.share_table(cells, plan)[1] == ["embed", "density", "ffdm_cc", "0.700", "0.600"]
     assert explain.information(cells, plan)[1] == ["embed", "Ours", "mtoe", "0.1500 ± 0.0707", "0.500"]
 
 
-def test_an_undefined_coefficient_is_left_out(finished: tuple[list[Cell], run.Plan]) -> None:
+def test_an_undefined_coefficient_is_left_out(finished: tuple[list[Cell], run.CellPlan]) -> None:
     cells, plan = finished
     (plan.of(cells[0]) / "analysis.json").write_text(json.dumps(analysis(None, 0.1, 0.2)))
     entry = next(e for e in explain.collect(cells, plan) if (e.reference, e.level) == ("truth", "population"))
@@ -76,7 +82,7 @@ def test_an_undefined_coefficient_is_left_out(finished: tuple[list[Cell], run.Pl
 
 
 def test_only_finished_multi_task_cells_without_analysis_are_analysed(
-    finished: tuple[list[Cell], run.Plan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    finished: tuple[list[Cell], run.CellPlan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cells, plan = finished
     fake = tmp_path / "python"  # what the command would say when it fails
@@ -90,7 +96,7 @@ def test_only_finished_multi_task_cells_without_analysis_are_analysed(
 
 
 def test_the_command_collects_and_fails_without_any_explanation(
-    finished: tuple[list[Cell], run.Plan], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    finished: tuple[list[Cell], run.CellPlan], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     chosen = ["compare", "--datasets", "embed", "--methods", "ours", "--settings", "multi", "--collect", "--explain"]
     nothing = tmp_path / "nothing"
@@ -99,5 +105,5 @@ def test_the_command_collects_and_fails_without_any_explanation(
     assert "no finished cell" in capsys.readouterr().out
     assert main([*chosen, "--sweep", "alpha=0,0.1", "--output", str(nothing)]) != 0
     printed = capsys.readouterr()
-    assert "leave --sweep away" in printed.err
+    assert "leave out --sweep" in printed.err
     assert not printed.out

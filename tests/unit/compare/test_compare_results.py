@@ -141,7 +141,7 @@ def test_collect_prints_tables_and_names_what_is_missing(made: tuple, capsys: py
     folder, cells, _ = made
     from m4oe_ds.compare import run
 
-    plan = run.Plan(folder, "smoke", "ds_configs/zero2.json", 1, 60.0)
+    plan = run.CellPlan(folder, "smoke", "ds_configs/zero2.json", 1, 60.0)
     for cell in cells:
         if cell.method != "aide":
             (folder / "cells" / cell.name / "cell.json").write_text(json.dumps(run.identity(cell, plan)))

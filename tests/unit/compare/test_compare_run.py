@@ -24,8 +24,8 @@ SAVES = "import sys; sys.exit(75)"
 HANGS = "import time; time.sleep(60)"
 
 
-def plan(folder: Path, timeout_s: float = 60.0) -> run.Plan:
-    return run.Plan(folder, "smoke", "ds_configs/zero2.json", 1, timeout_s)
+def plan(folder: Path, timeout_s: float = 60.0) -> run.CellPlan:
+    return run.CellPlan(folder, "smoke", "ds_configs/zero2.json", 1, timeout_s)
 
 
 def cells(count: int = 2) -> list[Cell]:
@@ -37,7 +37,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
     """What runs in place of training, by seed; counts its starts in ``started``."""
     by_seed: dict[int, str] = {}
 
-    def command(cell: Cell, plan: run.Plan, _ranks: int) -> list[str]:
+    def command(cell: Cell, plan: run.CellPlan, _ranks: int) -> list[str]:
         with (plan.folder / "started").open("a") as stream:
             stream.write(f"{cell.seed}\n")
         return [sys.executable, "-c", by_seed.get(cell.seed, WORKS).format(folder=str(plan.of(cell)))]

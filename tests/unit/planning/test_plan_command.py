@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from m4oe_ds import config_loader, deepspeed_json
+from m4oe_ds.cli import main
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.planning.command import run
+from m4oe_ds.planning.candidates import Costs, Wishes
 from m4oe_ds.planning.hardware import parse_cluster
-from m4oe_ds.planning.recommend import Costs, Wishes, recommend, scaling
+from m4oe_ds.planning.recommend import recommend, scaling
 
 SMALL = """
 data: {dataset: rsna, image_size: [32, 24]}
@@ -86,7 +87,9 @@ def test_too_small_a_device_says_no_after_trying_everything(
     plan = recommend(costs.config, parse_cluster("2xtiny"), wishes, costs)
     assert not plan.fits
     assert any(item.layout.offload and item.recompute for item in plan.candidates)
-    assert run(["--config", str(path), "--cluster", "2xtiny", "--batch", "4", "--ep", "1", "--micro", "2"]) == 1
+    assert (
+        main(["plan", "--config", str(path), "--cluster", "2xtiny", "--batch", "4", "--ep", "1", "--micro", "2"]) == 1
+    )
     assert "fits: NO" in capsys.readouterr().out
 
 
@@ -132,7 +135,7 @@ def test_command_prints_json_and_writes_the_ds_config(
         "--scale",
         "2,4",
     ]
-    assert run([*arguments, "--json", "--out", str(out)]) == 0
+    assert main(["plan", *arguments, "--json", "--out", str(out)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["fits"] is True
     assert printed["ds_config"] == json.loads(out.read_text(encoding="utf-8"))
@@ -147,7 +150,16 @@ def test_command_describes_a_given_ds_config(path: Path, tmp_path: Path, capsys:
     given = tmp_path / "given.json"
     content = {"train_batch_size": 8, "fp16": {"enabled": True}, "zero_optimization": {"stage": 1}}
     given.write_text(json.dumps(content), encoding="utf-8")
-    assert run(["--config", str(path), "--cluster", "2xL40S", "--ds_config", str(given), "--ep", "1"]) == 0
+    assert main(["plan", "--config", str(path), "--cluster", "2xL40S", "--ds_config", str(given), "--ep", "1"]) == 0
     text = capsys.readouterr().out
     for word in ("fits: YES", "SIMULATED", "ZeRO-1", "fp16", "micro-batch 4 x 1", "held per rank", "L40S data sheet"):
         assert word in text
+
+
+def test_a_model_without_experts_is_offered_no_expert_parallel_layout(capsys: pytest.CaptureFixture[str]) -> None:
+    baseline = str(Path(__file__).parents[3] / "configs" / "baselines" / "mirai.yaml")
+    shrunk = ["--set", "data.image_size=[64, 48]", "--set", "model.embedder.weights="]
+    assert main(["plan", "--config", baseline, *shrunk, "--cluster", "4xA100-80", "--batch", "8", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["parameters"]["experts"] == 0
+    assert {item["layout"]["ep"] for item in printed["candidates"]} == {1}

@@ -17,10 +17,22 @@ DENSE, EXPERT = 1000, 4000
 def record(precision: str = "bf16", ep: int = 2, **changes: object) -> MicroStep:
     held = EXPERT // ep
     step = MicroStep(
-        micro=1, ep=ep, precision=precision, parameters={"all": DENSE + EXPERT}, expert_total=EXPERT, dense=DENSE,
-        expert=held, frozen=0, tensors=(400, 600, held // 2, held // 2), expert_tensors=(held // 2, held // 2),
-        saved=5000, peak=7000, peak_with_gradients=9000, exchanges=(), operations=(),
-    )  # fmt: skip
+        micro=1,
+        ep=ep,
+        precision=precision,
+        parameters={"all": DENSE + EXPERT},
+        expert_total=EXPERT,
+        dense=DENSE,
+        expert=held,
+        frozen=0,
+        tensors=(400, 600, held // 2, held // 2),
+        expert_tensors=(held // 2, held // 2),
+        saved=5000,
+        peak=7000,
+        peak_with_gradients=9000,
+        exchanges=(),
+        operations=(),
+    )
     return dataclasses.replace(step, **changes)  # type: ignore[arg-type]
 
 

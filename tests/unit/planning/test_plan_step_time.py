@@ -13,18 +13,40 @@ from m4oe_ds.planning.model_cost import MicroStep, Operation
 from m4oe_ds.planning.step_time import Place, all_to_all, collective, kernel_seconds, places, step_time
 
 TOY = Accelerator(
-    "toy", 1e9, half_peak=1e12, single_peak=1e11, bandwidth=1e9, link=Link("wire", 1e8, 1e-3, 1.0),
-    port=Link("port", 1e7, 2e-3, 1.0), source="made up", arithmetic=0.5, streaming=0.5, overhead=1e-6, attention=0.5,
+    "toy",
+    1e9,
+    half_peak=1e12,
+    single_peak=1e11,
+    bandwidth=1e9,
+    link=Link("wire", 1e8, 1e-3, 1.0),
+    port=Link("port", 1e7, 2e-3, 1.0),
+    source="made up",
+    arithmetic=0.5,
+    streaming=0.5,
+    overhead=1e-6,
+    attention=0.5,
     per_node=2,
-)  # fmt: skip
+)
 
 
 def record(*operations: Operation, exchanges: tuple[int, ...] = (), ep: int = 1) -> MicroStep:
     return MicroStep(
-        micro=1, ep=ep, precision="bf16", parameters={"all": 3000}, expert_total=2000, dense=1000, expert=2000 // ep,
-        frozen=0, tensors=(1000, 2000 // ep), expert_tensors=(2000 // ep,), saved=0, peak=0, peak_with_gradients=0,
-        exchanges=exchanges, operations=operations,
-    )  # fmt: skip
+        micro=1,
+        ep=ep,
+        precision="bf16",
+        parameters={"all": 3000},
+        expert_total=2000,
+        dense=1000,
+        expert=2000 // ep,
+        frozen=0,
+        tensors=(1000, 2000 // ep),
+        expert_tensors=(2000 // ep,),
+        saved=0,
+        peak=0,
+        peak_with_gradients=0,
+        exchanges=exchanges,
+        operations=operations,
+    )
 
 
 def test_a_kernel_takes_the_longest_of_arithmetic_traffic_and_launch() -> None:

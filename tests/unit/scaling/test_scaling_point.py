@@ -10,7 +10,7 @@ import pytest
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.scaling import point
 
-REQUEST = point.Request("c.yaml", "d.json", (), 16, 1, "weak", 4, 16, 10, 3)
+REQUEST = point.PointRequest("c.yaml", "d.json", (), 16, 1, "weak", 4, 16, 10, 3)
 
 
 def event(name: str, start_ms: float, end_ms: float) -> SimpleNamespace:
@@ -20,16 +20,25 @@ def event(name: str, start_ms: float, end_ms: float) -> SimpleNamespace:
 def test_collectives_leave_the_phase_they_ran_in_and_no_other() -> None:
     events = [
         event("gloo:all_reduce", 0, 3),  # label counts, before any phase
-        event("m4oe.forward", 3, 43), event("gloo:all_to_all", 10, 14),
-        event("m4oe.backward", 43, 103), event("gloo:all_to_all", 50, 56), event("gloo:all_reduce", 90, 100),
-        event("m4oe.optimizer", 103, 123), event("gloo:all_gather", 104, 109),
+        event("m4oe.forward", 3, 43),
+        event("gloo:all_to_all", 10, 14),
+        event("m4oe.backward", 43, 103),
+        event("gloo:all_to_all", 50, 56),
+        event("gloo:all_reduce", 90, 100),
+        event("m4oe.optimizer", 103, 123),
+        event("gloo:all_gather", 104, 109),
         event("aten::mm", 3, 40),
-    ]  # fmt: skip
+    ]
     phases = {"forward": 20.0, "backward": 30.0, "optimizer": 10.0}  # per step, of two
     parts = point.attribute(events, phases, 2)
     assert parts == pytest.approx(
-        {"compute_ms": (40 - 4 + 60 - 16) / 2, "all_to_all_ms": 10 / 2, "reduction_ms": (3 + 10 + 5) / 2, "optimizer_ms": 15 / 2}
-    )  # fmt: skip
+        {
+            "compute_ms": (40 - 4 + 60 - 16) / 2,
+            "all_to_all_ms": 10 / 2,
+            "reduction_ms": (3 + 10 + 5) / 2,
+            "optimizer_ms": 15 / 2,
+        }
+    )
     inside = sum(phases.values())
     assert sum(parts.values()) == pytest.approx(
         inside + 3 / 2
@@ -39,9 +48,10 @@ def test_collectives_leave_the_phase_they_ran_in_and_no_other() -> None:
 def test_kernels_of_nccl_count_and_their_launches_do_not() -> None:
     events = [
         event("m4oe.forward", 0, 10),
-        event("nccl:all_to_all", 1, 2), event("ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)", 2, 5),
+        event("nccl:all_to_all", 1, 2),
+        event("ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)", 2, 5),
         event("ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)", 6, 8),
-    ]  # fmt: skip
+    ]
     parts = point.attribute(events, {"forward": 10.0}, 1)
     assert (parts["all_to_all_ms"], parts["reduction_ms"], parts["compute_ms"]) == pytest.approx((3.0, 2.0, 5.0))
 

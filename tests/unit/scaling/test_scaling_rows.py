@@ -10,19 +10,46 @@ import pytest
 from m4oe_ds import config_loader
 from m4oe_ds.cli import main
 from m4oe_ds.errors import ConfigError, DataError
+from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.scaling import rows, simulate, study
+from m4oe_ds.scaling.command import numbers
 
 ROW = rows.Row(
-    experts=16, ep=1, world=1, mode="weak", batch=4, micro=4, stage=2, precision="fp32", device="CPU", parameters=100,
-    step_ms=100.0, step_ms_low=90.0, step_ms_high=110.0, samples_per_s=40.0, memory_bytes=1e9, compute_ms=80.0,
-    all_to_all_ms=0.0, reduction_ms=0.0, optimizer_ms=10.0, data_ms=None, all_to_all_bytes=0.0, measured=True, source="today",
-    setting="c.yaml d.json", digest="0123abcd", data="random tensors",
-)  # fmt: skip
+    experts=16,
+    ep=1,
+    world=1,
+    mode="weak",
+    batch=4,
+    micro=4,
+    stage=2,
+    precision="fp32",
+    device="CPU",
+    parameters=100,
+    step_ms=100.0,
+    step_ms_low=90.0,
+    step_ms_high=110.0,
+    samples_per_s=40.0,
+    memory_bytes=1e9,
+    compute_ms=80.0,
+    all_to_all_ms=0.0,
+    reduction_ms=0.0,
+    optimizer_ms=10.0,
+    data_ms=None,
+    all_to_all_bytes=0.0,
+    measured=True,
+    source="today",
+    setting="c.yaml d.json",
+    digest="0123abcd",
+    data="random tensors",
+)
 TINY = (
-    "data.image_size=[32,24]", "model.dim=32", "model.embedder.backbone=vit_tiny_patch16_224",
+    "data.image_size=[32,24]",
+    "model.dim=32",
+    "model.embedder.backbone=vit_tiny_patch16_224",
     "model.embedder.options={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 4}",
-    "model.msoe={num_experts: 16, depth: 1, num_heads: 4}", "model.fusion={num_experts: 16, depth: 1, num_heads: 4}",
-)  # fmt: skip
+    "model.msoe={num_experts: 16, depth: 1, num_heads: 4}",
+    "model.fusion={num_experts: 16, depth: 1, num_heads: 4}",
+)
 
 
 def other(**changes: object) -> rows.Row:
@@ -104,8 +131,13 @@ def test_impossible_points_are_left_out_with_the_reason() -> None:
     config = config_loader.load(None, [*TINY, "model.msoe.num_experts=6"])
     possible, impossible = study.grid(config, [16, 18], [1, 2, 4], [1, 4], ["weak", "strong"], 6)
     assert {(c.experts, c.ep, c.world) for c in possible if c.mode == "weak"} == {
-        (16, 1, 1), (18, 1, 1), (16, 1, 4), (16, 2, 4), (18, 1, 4), (18, 2, 4),
-    }  # fmt: skip
+        (16, 1, 1),
+        (18, 1, 1),
+        (16, 1, 4),
+        (16, 2, 4),
+        (18, 1, 4),
+        (18, 2, 4),
+    }
     assert {c.world for c in possible if c.mode == "strong"} == {1}
     reasons = {(c.experts, c.ep, c.world, c.mode): reason for c, reason in impossible}
     assert reasons[16, 2, 1, "weak"] == "ep 2 does not divide 1 ranks"
@@ -121,10 +153,20 @@ def test_layers_with_as_many_experts_as_the_mtoe_count_too() -> None:
     assert impossible[0][1] == "ep 3 does not divide the experts of every layer (16, 16, 48)"
 
 
+def test_a_model_without_experts_has_none_to_share() -> None:
+    config = config_loader.load(None, [*TINY, "model.name=mirai"])
+    possible, impossible = study.grid(config, [16], [1, 2], [2], ["weak"], 1)
+    assert [cell.ep for cell in possible] == [1]
+    assert impossible[0][1] == "ep 2, but mirai has no experts to share"
+    cluster = simulate.cluster_of(["A100-80"], 8)
+    assert cluster is not None
+    assert simulate.largest_ep(cluster, expert_counts(config)) == 1
+
+
 def test_a_point_that_fails_or_hangs_is_reported(tmp_path: Path) -> None:
     import sys
 
-    cell = study.Cell(4, 1, 2, "weak")
+    cell = study.GridPoint(4, 1, 2, "weak")
     fails = [sys.executable, "-c", "import os, sys; print('error: out of luck', os.environ['RANK']); sys.exit(3)"]
     assert "out of luck" in study.run_cell(cell, [], 30, fails)
     hangs = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -135,16 +177,20 @@ def test_a_point_that_fails_or_hangs_is_reported(tmp_path: Path) -> None:
     # more output than a pipe holds, from a rank that nobody reads yet
     loud = "import os\nif os.environ['RANK'] == '1': print('x' * 2_000_000)"
     assert study.run_cell(cell, [], 60, [sys.executable, "-c", loud]) == ""
-    given = [sys.executable, "-c", "import os, sys; sys.exit(sys.argv[1:] != '--experts 4 --ep 1 --mode weak --x'.split()"
-             " or os.environ['SEEN'] != 'yes' or os.environ['WORLD_SIZE'] != '2')"]  # fmt: skip
+    given = [
+        sys.executable,
+        "-c",
+        "import os, sys; sys.exit(sys.argv[1:] != '--experts 4 --ep 1 --mode weak --x'.split()"
+        " or os.environ['SEEN'] != 'yes' or os.environ['WORLD_SIZE'] != '2')",
+    ]
     assert study.run_cell(cell, ["--x"], 30, given, more={"SEEN": "yes"}) == ""
 
 
 def test_points_that_are_there_are_kept_and_failures_with_a_point_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = [study.Cell(4, 1, world, "weak") for world in (1, 2, 4, 8)]
-    there, said, started = {cells[0]}, list[str](), list[study.Cell]()
+    cells = [study.GridPoint(4, 1, world, "weak") for world in (1, 2, 4, 8)]
+    there, said, started = {cells[0]}, list[str](), list[study.GridPoint]()
 
-    def run_cell(cell: study.Cell, options: object, timeout_s: float) -> str:
+    def run_cell(cell: study.GridPoint, options: object, timeout_s: float) -> str:
         started.append(cell)
         if cell == cells[1]:
             there.add(cell)  # written, then aborted at exit
@@ -158,19 +204,29 @@ def test_points_that_are_there_are_kept_and_failures_with_a_point_are_none(monke
 
 
 def test_numbers_and_paths() -> None:
-    assert study.numbers("16, 32", "--experts") == [16, 32]
+    assert numbers("16, 32", "--experts") == [16, 32]
     for text in ("", "a", "0", "4,-1"):
         with pytest.raises(ConfigError, match="--experts"):
-            study.numbers(text, "--experts")
-    cell = study.Cell(16, 1, 1, "weak")
+            numbers(text, "--experts")
+    cell = study.GridPoint(16, 1, 1, "weak")
     assert study.path_of(Path("x"), cell, 4, 99, ROW.digest) == Path("x/points") / f"{ROW.name}.json"
 
 
 def test_simulated_points_follow_the_slowest_device_and_are_marked(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("{}\n")
-    made, left_out = simulate.simulate(
-        str(tmp_path / "c.yaml"), TINY, [16], [["A100-80"], ["L40"], ["A100-80", "L40"]], [8, 16, 25], ["weak", "strong"], 4, 64, 2, "bf16"
-    )  # fmt: skip
+    options = simulate.Simulation(
+        config=str(tmp_path / "c.yaml"),
+        overrides=TINY,
+        experts=[16],
+        clusters=[["A100-80"], ["L40"], ["A100-80", "L40"]],
+        worlds=[8, 16, 25],
+        modes=["weak", "strong"],
+        micro=4,
+        batch=64,
+        stage=2,
+        precision="bf16",
+    )
+    made, left_out = simulate.simulate(options)
     assert len(made) == 14
     # 3 clusters, 3 worlds, 2 modes: nothing is left out without a word
     assert len(made) + len(left_out) == 18
@@ -193,9 +249,13 @@ def test_simulated_points_follow_the_slowest_device_and_are_marked(tmp_path: Pat
 
 def test_experts_are_shared_by_a_node_of_ranks_at_most() -> None:
     for kinds, world, counts, ep in (
-        (["A100-80"], 64, [32, 16], 8), (["A100-80"], 64, [32, 12], 4), (["A100-80", "L40S"], 8, [32], 8),
-        (["A100-80", "L40S"], 4, [32, 16], 4), (["A100-80"], 12, [32], 4), (["A100-80"], 4, [32], 4),
-    ):  # fmt: skip
+        (["A100-80"], 64, [32, 16], 8),
+        (["A100-80"], 64, [32, 12], 4),
+        (["A100-80", "L40S"], 8, [32], 8),
+        (["A100-80", "L40S"], 4, [32, 16], 4),
+        (["A100-80"], 12, [32], 4),
+        (["A100-80"], 4, [32], 4),
+    ):
         cluster = simulate.cluster_of(kinds, world)
         assert cluster is not None
         assert simulate.largest_ep(cluster, counts) == ep
