@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="predict on new DICOM files with a finished run")
     prediction.add_arguments(predict)
-    predict.set_defaults(work=prediction.work)
+    predict.set_defaults(work=prediction.main)
 
     report = commands.add_parser("report", help="write report.html from a run folder")
     report.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
