@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         "analyze", help="what routing, gradients and representations of a run say about modalities and tasks"
     )
     analysis.add_arguments(analyze)
-    analyze.set_defaults(work=analysis.work)
+    analyze.set_defaults(work=analysis.main)
 
     from m4oe_ds.planning import command as planning
 
