@@ -12,6 +12,7 @@ from m4oe_ds.analysis.routing_statistics import RoutingSums, routing_view
 from m4oe_ds.analysis.validation_figures import ValidationFigures
 from m4oe_ds.data.stream import ShardStream
 from m4oe_ds.evaluation.inference import predict_split
+from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.training.records import Recorder
 from tests.distributed import problem
@@ -24,15 +25,28 @@ def drawn(folder: Path, *overrides: str) -> tuple[ValidationFigures, dict[str, o
     cfg = problem.config("data.modalities=[]", *overrides)
     spec = spec_for(cfg)
     stream = ShardStream(
-        shards.write(folder / "shards", {"val": 13}) / "val", modalities=spec.modalities, tasks=spec.tasks, image_size=(16, 16),
-        micro_batch=5, rank=0, world=1, seed=0,
-    )  # fmt: skip
+        shards.write(folder / "shards", {"val": 13}) / "val",
+        modalities=spec.modalities,
+        tasks=spec.tasks,
+        image_size=(16, 16),
+        micro_batch=5,
+        rank=0,
+        world=1,
+        seed=0,
+    )
     board = ValidationFigures(spec, cfg.model.name)
     predictions = predict_split(
-        build(cfg).eval(), stream.evaluation(), spec, problem.objective(spec), torch.device("cpu"), torch.float32, observe=board.add
-    )  # fmt: skip
+        build(cfg).eval(),
+        stream.evaluation(),
+        spec,
+        problem.objective(spec),
+        torch.device("cpu"),
+        torch.float32,
+        observe=board.add,
+    )
     board.reduce(lambda sums: sums)
-    return board, board.draw(predictions, folder)
+    report = evaluate_split(predictions.arrays(), spec.tasks, resamples=0)
+    return board, board.draw(predictions, report, folder)
 
 
 def test_every_figure_reaches_the_event_file(tmp_path: Path) -> None:
