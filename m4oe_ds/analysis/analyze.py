@@ -20,7 +20,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.option_lists import comma_list
 from m4oe_ds.runs.finished import Run, open_run
-from m4oe_ds.runs.folder import plain, write_json
+from m4oe_ds.runs.folder import RunFolder, plain, write_json
 
 _logger = logging.getLogger(__name__)
 NEEDS_TRAINING_SPLIT = {"competition", "synergy"}
@@ -59,18 +59,18 @@ def analyze(options: AnalysisOptions, say: Callable[[str], None] = _logger.info)
             say(f"{section:17} done in {time.monotonic() - begin:.1f} s")
     if "interpretability" in session.result:
         say("\n".join(agreement_lines(session.result["interpretability"])))
-    path = options.run / "analysis.json"
+    files = RunFolder(options.run)
     content = {
-        **_earlier(path, options, sections),
+        **_earlier(files.analysis, options, sections),
         **facts_of(session),
         **{name: plain(value) for name, value in session.result.items()},
         "skipped": skipped,
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_json(path, content)
+    write_json(files.analysis, content)
     note = " (synthetic data)" if content["synthetic"] else ""
     drawn = len([figure for figure in session.figures if figure.suffix == ".png"])
-    say(f"analysis of {options.split}{note}: {path}, {drawn} figures in {options.run / 'figures'}")
+    say(f"analysis of {options.split}{note}: {files.analysis}, {drawn} figures in {files.figures}")
     return content
 
 

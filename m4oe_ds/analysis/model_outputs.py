@@ -12,6 +12,7 @@ import torch
 from m4oe_ds.analysis.session import Session, Skip
 from m4oe_ds.errors import DataError
 from m4oe_ds.runs.finished import Run
+from m4oe_ds.runs.folder import RunFolder
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -111,7 +112,7 @@ def own_outputs(session: Session) -> dict[str, Any]:
         arrays, views = collect(session.run, session.options.split, session.options.limit)
     except DataError as error:
         raise Skip(str(error)) from None
-    path = session.run.folder / "analysis" / f"own-{session.options.split}.npz"
+    path = RunFolder(session.run.folder).analysis_arrays(f"own-{session.options.split}")
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
     if views:

@@ -22,7 +22,7 @@ from m4oe_ds.analysis.synergy_section import synergy
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.evaluation.clinical import write_report
 from m4oe_ds.runs.finished import Run, open_run
-from m4oe_ds.runs.folder import plain
+from m4oe_ds.runs.folder import RunFolder, plain
 
 
 def save_rows(session: Session) -> None:
@@ -34,7 +34,7 @@ def save_rows(session: Session) -> None:
         "divergence": found.divergence, "loss_increase": found.loss_increase,
     }  # fmt: skip
     arrays |= {name: value for name in ("contribution", "rollout") if (value := getattr(found, name)) is not None}
-    path = session.run.folder / "analysis" / f"{session.options.split}.npz"
+    path = RunFolder(session.run.folder).analysis_arrays(session.options.split)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)
 
@@ -47,21 +47,21 @@ def write_gallery(run: Run, split: str, limit: int) -> dict[str, Any]:
     """
     count = run.config.evaluation.num_examples or 6
     collector = GalleryCollector(
-        run.model, run.spec, count, keys=None if limit else samples_shown(run.folder / "predictions", split)
+        run.model, run.spec, count, keys=None if limit else samples_shown(run.folder, split)
     )
     with torch.no_grad():
         for host in run.batches(split, limit):
             batch = host.to(run.device)
             collector.add(batch, run.model(batch))
-    path = run.folder / "analysis" / "gallery.npz"
+    path = RunFolder(run.folder).analysis_arrays("gallery")
     arrays = collector.result()
     save(arrays, path)
-    return {"samples": len(arrays["keys"]), "experts": len(arrays["expert_usage"]), "file": "analysis/gallery.npz"}
+    return {"samples": len(arrays["keys"]), "experts": len(arrays["expert_usage"]), "file": f"analysis/{path.name}"}
 
 
 def samples_shown(folder: Path, split: str) -> list[str] | None:
-    """Keys of the samples that the report shows, if they are of this split: their maps belong beside them."""
-    examples, predictions = folder / "examples.npz", folder / f"{split}.npz"
+    """Keys of the samples that the report shows, if they are of this split: their maps belong next to them."""
+    examples, predictions = RunFolder(folder).examples, RunFolder(folder).predictions(split)
     if not (examples.is_file() and predictions.is_file()):
         return None
     with np.load(examples, allow_pickle=False) as kept, np.load(predictions, allow_pickle=False) as known:
@@ -80,7 +80,7 @@ def write_clinical(run: Run, split: str, resamples: int) -> dict[str, Any]:
         f"label_{task.name}": train.sample_labels(task.name) for task in run.spec.tasks if task.kind == "classification"
     }
     write_report(run.folder, split, run.config.data.root, run.spec.tasks, resamples, labels)
-    return {"split": split, "file": "clinical.json"}
+    return {"split": split, "file": RunFolder(run.folder).clinical.name}
 
 
 def facts_of(session: Session) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _two_samples(session: Session) -> dict[str, int]:
     """Rows of two samples with every modality, by title: those that the report shows, under its names, if it shows two."""
     found = session.split
     whole = np.flatnonzero(found.present.all(1))
-    shown = samples_shown(session.run.folder / "predictions", session.options.split) or []
+    shown = samples_shown(session.run.folder, session.options.split) or []
     row_of = dict(zip(found.keys[whole].tolist(), whole.tolist(), strict=True))
     named = {f"sample {number}": row_of[key] for number, key in enumerate(shown, 1) if key in row_of}
     if len(named) < 2:

@@ -10,6 +10,7 @@ from m4oe_ds.analysis.collect import Collected, Features
 from m4oe_ds.analysis.options import AnalysisOptions
 from m4oe_ds.report.figures import save
 from m4oe_ds.runs.finished import Run
+from m4oe_ds.runs.folder import RunFolder
 
 FEATURE_ROWS = 4000  # most rows of features kept for probes and synergy
 PAPER_TASKS = ("density", "risk1")
@@ -54,7 +55,7 @@ class Session:
 
     def draw(self, figure: Any, rows: list[dict[str, Any]], name: str) -> None:
         """Writes a figure and its numbers to the run folder."""
-        folder = self.run.folder / "figures"
+        folder = RunFolder(self.run.folder).figures
         save(figure, folder, name, rows)
         self.figures.append(folder / f"{name}.png")
 

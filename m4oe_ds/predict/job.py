@@ -9,6 +9,7 @@ from m4oe_ds import config_loader
 from m4oe_ds.data import sources
 from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import ConfigError, DataError
+from m4oe_ds.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def check(job: PredictionJob) -> None:
     for name, value in (("batch-size", job.batch_size), ("limit", job.limit), ("workers", job.workers)):
         if value is not None and value < 0:
             raise ConfigError(f"{value} is negative", f"--{name}", "use 0 or more")
-    path = job.run / "config.yaml"
+    path = RunFolder(job.run).config
     if not path.is_file():
         raise DataError("not a run folder (no config.yaml)", str(job.run), "name a folder under runs/")
     config = config_loader.load(path)
