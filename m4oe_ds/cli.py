@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="predict on new DICOM files with a finished run")
     prediction.add_arguments(predict)
-    predict.set_defaults(work=prediction.work)
+    predict.set_defaults(work=prediction.main)
 
     report = commands.add_parser("report", help="write report.html from a run folder")
     report.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         "analyze", help="what routing, gradients and representations of a run say about modalities and tasks"
     )
     analysis.add_arguments(analyze)
-    analyze.set_defaults(work=analysis.work)
+    analyze.set_defaults(work=analysis.main)
 
     from m4oe_ds.planning import command as planning
 

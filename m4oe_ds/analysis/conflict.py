@@ -1,24 +1,26 @@
-"""Gradient conflict (M4oE Fig. 6a) from the cosines that training wrote to ``log.jsonl`` (``run.conflict_every_steps``)."""
+"""Gradient conflict (M4oE Fig. 6a) from the cosines that training wrote to ``log.jsonl``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-CONFLICT_THRESHOLD = 0.01  # on the cosine, as in the paper's figure
+from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.training.shared_gradients import CONFLICT_THRESHOLD
 
 
 def conflict_rows(folder: Path, pair: tuple[str, str] | None = None) -> list[dict[str, Any]]:
-    """Shares of conflicting, neutral and enhancing pairs of task gradients per epoch (M4oE Fig. 6a), from ``log.jsonl``.
+    """Shares of conflicting, neutral and enhancing pairs of task gradients per epoch (M4oE Fig. 6a).
 
     cosine < -0.01 conflicts, within +-0.01 is neutral, above enhances; pairs without a gradient are left out.
 
     Args:
-        folder: run folder. pair: only this pair of tasks; None = all pairs.
+        folder: run folder, whose ``log.jsonl`` is read.
+        pair: only this pair of tasks; None = all pairs.
 
     Returns:
         Rows ``epoch``, ``pairs``, ``mean_cosine``, ``conflict``, ``neutral``, ``enhance``; empty if training did not
@@ -33,16 +35,18 @@ def conflict_rows(folder: Path, pair: tuple[str, str] | None = None) -> list[dic
                 value = found["cosines"][a][b]
                 if value is not None and (pair is None or {names[a], names[b]} == set(pair)):
                     cosines.setdefault(int(record["epoch"]), []).append(float(value))
-    rows = []
-    for epoch, values in sorted(cosines.items()):
-        array = np.array(values)
-        rows.append({
-            "epoch": epoch, "pairs": len(array), "mean_cosine": float(array.mean()),
-            "conflict": float((array < -CONFLICT_THRESHOLD).mean()),
-            "neutral": float((np.abs(array) <= CONFLICT_THRESHOLD).mean()),
-            "enhance": float((array > CONFLICT_THRESHOLD).mean()),
-        })  # fmt: skip
-    return rows
+    return [{"epoch": epoch, "pairs": len(values), **_shares(values)} for epoch, values in sorted(cosines.items())]
+
+
+def _shares(cosines: Sequence[float]) -> dict[str, float]:
+    """Mean of some cosines, and the shares of them that conflict, are neutral and enhance."""
+    array = np.array(cosines)
+    return {
+        "mean_cosine": float(array.mean()),
+        "conflict": float((array < -CONFLICT_THRESHOLD).mean()),
+        "neutral": float((np.abs(array) <= CONFLICT_THRESHOLD).mean()),
+        "enhance": float((array > CONFLICT_THRESHOLD).mean()),
+    }
 
 
 def conflict_pairs(folder: Path) -> dict[str, Any]:
@@ -69,26 +73,24 @@ def conflict_pairs(folder: Path) -> dict[str, Any]:
     tables = {name: np.full((len(tasks),) * 2, np.nan) for name in ("conflict", "neutral", "enhance", "mean_cosine")}
     steps = np.zeros((len(tasks),) * 2, dtype=np.int64)
     for (a, b), cosines in values.items():
-        array = np.array(cosines)
-        shares = {
-            "conflict": (array < -CONFLICT_THRESHOLD).mean(), "neutral": (np.abs(array) <= CONFLICT_THRESHOLD).mean(),
-            "enhance": (array > CONFLICT_THRESHOLD).mean(), "mean_cosine": array.mean(),
-        }  # fmt: skip
-        for name, share in shares.items():
+        for name, share in _shares(cosines).items():
             tables[name][a, b] = tables[name][b, a] = share
-        steps[a, b] = steps[b, a] = len(array)
+        steps[a, b] = steps[b, a] = len(cosines)
     possible = len(records) * len(tasks) * (len(tasks) - 1) // 2
     dimensions = {record["gradient_conflict"].get("dimension") for record in records}
     return {
-        "tasks": tasks, **tables, "steps": steps, "measured": len(records),
+        "tasks": tasks,
+        **tables,
+        "steps": steps,
+        "measured": len(records),
         "undefined": possible - sum(len(found) for found in values.values()),
         "dimension": dimensions.pop() if len(dimensions) == 1 else None,
-    }  # fmt: skip
+    }
 
 
 def _conflict_records(folder: Path) -> Iterator[dict[str, Any]]:
     """Lines of ``log.jsonl`` that hold a measurement; nothing without a log."""
-    path = folder / "log.jsonl"
+    path = RunFolder(folder).log
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8").splitlines():

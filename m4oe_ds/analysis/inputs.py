@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from m4oe_ds.compare.ablations import SWEEP_COLUMNS, SweepRow
 from m4oe_ds.errors import ConfigError, DataError
+from m4oe_ds.runs.folder import RunFolder
 
 
 def sweep_rows(path: Path, metric: str) -> list[dict[str, Any]]:
@@ -26,38 +28,38 @@ def sweep_rows(path: Path, metric: str) -> list[dict[str, Any]]:
         raise DataError("no such file", str(path), "make it with `m4oe compare --sweep experts=16,32`")
     with path.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
-        needed = {"option", "value", "data set", "method", "task", "metric", "mean", "spread", "seeds"}
-        if missing := needed - set(reader.fieldnames or ()):
+        if missing := set(SWEEP_COLUMNS) - set(reader.fieldnames or ()):
             raise DataError(
                 f"has no column {', '.join(sorted(missing))}", str(path), "give a sweep.csv of m4oe compare"
             )
-        rows = [row for row in reader if row["metric"] == metric]
-    if not rows:
+        chosen = [row for row in reader if row["metric"] == metric]
+    if not chosen:
         raise DataError(f"no row of metric {metric}", str(path), "choose another with --metric")
-    prefixes = [name for name in ("data set", "method") if len({row[name] for row in rows}) > 1]
     try:
-        return [
-            {
-                "sweep": row["option"],
-                "value": float(row["value"]),
-                "task": " ".join([*(row[name] for name in prefixes), row["task"]]),
-                "mean": float(row["mean"]),
-                "sd": float(row["spread"]) if row["spread"] else math.nan,
-                "seeds": int(row["seeds"]),
-            }
-            for row in rows
-        ]
+        rows = [SweepRow.parsed(row) for row in chosen]
     except ValueError as error:
         raise DataError(f"cannot be read ({error})", str(path), "make it again with m4oe compare --collect") from None
+    prefixes = [name for name in ("dataset", "method") if len({getattr(row, name) for row in rows}) > 1]
+    return [
+        {
+            "sweep": row.option,
+            "value": row.value,
+            "task": " ".join([*(getattr(row, name) for name in prefixes), row.task]),
+            "mean": row.mean,
+            "sd": math.nan if row.spread is None else row.spread,
+            "seeds": row.seeds,
+        }
+        for row in rows
+    ]
 
 
 def analysed(folder: Path) -> dict[str, Any]:
-    """``analysis.json`` of another run, to be drawn beside this one.
+    """``analysis.json`` of another run, to be drawn next to this one.
 
     Raises:
         DataError: it was not analysed.
     """
-    path = folder / "analysis.json"
+    path = RunFolder(folder).analysis
     if not path.is_file():
         raise DataError("not analysed yet (no analysis.json)", str(folder), f"run `m4oe analyze {folder}` first")
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -25,6 +25,7 @@ from m4oe_ds.layers.extras import (
     WINDOW,
 )
 from m4oe_ds.runs.finished import Run
+from m4oe_ds.runs.folder import RunFolder
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -119,13 +120,13 @@ def heatmaps(arrays: Mapping[str, np.ndarray], views: Mapping[str, np.ndarray]) 
         return figure
 
 
-def own_outputs(state: Session) -> dict[str, Any]:
+def own_outputs(session: Session) -> dict[str, Any]:
     """The section ``own``: writes ``analysis/own-<split>.npz``, and the figure of a system with heat-maps."""
     try:
-        arrays, views = collect(state.run, state.options.split, state.options.limit)
+        arrays, views = collect(session.run, session.options.split, session.options.limit)
     except DataError as error:
         raise Skip(str(error)) from None
-    path = state.run.folder / "analysis" / f"own-{state.options.split}.npz"
+    path = RunFolder(session.run.folder).analysis_arrays(f"own-{session.options.split}")
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
     if views:
@@ -133,7 +134,7 @@ def own_outputs(state: Session) -> dict[str, Any]:
             {"sample": str(arrays["keys"][row]), "modality": name, "difference": float(arrays["asymmetry"][row, i])}
             | dict(zip(("top", "left", "height", "width"), arrays[f"box.{name}"][row].tolist(), strict=True))
             for row in arrays["shown"]
-            for i, name in enumerate(state.run.spec.modalities)
+            for i, name in enumerate(session.run.spec.modalities)
         ]
-        state.draw(heatmaps(arrays, views), rows, "own_heatmaps")
+        session.draw(heatmaps(arrays, views), rows, "own_heatmaps")
     return {"samples": len(arrays["keys"]), "outputs": sorted(arrays), "file": f"analysis/{path.name}"}

@@ -22,19 +22,19 @@ from m4oe_ds.analysis.synergy_section import synergy
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.evaluation.clinical import write_report
 from m4oe_ds.runs.finished import Run, open_run
-from m4oe_ds.runs.folder import plain
+from m4oe_ds.runs.folder import RunFolder, plain
 
 
-def save_rows(state: Session) -> None:
+def save_rows(session: Session) -> None:
     """Shares of every sample, as arrays."""
-    found, spec = state.split, state.run.spec
+    found, spec = session.split, session.run.spec
     arrays: dict[str, Any] = {
         "keys": found.keys, "present": found.present, "tasks": np.array(spec.task_names),
         "modalities": np.array(spec.modalities), "token_share": found.token_share, "saliency": found.saliency,
         "divergence": found.divergence, "loss_increase": found.loss_increase,
     }  # fmt: skip
     arrays |= {name: value for name in ("contribution", "rollout") if (value := getattr(found, name)) is not None}
-    path = state.run.folder / "analysis" / f"{state.options.split}.npz"
+    path = RunFolder(session.run.folder).analysis_arrays(session.options.split)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)
 
@@ -47,21 +47,21 @@ def write_gallery(run: Run, split: str, limit: int) -> dict[str, Any]:
     """
     count = run.config.evaluation.num_examples or 6
     collector = GalleryCollector(
-        run.model, run.spec, count, keys=None if limit else samples_shown(run.folder / "predictions", split)
+        run.model, run.spec, count, keys=None if limit else samples_shown(run.folder, split)
     )
     with torch.no_grad():
         for host in run.batches(split, limit):
             batch = host.to(run.device)
             collector.add(batch, run.model(batch))
-    path = run.folder / "analysis" / "gallery.npz"
+    path = RunFolder(run.folder).analysis_arrays("gallery")
     arrays = collector.result()
     save(arrays, path)
-    return {"samples": len(arrays["keys"]), "experts": len(arrays["expert_usage"]), "file": "analysis/gallery.npz"}
+    return {"samples": len(arrays["keys"]), "experts": len(arrays["expert_usage"]), "file": f"analysis/{path.name}"}
 
 
 def samples_shown(folder: Path, split: str) -> list[str] | None:
-    """Keys of the samples that the report shows, if they are of this split: their maps belong beside them."""
-    examples, predictions = folder / "examples.npz", folder / f"{split}.npz"
+    """Keys of the samples that the report shows, if they are of this split: their maps belong next to them."""
+    examples, predictions = RunFolder(folder).examples, RunFolder(folder).predictions(split)
     if not (examples.is_file() and predictions.is_file()):
         return None
     with np.load(examples, allow_pickle=False) as kept, np.load(predictions, allow_pickle=False) as known:
@@ -80,30 +80,30 @@ def write_clinical(run: Run, split: str, resamples: int) -> dict[str, Any]:
         f"label_{task.name}": train.sample_labels(task.name) for task in run.spec.tasks if task.kind == "classification"
     }
     write_report(run.folder, split, run.config.data.root, run.spec.tasks, resamples, labels)
-    return {"split": split, "file": "clinical.json"}
+    return {"split": split, "file": RunFolder(run.folder).clinical.name}
 
 
-def facts_of(state: Session) -> dict[str, Any]:
+def facts_of(session: Session) -> dict[str, Any]:
     """What was analysed."""
-    run = state.run
+    run = session.run
     facts: dict[str, Any] = {
-        "model": state.name,
-        "split": state.options.split,
-        "limit": state.options.limit,
+        "model": session.name,
+        "split": session.options.split,
+        "limit": session.options.limit,
         "modalities": list(run.spec.modalities),
         "tasks": list(run.spec.task_names),
         "synthetic": bool(run.manifests["train"].synthetic),
     }
-    if state.collected is not None:
-        facts |= {"samples": state.split.samples, "patients": len(set(state.split.groups.tolist()))}
+    if session.collected is not None:
+        facts |= {"samples": session.split.samples, "patients": len(set(session.split.groups.tolist()))}
     return facts
 
 
-def _utilisation(state: Session) -> dict[str, Any]:
-    found = state.split.routing
+def _utilisation(session: Session) -> dict[str, Any]:
+    found = session.split.routing
     if found is None:
         raise Skip("the model has no mixture layer in which modalities meet")
-    names = state.run.spec.modalities
+    names = session.run.spec.modalities
     keep = (
         "layer",
         "slots",
@@ -113,30 +113,30 @@ def _utilisation(state: Session) -> dict[str, Any]:
         "utilisation_largest",
         "information_k",
     )
-    result = plain({key: found[key] for key in keep} | {"token_share": state.split.uniform})
+    result = plain({key: found[key] for key in keep} | {"token_share": session.split.uniform})
     if found["tasks"]:
         result["by_task"] = dict(zip(found["tasks"], plain(found["utilisation_ik"].T), strict=True))
-    panels = state.panels("utilisation", result)
+    panels = session.panels("utilisation", result)
     rows = [
         {"model": model, "modality": name, "share": panel["utilisation_i"][i], "uniform": panel["token_share"][i]}
         | {f"expert_{j}": value for j, value in enumerate(panel["utilisation_ij"][i])}
         for model, panel in panels.items()
         for i, name in enumerate(names)
     ]
-    state.draw(figures.utilisation(panels, names), rows, "fig3bc_utilisation")
+    session.draw(figures.utilisation(panels, names), rows, "fig3bc_utilisation")
     return dict(result)
 
 
-def _contribution(state: Session) -> dict[str, Any]:
-    found = state.split
+def _contribution(session: Session) -> dict[str, Any]:
+    found = session.split
     if found.contribution is None or found.routing is None:
         raise Skip("the model has no mixture layer in which modalities meet")
-    spec = state.run.spec
+    spec = session.run.spec
     tasks = found.routing["tasks"] or spec.task_names
     columns = [spec.task_names.index(name) for name in tasks]
     population = np.broadcast_to(found.routing["contribution_ki"], (len(tasks), len(spec.modalities)))
     patients = [
-        {"title": title, "contribution": found.contribution[row][columns]} for title, row in _two_samples(state).items()
+        {"title": title, "contribution": found.contribution[row][columns]} for title, row in _two_samples(session).items()
     ]
     uniform = found.uniform
     rows = [
@@ -145,7 +145,7 @@ def _contribution(state: Session) -> dict[str, Any]:
         for task, values in zip(tasks, np.asarray(table).tolist(), strict=True)
     ]
     figure = figures.contribution(population, uniform, patients, tasks, spec.modalities)
-    state.draw(figure, rows, "fig5_contribution")
+    session.draw(figure, rows, "fig5_contribution")
     return {
         "layer": found.routing["layer"],
         "slots": found.routing["slots"],
@@ -156,11 +156,11 @@ def _contribution(state: Session) -> dict[str, Any]:
     }
 
 
-def _two_samples(state: Session) -> dict[str, int]:
+def _two_samples(session: Session) -> dict[str, int]:
     """Rows of two samples with every modality, by title: those that the report shows, under its names, if it shows two."""
-    found = state.split
+    found = session.split
     whole = np.flatnonzero(found.present.all(1))
-    shown = samples_shown(state.run.folder / "predictions", state.options.split) or []
+    shown = samples_shown(session.run.folder, session.options.split) or []
     row_of = dict(zip(found.keys[whole].tolist(), whole.tolist(), strict=True))
     named = {f"sample {number}": row_of[key] for number, key in enumerate(shown, 1) if key in row_of}
     if len(named) < 2:
@@ -168,17 +168,17 @@ def _two_samples(state: Session) -> dict[str, int]:
     return dict(list(named.items())[:2])
 
 
-def _experts(state: Session) -> dict[str, Any]:
-    routing, gradient = state.split.routing, state.split.experts
+def _experts(session: Session) -> dict[str, Any]:
+    routing, gradient = session.split.routing, session.split.experts
     if routing is None or gradient is None:
         raise Skip("no mixture layer in which modalities meet, or no labels")
-    tasks = state.run.spec.task_names
+    tasks = session.run.spec.task_names
     own = {"layer": routing["layer"], "gradient_activation": plain(gradient)}
     if routing["tasks"]:
         keys = ("p_expert_given_task_jk", "sparsity_entropy_k", "sparsity_hoyer_k", "sparsity_gini_k")
         own["combine"] = plain({key: routing[key] for key in (*keys, "task_divergence_bits", "tasks")})
     panels, notes, rows = {}, {}, []
-    for model, entry in state.panels("experts", own).items():
+    for model, entry in session.panels("experts", own).items():
         for measure, label in (("combine", "combine mass"), ("gradient_activation", "gradient x activation")):
             if measure not in entry or len(entry[measure]["tasks"]) != len(tasks):
                 continue
@@ -195,7 +195,7 @@ def _experts(state: Session) -> dict[str, Any]:
                 | dict(zip(tasks, found[f"sparsity_{name}_k"], strict=True))
                 for name in ("entropy", "hoyer", "gini")
             ]
-    state.draw(figures.experts(panels, tasks, notes), rows, "fig6b_experts")
+    session.draw(figures.experts(panels, tasks, notes), rows, "fig6b_experts")
     return own
 
 
@@ -211,21 +211,21 @@ def _sparsity_note(found: dict[str, Any]) -> str:
     return f"mean: entropy {mean('entropy')}, Hoyer {mean('hoyer')}, Gini {mean('gini')}\nbetween tasks {between}"
 
 
-def _competition(state: Session) -> list[dict[str, Any]]:
-    assert state.train is not None
-    run, options = state.run, state.options
+def _competition(session: Session) -> list[dict[str, Any]]:
+    assert session.train is not None
+    run, options = session.run, session.options
     masked = {
         name: masked_probabilities(
             run.model,
             run.batches(options.split, options.limit),
-            state.train.means,
+            session.train.means,
             name,
             run.device,
-            state.split.features.keys,
+            session.split.features.keys,
         )  # fmt: skip
         for name in (run.spec.modalities if len(run.spec.modalities) > 1 else ())
     }
-    rows = competition(run.spec.tasks, state.train, state.split.features, masked, _twins(state), options.resamples)
+    rows = competition(run.spec.tasks, session.train, session.split.features, masked, _twins(session), options.resamples)
     if not rows:
         raise Skip("no task with labels of two classes")
     flat = [
@@ -239,7 +239,7 @@ def _competition(state: Session) -> list[dict[str, Any]]:
     ]  # fmt: skip
     drawn = [task.name for task in run.spec.tasks if any(row["task"] == task.name for row in rows)]
     for task in [name for name in PAPER_TASKS if name in drawn] or drawn[:1]:
-        state.draw(
+        session.draw(
             figures.competition(rows, run.spec.modalities, task),
             [row for row in flat if row["task"] == task],
             f"fig3a_competition_{task}",
@@ -247,9 +247,9 @@ def _competition(state: Session) -> list[dict[str, Any]]:
     return rows
 
 
-def _twins(state: Session) -> dict[str, tuple[Features, Features]]:
+def _twins(session: Session) -> dict[str, tuple[Features, Features]]:
     """Features of the models trained on one modality alone."""
-    run, options = state.run, state.options
+    run, options = session.run, session.options
     found = {}
     for name, folder in twin_folders(options.unimodal, run.spec.modalities).items():
         twin = open_run(folder, options.split, options.data or run.config.data.root)
@@ -266,32 +266,32 @@ def _twins(state: Session) -> dict[str, tuple[Features, Features]]:
     return found
 
 
-def _conflict(state: Session) -> dict[str, Any]:
-    folder = state.run.folder
+def _conflict(session: Session) -> dict[str, Any]:
+    folder = session.run.folder
     rows = conflict_rows(folder)
     if not rows:
         raise Skip("training measured no gradient conflict; train with --set run.conflict_every_steps=10")
     own = {
         "all_pairs": rows, "density_risk1": conflict_rows(folder, PAPER_TASKS), "by_pair": plain(conflict_pairs(folder)),
     }  # fmt: skip
-    entries = state.panels("conflict", own)
+    entries = session.panels("conflict", own)
     panels = {model: entry["all_pairs"] for model, entry in entries.items()}
     pairs = {model: entry["by_pair"] for model, entry in entries.items() if "by_pair" in entry}
     flat = [{"model": model} | row for model, part in panels.items() for row in part]
-    state.draw(figures.conflict(panels, pairs), flat, "fig6a_conflict")
+    session.draw(figures.conflict(panels, pairs), flat, "fig6a_conflict")
     return own
 
 
-def _sweep(state: Session) -> list[dict[str, Any]]:
-    if not state.options.sweep:
+def _sweep(session: Session) -> list[dict[str, Any]]:
+    if session.options.sweep is None:
         raise Skip("no sweep given; name the sweep.csv of `m4oe compare --sweep` with --sweep")
-    rows = sweep_rows(Path(state.options.sweep), state.options.metric)
-    state.draw(figures.sweeps(rows, state.options.metric), rows, "fig7_ablation")
+    rows = sweep_rows(session.options.sweep, session.options.metric)
+    session.draw(figures.sweeps(rows, session.options.metric), rows, "fig7_ablation")
     return rows
 
 
-def _interpretability(state: Session) -> dict[str, Any]:
-    found, run, options = state.split, state.run, state.options
+def _interpretability(session: Session) -> dict[str, Any]:
+    found, run, options = session.split, session.run, session.options
     names, tasks, root = run.spec.modalities, run.spec.task_names, run.config.data.root
     if len(names) < 2:
         raise Skip("one modality explains everything")
@@ -301,9 +301,9 @@ def _interpretability(state: Session) -> dict[str, Any]:
     explanations = {name: value for name, value in rivals.items() if value is not None}
     explanations |= {"ablation": effect, "uniform": uniform}
     references = {"ablation": effect}
-    path = Path(options.truth) if options.truth else checks.find_truth(root)
+    path = options.truth or checks.find_truth(root)
     if path is not None:
-        mapping = Path(options.mapping) if options.mapping else Path(f"{root}.mapping.csv")
+        mapping = options.mapping or Path(f"{root}.mapping.csv")
         truth = checks.read_truth(path, mapping, found.keys, tasks, names, found.present)
         references = {"truth": truth, **references}
     scores = checks.verify(explanations, references, found.present, tasks, found.groups, options.resamples)
@@ -314,7 +314,7 @@ def _interpretability(state: Session) -> dict[str, Any]:
         for name, entry in by_name.items()
         for level in ("sample", "within", "population")
     ]
-    state.draw(figures.interpretability(rows), rows, "interpretability")
+    session.draw(figures.interpretability(rows), rows, "interpretability")
     return {"truth": None if path is None else path.name, "scores": scores, "table": rows}
 
 
@@ -328,18 +328,18 @@ def agreement_lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _gallery(state: Session) -> dict[str, Any]:
+def _gallery(session: Session) -> dict[str, Any]:
     """Dispatch maps and expert gallery."""
     try:
-        return write_gallery(state.run, state.options.split, state.options.limit)
+        return write_gallery(session.run, session.options.split, session.options.limit)
     except DataError as error:
         raise Skip(str(error)) from None
 
 
-def _clinical(state: Session) -> dict[str, Any]:
+def _clinical(session: Session) -> dict[str, Any]:
     """Clinical figures of the whole split, from its stored predictions."""
     try:
-        return write_clinical(state.run, state.options.split, state.options.resamples)
+        return write_clinical(session.run, session.options.split, session.options.resamples)
     except DataError as error:
         raise Skip(str(error)) from None
 

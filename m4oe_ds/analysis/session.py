@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from m4oe_ds.analysis.collect import Collected, Features
+from m4oe_ds.analysis.options import AnalysisOptions
 from m4oe_ds.report.figures import save
 from m4oe_ds.runs.finished import Run
+from m4oe_ds.runs.folder import RunFolder
 
 FEATURE_ROWS = 4000  # most rows of features kept for probes and synergy
 PAPER_TASKS = ("density", "risk1")
@@ -17,9 +18,20 @@ PAPER_TASKS = ("density", "risk1")
 
 @dataclass
 class Session:
-    """What the sections share."""
+    """What the sections share.
 
-    options: argparse.Namespace
+    Attributes:
+        options: of the command.
+        run: the finished run.
+        name: of the model, for titles.
+        baseline: ``analysis.json`` of the run to compare with; empty without one.
+        collected: the pass over the split; None if no section needs it.
+        train: features of the training split; None if no section needs them.
+        result: parts of ``analysis.json`` made so far, by section.
+        figures: files drawn so far.
+    """
+
+    options: AnalysisOptions
     run: Run
     name: str
     baseline: dict[str, Any]
@@ -43,8 +55,7 @@ class Session:
 
     def draw(self, figure: Any, rows: list[dict[str, Any]], name: str) -> None:
         """Writes a figure and its numbers to the run folder."""
-
-        folder = self.run.folder / "figures"
+        folder = RunFolder(self.run.folder).figures
         save(figure, folder, name, rows)
         self.figures.append(folder / f"{name}.png")
 

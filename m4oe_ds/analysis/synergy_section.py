@@ -20,19 +20,19 @@ MIN_MINORITY = 30  # rows outside the majority class that a synergy estimate nee
 SYNERGY_VALUES = ("synergy", "share_of_entropy", "null_mean", "null_q95", "redundancy", "total", "target_entropy")
 
 
-def synergy(state: Session) -> dict[str, Any]:
+def synergy(session: Session) -> dict[str, Any]:
     """Matrices with S, S / H(Y) and the null, the pairs left out with the reason, and the figure."""
-    assert state.train is not None
-    names, test, train = state.run.spec.modalities, state.split.features, state.train
+    assert session.train is not None
+    names, test, train = session.run.spec.modalities, session.split.features, session.train
     if len(names) < 2:
         raise Skip("a pair needs two modalities")
-    own = state.options.representation == "task"
-    parts = [train] if state.options.split == "train" else [train, test]
+    own = session.options.representation == "task"
+    parts = [train] if session.options.split == "train" else [train, test]
     present = np.concatenate([part.present for part in parts])
     groups = np.concatenate([part.groups for part in parts])
     settings = SynergySettings(
         batch=BatchSettings(
-            permutations=state.options.permutations, discriminator_steps=300, alignment_steps=60, batch_size=128
+            permutations=session.options.permutations, discriminator_steps=300, alignment_steps=60, batch_size=128
         )
     )
     report: SynergyReport | None = None
@@ -44,7 +44,7 @@ def synergy(state: Session) -> dict[str, Any]:
             features[name] = principal_components(rows, present[:, i], COMPONENTS) if some else np.zeros((len(rows), 1))
         predicted = np.concatenate([part.predicted[task] for part in parts])
         there = {name: present[:, i] for i, name in enumerate(names)}
-        one = synergy_matrices(features, {task: predicted}, groups, model=state.name, present=there, settings=settings)
+        one = synergy_matrices(features, {task: predicted}, groups, model=session.name, present=there, settings=settings)
         one = reliable(one, predicted, there)
         report = one if report is None else report.merged(one)
     assert report is not None
@@ -52,15 +52,15 @@ def synergy(state: Session) -> dict[str, Any]:
         raise Skip(f"no pair can be estimated: {', '.join(report.skip_counts)}")
     estimated = [task for task in test.task if any(pair.task == task for pair in report.pairs)]
     matrices = {task: plain({value: report.matrix(task, value) for value in SYNERGY_VALUES}) for task in estimated}
-    panels = {model: entry.get("matrices", entry) for model, entry in state.panels("synergy", matrices).items()}
-    panels[state.name] = {task: matrices.get(task, {"note": _why(report, task)}) for task in test.task}
-    state.draw(figures.synergy(panels, names), report.to_rows(), "fig4_synergy")
+    panels = {model: entry.get("matrices", entry) for model, entry in session.panels("synergy", matrices).items()}
+    panels[session.name] = {task: matrices.get(task, {"note": _why(report, task)}) for task in test.task}
+    session.draw(figures.synergy(panels, names), report.to_rows(), "fig4_synergy")
     return {
         "target": "the model's predictions", "representation": test.representation if own else "encoder", "splits": len(parts),
         "components": COMPONENTS, "matrices": matrices, "pairs": report.to_rows(),
         "pattern_entropy": {task: report.pattern_entropy(task) for task in estimated},
         "pattern_cosine": report.pattern_cosine(*estimated) if len(estimated) == 2 else None,
-        "permutations": state.options.permutations,
+        "permutations": session.options.permutations,
         "skipped": [list(entry) for entry in report.skipped],
     }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from m4oe_ds.errors import ConfigError
@@ -68,3 +68,50 @@ def option_and_value(label: str) -> tuple[str, float]:
     """``("experts", 32.0)`` of ``experts=32``."""
     option, _, value = label.partition("=")
     return option, float(value)
+
+
+SWEEP_COLUMNS = ("option", "value", "data set", "method", "task", "metric", "mean", "spread", "seeds")
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """A row of ``sweep.csv``, fields in the order of SWEEP_COLUMNS.
+
+    Attributes:
+        option: the swept option, ``experts`` or ``alpha``.
+        value: of the option.
+        dataset: evaluated on.
+        method: trained.
+        task: evaluated.
+        metric: of the task.
+        mean: over the seeds.
+        spread: standard deviation over the seeds; None for one seed.
+        seeds: how many.
+    """
+
+    option: str
+    value: float
+    dataset: str
+    method: str
+    task: str
+    metric: str
+    mean: float
+    spread: float | None
+    seeds: int
+
+    def cells(self) -> list[str]:
+        """The row as text."""
+        spread = "" if self.spread is None else f"{self.spread:.4f}"
+        numbers = (f"{self.mean:.4f}", spread, str(self.seeds))
+        return [self.option, f"{self.value:g}", self.dataset, self.method, self.task, self.metric, *numbers]
+
+    @classmethod
+    def parsed(cls, row: Mapping[str, str]) -> SweepRow:
+        """The row that was written as :meth:`cells`, by column.
+
+        Raises:
+            ValueError: a value that is no number.
+        """
+        option, value, dataset, method, task, metric, mean, spread, seeds = (row[name] for name in SWEEP_COLUMNS)
+        deviation = float(spread) if spread else None
+        return cls(option, float(value), dataset, method, task, metric, float(mean), deviation, int(seeds))

@@ -6,11 +6,9 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from m4oe_ds.compare.ablations import option_and_value
+from m4oe_ds.compare.ablations import SWEEP_COLUMNS, SweepRow, option_and_value
 from m4oe_ds.compare.cells import ABLATIONS, METHODS, QUESTIONS
 from m4oe_ds.compare.results import Figure
-
-SWEEP_COLUMNS = ("option", "value", "data set", "method", "task", "metric", "mean", "spread", "seeds")  # of sweep.csv
 
 # Table 1 of Wu et al. (ICLR 2025), percent: (setting, method) -> data set -> values in the order of QUESTIONS
 PAPER: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
@@ -150,14 +148,11 @@ def write(name: str, rows: Sequence[Sequence[str]], folder: Path, caption: str =
 
 
 def sweep_rows(figures: Sequence[Figure]) -> list[list[str]]:
-    """Fig. 7 as a table: ``SWEEP_COLUMNS``, then a row per point, data set, method, task and metric."""
-    rows = [list(SWEEP_COLUMNS)]
-    swept = [(option_and_value(figure.sweep), figure) for figure in figures if figure.sweep and figure.mean is not None]
-    for (option, value), f in sorted(
-        swept, key=lambda pair: (pair[0][0], pair[1].dataset, pair[1].method, pair[1].task, pair[1].metric, pair[0][1])
-    ):
-        spread = "" if f.spread is None else f"{f.spread:.4f}"
-        rows.append(
-            [option, f"{value:g}", f.dataset, f.method, f.task, f.metric, f"{f.mean:.4f}", spread, str(len(f.seeds))]
-        )
-    return rows
+    """Fig. 7 as a table: the header and the rows of :class:`m4oe_ds.compare.ablations.SweepRow`."""
+    rows = [
+        SweepRow(*option_and_value(f.sweep), f.dataset, f.method, f.task, f.metric, f.mean, f.spread, len(f.seeds))
+        for f in figures
+        if f.sweep and f.mean is not None
+    ]
+    rows.sort(key=lambda row: (row.option, row.dataset, row.method, row.task, row.metric, row.value))
+    return [list(SWEEP_COLUMNS), *(row.cells() for row in rows)]

@@ -50,9 +50,10 @@ def entries(
     bad = sum(int((~np.isfinite(values)).any(1).sum()) for values in predictions.probabilities.values())
     if bad:
         raise CheckpointError(
-            f"gives {bad} predictions that are not numbers", "weights/model.safetensors",
+            f"gives {bad} predictions that are not numbers",
+            "weights/model.safetensors",
             "export another checkpoint with `m4oe export`",
-        )  # fmt: skip
+        )
     out = []
     for n, key in enumerate(map(str, predictions.keys)):
         row = rows[key]
@@ -72,9 +73,16 @@ def entries(
                 tasks[task.name]["contribution"] = dict(zip(spec.modalities, shares, strict=True))
         missing = [name for name in spec.modalities if name not in row.modalities]
         out.append(
-            {"key": key, "group": row.group, "exam": row.exam, "side": row.side, "modalities": list(row.modalities),
-             "missing": missing, "tasks": tasks}
-        )  # fmt: skip
+            {
+                "key": key,
+                "group": row.group,
+                "exam": row.exam,
+                "side": row.side,
+                "modalities": list(row.modalities),
+                "missing": missing,
+                "tasks": tasks,
+            }
+        )
     return out
 
 
@@ -154,10 +162,17 @@ def write_mapping(path: Path, found: Found, exam_key: Mapping[tuple[str, str], s
         exam = exam_key.get((header.patient, header.exam), "")
         side = header.side.lower()
         rows.append(
-            {"key": keys.get(f"{exam}-{side}", "") if header.modality else "", "exam_key": exam,
-             "patient": header.patient, "exam": header.exam, "side": side, "modality": header.modality,
-             "file": os.fsencode(file.name).decode("utf-8", "backslashreplace"), "outcome": file.outcome}
-        )  # fmt: skip
+            {
+                "key": keys.get(f"{exam}-{side}", "") if header.modality else "",
+                "exam_key": exam,
+                "patient": header.patient,
+                "exam": header.exam,
+                "side": side,
+                "modality": header.modality,
+                "file": os.fsencode(file.name).decode("utf-8", "backslashreplace"),
+                "outcome": file.outcome,
+            }
+        )
     write_private(path, MAPPING_COLUMNS, rows)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import logging
 import os
@@ -11,17 +10,20 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from data_tools.convert.jobs import Storing
 from data_tools.convert.sample import SampleTask
 from data_tools.deidentify import SYNTHETIC_SECRET, load_secret
 from m4oe_ds.data import sources
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.collate import Sample, collate
+from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.reading import Reading
 from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import ConfigError, DataError, EnvironmentProblem
@@ -30,8 +32,9 @@ from m4oe_ds.models.interface import ModelOutput
 from m4oe_ds.parallel import launch
 from m4oe_ds.predict import results
 from m4oe_ds.predict.exams import Found, collect
+from m4oe_ds.predict.job import PredictionJob, check
 from m4oe_ds.predict.samples import Rules, Tally, limited, make_tasks, mark_beyond, read_samples, storing
-from m4oe_ds.predict.wording import REASONS_SHOWN, beside, counted
+from m4oe_ds.predict.wording import REASONS_SHOWN, counted, next_to
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import Run, open_run
 from m4oe_ds.runs.objective import objective
@@ -40,87 +43,143 @@ _logger = logging.getLogger(__name__)
 NOTICE = "research software, not a medical device"
 
 
-def predict(options: argparse.Namespace, dicom: Path, out: Path) -> dict[str, Any]:
-    """Predicts every breast below ``dicom``.
+@dataclass(frozen=True)
+class _Prepared:
+    """A job with the run it names.
+
+    Attributes:
+        job: as given.
+        run: model, configuration and manifests.
+        store: how the shards of the run were stored.
+        reading: how evaluation reads a sample.
+        rules: what a sample needs to be predicted.
+        batch_size: samples per forward.
+    """
+
+    job: PredictionJob
+    run: Run
+    store: Storing
+    reading: Reading
+    rules: Rules
+    batch_size: int
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the training split."""
+        return self.run.manifests["train"]
+
+
+def predict(job: PredictionJob) -> dict[str, Any]:
+    """Predicts every breast below ``job.dicom`` and writes the files of ``job.out``.
 
     Returns:
         The content of ``predictions.json``.
 
     Raises:
-        UserError: see :func:`m4oe_ds.predict.command.work`; nothing is left behind then.
+        UserError: see :func:`m4oe_ds.predict.command.main`; nothing is left behind then.
     """
+    check(job)
     if launch.resolve(os.environ).world > 1:
         raise EnvironmentProblem("every rank would predict everything", fix="start m4oe predict as one process")
-    run = open_run(Path(options.run), "train", options.data)
-    manifest = run.manifests["train"]
-    where = sources.shown(sources.join(run.config.data.root, "train"))
-    store = storing(manifest, where)
-    dataset = DATASETS[manifest.dataset]
-    complete = dataset.modalities if manifest.preprocessing.get("require") == "complete" else ()
-    rules = Rules(complete, run.spec.modalities, run.config.data.complete_only, run.config.data.contralateral)
-    batch_size = options.batch_size or run.config.evaluation.micro_batch or 16
-    # the stream is never started: it says how evaluation reads a sample, and refuses what evaluation refuses
-    reading = assemble.stream(run.config, "train", run.spec, batch_size, 1, run.manifests).reading
-
-    found = collect(dicom, manifest.dataset, complete or run.spec.modalities, lossy=options.accept_lossy)
+    prepared = _prepare(job)
+    run, rules, dataset, out = prepared.run, prepared.rules, prepared.manifest.dataset, job.target
+    found = collect(job.dicom, dataset, rules.complete or run.spec.modalities, lossy=job.accept_lossy)
     for line in found.lacking:
         _logger.warning("%s", line)
     if not found.plan.samples:
-        raise nothing_usable(found.reasons(), len(found.files), dicom)
-    synthetic = (dicom / "phantom.json").is_file()
-    with _folder(out) as folder, _secret(options, out, synthetic) as secret:
-        tasks = make_tasks(found, dicom.absolute(), store, secret)
-        kept, keys = limited(tasks, options.limit, rules.contralateral)
+        raise nothing_usable(found.reasons(), len(found.files), job.dicom)
+    synthetic = (job.dicom / "phantom.json").is_file()
+    with _folder(out) as folder, _secret(job, synthetic) as secret:
+        tasks = make_tasks(found, job.dicom.absolute(), prepared.store, secret)
+        kept, keys = limited(tasks, job.limit, rules.contralateral)
         mark_beyond(found, tasks, keys)
         before = found.reasons()
         tally = Tally()
-        predictions, masks = _infer(run, reading, rules, kept, keys, found, tally, batch_size, folder, options, dicom)
-        left_out = before + tally.bad
-        exam_key = results.exam_keys(found, manifest.dataset, secret)
+        predictions, masks = _infer(prepared, found, kept, keys, tally, folder)
+        exam_key = results.exam_keys(found, dataset, secret)
         samples = results.entries(predictions, tally.rows, run.spec, masks)
-        summary: dict[str, Any] = {
-            "notice": NOTICE,
-            "synthetic": synthetic,
-            "trained_on_synthetic": bool(manifest.synthetic),
-            "model": run.config.model.name,
-            "dataset": manifest.dataset,
-            "data_digest": manifest.digest,
-            "preprocessing": {"rows": store.rows, "cols": store.cols, "image_size": list(run.spec.image_size)},
-            "modalities": list(run.spec.modalities),
-            "tasks": {task.name: list(results.class_names(task)) for task in run.spec.tasks},
+        summary = _facts(prepared, synthetic) | {
             "samples": samples,
             "samples_without_prediction": sorted(tally.failed, key=lambda one: str(one["key"])),
             "exams_without_prediction": results.exams_without_prediction(
                 found, exam_key, {row.exam for row in tally.rows.values()}
             ),
-            "files": {"found": len(found.files), "used": tally.used, "left_out": dict(sorted(left_out.items()))},
+            "files": {
+                "found": len(found.files),
+                "used": tally.used,
+                "left_out": dict(sorted((before + tally.bad).items())),
+            },
         }
         results.write_table(folder / "predictions.csv", samples)
         results.write_report(folder / "predictions.json", summary)
         names = {f"{row.exam}-{row.side}": row.key for row in tally.rows.values()}
-        results.write_mapping(beside(out, "mapping.csv"), found, exam_key, names)
+        results.write_mapping(next_to(out, "mapping.csv"), found, exam_key, names)
     return summary
+
+
+def _prepare(job: PredictionJob) -> _Prepared:
+    """Opens the run and takes from it how samples are read.
+
+    Raises:
+        UserError: the run cannot be opened, or its shards were made with other pixels than this package makes.
+    """
+    run = open_run(job.run, "train", job.data)
+    manifest = run.manifests["train"]
+    where = sources.shown(sources.join(run.config.data.root, "train"))
+    store = storing(manifest, where)
+    complete = DATASETS[manifest.dataset].modalities if manifest.preprocessing.get("require") == "complete" else ()
+    rules = Rules(complete, run.spec.modalities, run.config.data.complete_only, run.config.data.contralateral)
+    batch_size = job.batch_size or run.micro_batch
+    # the stream is never started: it says how evaluation reads a sample, and refuses what evaluation refuses
+    reading = assemble.stream(run.config, "train", run.spec, batch_size, 1, run.manifests).reading
+    return _Prepared(job, run, store, reading, rules, batch_size)
+
+
+def _facts(prepared: _Prepared, synthetic: bool) -> dict[str, Any]:
+    """What ``predictions.json`` says of the run, before the predictions."""
+    run, store, manifest = prepared.run, prepared.store, prepared.manifest
+    return {
+        "notice": NOTICE,
+        "synthetic": synthetic,
+        "trained_on_synthetic": bool(manifest.synthetic),
+        "model": run.config.model.name,
+        "dataset": manifest.dataset,
+        "data_digest": manifest.digest,
+        "preprocessing": {"rows": store.rows, "cols": store.cols, "image_size": list(run.spec.image_size)},
+        "modalities": list(run.spec.modalities),
+        "tasks": {task.name: list(results.class_names(task)) for task in run.spec.tasks},
+    }
 
 
 def nothing_usable(reasons: Counter[str], files: int, dicom: Path) -> DataError:
     """The error of a folder without anything to predict."""
     why = counted(dict(reasons), REASONS_SHOWN) or "it is empty"
     return DataError(
-        f"no usable mammogram among {files} files ({why})", str(dicom),
+        f"no usable mammogram among {files} files ({why})",
+        str(dicom),
         "give CC and MLO views for presentation, with laterality and view in their headers",
-    )  # fmt: skip
+    )
 
 
 def _infer(
-    run: Run, reading: Reading, rules: Rules, tasks: list[SampleTask], keys: set[str], found: Found, tally: Tally,
-    batch_size: int, folder: Path, options: argparse.Namespace, dicom: Path,
-) -> tuple[Predictions, dict[tuple[str, str], str]]:  # fmt: skip
+    prepared: _Prepared, found: Found, tasks: list[SampleTask], keys: set[str], tally: Tally, folder: Path
+) -> tuple[Predictions, dict[tuple[str, str], str]]:
     """Predictions and the mask files by (key, task).
 
+    Args:
+        prepared: the job and its run.
+        found: files, whose outcomes are noted.
+        tasks: samples to convert.
+        keys: of those to predict.
+        tally: takes what became of samples and images.
+        folder: for the masks.
+
     Raises:
-        DataError: no image could be used. ConfigError: the batch does not fit the device's memory.
+        DataError: no image could be used.
+        ConfigError: the batch does not fit the device's memory.
     """
-    workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
+    run, reading, rules, size = prepared.run, prepared.reading, prepared.rules, prepared.batch_size
+    workers = min(8, os.cpu_count() or 1) if prepared.job.workers is None else prepared.job.workers
     masks: dict[tuple[str, str], str] = {}
     dense = [task.name for task in run.spec.tasks if task.kind == "segmentation"]
 
@@ -134,21 +193,24 @@ def _infer(
 
     with tqdm(total=len(keys), desc="samples", unit="sample") as progress:
         samples = read_samples(tasks, keys, found, reading, rules, workers, tally)
-        batches = _batches(samples, reading, batch_size, rules.contralateral, tally, progress)
+        batches = _batches(samples, reading, size, rules.contralateral, tally, progress)
         first = next(batches, None)
         if first is None:
             progress.close()
-            raise nothing_usable(found.reasons(), len(found.files), dicom)
-        manifest = run.manifests["train"]
+            raise nothing_usable(found.reasons(), len(found.files), prepared.job.dicom)
         try:
             predictions = predict_split(
-                forward, itertools.chain([first], batches), run.spec,
-                objective(run.config, run.spec, manifest.sample_labels, run.device), run.device, torch.float32,
-                correction=assemble.prior_correction(run.config, run.spec, manifest),
-            )  # fmt: skip
+                forward,
+                itertools.chain([first], batches),
+                run.spec,
+                objective(run.config, run.spec, prepared.manifest.sample_labels, run.device),
+                run.device,
+                torch.float32,
+                correction=assemble.prior_correction(run.config, run.spec, prepared.manifest),
+            )
         except torch.OutOfMemoryError:
             raise ConfigError(
-                f"{batch_size} samples do not fit the memory of {run.device}", "--batch-size", "use fewer"
+                f"{size} samples do not fit the memory of {run.device}", "--batch-size", "use fewer"
             ) from None
     return predictions, masks
 
@@ -168,7 +230,7 @@ def _batches(
 
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its place when all is written, and is removed otherwise."""
+    """A folder next to ``out`` that takes its place when all is written, and is removed otherwise."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -185,12 +247,12 @@ def _folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _secret(options: argparse.Namespace, out: Path, synthetic: bool) -> Iterator[bytes]:
+def _secret(job: PredictionJob, synthetic: bool) -> Iterator[bytes]:
     """The secret of the pseudonyms, as of a conversion; one made for a prediction that fails is removed again."""
-    if synthetic and not options.salt_file:
+    if synthetic and not job.salt_file:
         yield SYNTHETIC_SECRET
         return
-    path = Path(options.salt_file) if options.salt_file else beside(out, "secret")
+    path = Path(job.salt_file) if job.salt_file else next_to(job.target, "secret")
     new = not path.exists()
     secret = load_secret(path)
     try:

@@ -196,8 +196,13 @@ def _note(task: SampleTask, result: SampleResult, reason: str, found: Found, tal
         tally.bad[outcome] += 1
     if reason:
         tally.failed.append(
-            {"key": task.meta["key"], "exam": task.meta["exam"], "side": task.meta["side"], "reason": reason,
-             "images": dict(sorted(Counter(why for _, why in result.bad).items()))}
-        )  # fmt: skip
+            {
+                "key": task.meta["key"],
+                "exam": task.meta["exam"],
+                "side": task.meta["side"],
+                "reason": reason,
+                "images": dict(sorted(Counter(why for _, why in result.bad).items())),
+            }
+        )
     tally.used += tally.bad.pop(USED, 0)
     tally.bad = +tally.bad

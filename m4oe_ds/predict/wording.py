@@ -13,6 +13,6 @@ def counted(reasons: dict[str, int], shown: int | None = None) -> str:
     return ", ".join(f"{name} {number}" for name, number in ordered[:shown])
 
 
-def beside(out: Path, suffix: str) -> Path:
-    """A file beside the output folder, never in it."""
+def next_to(out: Path, suffix: str) -> Path:
+    """A file next to the output folder, never in it."""
     return out.with_name(f"{out.name}.{suffix}")

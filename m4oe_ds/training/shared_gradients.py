@@ -21,6 +21,7 @@ from m4oe_ds.layers.experts import ExpertWeights
 from m4oe_ds.models.interface import MultiModalModel
 from m4oe_ds.parallel import reduce
 
+CONFLICT_THRESHOLD = 0.01  # on the cosine, as in the paper's figure
 
 @dataclass(frozen=True)
 class Conflict:
@@ -52,13 +53,13 @@ class Conflict:
 
 
 def gradient_conflict(
-    task_losses: Mapping[str, Tensor], model: MultiModalModel, counts: Tensor, threshold: float = 0.01
+    task_losses: Mapping[str, Tensor], model: MultiModalModel, counts: Tensor, threshold: float = CONFLICT_THRESHOLD
 ) -> Conflict:
     """Pairwise cosines of the tasks' gradients at ``model.shared_layer()``; training is not disturbed.
 
     Args:
         task_losses, model, counts: see :meth:`m4oe_ds.training.gradient_policy.GradientPolicy.weights`.
-        threshold: t, on the cosine (the paper's figure: 0.01).
+        threshold: t, on the cosine.
 
     Collectives: those of :func:`shared_gradients`.
     """

@@ -19,6 +19,7 @@ from m4oe_ds import config_loader
 from m4oe_ds.analysis import command, figures
 from m4oe_ds.analysis.conflict import conflict_pairs, conflict_rows
 from m4oe_ds.analysis.inputs import sweep_rows, twin_folders
+from m4oe_ds.analysis.options import AnalysisOptions
 from m4oe_ds.analysis.pid import decompose as pid
 from m4oe_ds.analysis.pid.estimator import BatchSettings
 from m4oe_ds.analysis.pid.synergy import PairSynergy, SynergyReport
@@ -63,7 +64,7 @@ def make_run(folder: Path, data: Path, *overrides: str) -> Path:
 def analyze(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    return command.work(parser.parse_args(arguments))
+    return command.main(parser.parse_args(arguments))
 
 
 @pytest.fixture(scope="module")
@@ -246,12 +247,11 @@ def test_planted_synergy_is_found_from_features(tmp_path: Path) -> None:
             predicted={"t": (bits[0] ^ bits[1])[rows]}, task={"t": {name: x[rows] for name, x in value.items()}},
         )  # fmt: skip
 
-    options = SimpleNamespace(split="test", permutations=0, representation="task")
+    options = AnalysisOptions(tmp_path, permutations=0)
     run: Any = SimpleNamespace(folder=tmp_path, spec=SimpleNamespace(modalities=names))
     collected: Any = SimpleNamespace(features=part(slice(300, 400)))
     train: Any = part(slice(0, 300))
-    state = Session(options, run, "ours", {}, collected, train)  # type: ignore[arg-type]
-    found = WORK["synergy"](state)
+    found = WORK["synergy"](Session(options, run, "ours", {}, collected, train))
     table = np.array(found["matrices"]["t"]["synergy"], dtype=float)
     assert table[0, 1] > 0.6
     assert max(table[0, 2], table[1, 2]) < 0.1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from m4oe_ds.analysis.model_outputs import SHOWN, collect, own_outputs, span
+from m4oe_ds.analysis.options import AnalysisOptions
 from m4oe_ds.analysis.session import Session, Skip
 from m4oe_ds.models import build, spec_for
 from tests.distributed import problem
@@ -63,9 +63,7 @@ def test_outputs_of_every_sample_are_those_of_the_model(
 
 def test_heatmaps_are_drawn_for_the_largest_differences(tmp_path: Path) -> None:
     run = run_of("asymmirai", tmp_path, *SIZE)
-    state = Session.__new__(Session)
-    state.run, state.options, state.figures = run, argparse.Namespace(split="test", limit=0), []
-    result = own_outputs(state)
+    result = own_outputs(Session(AnalysisOptions(tmp_path), run, "asymmirai", {}))
     with np.load(tmp_path / "analysis" / "own-test.npz") as arrays:
         score = (arrays["asymmetry"] * arrays["present"]).sum(1)
         assert arrays["shown"].tolist() == np.argsort(-score, kind="stable")[:SHOWN].tolist()
@@ -85,11 +83,6 @@ def test_cells_of_a_heatmap_lie_at_the_centres_of_their_windows() -> None:
 
 
 def test_a_system_without_outputs_of_its_own_is_left_out(tmp_path: Path) -> None:
-    state = Session.__new__(Session)
-    state.run, state.options, state.figures = (
-        run_of("soft_moe", tmp_path),
-        argparse.Namespace(split="test", limit=0),
-        [],
-    )
+    session = Session(AnalysisOptions(tmp_path), run_of("soft_moe", tmp_path), "soft_moe", {})
     with pytest.raises(Skip, match="no outputs of its own"):
-        own_outputs(state)
+        own_outputs(session)

@@ -11,6 +11,7 @@ import torch
 from m4oe_ds.analysis.routing_statistics import RoutingSums, routing_view
 from m4oe_ds.analysis.validation_figures import ValidationFigures
 from m4oe_ds.evaluation.inference import predict_split
+from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.training.records import Recorder
 from tests.distributed import problem
@@ -25,10 +26,17 @@ def drawn(folder: Path, *overrides: str) -> tuple[ValidationFigures, dict[str, o
     stream = shards.stream(shards.write(folder / "shards", {"val": 13}) / "val", spec, 5)
     board = ValidationFigures(spec, cfg.model.name)
     predictions = predict_split(
-        build(cfg).eval(), stream.evaluation(), spec, problem.objective(spec), torch.device("cpu"), torch.float32, observe=board.add
-    )  # fmt: skip
+        build(cfg).eval(),
+        stream.evaluation(),
+        spec,
+        problem.objective(spec),
+        torch.device("cpu"),
+        torch.float32,
+        observe=board.add,
+    )
     board.reduce(lambda sums: sums)
-    return board, board.draw(predictions, folder)
+    report = evaluate_split(predictions.arrays(), spec.tasks, resamples=0)
+    return board, board.draw(predictions, report, folder)
 
 
 def test_every_figure_reaches_the_event_file(tmp_path: Path) -> None:

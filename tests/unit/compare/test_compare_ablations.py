@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from m4oe_ds.compare.ablations import option_and_value, parse_sweep
+from m4oe_ds.compare.ablations import SWEEP_COLUMNS, SweepRow, option_and_value, parse_sweep
 from m4oe_ds.compare.cells import enumerate_cells
 from m4oe_ds.errors import ConfigError
 
@@ -56,3 +56,11 @@ def test_only_what_has_an_mtoe_is_swept() -> None:
         enumerate_cells(["embed"], ["ours_no_mi"], [0], sweeps=["alpha=0.1"])
     names = {cell.name for cell in enumerate_cells(["embed"], ["ours", "mirai_mtoe"], [0], sweeps=["experts=16"])}
     assert names == {"embed-multi-ours-experts16-seed0", "embed-multi-mirai_mtoe-experts16-seed0"}
+
+
+def test_a_row_of_the_table_is_read_as_it_was_written() -> None:
+    rows = [
+        SweepRow("experts", 32.0, "embed", "ours", "density", "accuracy", 0.8125, 0.0125, 3),
+        SweepRow("alpha", 0.05, "rsna", "ours", "risk1", "auroc", 0.75, None, 1),
+    ]
+    assert [SweepRow.parsed(dict(zip(SWEEP_COLUMNS, row.cells(), strict=True))) for row in rows] == rows

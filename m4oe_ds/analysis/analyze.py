@@ -1,0 +1,130 @@
+"""One analysis of a finished run, from its options to ``analysis.json``, ``analysis/<split>.npz`` and ``figures/``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from m4oe_ds.analysis.collect import collect, collect_features
+from m4oe_ds.analysis.inputs import analysed
+from m4oe_ds.analysis.options import SECTIONS, AnalysisOptions
+from m4oe_ds.analysis.sections import WORK, agreement_lines, facts_of, save_rows
+from m4oe_ds.analysis.session import FEATURE_ROWS, PAPER_TASKS, Session, Skip
+from m4oe_ds.data.batch import Batch
+from m4oe_ds.errors import ConfigError
+from m4oe_ds.option_lists import comma_list
+from m4oe_ds.runs.finished import Run, open_run
+from m4oe_ds.runs.folder import RunFolder, plain, write_json
+
+_logger = logging.getLogger(__name__)
+NEEDS_TRAINING_SPLIT = {"competition", "synergy"}
+NEEDS_PASS = {*SECTIONS} - {"conflict", "sweep", "gallery", "own", "clinical"}
+
+
+def analyze(options: AnalysisOptions, say: Callable[[str], None] = _logger.info) -> dict[str, Any]:
+    """Analyses a run and writes ``analysis.json``, ``analysis/<split>.npz`` and ``figures/``.
+
+    Args:
+        options: what to analyse.
+        say: takes a line of text for every section, and what was written.
+
+    Returns:
+        The content of ``analysis.json``.
+
+    Raises:
+        ConfigError: unknown section or task.
+        DataError: no such run, split or file.
+        CheckpointError: no weights.
+    """
+    started = time.monotonic()
+    sections = _sections(options.only)
+    run = open_run(options.run, options.split, options.data)
+    session = Session(options, run, run.config.model.name, _baseline(options, run))
+    _passes(session, sections, _tasks(session))
+    skipped = {}
+    for section in sections:
+        begin = time.monotonic()
+        try:
+            session.result[section] = WORK[section](session)
+        except Skip as reason:
+            skipped[section] = str(reason)
+            say(f"{section:17} skipped: {reason}")
+        else:
+            say(f"{section:17} done in {time.monotonic() - begin:.1f} s")
+    if "interpretability" in session.result:
+        say("\n".join(agreement_lines(session.result["interpretability"])))
+    files = RunFolder(options.run)
+    content = {
+        **_earlier(files.analysis, options, sections),
+        **facts_of(session),
+        **{name: plain(value) for name, value in session.result.items()},
+        "skipped": skipped,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(files.analysis, content)
+    note = " (synthetic data)" if content["synthetic"] else ""
+    drawn = len([figure for figure in session.figures if figure.suffix == ".png"])
+    say(f"analysis of {options.split}{note}: {files.analysis}, {drawn} figures in {files.figures}")
+    return content
+
+
+def _sections(only: Sequence[str]) -> list[str]:
+    """The sections to make, in their usual order."""
+    chosen = comma_list(",".join(only), "--only", str, SECTIONS, noun="analysis") or SECTIONS
+    return [name for name in SECTIONS if name in chosen]
+
+
+def _baseline(options: AnalysisOptions, run: Run) -> dict[str, Any]:
+    """The analysis to compare with; empty without one.
+
+    Raises:
+        DataError: it was not analysed.
+        ConfigError: it has other modalities or tasks.
+    """
+    if options.baseline is None:
+        return {}
+    baseline = analysed(options.baseline)
+    same = ("modalities", "tasks")
+    if baseline and [baseline.get(name) for name in same] != [list(run.spec.modalities), list(run.spec.task_names)]:
+        raise ConfigError("has other modalities or tasks", f"--baseline {options.baseline}", "name a comparable run")
+    return baseline
+
+
+def _tasks(session: Session) -> tuple[str, ...]:
+    """Tasks of the synergy matrices."""
+    known = [task.name for task in session.run.spec.tasks if task.kind == "classification"]
+    named = comma_list(",".join(session.options.tasks), "--tasks", str, known, noun="classification task")
+    return tuple(named) or tuple(name for name in PAPER_TASKS if name in known) or tuple(known[:2])
+
+
+def _passes(session: Session, sections: Iterable[str], tasks: tuple[str, ...]) -> None:
+    """The pass over the split, and the lighter one over the training split if a section needs it."""
+    run, options = session.run, session.options
+    wanted = set(sections)
+    if wanted & NEEDS_PASS:
+        batches = _progress(run, options.split, options.limit)
+        session.collected = collect(run.model, batches, tasks, run.device, FEATURE_ROWS)
+        save_rows(session)
+    if wanted & NEEDS_TRAINING_SPLIT:
+        limit = options.limit or FEATURE_ROWS
+        session.train = collect_features(run.model, _progress(run, "train", limit), tasks, run.device)
+
+
+def _progress(run: Run, split: str, limit: int) -> Iterable[Batch]:
+    return tqdm(run.batches(split, limit), total=run.num_batches(split, limit), desc=f"{split} split", unit="batch")
+
+
+def _earlier(path: Path, options: AnalysisOptions, sections: Iterable[str]) -> dict[str, Any]:
+    """Sections of an earlier analysis of the same samples that this one does not repeat."""
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("split") != options.split or content.get("limit") != options.limit:
+        return {}
+    return {name: value for name, value in content.items() if name not in sections}

@@ -1,0 +1,77 @@
+"""What one prediction needs to know, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from m4oe_ds import config_loader
+from m4oe_ds.data import sources
+from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.errors import ConfigError, DataError
+from m4oe_ds.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class PredictionJob:
+    """A run, the DICOM files to predict and where the predictions go; the options of ``m4oe predict``.
+
+    Attributes:
+        run: run folder.
+        dicom: folder of DICOM files, searched through all its folders.
+        out: folder to make; must not exist, or be empty.
+        batch_size: samples per forward; 0 = as in evaluation.
+        limit: most samples to predict; 0 = all.
+        workers: processes that read images; None = the processors, at most 8; 0 = this one.
+        data: shard folder of the run, if it has moved; empty = where it was trained.
+        salt_file: secret of the pseudonyms; empty = ``<out>.secret``, made if absent.
+        accept_lossy: use images compressed with loss.
+    """
+
+    run: Path
+    dicom: Path
+    out: Path
+    batch_size: int = 0
+    limit: int = 0
+    workers: int | None = None
+    data: str = ""
+    salt_file: str = ""
+    accept_lossy: bool = False
+
+    @property
+    def target(self) -> Path:
+        """``out`` by its own name, because the private files are named after it."""
+        return self.out.resolve() if self.out.name in ("", "..") else self.out
+
+
+def check(job: PredictionJob) -> None:
+    """Refuses what can be refused before anything is loaded.
+
+    Raises:
+        ConfigError: a negative number, or a run that does not read DICOM.
+        DataError: no run, no manifest or no DICOM folder there, or an output folder that is not empty.
+    """
+    for name, value in (("batch-size", job.batch_size), ("limit", job.limit), ("workers", job.workers)):
+        if value is not None and value < 0:
+            raise ConfigError(f"{value} is negative", f"--{name}", "use 0 or more")
+    path = RunFolder(job.run).config
+    if not path.is_file():
+        raise DataError("not a run folder (no config.yaml)", str(job.run), "name a folder under runs/")
+    config = config_loader.load(path)
+    dataset, root = config.data.dataset, job.data or config.data.root
+    if any(not name.startswith(("ffdm_", "syn_")) for name in DATASETS[dataset].modalities):
+        raise ConfigError(
+            f"reads {' and '.join(DATASETS[dataset].modalities)}, which are no DICOM files",
+            str(job.run),
+            "m4oe predict is for runs on embed, rsna and vindr; use `m4oe evaluate` on converted shards",
+        )
+    if not sources.is_remote(root) and not (Path(root) / "train" / "manifest.json").is_file():
+        raise DataError(
+            "the run's train/manifest.json is not here, which says how its pixels were treated",
+            root or "data.root",
+            "copy it and name its parent's parent folder as --data",
+        )
+    if not job.dicom.is_dir():
+        raise DataError("is not a folder", str(job.dicom), "give the folder of the DICOM files as --dicom")
+    if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
+        raise DataError("exists already and is not empty", str(job.out), "choose another --out or remove it")
