@@ -1,4 +1,4 @@
-"""Writes docs/reference/configuration.md from the sentences of m4oe_ds/config.py: ``python tools/configuration_page.py``."""
+"""Writes docs/reference/configuration.md from m4oe_ds/config.py: ``python tools/configuration_page.py``."""
 
 from __future__ import annotations
 
