@@ -10,12 +10,8 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-IGNORED = {"runs", "data", "build", "node_modules"}  # at the top of a working copy: made by commands, not ours
-PAGES = sorted(
-    page
-    for page in ROOT.rglob("*.md")
-    if not (top := page.relative_to(ROOT).parts[0]).startswith(".") and top not in IGNORED
-)
+FOLDERS = ("docs", "configs", "ds_configs", "slurm", "benchmarks", "tests", "tools", "m4oe_ds", "data_tools")
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
 LINK = re.compile(r"\[[^\]\[]*\]\(([^()\s]+)\)")
 
 
