@@ -1,4 +1,4 @@
-"""Trains M4oE: ``deepspeed train.py --ds_config ds_configs/zero2.json``. Also runs under ``srun`` and plain ``python``."""
+"""Trains M4oE: ``deepspeed train.py --ds_config ds_configs/zero2.json``; also under ``srun`` and plain ``python``."""
 
 from __future__ import annotations
 
@@ -20,15 +20,25 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="train.py", description=__doc__)
     options.add_argument("--ds_config", required=True, metavar="JSON", help="DeepSpeed configuration (see ds_configs/)")
     options.add_argument(
-        "--config", default=DEFAULT_CONFIG, metavar="YAML", help="our configuration (default: the demo)"
+        "--config", default=DEFAULT_CONFIG, metavar="YAML", help="configuration of the run (default: the demo)"
     )
     options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
-    options.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="go on from the newest checkpoint")
+    options.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="go on from the newest checkpoint, if there is one (default: auto); from none; or from this one",
+    )
     options.add_argument("--output", default="", metavar="DIR", help="run folder (default: runs/<run.name>)")
     options.add_argument(
-        "--profile", nargs="?", type=int, const=3, default=0, metavar="STEPS",
-        help="record so many steps (default 3) with the torch profiler, after two of warm-up, into <output>/profile",
-    )  # fmt: skip
+        "--profile",
+        nargs="?",
+        type=int,
+        const=3,
+        default=0,
+        metavar="STEPS",
+        help="record this many steps (default 3) with the torch profiler, after two of warm-up, into <output>/profile",
+    )
     options.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
     options.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return options

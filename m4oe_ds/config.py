@@ -1,7 +1,7 @@
 """The typed configuration tree. Every option, its type, default and meaning is here and nowhere else.
 
 Reading YAML into it is in :mod:`m4oe_ds.config_loader`; the DeepSpeed JSON stays DeepSpeed's and is only checked
-(:mod:`m4oe_ds.deepspeed_json`). ``docs/configuration.md`` is generated from the sentences below.
+(:mod:`m4oe_ds.deepspeed_json`). ``docs/reference/configuration.md`` is generated from the sentences below.
 """
 
 from __future__ import annotations

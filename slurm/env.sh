@@ -8,7 +8,7 @@
 #   CONTAINER_BY   apptainer, singularity or pyxis      (default: apptainer; pyxis is srun's plug-in for enroot)
 #   CONTAINER_OPTIONS  e.g. "--bind /scratch", with pyxis "--no-container-mount-home"  (default: none)
 #   CONTAINER_MOUNTS   with pyxis, e.g. "/scratch:/scratch"  (default: none but the repository)
-#   MAX_RESTARTS   give up after so many requeues       (default: 100)
+#   MAX_RESTARTS   give up after this many requeues     (default: 100)
 
 early= # a signal that came before until_done could take it; by default it would end the script, and the job with it
 trap 'early=USR1' USR1
@@ -62,7 +62,7 @@ if [ -n "${CONTAINER:-}" ]; then
 fi
 
 # ranks FOLDER COMMAND...: COMMAND on every task of the job, one log per rank in FOLDER. Where one ends the others have a
-# minute: after a stop they end with the same status, but not in the same instant; after a crash they would wait for ever.
+# minute: after a stop they end with the same status, but not in the same instant; after a crash they would wait forever.
 ranks() {
     local folder=$1
     shift

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the option sentences of m4oe_ds/config.py: ``python tools/configuration_page.py``."""
+"""Writes docs/reference/configuration.md from m4oe_ds/config.py: ``python tools/configuration_page.py``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from m4oe_ds.config import Config
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "configuration.md"
 
 
 def text() -> str:

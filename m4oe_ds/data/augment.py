@@ -12,7 +12,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """Strengths; see ``data.augment`` in docs/configuration.md. All zero = the identity."""
+    """Strengths; see ``data.augment`` in docs/reference/configuration.md. All zero = the identity."""
 
     rotation_degrees: float = 0.0
     translation: float = 0.0

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Measured on a CPU with 1 MB of second-level cache per core (docs/benchmarks.md): the same from 2 to 12 MB. Arrays beyond
-# 32 MB are also given back to the system each time by the C library, and cleared page by page when they are made again.
+# Measured on a CPU with 1 MB of second-level cache per core (docs/reports/benchmarks.md): the same from 2 to 12 MB.
+# Arrays beyond 32 MB are also given back to the system each time by the C library, and cleared page by page when they
+# are made again.
 PASS_BYTES = 6 << 20
 _whole: ContextVar[bool] = ContextVar("whole", default=False)
 

@@ -1,8 +1,8 @@
 """Matrix products on CPUs by the faster of the two libraries that PyTorch is built with.
 
 PyTorch multiplies float32 matrices with MKL, which leaves the AVX-512 units of AMD processors idle; oneDNN uses them and
-is 2.2 times as fast there (docs/benchmarks.md). Which one is used depends on the processor and on the sizes alone, so
-that a run that is started again makes the same numbers.
+is 2.2 times as fast there (docs/reports/benchmarks.md). Which one is used depends on the processor and on the sizes
+alone, so that a run that is started again makes the same numbers.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ def modality_contribution(routing: Routing, modality_of_token: Tensor, num_modal
     c[b,k,i] = sum_j e[b,j,k] W[b,i,j,k];  W: dispatch mass on the tokens of modality i;
     e[b,j,k] = sum_t C[b,t,j,k] / sum_{t,j'} C[b,t,j',k]        (M4oE Fig. 5)
 
-    Routing mass is not causal importance: see the caveat in docs/architecture.md.
+    Routing mass is not causal importance: see the caveat in docs/reference/architecture.md.
 
     Args:
         routing: of an MToE layer. modality_of_token: ``[M]`` integers below ``num_modalities``.
