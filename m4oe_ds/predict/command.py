@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from m4oe_ds.predict.wording import beside, counted
+from data_tools.outputs import next_to
+from m4oe_ds.predict.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,5 +105,5 @@ def last_line(summary: dict[str, Any], out: Path) -> str:
     partial = sum(bool(sample["missing"]) for sample in samples)
     return (
         f"predicted {len(samples)} samples of {len({sample['exam'] for sample in samples})} exams{note}, {partial} with "
-        f"missing views: {out / 'predictions.csv'}, {out / 'predictions.json'}; private: {beside(out, 'mapping.csv')}"
+        f"missing views: {out / 'predictions.csv'}, {out / 'predictions.json'}; private: {next_to(out, 'mapping.csv')}"
     )

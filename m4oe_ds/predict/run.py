@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data_tools.convert.sample import SampleTask
 from data_tools.deidentify import SYNTHETIC_SECRET, load_secret
+from data_tools.outputs import next_to
 from m4oe_ds.data import sources
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.collate import Sample, collate
@@ -31,7 +32,7 @@ from m4oe_ds.parallel import launch
 from m4oe_ds.predict import results
 from m4oe_ds.predict.exams import Found, collect
 from m4oe_ds.predict.samples import Rules, Tally, limited, make_tasks, mark_beyond, read_samples, storing
-from m4oe_ds.predict.wording import REASONS_SHOWN, beside, counted
+from m4oe_ds.predict.wording import REASONS_SHOWN, counted
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import Run, open_run
 
@@ -97,7 +98,7 @@ def predict(options: argparse.Namespace, dicom: Path, out: Path) -> dict[str, An
         results.write_table(folder / "predictions.csv", samples)
         results.write_report(folder / "predictions.json", summary)
         names = {f"{row.exam}-{row.side}": row.key for row in tally.rows.values()}
-        results.write_mapping(beside(out, "mapping.csv"), found, exam_key, names)
+        results.write_mapping(next_to(out, "mapping.csv"), found, exam_key, names)
     return summary
 
 
@@ -189,7 +190,7 @@ def _secret(options: argparse.Namespace, out: Path, synthetic: bool) -> Iterator
     if synthetic and not options.salt_file:
         yield SYNTHETIC_SECRET
         return
-    path = Path(options.salt_file) if options.salt_file else beside(out, "secret")
+    path = Path(options.salt_file) if options.salt_file else next_to(out, "secret")
     new = not path.exists()
     secret = load_secret(path)
     try:
