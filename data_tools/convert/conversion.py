@@ -16,7 +16,7 @@ from data_tools.convert import report as conversion_report
 from data_tools.convert import shards
 from data_tools.convert.jobs import ShardJob, Storing, fingerprint, make_jobs
 from data_tools.convert.options import ConvertOptions
-from data_tools.convert.sample import SampleTask
+from data_tools.convert.sample import SampleJob
 from data_tools.deidentify import SYNTHETIC_SECRET, load_secret
 from data_tools.identifiers import scan_identifiers
 from data_tools.inspect import check
@@ -117,7 +117,7 @@ def _secret(options: ConvertOptions, synthetic: bool) -> bytes:
     return load_secret(path)
 
 
-def _check_decoders(tasks: Sequence[SampleTask]) -> None:
+def _check_decoders(tasks: Sequence[SampleJob]) -> None:
     """Fails before hours of work if a transfer syntax of the archive has no decoder here.
 
     Where every syntax of the documentation can be decoded there is nothing to find; otherwise all headers are read.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data_tools.convert.sample import SampleTask
+from data_tools.convert.sample import SampleJob
 from data_tools.deidentify import SYNTHETIC_SECRET, load_secret
 from data_tools.outputs import next_to
 from m4oe_ds.data import sources
@@ -112,7 +112,7 @@ def nothing_usable(reasons: Counter[str], files: int, dicom: Path) -> DataError:
 
 
 def _infer(
-    run: Run, reading: Reading, rules: Rules, tasks: list[SampleTask], keys: set[str], found: Found, tally: Tally,
+    run: Run, reading: Reading, rules: Rules, tasks: list[SampleJob], keys: set[str], found: Found, tally: Tally,
     batch_size: int, folder: Path, options: argparse.Namespace, dicom: Path,
 ) -> tuple[Predictions, dict[tuple[str, str], str]]:  # fmt: skip
     """Predictions and the mask files by (key, task).

@@ -17,7 +17,7 @@ from data_tools.archives.plan import Options
 from data_tools.convert import ConvertOptions, convert
 from data_tools.convert.images import convert_sample
 from data_tools.convert.options import Shares
-from data_tools.convert.sample import SampleTask
+from data_tools.convert.sample import SampleJob
 from data_tools.phantom import archive as phantom
 from m4oe_ds.data.manifest import Manifest, verify_shards
 from m4oe_ds.data.schema import DATASETS
@@ -87,7 +87,7 @@ def test_damaged_dicom_files_are_converted_or_counted(archive: Path, tmp_path: P
     for number in range(DICOMS):
         sources = good[syntaxes[number % len(syntaxes)]]
         path.write_bytes(mutate(sources[number % len(sources)], random))
-        result = convert_sample(SampleTask(meta, {"ffdm_cc": (str(path),)}, 32, 26, "b2"))
+        result = convert_sample(SampleJob(meta, {"ffdm_cc": (str(path),)}, 32, 26, "b2"))
         assert len(result.bad) + len(result.meta["modalities"]) == 1  # one or the other, never neither
         outcomes["converted" if result.meta["modalities"] else result.bad[0][1]] += 1
     assert sum(outcomes.values()) == DICOMS
