@@ -118,10 +118,10 @@ def resizers(rows: int, cols: int) -> dict[str, Callable[[np.ndarray], Any]]:
 def convert_one(path: Path, rows: int, cols: int) -> Any:
     """The converter's whole work for one image, encoding included."""
     from data_tools.convert.images import convert_sample
-    from data_tools.convert.sample import SampleTask
+    from data_tools.convert.sample import SampleJob
 
     meta = {"key": "embed-0000000000000000-l", "group": "", "dataset": "embed", "side": "l", "vendor": "", "labels": {}}
-    result = convert_sample(SampleTask(meta, {"ffdm_cc": (str(path),)}, rows, cols, "b2"))
+    result = convert_sample(SampleJob(meta, {"ffdm_cc": (str(path),)}, rows, cols, "b2"))
     if result.bad:
         raise SystemExit(f"an image was refused: {result.bad[0][1]}")
     return result

@@ -9,28 +9,35 @@ from pathlib import Path
 def ensure_phantom_shards(
     root: Path, dataset: str, *, patients: int, seed: int, risk_prevalence: float, image_size: tuple[int, ...]
 ) -> bool:
-    """Generates a phantom archive beside ``root`` and converts it, unless the shards exist; True if it did.
+    """Generates a phantom archive next to ``root`` and converts it, unless the shards exist; True if it did.
 
-    The two steps are the commands a user would type: ``data_tools.phantom``, then ``data_tools.convert``. Of the archive
+    The two steps do what a user would do with ``data_tools.phantom``, then ``data_tools.convert``. Of the archive
     only its planted truth stays, as ``<root>.truth.json``, against which ``m4oe analyze`` scores explanations.
 
     Args:
-        root: shard folder. dataset: archive layout. patients: 0 = never make any. seed, risk_prevalence: of the archive.
+        root: shard folder.
+        dataset: archive layout.
+        patients: 0 = never make any.
+        seed: of the archive.
+        risk_prevalence: of the archive.
         image_size: rows and columns of the stored images.
 
+    Returns:
+        Whether shards were made.
+
     Raises:
-        DataError: whatever the two commands raise.
+        DataError: what generating or converting raises.
     """
     if patients <= 0 or (root / "train" / "manifest.json").is_file():
         return False
-    from data_tools.convert import command as convert
+    from data_tools.convert import ConvertOptions, convert
     from data_tools.phantom import archive as phantom
 
     archive = root.with_name(f"{root.name}-archive")
     print(f"no shards in {root}: making a synthetic {dataset} archive and converting it", flush=True)
     phantom.generate(dataset, archive, patients, seed, risk_prevalence=risk_prevalence)
-    rows, columns = map(str, image_size)
-    convert.run(["--dataset", dataset, "--root", str(archive), "--out", str(root), "--rows", rows, "--cols", columns])
+    rows, cols = image_size
+    convert(ConvertOptions(dataset=dataset, root=archive, out=root, rows=rows, cols=cols))
     (archive / "truth.json").replace(root.with_name(f"{root.name}.truth.json"))
     shutil.rmtree(archive)
     return True

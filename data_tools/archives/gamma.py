@@ -19,6 +19,7 @@ from m4oe_ds.errors import DataError
 SHEET = "glaucoma_grading_training_GT"
 CLASSES = ("non", "early", "mid_advanced")
 NUM_SLICES = 256
+CUP, RIM, BACKGROUND = 0, 128, 255  # grey values of a mask: 0 is the cup
 FOLDS, FOLD_SEED = 5, 10
 EXPECTED: dict[str, dict[str, int]] = {"eyes": {"all": 100}, "grade": {"non": 50, "early": 26, "mid_advanced": 24}}
 _IMAGES = "multi-modality_images"

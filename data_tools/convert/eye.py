@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.archives.gamma import NUM_SLICES
-from data_tools.convert.sample import SampleResult, SampleTask
+from data_tools.archives.gamma import BACKGROUND, CUP, NUM_SLICES, RIM
+from data_tools.convert.sample import SampleJob, SampleResult
 from data_tools.pixels.dicom import BadImage
 from data_tools.pixels.geometry import padded_shape
 from m4oe_ds.data.codecs import encode
@@ -20,7 +20,6 @@ from m4oe_ds.errors import UserError
 
 # Frames of 2000 rows hold a disc in the middle: the part that the other camera's 1934 x 1956 frames show
 WIDE_ROWS, WIDE_CROP = 2000, (33, 518, 1934, 1956)  # top, left, height, width
-CUP, RIM, BACKGROUND = 0, 128, 255  # grey values of a mask: 0 is the cup
 _SLICE = re.compile(r"(\d+)_image\.jpe?g", re.IGNORECASE)
 
 
@@ -164,7 +163,7 @@ def convert_volume(folder: Path, rows: int, cols: int) -> tuple[NDArray[np.uint8
     return volume, geometry
 
 
-def _convert(modality: str, task: SampleTask, result: SampleResult) -> dict[str, Any]:
+def _convert(modality: str, task: SampleJob, result: SampleResult) -> dict[str, Any]:
     path = Path(task.images[modality][0])
     if modality == "fundus":
         pixels, geometry = convert_fundus(path, task.rows, task.cols)
@@ -176,7 +175,7 @@ def _convert(modality: str, task: SampleTask, result: SampleResult) -> dict[str,
     return geometry
 
 
-def convert_eye(task: SampleTask) -> SampleResult:
+def convert_eye(task: SampleJob) -> SampleResult:
     """Converts both modalities and the mask of an eye; a bad one is noted and the others go on."""
     result = SampleResult({**task.meta, "vendor": task.meta["vendor"] or "other"})
     result.meta["labels"] = dict(task.meta["labels"])

@@ -6,10 +6,10 @@ from typing import Any
 
 from data_tools.convert.eye import convert_eye
 from data_tools.convert.mammogram import best_view
-from data_tools.convert.sample import SampleResult, SampleTask
+from data_tools.convert.sample import SampleJob, SampleResult
 
 
-def convert_sample(task: SampleTask) -> SampleResult:
+def convert_sample(task: SampleJob) -> SampleResult:
     """Converts all images of a sample; a bad one is noted and the others go on."""
     if task.meta["dataset"] == "gamma":
         return convert_eye(task)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.archives.plan import Plan, Sample
-from data_tools.convert.sample import SampleTask
+from data_tools.convert.sample import SampleJob
 from data_tools.deidentify import hash16, split_of, vendor_family
 from m4oe_ds.data.schema import SCHEMA_VERSION, SPLITS, shard_name
 from m4oe_ds.errors import DataError
@@ -34,7 +34,7 @@ class ShardJob:
     split: str
     index: int
     name: str
-    tasks: tuple[SampleTask, ...]
+    tasks: tuple[SampleJob, ...]
 
     @property
     def num_images(self) -> int:
@@ -89,7 +89,7 @@ def assign_splits(samples: Sequence[Sample], secret: bytes, shares: Sequence[int
     return out
 
 
-def _task(sample: Sample, split: str, root: Path, storing: Storing, secret: bytes) -> SampleTask:
+def _task(sample: Sample, split: str, root: Path, storing: Storing, secret: bytes) -> SampleJob:
     side = sample.side.lower()
     name = hash16(secret, "sample", storing.dataset, sample.patient, sample.exam, side)
     meta = {
@@ -106,7 +106,7 @@ def _task(sample: Sample, split: str, root: Path, storing: Storing, secret: byte
     }
     images = {name: tuple(str(root / path) for path in paths) for name, paths in sample.images.items()}
     masks = {name: str(root / path) for name, path in sample.masks.items()}
-    return SampleTask(
+    return SampleJob(
         meta, images, storing.rows, storing.cols, storing.codec, sample.choose, masks, (sample.patient, sample.exam)
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_tools.convert.sample import SampleResult, SampleTask
+from data_tools.convert.sample import SampleJob, SampleResult
 from data_tools.pixels.dicom import BadImage, quiet
 from m4oe_ds.errors import UserError
 
@@ -22,7 +22,7 @@ class _View:
     facts: dict[str, str]
 
 
-def _convert_view(path: Path, side: str, task: SampleTask) -> _View:
+def _convert_view(path: Path, side: str, task: SampleJob) -> _View:
     """One image from file to stored pixels.
 
     Raises:
@@ -56,7 +56,7 @@ def _convert_view(path: Path, side: str, task: SampleTask) -> _View:
     return _View(view, facts)
 
 
-def best_view(modality: str, task: SampleTask, result: SampleResult) -> _View | None:
+def best_view(modality: str, task: SampleJob, result: SampleResult) -> _View | None:
     """The candidate to use; those that cannot be read are noted."""
     best: _View | None = None
     for path in task.images[modality]:

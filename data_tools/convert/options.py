@@ -3,85 +3,229 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from m4oe_ds.data.schema import DATASETS, SPLITS
+from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import DataError
 
+MOST_PROCESSES = 8  # taken where no number is given
+# what an option with a name may be; the command line and the check read the same table
+CHOICES: dict[str, tuple[str | int, ...]] = {
+    "dataset": tuple(DATASETS),
+    "codec": ("b2", "png"),
+    "birads_scheme": ("triage", "release", "native_rsna"),
+    "birads_sites": ("labelled", "all"),
+    "risk_scope": ("exam", "side"),
+    "require": ("any", "complete"),
+    "fold": tuple(range(5)),
+}
 
-def build_parser(description: str) -> argparse.ArgumentParser:
-    """The options of the command line."""
+
+class Shares(NamedTuple):
+    """Percent of the patients in each split.
+
+    Attributes:
+        train: percent for training.
+        val: percent for validation.
+        test: percent for testing.
+    """
+
+    train: int
+    val: int
+    test: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shares:
+        """The shares in e.g. ``70/10/20``.
+
+        Raises:
+            DataError: not three whole numbers that sum to 100.
+        """
+        parts = text.split("/")
+        shares = tuple(int(part) for part in parts if part.isdigit())
+        if len(parts) != 3 or len(shares) != 3 or sum(shares) != 100:
+            raise DataError(f"{text!r} is not three percentages that sum to 100", "--split", "use e.g. 70/10/20")
+        return cls(*shares)
+
+    def __str__(self) -> str:
+        return f"{self.train}/{self.val}/{self.test}"
+
+
+class Part(NamedTuple):
+    """One of several equal parts of the work.
+
+    Attributes:
+        number: which part, from 1.
+        parts: how many there are.
+    """
+
+    number: int
+    parts: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """The part in ``k/n`` with 1 <= k <= n.
+
+        Raises:
+            DataError: anything else.
+        """
+        first, _, second = text.partition("/")
+        if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
+            raise DataError(f"{text!r} is not k/n with k from 1 to n", "--part", "use e.g. 3/16")
+        return cls(int(first), int(second))
+
+    def has(self, place: int) -> bool:
+        """Whether the item at a place, counted from 0, belongs to this part."""
+        return place % self.parts == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.parts}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """What to convert, and how.
+
+    Attributes:
+        dataset: one of ``DATASETS``: the layout of the archive.
+        root: archive: the folder with its tables and images.
+        out: folder to make; must not exist.
+        workers: processes; None takes the processors, at most ``MOST_PROCESSES``; 0 converts in this one.
+        rows: of the stored images; None takes 1024, for GAMMA 512.
+        cols: of the stored images; None takes 832, for GAMMA 512.
+        codec: of the pixels: ``b2`` or ``png``.
+        samples_per_shard: most samples in one shard.
+        birads_scheme: ``triage``, ``release`` or ``native_rsna``.
+        birads_sites: RSNA: BI-RADS of which sites: ``labelled`` or ``all``.
+        risk_scope: EMBED: ``exam`` (both breasts) or ``side``.
+        exclude_screen_detected: EMBED: leave out exams within six months before a diagnosis.
+        require: images a sample needs: ``any`` or ``complete``.
+        split: percent of patients in train, val and test.
+        fold: GAMMA: the fold for testing, 0 to 4.
+        salt_file: secret of the pseudonyms, made if absent; None takes ``<out>.secret``.
+        limit: convert only this many samples; None converts all.
+        part: make only every n-th shard; the last part to finish completes the work.
+        dry_run: read the tables, print what would be made, write nothing.
+        strict: stop where the archive is not as its documentation says.
+        max_quarantine: share of bad images accepted.
+    """
+
+    dataset: str
+    root: Path
+    out: Path
+    workers: int | None = None
+    rows: int | None = None
+    cols: int | None = None
+    codec: str = "b2"
+    samples_per_shard: int = 64
+    birads_scheme: str = "triage"
+    birads_sites: str = "labelled"
+    risk_scope: str = "exam"
+    exclude_screen_detected: bool = False
+    require: str = "any"
+    split: Shares = Shares(70, 10, 20)
+    fold: int = 0
+    salt_file: Path | None = None
+    limit: int | None = None
+    part: Part = Part(1, 1)
+    dry_run: bool = False
+    strict: bool = False
+    max_quarantine: float = 0.2
+
+    @classmethod
+    def from_arguments(cls, arguments: Sequence[str], description: str = "") -> ConvertOptions:
+        """The options of a command line; prints help and ends the process as :mod:`argparse` does.
+
+        Args:
+            arguments: without the name of the program.
+            description: what the help says first.
+
+        Raises:
+            DataError: a split or part that cannot be read.
+        """
+        given = vars(_build_parser(description).parse_args(list(arguments)))
+        return cls(**{**given, "split": Shares.parse(given["split"]), "part": Part.parse(given["part"])})
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the stored images, completed with those usual for the data set."""
+        rows, cols = (512, 512) if self.dataset == "gamma" else (1024, 832)
+        return rows if self.rows is None else self.rows, cols if self.cols is None else self.cols
+
+    @property
+    def processes(self) -> int:
+        """Worker processes, completed with the processors of this machine."""
+        return min(MOST_PROCESSES, os.cpu_count() or 1) if self.workers is None else self.workers
+
+    def check(self) -> None:
+        """Refuses what cannot be.
+
+        Raises:
+            DataError: a value out of its range, an archive that is not there, or an output that is.
+        """
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise DataError(f"{getattr(self, name)!r} is not known", _flag(name), f"use one of {known}")
+        # read again as text: those made in Python may hold anything
+        Shares.parse(str(self.split))
+        Part.parse(str(self.part))
+        if self.workers is not None and self.workers < 0:
+            raise DataError(f"{self.workers} is negative", "--workers", "use 0 or more")
+        for name in ("rows", "cols", "samples_per_shard", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise DataError(f"{value} is below 1", _flag(name), "use a positive number")
+        if not 0.0 <= self.max_quarantine <= 1.0:
+            raise DataError(f"{self.max_quarantine} is outside 0..1", "--max-quarantine", "use a share")
+        if self.out.exists():
+            raise DataError("exists already", str(self.out), "choose another --out or remove it")
+        if not self.dry_run and not self.out.resolve().parent.is_dir():
+            raise DataError("its parent folder does not exist", str(self.out), "make it or choose another --out")
+        if not self.root.is_dir():
+            raise DataError("is not a folder", str(self.root), "give the folder of the archive as --root")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _build_parser(description: str) -> argparse.ArgumentParser:
+    """The options of the command line, with the defaults of :class:`ConvertOptions`."""
     parser = argparse.ArgumentParser(prog="python -m data_tools.convert", description=description)
-    add = parser.add_argument
-    add("--dataset", choices=tuple(DATASETS), required=True)
-    add("--root", type=Path, required=True, help="archive: the folder with its tables and images")
-    add("--out", type=Path, required=True, help="folder to make; must not exist")
-    add("--workers", type=int, default=None, help="processes; default: the processors, at most 8; 0 = in this one")
-    add("--rows", type=int, default=None, help="of the stored images; default 1024, GAMMA 512")
-    add("--cols", type=int, default=None, help="of the stored images; default 832, GAMMA 512")
-    add("--codec", choices=("b2", "png"), default="b2", help="pixel codec; default b2")
-    add("--samples-per-shard", type=int, default=64, help="default 64")
-    add("--birads-scheme", choices=("triage", "release", "native_rsna"), default="triage", help="default triage")
-    add("--birads-sites", choices=("labelled", "all"), default="labelled", help="RSNA: BI-RADS of which sites")
-    add("--risk-scope", choices=("exam", "side"), default="exam", help="EMBED; default exam: both breasts")
-    add("--exclude-screen-detected", action="store_true", help="EMBED: no exams within six months before a diagnosis")
-    add("--require", choices=("any", "complete"), default="any", help="images a sample needs")
-    add("--split", default="70/10/20", help="percent of patients in train/val/test")
-    add("--fold", type=int, choices=range(5), default=0, help="GAMMA: the fold for testing; default 0")
-    add("--salt-file", type=Path, default=None, help="secret of the pseudonyms; made if absent")
-    add("--limit", type=int, default=None, help="convert only this many samples")
-    add("--part", default="1/1", help="make only every n-th shard: k/n; the last part to finish completes the work")
-    add("--dry-run", action="store_true", help="read the tables, print what would be made, write nothing")
-    add("--strict", action="store_true", help="stop where the archive is not as its documentation says")
-    add("--max-quarantine", type=float, default=0.2, help="share of bad images accepted; default 0.2")
+    plain = ConvertOptions
+
+    def add(name: str, **more: object) -> None:
+        """Adds an option by the name of its field."""
+        known = {"choices": CHOICES[name]} if name in CHOICES else {}
+        parser.add_argument(_flag(name), **known, **more)  # type: ignore[arg-type]
+
+    add("dataset", required=True)
+    add("root", type=Path, required=True, help="archive: the folder with its tables and images")
+    add("out", type=Path, required=True, help="folder to make; must not exist")
+    add("workers", type=int, help="processes; default: the processors, at most 8; 0 = in this one")
+    add("rows", type=int, help="of the stored images; default 1024, GAMMA 512")
+    add("cols", type=int, help="of the stored images; default 832, GAMMA 512")
+    add("codec", default=plain.codec, help="pixel codec; default b2")
+    add("samples_per_shard", type=int, default=plain.samples_per_shard, help="default 64")
+    add("birads_scheme", default=plain.birads_scheme, help="default triage")
+    add("birads_sites", default=plain.birads_sites, help="RSNA: BI-RADS of which sites")
+    add("risk_scope", default=plain.risk_scope, help="EMBED; default exam: both breasts")
+    add("exclude_screen_detected", action="store_true", help="EMBED: no exams within six months before a diagnosis")
+    add("require", default=plain.require, help="images a sample needs")
+    add("split", default=str(plain.split), help="percent of patients in train/val/test")
+    add("fold", type=int, default=plain.fold, help="GAMMA: the fold for testing; default 0")
+    add("salt_file", type=Path, help="secret of the pseudonyms; made if absent")
+    add("limit", type=int, help="convert only this many samples")
+    add(
+        "part",
+        default=str(plain.part),
+        help="make only every n-th shard: k/n; the last part to finish completes the work",
+    )
+    add("dry_run", action="store_true", help="read the tables, print what would be made, write nothing")
+    add("strict", action="store_true", help="stop where the archive is not as its documentation says")
+    add("max_quarantine", type=float, default=plain.max_quarantine, help="share of bad images accepted; default 0.2")
     return parser
-
-
-def parse_split(text: str) -> tuple[int, ...]:
-    """Percentages of train, val and test from e.g. ``70/10/20``.
-
-    Raises:
-        DataError: not three whole numbers that sum to 100.
-    """
-    parts = text.split("/")
-    shares = tuple(int(part) for part in parts if part.isdigit())
-    if len(parts) != len(SPLITS) or len(shares) != len(SPLITS) or sum(shares) != 100:
-        raise DataError(f"{text!r} is not three percentages that sum to 100", "--split", "use e.g. 70/10/20")
-    return shares
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """``(k, n)`` from ``k/n`` with 1 <= k <= n.
-
-    Raises:
-        DataError: anything else.
-    """
-    first, _, second = text.partition("/")
-    if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
-        raise DataError(f"{text!r} is not k/n with k from 1 to n", "--part", "use e.g. 3/16")
-    return int(first), int(second)
-
-
-def check_options(options: argparse.Namespace) -> None:
-    """Fills in defaults that depend on the data set and refuses what cannot be.
-
-    Raises:
-        DataError: a value out of its range, an archive that is not there, or an output that is.
-    """
-    gamma = options.dataset == "gamma"
-    options.rows = (512 if gamma else 1024) if options.rows is None else options.rows
-    options.cols = (512 if gamma else 832) if options.cols is None else options.cols
-    if options.workers is not None and options.workers < 0:
-        raise DataError(f"{options.workers} is negative", "--workers", "use 0 or more")
-    for name in ("rows", "cols", "samples_per_shard", "limit"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise DataError(f"{value} is below 1", f"--{name.replace('_', '-')}", "use a positive number")
-    if not 0.0 <= options.max_quarantine <= 1.0:
-        raise DataError(f"{options.max_quarantine} is outside 0..1", "--max-quarantine", "use a share")
-    if options.out.exists():
-        raise DataError("exists already", str(options.out), "choose another --out or remove it")
-    if not options.dry_run and not options.out.resolve().parent.is_dir():
-        raise DataError("its parent folder does not exist", str(options.out), "make it or choose another --out")
-    if not options.root.is_dir():
-        raise DataError("is not a folder", str(options.root), "give the folder of the archive as --root")

@@ -14,8 +14,8 @@ from m4oe_ds.data.codecs import encode
 
 
 @dataclass(frozen=True)
-class SampleTask:
-    """Work of one sample.
+class SampleJob:
+    """Work of one sample; a task is a question, not this.
 
     Attributes:
         meta: fields of META_FIELDS but modalities and geometry. images: candidate files of each modality.

@@ -15,7 +15,7 @@ from multiprocessing import connection, get_context
 from typing import Any
 
 from data_tools.convert.images import convert_sample
-from data_tools.convert.sample import SampleResult, SampleTask
+from data_tools.convert.sample import SampleJob, SampleResult
 
 logger = logging.getLogger(__name__)
 SECONDS_PER_SAMPLE = 600.0  # a full-resolution sample takes seconds; nothing honest takes minutes
@@ -63,7 +63,7 @@ class _Worker:
         self.number: int | None = None
         self.since = 0.0
 
-    def begin(self, number: int, task: SampleTask) -> None:
+    def begin(self, number: int, task: SampleJob) -> None:
         self.number, self.since = number, time.monotonic()
         self.pipe.send(task)
 
@@ -80,7 +80,7 @@ class _Worker:
         self.pipe.close()
 
 
-def _alone(task: SampleTask, seconds: float) -> SampleResult | _Failure:
+def _alone(task: SampleJob, seconds: float) -> SampleResult | _Failure:
     """One task in a process of its own."""
     worker = _Worker()
     try:
@@ -93,7 +93,7 @@ def _alone(task: SampleTask, seconds: float) -> SampleResult | _Failure:
     return outcome  # type: ignore[no-any-return]
 
 
-def _without_the_guilty(task: SampleTask, seconds: float) -> SampleResult:
+def _without_the_guilty(task: SampleJob, seconds: float) -> SampleResult:
     """Tries every candidate image by itself, then converts the sample with those that can be read."""
     kept: dict[str, tuple[str, ...]] = {}
     bad = []
@@ -113,7 +113,7 @@ def _without_the_guilty(task: SampleTask, seconds: float) -> SampleResult:
     return outcome
 
 
-def converted(tasks: Sequence[SampleTask], workers: int, seconds: float = SECONDS_PER_SAMPLE) -> Iterator[SampleResult]:
+def converted(tasks: Sequence[SampleJob], workers: int, seconds: float = SECONDS_PER_SAMPLE) -> Iterator[SampleResult]:
     """Converts the samples and yields the results in order, few at a time in memory.
 
     Args:

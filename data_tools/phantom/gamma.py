@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.archives.gamma import CLASSES, NUM_SLICES, SHEET
-from data_tools.convert.eye import BACKGROUND, CUP, RIM
+from data_tools.archives.gamma import BACKGROUND, CLASSES, CUP, NUM_SLICES, RIM, SHEET
 
 COLUMNS: dict[str, list[str]] = {}  # its only table is a spreadsheet: see write_sheet
 TRAINING = Path("Glaucoma_grading/training")

@@ -46,9 +46,7 @@ def write_gallery(run: Run, split: str, limit: int) -> dict[str, Any]:
         DataError: a model without task-slotted routing or without a grid of image tokens.
     """
     count = run.config.evaluation.num_examples or 6
-    collector = GalleryCollector(
-        run.model, run.spec, count, keys=None if limit else samples_shown(run.folder, split)
-    )
+    collector = GalleryCollector(run.model, run.spec, count, keys=None if limit else samples_shown(run.folder, split))
     with torch.no_grad():
         for host in run.batches(split, limit):
             batch = host.to(run.device)
@@ -136,7 +134,8 @@ def _contribution(session: Session) -> dict[str, Any]:
     columns = [spec.task_names.index(name) for name in tasks]
     population = np.broadcast_to(found.routing["contribution_ki"], (len(tasks), len(spec.modalities)))
     patients = [
-        {"title": title, "contribution": found.contribution[row][columns]} for title, row in _two_samples(session).items()
+        {"title": title, "contribution": found.contribution[row][columns]}
+        for title, row in _two_samples(session).items()
     ]
     uniform = found.uniform
     rows = [
@@ -225,7 +224,9 @@ def _competition(session: Session) -> list[dict[str, Any]]:
         )  # fmt: skip
         for name in (run.spec.modalities if len(run.spec.modalities) > 1 else ())
     }
-    rows = competition(run.spec.tasks, session.train, session.split.features, masked, _twins(session), options.resamples)
+    rows = competition(
+        run.spec.tasks, session.train, session.split.features, masked, _twins(session), options.resamples
+    )
     if not rows:
         raise Skip("no task with labels of two classes")
     flat = [

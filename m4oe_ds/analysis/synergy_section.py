@@ -44,7 +44,9 @@ def synergy(session: Session) -> dict[str, Any]:
             features[name] = principal_components(rows, present[:, i], COMPONENTS) if some else np.zeros((len(rows), 1))
         predicted = np.concatenate([part.predicted[task] for part in parts])
         there = {name: present[:, i] for i, name in enumerate(names)}
-        one = synergy_matrices(features, {task: predicted}, groups, model=session.name, present=there, settings=settings)
+        one = synergy_matrices(
+            features, {task: predicted}, groups, model=session.name, present=there, settings=settings
+        )
         one = reliable(one, predicted, there)
         report = one if report is None else report.merged(one)
     assert report is not None

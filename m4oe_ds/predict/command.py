@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from m4oe_ds.predict.wording import counted, next_to
+from data_tools.outputs import next_to
+from m4oe_ds.predict.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.convert.command import write_private
 from data_tools.deidentify import hash16
+from data_tools.outputs import write_private
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.evaluation.inference import Predictions

@@ -18,8 +18,9 @@ import torch
 from tqdm import tqdm
 
 from data_tools.convert.jobs import Storing
-from data_tools.convert.sample import SampleTask
+from data_tools.convert.sample import SampleJob
 from data_tools.deidentify import SYNTHETIC_SECRET, load_secret
+from data_tools.outputs import next_to
 from m4oe_ds.data import sources
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.collate import Sample, collate
@@ -34,7 +35,7 @@ from m4oe_ds.predict import results
 from m4oe_ds.predict.exams import Found, collect
 from m4oe_ds.predict.job import PredictionJob, check
 from m4oe_ds.predict.samples import Rules, Tally, limited, make_tasks, mark_beyond, read_samples, storing
-from m4oe_ds.predict.wording import REASONS_SHOWN, counted, next_to
+from m4oe_ds.predict.wording import REASONS_SHOWN, counted
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import Run, open_run
 from m4oe_ds.runs.objective import objective
@@ -162,7 +163,7 @@ def nothing_usable(reasons: Counter[str], files: int, dicom: Path) -> DataError:
 
 
 def _infer(
-    prepared: _Prepared, found: Found, tasks: list[SampleTask], keys: set[str], tally: Tally, folder: Path
+    prepared: _Prepared, found: Found, tasks: list[SampleJob], keys: set[str], tally: Tally, folder: Path
 ) -> tuple[Predictions, dict[tuple[str, str], str]]:
     """Predictions and the mask files by (key, task).
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.convert.jobs import Storing, make_jobs
-from data_tools.convert.sample import SampleResult, SampleTask
+from data_tools.convert.sample import SampleJob, SampleResult
 from data_tools.convert.workers import converted
 from data_tools.pixels import geometry, grayscale
 from m4oe_ds.data.collate import Sample
@@ -84,7 +84,7 @@ def storing(manifest: Manifest, where: str) -> Storing:
     return Storing(manifest.dataset, int(stored["rows"]), int(stored["cols"]), str(stored["codec"]), 1)
 
 
-def make_tasks(found: Found, root: Path, store: Storing, secret: bytes) -> list[SampleTask]:
+def make_tasks(found: Found, root: Path, store: Storing, secret: bytes) -> list[SampleJob]:
     """The converter's work items, the breasts of an exam beside each other.
 
     Keys and pseudonyms are the converter's, so the same exam has the same key under the same secret.
@@ -94,7 +94,7 @@ def make_tasks(found: Found, root: Path, store: Storing, secret: bytes) -> list[
     return sorted(tasks, key=lambda task: (task.meta["exam"], task.meta["side"]))
 
 
-def limited(tasks: Sequence[SampleTask], limit: int, contralateral: bool) -> tuple[list[SampleTask], set[str]]:
+def limited(tasks: Sequence[SampleJob], limit: int, contralateral: bool) -> tuple[list[SampleJob], set[str]]:
     """The tasks to convert and the keys to predict: at most ``limit`` samples (0 = all).
 
     A model that compares breasts reads the other one of the last exam although it is beyond the limit.
@@ -107,7 +107,7 @@ def limited(tasks: Sequence[SampleTask], limit: int, contralateral: bool) -> tup
     return kept, keys
 
 
-def mark_beyond(found: Found, tasks: Sequence[SampleTask], keys: set[str]) -> None:
+def mark_beyond(found: Found, tasks: Sequence[SampleJob], keys: set[str]) -> None:
     """Marks the files of samples beyond the limit."""
     for task in tasks:
         if task.meta["key"] not in keys:
@@ -116,7 +116,7 @@ def mark_beyond(found: Found, tasks: Sequence[SampleTask], keys: set[str]) -> No
 
 
 def read_samples(
-    tasks: Sequence[SampleTask],
+    tasks: Sequence[SampleJob],
     keys: set[str],
     found: Found,
     reading: Reading,
@@ -171,13 +171,13 @@ def _problem(result: SampleResult, rules: Rules) -> str:
     return "" if ready else "modalities_missing_for_the_run"
 
 
-def _files(found: Found, task: SampleTask, modalities: Mapping[str, Any] | Sequence[str]) -> Iterator[File]:
+def _files(found: Found, task: SampleJob, modalities: Mapping[str, Any] | Sequence[str]) -> Iterator[File]:
     patient, exam = task.source
     for name in modalities:
         yield from found.candidates[patient, exam, task.meta["side"].upper(), name]
 
 
-def _note(task: SampleTask, result: SampleResult, reason: str, found: Found, tally: Tally) -> None:
+def _note(task: SampleJob, result: SampleResult, reason: str, found: Found, tally: Tally) -> None:
     """Books every file of a sample under one outcome, so that the counts add up."""
     for name in task.images:
         files = list(_files(found, task, [name]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 REASONS_SHOWN = 4
 
 
@@ -11,8 +9,3 @@ def counted(reasons: dict[str, int], shown: int | None = None) -> str:
     """``name number`` of the most frequent reasons."""
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{name} {number}" for name, number in ordered[:shown])
-
-
-def next_to(out: Path, suffix: str) -> Path:
-    """A file next to the output folder, never in it."""
-    return out.with_name(f"{out.name}.{suffix}")

@@ -23,6 +23,7 @@ from m4oe_ds.parallel import reduce
 
 CONFLICT_THRESHOLD = 0.01  # on the cosine, as in the paper's figure
 
+
 @dataclass(frozen=True)
 class Conflict:
     """Agreement of the tasks' gradients at the shared layer.

@@ -14,7 +14,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from data_tools.convert import command as convert
+from data_tools.convert import ConvertOptions, convert
+from data_tools.convert.options import Shares
 from data_tools.identifiers import scan_identifiers
 from data_tools.phantom import archive as phantom
 from m4oe_ds.data.manifest import Manifest
@@ -44,10 +45,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(archive: Path) -> Path:
     """Shards of the archive, a run trained on them for an epoch and evaluated on the test split."""
     data, run = archive.with_name("shards"), archive.with_name("run")
-    convert.run(
-        ["--dataset", "embed", "--root", str(archive), "--out", str(data), "--workers", "0", "--rows", "64", "--cols", "52",
-         "--split", "50/20/30"]
-    )  # fmt: skip
+    split = Shares(50, 20, 30)
+    convert(ConvertOptions(dataset="embed", root=archive, out=data, workers=0, rows=64, cols=52, split=split))
     engine = json.loads((commands.ROOT / "ds_configs" / "zero2.json").read_text())
     engine["train_batch_size"] = 8
     engine["optimizer"]["params"]["lr"] = 0.01  # far from the initial weights after three steps

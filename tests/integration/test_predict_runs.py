@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from data_tools.convert import command as convert
+from data_tools.convert import ConvertOptions, convert
+from data_tools.convert.options import Shares
 from data_tools.phantom import archive as phantom
 from m4oe_ds import cli, config_loader
 from m4oe_ds.config import to_dict
@@ -47,28 +48,23 @@ def make_run(folder: Path, data: Path, *overrides: str) -> Path:
     return folder
 
 
-def make_archive(folder: Path, layout: str, patients: int, *options: str) -> Path:
-    """An archive and its shards beside it."""
+SPLIT = Shares(70, 10, 20)
+
+
+def make_archive(folder: Path, layout: str, patients: int, split: Shares = SPLIT) -> Path:
+    """An archive and its shards next to it."""
     phantom.generate(layout, folder, patients, 3, workers=1)
-    size = ("--rows", "64", "--cols", "52", "--workers", "0", "--max-quarantine", "1")
-    convert.run(
-        [
-            "--dataset",
-            layout,
-            "--root",
-            str(folder),
-            "--out",
-            str(folder.with_name(f"{layout}-shards")),
-            *size,
-            *options,
-        ]
+    out = folder.with_name(f"{layout}-shards")
+    options = ConvertOptions(
+        dataset=layout, root=folder, out=out, workers=0, rows=64, cols=52, split=split, max_quarantine=1.0
     )
+    convert(options)
     return folder
 
 
 @pytest.fixture(scope="module")
 def embed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_archive(tmp_path_factory.mktemp("embed") / "archive", "embed", 3, "--split", "100/0/0")
+    return make_archive(tmp_path_factory.mktemp("embed") / "archive", "embed", 3, Shares(100, 0, 0))
 
 
 def predict(run: Path, dicom: Path, out: Path, *more: str) -> int:

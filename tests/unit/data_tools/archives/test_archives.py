@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from data_tools.archives.plan import Options, Plan
-from data_tools.convert import command as convert
+from data_tools.convert import ConvertOptions, convert
 from data_tools.convert.eye import unmap_mask
+from data_tools.convert.options import Shares
 from data_tools.identifiers import scan_identifiers
 from data_tools.phantom import archive as phantom
 from m4oe_ds.data.codecs import decode
@@ -27,13 +28,12 @@ from m4oe_ds.data.shard_reader import read_sample, verify_shards
 from m4oe_ds.errors import DataError
 
 PATIENTS = {"rsna": 24, "vindr": 24, "gamma": 20}
-SIZE = ["--rows", "48", "--cols", "40", "--samples-per-shard", "7"]
 Key = tuple[str, str, str]
 
 
-def run(layout: str, root: Path, out: Path, *more: str) -> dict[str, Any]:
-    arguments = ["--dataset", layout, "--root", str(root), "--out", str(out), "--workers", "0", *SIZE, *more]
-    return convert.run(arguments)
+def run(layout: str, root: Path, out: Path, **more: Any) -> dict[str, Any]:
+    small: dict[str, Any] = {"workers": 0, "rows": 48, "cols": 40, "samples_per_shard": 7}
+    return convert(ConvertOptions(dataset=layout, root=root, out=out, **{**small, **more}))
 
 
 @pytest.fixture(scope="session", params=sorted(PATIENTS))
@@ -141,7 +141,7 @@ def test_nothing_identifying_is_written(archive: tuple[str, Path], shards: Path)
 
 def test_two_processes_write_the_same_bytes(archive: tuple[str, Path], shards: Path, tmp_path: Path) -> None:
     layout, root = archive
-    run(layout, root, tmp_path / "again", "--workers", "2")
+    run(layout, root, tmp_path / "again", workers=2)
     for path in shards.rglob("*"):
         if path.is_file():
             assert (tmp_path / "again" / path.relative_to(shards)).read_bytes() == path.read_bytes()
@@ -164,22 +164,7 @@ def test_other_schemes_give_their_labels(layout: str, tmp_path: Path) -> None:
 def test_the_cup_comes_back_at_native_resolution(tmp_path: Path) -> None:
     root, out = tmp_path / "archive", tmp_path / "shards"
     phantom.generate("gamma", root, 8, 1, workers=1, faults="none")
-    convert.run(
-        [
-            "--dataset",
-            "gamma",
-            "--root",
-            str(root),
-            "--out",
-            str(out),
-            "--workers",
-            "0",
-            "--rows",
-            "256",
-            "--cols",
-            "256",
-        ]
-    )
+    convert(ConvertOptions(dataset="gamma", root=root, out=out, workers=0, rows=256, cols=256))
     masks = {path.stem: path for path in root.rglob("Disc_Cup_Mask/*.png")}
     from PIL import Image
 
@@ -333,7 +318,7 @@ def test_a_slice_too_few_or_too_many_is_quarantined_and_said(gamma_part: Path, t
     volumes = [gamma_part / "training" / "multi-modality_images" / name / name for name in ("0001", "0002")]
     shutil.copy(volumes[0] / "0_image.jpg", volumes[0] / "256_image.jpg")
     (volumes[1] / "17_image.jpg").unlink()
-    report = run("gamma", gamma_part, tmp_path / "out", "--max-quarantine", "1")
+    report = run("gamma", gamma_part, tmp_path / "out", max_quarantine=1.0)
     assert report["images_quarantined"] == {"slices_not_0_to_255": 2}
     assert report["violations"]["slices_not_0_to_255"] == 2
 
@@ -407,7 +392,7 @@ def test_a_violated_statement_about_pixels_is_quarantined_and_said(
     assert report["images_quarantined"] == {reason: 1}
     assert report["violations"][name] == 1
     with pytest.raises(DataError, match=f"{name} 1"):
-        run("rsna", root, tmp_path / "strict", "--strict")
+        run("rsna", root, tmp_path / "strict", strict=True)
 
 
 def test_an_archive_that_is_not_the_published_one_is_said(clean: dict[str, Path], tmp_path: Path) -> None:
@@ -416,13 +401,12 @@ def test_an_archive_that_is_not_the_published_one_is_said(clean: dict[str, Path]
     shutil.copytree(clean["vindr"], root)
     assert "label_counts_unlike_published" not in run("vindr", root, tmp_path / "synthetic")["violations"]
     (root / "phantom.json").unlink()
-    more = ["--salt-file", str(tmp_path / "salt")]
-    found = run("vindr", root, tmp_path / "real", *more)["violations"]
+    salt = tmp_path / "salt"
+    found = run("vindr", root, tmp_path / "real", salt_file=salt)["violations"]
     assert found["label_counts_unlike_published"] == 14  # every class of both tasks in both official splits
     assert "label_shares_unlike_published" in found
-    assert (
-        "label_counts_unlike_published" not in run("vindr", root, tmp_path / "few", *more, "--limit", "4")["violations"]
-    )
+    few = run("vindr", root, tmp_path / "few", salt_file=salt, limit=4)
+    assert "label_counts_unlike_published" not in few["violations"]
 
 
 def test_a_study_in_both_splits_is_left_out(clean: dict[str, Path], tmp_path: Path) -> None:
@@ -461,7 +445,7 @@ def test_strict_stops_where_the_archive_is_not_as_documented(clean: dict[str, Pa
     shutil.copytree(clean["rsna"], root)
     edit(root / RSNA, setting(0, "view", "UP"))
     with pytest.raises(DataError, match="unknown_view 1"):
-        run("rsna", root, tmp_path / "out", "--strict")
+        run("rsna", root, tmp_path / "out", strict=True)
     assert not (tmp_path / "out").exists()
     run("rsna", root, tmp_path / "out")
 
@@ -471,7 +455,7 @@ def test_an_image_that_belongs_to_two_patients_is_found(clean: dict[str, Path], 
     shutil.copytree(clean["rsna"], root)
     first, second = sorted((root / "train_images").iterdir())[:2]
     shutil.copy(min(first.iterdir()), min(second.iterdir()))
-    report = run("rsna", root, tmp_path / "out", "--split", "50/0/50")
+    report = run("rsna", root, tmp_path / "out", split=Shares(50, 0, 50))
     assert report["violations"]["duplicate_pixels_across_patients"] == 1
     where = {name[0]: split for name, (split, _) in converted(tmp_path / "out").items()}
     crossing = where[first.name] != where[second.name]

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from data_tools import deidentify
-from data_tools.convert import command as convert
+from data_tools.convert import ConvertOptions, convert
+from data_tools.convert.command import main
+from data_tools.convert.options import Part
 from data_tools.identifiers import scan_identifiers
 from data_tools.phantom import archive as phantom
 from m4oe_ds.data.codecs import decode
@@ -23,7 +25,6 @@ from m4oe_ds.data.shard_reader import read_sample, verify_shards
 from m4oe_ds.errors import DataError
 
 PATIENTS, SEED = 14, 5
-SIZE = ["--rows", "64", "--cols", "52", "--samples-per-shard", "5"]
 
 
 @pytest.fixture(scope="session")
@@ -37,12 +38,20 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shards(archive: Path) -> Path:
     out = archive.with_name("shards")
-    convert.run(["--dataset", "embed", "--root", str(archive), "--out", str(out), "--workers", "0", *SIZE])
+    convert(options(archive, out))
     return out
 
 
+def options(archive: Path, out: Path, **more: Any) -> ConvertOptions:
+    """Small images, few samples per shard, and no process but this one unless ``more`` says so."""
+    small = {"workers": 0, "rows": 64, "cols": 52, "samples_per_shard": 5}
+    return ConvertOptions(dataset="embed", root=archive, out=out, **{**small, **more})
+
+
 def arguments(archive: Path, out: Path, *more: str) -> list[str]:
-    return ["--dataset", "embed", "--root", str(archive), "--out", str(out), "--workers", "0", *SIZE, *more]
+    """The same on the command line."""
+    size = ("--workers", "0", "--rows", "64", "--cols", "52", "--samples-per-shard", "5")
+    return ["--dataset", "embed", "--root", str(archive), "--out", str(out), *size, *more]
 
 
 def converted(shards: Path) -> dict[tuple[str, str, str], dict[str, bytes]]:
@@ -147,14 +156,13 @@ def test_nothing_identifying_is_written(archive: Path, shards: Path) -> None:
 
 def test_two_processes_write_the_same_bytes(archive: Path, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "again"
-    convert.run([*arguments(archive, out), "--workers", "2"])
+    convert(options(archive, out, workers=2))
     assert tree(out) == tree(shards)
 
 
 def test_release_scheme_png_and_another_secret(archive: Path, shards: Path, tmp_path: Path) -> None:
     out, salt = tmp_path / "out", tmp_path / "salt"
-    more = ["--birads-scheme", "release", "--codec", "png", "--salt-file", str(salt), "--limit", "6"]
-    convert.run(arguments(archive, out, *more))
+    convert(options(archive, out, birads_scheme="release", codec="png", salt_file=salt, limit=6))
     assert stat.S_IMODE(salt.stat().st_mode) == 0o600
     found, expected, before = converted(out), truth(archive), converted(shards)
     assert len(found) == 6
@@ -168,7 +176,7 @@ def test_release_scheme_png_and_another_secret(archive: Path, shards: Path, tmp_
 
 
 def test_complete_leaves_out_breasts_with_a_bad_image(archive: Path, tmp_path: Path) -> None:
-    convert.run(arguments(archive, tmp_path / "out", "--require", "complete"))
+    convert(options(archive, tmp_path / "out", require="complete"))
     complete = {
         name for name, value in truth(archive).items() if value["dropped"] is None and len(value["modalities"]) == 4
     }
@@ -176,7 +184,7 @@ def test_complete_leaves_out_breasts_with_a_bad_image(archive: Path, tmp_path: P
 
 
 def test_dry_run_writes_nothing(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert convert.main(arguments(archive, tmp_path / "out", "--dry-run")) == 0
+    assert main(arguments(archive, tmp_path / "out", "--dry-run")) == 0
     text = capsys.readouterr().out
     assert "samples_planned" in text
     assert "excluded exams, male" in text
@@ -196,7 +204,7 @@ def test_dry_run_writes_nothing(archive: Path, tmp_path: Path, capsys: pytest.Ca
 def test_what_cannot_be_done_is_said_in_one_line(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], match: str
 ) -> None:
-    assert convert.main(arguments(archive, tmp_path / "out", *more)) == DataError.exit_code
+    assert main(arguments(archive, tmp_path / "out", *more)) == DataError.exit_code
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ")
     assert match in line
@@ -244,7 +252,7 @@ def test_a_shard_with_an_identifier_is_never_published(
     with pytest.raises(
         DataError, match=r"problems, the first: .* has a value of vendor that no shard may have"
     ) as caught:
-        convert.run(arguments(archive, tmp_path / "out"))
+        convert(options(archive, tmp_path / "out"))
     assert "27770" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -265,18 +273,18 @@ def test_every_header_is_read_where_a_decoder_is_lacking(
 
     monkeypatch.setattr(pydicom.pixels, "get_decoder", lambda uid: Absent() if uid == JPEGLSLossless else real(uid))
     with pytest.raises(EnvironmentProblem, match="pyjpegls"):
-        convert.run(arguments(archive, tmp_path / "out"))
+        convert(options(archive, tmp_path / "out"))
     assert not (tmp_path / "out.partial").exists()
     monkeypatch.setattr(pydicom.pixels, "get_decoder", lambda uid: Absent() if uid == HTJ2K else real(uid))
-    convert.run(arguments(archive, tmp_path / "out", "--limit", "2"))
+    convert(options(archive, tmp_path / "out", limit=2))
 
 
 def test_existing_output_and_missing_archive_are_refused(archive: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="exists already"):
-        convert.run(arguments(archive, tmp_path / "out"))
+        convert(options(archive, tmp_path / "out"))
     with pytest.raises(DataError, match="not a folder"):
-        convert.run(arguments(tmp_path / "absent", tmp_path / "new"))
+        convert(options(tmp_path / "absent", tmp_path / "new"))
 
 
 def test_a_real_archive_gets_a_secret_of_its_own(archive: Path, tmp_path: Path) -> None:
@@ -284,7 +292,7 @@ def test_a_real_archive_gets_a_secret_of_its_own(archive: Path, tmp_path: Path) 
     shutil.copytree(archive / "tables", root / "tables")
     (root / "images").symlink_to(archive / "images")
     out = tmp_path / "out"
-    convert.run(arguments(root, out, "--limit", "4", "--max-quarantine", "1"))
+    convert(options(root, out, limit=4, max_quarantine=1.0))
     secret = tmp_path / "out.secret"
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert len(secret.read_bytes().strip()) >= deidentify.MIN_SECRET_BYTES
@@ -332,7 +340,7 @@ def test_a_killed_conversion_goes_on_and_gives_the_same_bytes(archive: Path, sha
     assert not out.exists()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out.partial").glob("*/embed-*.tar")}
     finished = {path.stem for path in records.glob("embed-*.json")}
-    convert.run(arguments(archive, out))
+    convert(options(archive, out))
     assert tree(out) == tree(shards)
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*/*.tar")}
     assert all(after[name] == before[name] for name in finished)
@@ -340,26 +348,26 @@ def test_a_killed_conversion_goes_on_and_gives_the_same_bytes(archive: Path, sha
 
 def test_an_unfinished_conversion_with_other_options_is_refused(archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert.run(arguments(archive, out, "--part", "1/2"))
+    convert(options(archive, out, part=Part(1, 2)))
     with pytest.raises(DataError, match="unfinished conversion with other options"):
-        convert.run(arguments(archive, out, "--birads-scheme", "release"))
+        convert(options(archive, out, birads_scheme="release"))
 
 
 def test_parts_in_any_order_make_the_same_shards(archive: Path, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for part in ("3/3", "1/3"):
-        convert.run(arguments(archive, out, "--part", part))
+    for part in (Part(3, 3), Part(1, 3)):
+        convert(options(archive, out, part=part))
         assert not out.exists()
-    convert.run(arguments(archive, out, "--part", "2/3"))
+    convert(options(archive, out, part=Part(2, 3)))
     assert tree(out) == tree(shards)
 
 
 def test_a_damaged_finished_shard_is_made_again(archive: Path, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert.run(arguments(archive, out, "--part", "1/2"))
+    convert(options(archive, out, part=Part(1, 2)))
     tar = next((tmp_path / "out.partial").glob("*/*.tar"))
     tar.write_bytes(tar.read_bytes()[:1000])
-    convert.run(arguments(archive, out, "--part", "2/2"))  # finds the other half short: not finished
+    convert(options(archive, out, part=Part(2, 2)))  # finds the other half short: not finished
     assert not out.exists()
-    convert.run(arguments(archive, out, "--part", "1/2"))
+    convert(options(archive, out, part=Part(1, 2)))
     assert tree(out) == tree(shards)

@@ -6,6 +6,7 @@ import csv
 import io
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 
 from data_tools.archives import embed
 from data_tools.archives.plan import Options
-from data_tools.convert import command as convert
+from data_tools.convert import ConvertOptions, convert
 from data_tools.convert.images import convert_sample
-from data_tools.convert.sample import SampleTask
+from data_tools.convert.options import Shares
+from data_tools.convert.sample import SampleJob
 from data_tools.phantom import archive as phantom
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.schema import DATASETS
@@ -36,8 +38,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shards(archive: Path) -> Path:
     out = archive.with_name("shards")
-    size = ["--rows", "32", "--cols", "26", "--samples-per-shard", "6", "--split", "100/0/0"]
-    convert.run(["--dataset", "embed", "--root", str(archive), "--out", str(out), "--workers", "0", *size])
+    small = ConvertOptions(dataset="embed", root=archive, out=out, workers=0, rows=32, cols=26, samples_per_shard=6)
+    convert(replace(small, split=Shares(100, 0, 0)))
     return out / "train"
 
 
@@ -86,7 +88,7 @@ def test_damaged_dicom_files_are_converted_or_counted(archive: Path, tmp_path: P
     for number in range(DICOMS):
         sources = good[syntaxes[number % len(syntaxes)]]
         path.write_bytes(mutate(sources[number % len(sources)], random))
-        result = convert_sample(SampleTask(meta, {"ffdm_cc": (str(path),)}, 32, 26, "b2"))
+        result = convert_sample(SampleJob(meta, {"ffdm_cc": (str(path),)}, 32, 26, "b2"))
         assert len(result.bad) + len(result.meta["modalities"]) == 1  # one or the other, never neither
         outcomes["converted" if result.meta["modalities"] else result.bad[0][1]] += 1
     assert sum(outcomes.values()) == DICOMS

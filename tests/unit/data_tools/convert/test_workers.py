@@ -13,16 +13,16 @@ import pytest
 
 from data_tools.convert import workers
 from data_tools.convert.images import convert_sample
-from data_tools.convert.sample import SampleResult, SampleTask
+from data_tools.convert.sample import SampleJob, SampleResult
 
 
-def task(number: int, *files: str) -> SampleTask:
+def task(number: int, *files: str) -> SampleJob:
     meta = {
         "key": f"embed-{number:016x}-l", "group": f"{number:016x}", "dataset": "embed", "side": "l", "vendor": "",
         "labels": {},
     }  # fmt: skip
     images = dict(zip(("ffdm_cc", "ffdm_mlo"), ((name,) for name in files), strict=False))
-    return SampleTask(meta, images, 16, 12, "b2")
+    return SampleJob(meta, images, 16, 12, "b2")
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def behaviour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "get_context", lambda _: __import__("multiprocessing").get_context("fork"))
 
 
-def read(work: SampleTask) -> SampleResult:
+def read(work: SampleJob) -> SampleResult:
     for paths in work.images.values():
         for path in paths:
             if path == "crash":

@@ -350,8 +350,8 @@ def test_command_line(tmp_path: Path) -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom data_tools import phantom\n"
-        "try:\n    phantom.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom data_tools.phantom import archive\n"
+        "try:\n    archive.main(['--help'])\nexcept SystemExit:\n    pass\n"
         "assert not {'numpy', 'pydicom', 'torch', 'scipy'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -115,7 +115,7 @@ def test_missing_decoder_names_the_package(monkeypatch: pytest.MonkeyPatch) -> N
 def test_damaged_bytes_are_noticed_or_harmless(tmp_path: Path) -> None:
     """Whatever a damaged file does, it is converted or refused under a reason; nothing else gets out."""
     from data_tools.convert.images import convert_sample
-    from data_tools.convert.sample import SampleTask
+    from data_tools.convert.sample import SampleJob
 
     good = write(tmp_path / "good.dcm").read_bytes()
     rng = np.random.default_rng(0)
@@ -127,7 +127,7 @@ def test_damaged_bytes_are_noticed_or_harmless(tmp_path: Path) -> None:
         for place in rng.integers(132, len(good) - 6144, 4):  # the header only: pixels may be anything
             data[place] = rng.integers(256)
         path.write_bytes(data)
-        result = convert_sample(SampleTask(meta, {"ffdm_cc": (str(path),)}, 32, 26, "b2"))
+        result = convert_sample(SampleJob(meta, {"ffdm_cc": (str(path),)}, 32, 26, "b2"))
         assert len(result.bad) + len(result.members) == 1
         refused.update(reason for _, reason in result.bad)
     assert {"undecodable_pixels", "no_pixels"} <= refused

@@ -9,7 +9,7 @@ import pydicom.data
 import pytest
 
 from data_tools.convert.images import convert_sample
-from data_tools.convert.sample import SampleTask
+from data_tools.convert.sample import SampleJob
 
 FILES = sorted(
     path
@@ -20,7 +20,7 @@ META = {"key": "embed-0000000000000000-l", "group": "", "dataset": "embed", "sid
 
 
 def outcome(path: Path) -> str:
-    result = convert_sample(SampleTask(META, {"ffdm_cc": (str(path),)}, 64, 52, "b2"))
+    result = convert_sample(SampleJob(META, {"ffdm_cc": (str(path),)}, 64, 52, "b2"))
     assert len(result.bad) + len(result.meta["modalities"]) == 1
     return "converted" if result.meta["modalities"] else result.bad[0][1]
 
