@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
 from m4oe_ds.compat import declare_torchvision_operators
-from m4oe_ds.layers.experts import run_each
+from m4oe_ds.layers.experts import ExpertExecutor, run_each
 from m4oe_ds.layers.mtoe import MToE
 from m4oe_ds.layers.routing import Routing
 from m4oe_ds.layers.soft_moe import SoftMoE
@@ -61,7 +62,7 @@ def run_in_step(blocks: Sequence[Block], *tokens: Tensor) -> list[tuple[Tensor, 
         block.mlp.router.mix(block.norm2(x), None, None, joint_streams=True)
         for block, x in zip(blocks, attended, strict=True)
     ]
-    outputs = run_each([block.mlp.experts for block in blocks], [slots for _, slots, _ in mixed])
+    outputs = run_each([cast(ExpertExecutor, block.mlp.experts) for block in blocks], [slots for _, slots, _ in mixed])
     return [
         (x + combine(y).squeeze(1), routing)
         for x, y, (routing, _, combine) in zip(attended, outputs, mixed, strict=True)

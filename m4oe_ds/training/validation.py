@@ -176,6 +176,8 @@ class Validation:
             watching.reduce(self.sum_over_ranks)
         report = evaluate_split(predictions.arrays(), self.tasks, resamples=0)
         figures = logged_figures(report)
-        better = self.best.improves(selection_score(self.metric, predictions.loss, figures))
+        labelled = any(value is not None for value in predictions.losses.values())
+        loss = predictions.loss if labelled else math.nan  # the sum over no task is 0, and no loss is smaller
+        better = self.best.improves(selection_score(self.metric, loss, figures))
         drawn = watching.draw(predictions, report, folder) if watching is not None and self.draws else {}
         return Verdict(predictions.loss, predictions.losses, figures, better, drawn)

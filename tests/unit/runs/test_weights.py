@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.layers import MToE
+from m4oe_ds.layers.experts import ExpertWeights
 from m4oe_ds.runs import weights
 
 
@@ -69,3 +71,32 @@ def test_experts_of_a_model_with_another_number_of_them_are_not_taken(
     found = weights.load(MToE(6, experts, 2, hidden=5), stored[0], strict=False)
     assert f"experts.experts.w1 has shape [4, 6, 5], the model wants [{experts}, 6, 5]" in found
     assert len(found) == 4  # with w2, w3 and phi
+
+
+class Share(nn.Module):
+    """An executor that holds experts ``first`` to ``first + count - 1`` of ``num_experts``, as a rank does."""
+
+    def __init__(self, num_experts: int, first: int, count: int, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.experts = ExpertWeights(range(first, first + count), dim, hidden)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_rank_reads_the_experts_it_holds(stored: tuple[Path, dict[str, torch.Tensor]], first: int) -> None:
+    path, content = stored
+    layer = MToE(6, 4, 2, hidden=5, experts_factory=lambda n, dim, hidden: Share(n, first, 2, dim, hidden))
+    assert weights.load(layer, path) == []
+    for name, value in layer.state_dict().items():
+        whole = content[name]
+        expected = whole[first : first + 2] if ".experts." in name else whole
+        torch.testing.assert_close(value, expected, rtol=0, atol=0)
+
+
+def test_a_rank_refuses_the_experts_of_a_model_with_another_number_of_them(
+    stored: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
+    """Two experts of eight would fit into the first two of four, and be those of another model."""
+    layer = MToE(6, 8, 2, hidden=5, experts_factory=lambda n, dim, hidden: Share(n, 0, 2, dim, hidden))
+    with pytest.raises(CheckpointError, match=r"experts\.experts\.w1 has shape \[4, .*\], the model wants \[8, "):
+        weights.load(layer, stored[0])
