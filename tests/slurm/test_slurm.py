@@ -15,7 +15,7 @@ import pytest
 
 from m4oe_ds import config_loader
 from m4oe_ds.config import to_dict
-from m4oe_ds.training import records
+from m4oe_ds.runs import folder as runs_folder
 from tests.integration import commands, shards
 from tests.slurm.cluster import Cluster, unavailable
 
@@ -33,7 +33,7 @@ def variables(data: Path, output: Path, *settings: str) -> dict[str, str]:
     """What a user exports, for a small model on CPUs."""
     options = [*shards.SMALL, f"data.root={data}", "run.log_every_steps=1", *settings]
     config = output.parent / f"{output.name}.yaml"
-    records.write_yaml(config, to_dict(config_loader.load(None, options)))
+    runs_folder.write_yaml(config, to_dict(config_loader.load(None, options)))
     return {
         "M4OE_HOME": str(commands.ROOT),
         "M4OE_VENV": str(Path(sys.executable).parents[1]),

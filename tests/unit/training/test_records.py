@@ -12,7 +12,7 @@ import yaml
 
 from m4oe_ds import config_loader
 from m4oe_ds.config import to_dict
-from m4oe_ds.training import records
+from m4oe_ds.runs import folder as runs_folder
 from m4oe_ds.training.records import Recorder
 
 
@@ -117,8 +117,8 @@ def test_scalars_are_the_numbers_of_a_record_at_any_depth() -> None:
 
 def test_json_is_written_whole_and_replaces_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    records.write_json(path, {"a": 1})
-    records.write_json(path, {"a": [2, None]})
+    runs_folder.write_json(path, {"a": 1})
+    runs_folder.write_json(path, {"a": [2, None]})
     assert json.loads(path.read_text()) == {"a": [2, None]}
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
 
@@ -126,29 +126,29 @@ def test_json_is_written_whole_and_replaces_the_old_file(tmp_path: Path) -> None
 @pytest.mark.parametrize("content", [{"a": float("nan")}, {"a": object()}])
 def test_what_json_cannot_hold_leaves_the_old_file(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "result.json"
-    records.write_json(path, {"a": 1})
+    runs_folder.write_json(path, {"a": 1})
     with pytest.raises((ValueError, TypeError)):
-        records.write_json(path, content)
+        runs_folder.write_json(path, content)
     assert json.loads(path.read_text()) == {"a": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_a_failure_before_the_exchange_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "result.json"
-    records.write_json(path, {"a": 1})
+    runs_folder.write_json(path, {"a": 1})
 
     def killed(self: Path, target: Path) -> Path:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        records.write_json(path, {"a": 2})
+        runs_folder.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
 
 
 def test_the_resolved_configuration_is_read_back_equal(tmp_path: Path) -> None:
     config = config_loader.load(None, ["run.name='010'", "loss.alpha=1e-5", "run.expects={a.b: 1}"])
-    records.write_yaml(tmp_path / "config.yaml", to_dict(config))
+    runs_folder.write_yaml(tmp_path / "config.yaml", to_dict(config))
     assert config_loader.load(tmp_path / "config.yaml") == config
     assert next(iter(yaml.safe_load((tmp_path / "config.yaml").read_text()))) == "config_version"
 
