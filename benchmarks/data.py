@@ -4,8 +4,8 @@
 
 Full-size synthetic mammograms (3328 x 2704, 12 bit, noise as strong as that of real ones) are written as DICOM in the
 transfer syntaxes of the public archives and read back; everything runs in one process with one thread. A figure is the
-median over the images of the fastest of some repetitions after a warm-up, in CPU time: other processes of the machine then
-disturb it least. All figures come from the same run. ``--real DIR`` uses the DICOM files below a folder instead.
+median over the images of the fastest of some repetitions after a warm-up, in CPU time: other processes of the machine
+then disturb it least. All figures come from the same run. ``--real DIR`` uses the DICOM files below a folder instead.
 
 The converter is held against the least anyone can do with the same files: decode, and resize the stored integers with
 Pillow's box filter or OpenCV's area interpolation (where it is installed).

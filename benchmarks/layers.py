@@ -2,8 +2,8 @@
 
     python benchmarks/layers.py [--device cpu|cuda] [--batches 1 4 16 32] [--experts 16 32 64 128] [--out FILE]
 
-Everybody gets the same tokens, width, hidden width, number of experts and slots. Rows are timed in turn, round by round,
-so that a machine that slows down slows all of them down; the figure is the median over the rounds. Peers:
+Everybody gets the same tokens, width, hidden width, number of experts and slots. Rows are timed in turn, round by
+round, so that a machine that slows down slows all of them down; the figure is the median over the rounds. Peers:
 
     loop               the same mixture with one pair of matrix products per expert
     soft-moe-pytorch   the public package of that name, with the same experts and slots

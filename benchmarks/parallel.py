@@ -1,11 +1,13 @@
 """Expert-parallel overhead on this machine: ep = 1, 2, 4 over 2 to 4 local processes, in turn, round by round.
 
-    python benchmarks/parallel.py [--config configs/demo.yaml] [--worlds 2 4] [--rounds 3] [--device cpu|cuda] [--out FILE]
+    python benchmarks/parallel.py [--config configs/demo.yaml] [--worlds 2 4] [--rounds 3] [--device cpu|cuda]
+        [--out FILE]
 
-Every point is one run of ``m4oe scale point``; rounds are interleaved and the figure is the median over the rounds, so that
-a machine that slows down slows all of them down. Bytes are counted by the exchange and compared with the minimum: slots to
-their experts and outputs back, forward and backward, of which a rank's own experts get (1/ep) without a wire. Memory is
-compared with what `m4oe plan` predicts for tensors; on the CPU it is the growth of the resident set, libraries included.
+Every point is one run of ``m4oe scale point``; rounds are interleaved and the figure is the median over the rounds, so
+that a machine that slows down slows all of them down. Bytes are counted by the exchange and compared with the minimum:
+slots to their experts and outputs back, forward and backward, of which a rank's own experts get (1/ep) without a wire.
+Memory is compared with what `m4oe plan` predicts for tensors; on the CPU it is the growth of the resident set,
+libraries included.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Training steps of a configuration on random images, beside their roofline floor and the plan's memory. No data needed.
+"""Training steps of a configuration on random images, beside their roofline floor and the plan's memory.
+
+No data needed.
 
     deepspeed benchmarks/reference_step.py --ds_config ds_configs/bf16.json --config configs/paper/embed.yaml --steps 20
 
 Prints one Markdown table row per run; the first ``--warmup`` steps are left out of the median. The floor is what a rank
-could not do without: the matrix products of forward and backward at the rate a large product reaches on this device, plus
-the bytes of weights, gradients and optimizer state at the rate a large copy reaches, both measured in the same run.
-Communication is not in it.
+could not do without: the matrix products of forward and backward at the rate a large product reaches on this device,
+plus the bytes of weights, gradients and optimizer state at the rate a large copy reaches, both measured in the same
+run. Communication is not in it.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def random_batch(spec: ModelSpec, count: int, generator: torch.Generator) -> Bat
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Operations per second of a 2048 x 2048 x 2048 product in ``dtype``, and bytes per second read and written by a copy."""
+    """Operations per second of a 2048 x 2048 x 2048 product in ``dtype``, and bytes per second read and written by a
+    copy.
+    """
 
     def fastest(work: Callable[[], object]) -> float:
         times = []

@@ -1,8 +1,8 @@
 """Searches every byte of a folder of shards for what identifies a person: text patterns, DICOM headers, tar metadata.
 
-JSON is read value by value, so that sizes and byte positions may look like anything; everything else, pixels included, is
-searched as bytes. Members of shards must be what the codecs write: a PNG with other than its three critical chunks or a
-pixel member with a foreign header is a finding. The lines never quote what was found.
+JSON is read value by value, so that sizes and byte positions may look like anything; everything else, pixels included,
+is searched as bytes. Members of shards must be what the codecs write: a PNG with other than its three critical chunks
+or a pixel member with a foreign header is a finding. The lines never quote what was found.
 """
 
 from __future__ import annotations

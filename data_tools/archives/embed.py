@@ -105,7 +105,8 @@ def risk_labels(index: date, event: date | None, last: date) -> dict[str, int]:
     """``risk1..risk5``: cancer within k years of the index exam.
 
     Args:
-        index: date of the exam. event: date of the first cancer, on or after ``index``; None if none is known.
+        index: date of the exam.
+        event: date of the first cancer, on or after ``index``; None if none is known.
         last: last date anything is known of the patient.
 
     Returns:
@@ -352,7 +353,9 @@ def build_plan(clinical: Sequence[Row], metadata: Sequence[Row], modalities: Seq
     """Samples with labels and images from the rows of both tables, in order of patient, exam, side.
 
     Args:
-        clinical, metadata: as from :func:`read_tables`. modalities: in the order samples list them.
+        clinical: as from :func:`read_tables`.
+        metadata: as from :func:`read_tables`.
+        modalities: in the order samples list them.
     """
     plan = Plan(steps={"clinical_rows": len(clinical), "metadata_rows": len(metadata)})
     _count_unknown(clinical, metadata, plan)

@@ -11,7 +11,9 @@ class Sample:
     """One breast of one exam, or one eye.
 
     Attributes:
-        patient, exam, side: of the archive; they leave it only as keyed hashes. side: ``L``, ``R`` (GAMMA: ``E``).
+        patient: of the archive; leaves it only as a keyed hash.
+        exam: of the archive; leaves it only as a keyed hash.
+        side: ``L``, ``R`` (GAMMA: ``E``).
         labels: code per classification task, MISSING where unknown; scheme and rules as in the options.
         images: per modality the candidate files, relative to the archive's root, preferred first. One is used: the
             first, or under ``choose="area"`` the one that shows the largest breast (a tie goes to the first).
@@ -41,8 +43,10 @@ class Plan:
     """What the tables say should be converted, and what was left out and why.
 
     Attributes:
-        samples: in order of patient, exam, side. steps: counts at each step, in order. excluded: reasons per unit
-            (``images``, ``exams``, ``samples``). notes: what is odd but used.
+        samples: in order of patient, exam, side.
+        steps: counts at each step, in order.
+        excluded: reasons per unit (``images``, ``exams``, ``samples``).
+        notes: what is odd but used.
         violations: statements about the real archive that do not hold here, by name (see ``expectations``).
     """
 
@@ -60,7 +64,8 @@ class Options:
     """How labels are made and samples chosen: see the command line of ``data_tools.convert``.
 
     Attributes:
-        birads_scheme: ``triage``, ``release`` or ``native_rsna``. risk_scope: ``exam`` or ``side`` (EMBED).
+        birads_scheme: ``triage``, ``release`` or ``native_rsna``.
+        risk_scope: ``exam`` or ``side`` (EMBED).
         require: ``any`` or ``complete``: the modalities a sample needs.
         fold: GAMMA's test fold, 0 to 4; the next fold is for validation.
         birads_sites: RSNA: ``labelled`` leaves BI-RADS out for sites that have neither class 1 nor 2; ``all`` keeps it.

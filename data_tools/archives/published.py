@@ -1,4 +1,6 @@
-"""Label counts of the whole public archives, to hold a conversion against: as counts where they are known, else as shares."""
+"""Label counts of the whole public archives, to hold a conversion against: as counts where they are known, else as
+shares.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ class Published:
     """What is published about some splits together.
 
     Attributes:
-        name: shown in the report. splits: of ours that it covers. labels: ``{task: {code: number}}`` per sample (breast
-            or eye). counted: whether the numbers are counts; otherwise they are shares.
+        name: shown in the report.
+        splits: of ours that it covers.
+        labels: ``{task: {code: number}}`` per sample (breast or eye).
+        counted: whether the numbers are counts; otherwise they are shares.
     """
 
     name: str

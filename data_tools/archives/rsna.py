@@ -1,8 +1,9 @@
 """RSNA Screening Mammography 2023: one table of images, two sites, BI-RADS per breast and density per patient.
 
 Only one of the two sites (the American one, site 1) has density and all three BI-RADS values; at the other BI-RADS is 0
-or unknown, so a classifier trained on both learns the site. ``birads_sites="labelled"`` therefore leaves out the BI-RADS
-of a site that has neither 1 nor 2; judged so, and not by all three values, a small extract of site 1 keeps its labels.
+or unknown, so a classifier trained on both learns the site. ``birads_sites="labelled"`` therefore leaves out the
+BI-RADS of a site that has neither 1 nor 2; judged so, and not by all three values, a small extract of site 1 keeps its
+labels.
 """
 
 from __future__ import annotations

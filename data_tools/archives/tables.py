@@ -14,7 +14,9 @@ def read_table(
     """Rows of a CSV file, every value as stripped text; absent optional columns are empty.
 
     Args:
-        required, optional: columns to read. identifiers: columns that must not have been rounded.
+        required: columns that must be there.
+        optional: columns that are read if they are there.
+        identifiers: columns that must not have been rounded.
 
     Raises:
         DataError: missing file or column, unreadable, or identifiers such as ``123.0`` or ``1e+16``.

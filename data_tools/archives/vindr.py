@@ -167,7 +167,8 @@ def plan_archive(root: Path, options: Options) -> Plan:
     """What the tables of an archive say; ``metadata.csv`` and ``finding_annotations.csv`` may be absent.
 
     Raises:
-        DataError: the breast-level table or a column is missing, identifiers were rounded, or the scheme does not exist.
+        DataError: the breast-level table or a column is missing, identifiers were rounded, or the scheme does not
+            exist.
     """
     root = Path(root)
     # an identifier of digits around one e is a number to a spreadsheet

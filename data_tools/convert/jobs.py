@@ -116,8 +116,8 @@ def make_jobs(
 ) -> list[ShardJob]:
     """All shards of an archive, in order of split and number.
 
-    Which samples a shard is planned to hold depends on the tables, the options and the secret alone: samples in order of
-    their key, which is as good as shuffled. A sample without a usable image leaves its place empty, so shards can be
+    Which samples a shard is planned to hold depends on the tables, the options and the secret alone: samples in order
+    of their key, which is as good as shuffled. A sample without a usable image leaves its place empty, so shards can be
     made in any order and by any number of processes.
 
     Raises:

@@ -18,8 +18,12 @@ class SampleJob:
     """Work of one sample; a task is a question, not this.
 
     Attributes:
-        meta: fields of META_FIELDS but modalities and geometry. images: candidate files of each modality.
-        rows, cols, codec: of the stored images. choose: see :class:`data_tools.archives.plan.Sample`.
+        meta: fields of META_FIELDS but modalities and geometry.
+        images: candidate files of each modality.
+        rows: of the stored images.
+        cols: columns of the stored images.
+        codec: of the stored images.
+        choose: see :class:`data_tools.archives.plan.Sample`.
         masks: file per segmentation task.
         source: patient and exam, for the private mapping alone.
     """
@@ -39,7 +43,8 @@ class SampleResult:
     """A sample ready for a shard.
 
     Attributes:
-        meta: all fields of META_FIELDS. members: encoded pixels by member name.
+        meta: all fields of META_FIELDS.
+        members: encoded pixels by member name.
         bad: (modality, reason) of images that were not used.
         facts: counts for the histograms of the report.
         sums: per modality (number, sum, sum of squares) of stored pixels.

@@ -1,7 +1,7 @@
 """Makes the shards of an archive: parallel over samples, resumable and divisible by shard, then one manifest per split.
 
-Every finished shard leaves a record beside it. A conversion that was killed goes on behind the records it finds; several
-jobs may share the work, and whichever finds all records present writes the manifests.
+Every finished shard leaves a record beside it. A conversion that was killed goes on behind the records it finds;
+several jobs may share the work, and whichever finds all records present writes the manifests.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ class Record:
     """What became of the samples of one shard: counts and sums are whole numbers, so their order does not matter.
 
     Attributes:
-        shard: None if no sample was left. keys: written. sums: ``{modality: [pixels, sum, sum of squares]}``.
-        quarantine: key, modality and reason of images that were not used. facts: histograms.
+        shard: None if no sample was left.
+        keys: written.
+        sums: ``{modality: [pixels, sum, sum of squares]}``.
+        quarantine: key, modality and reason of images that were not used.
+        facts: histograms.
         digests: ``[digest of the decoded pixels, patient pseudonym]`` of every image.
         sheet: a few small pictures for the contact sheet, as PNG in base64, with their captions.
     """

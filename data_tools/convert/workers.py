@@ -1,7 +1,8 @@
 """Converts samples in processes that may die: image decoders are C code, and damaged files crash or hang them.
 
-A process that dies or takes too long is replaced; the images of its sample are then tried one at a time, the guilty ones
-are quarantined under ``decoder_crashed`` or ``decoder_hung``, and the others are converted as if nothing had happened.
+A process that dies or takes too long is replaced; the images of its sample are then tried one at a time, the guilty
+ones are quarantined under ``decoder_crashed`` or ``decoder_hung``, and the others are converted as if nothing had
+happened.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ def converted(tasks: Sequence[SampleJob], workers: int, seconds: float = SECONDS
     """Converts the samples and yields the results in order, few at a time in memory.
 
     Args:
-        workers: processes; 0 converts in this one, without protection. seconds: longest time for one sample.
+        workers: processes; 0 converts in this one, without protection.
+        seconds: longest time for one sample.
 
     Raises:
         UserError: what concerns every image, such as a missing decoder.

@@ -144,7 +144,9 @@ def make_breast(rng: np.random.Generator, density: int) -> Breast:
 def lesion_position(
     centre: tuple[float, float, float], view: str, axes: tuple[float, float, float]
 ) -> tuple[float, float]:
-    """Where a lesion's centre (z, y, x in semi-axes) lies in a view with the chest wall at the left: (row, column) in pixels."""
+    """Where a lesion's centre (z, y, x in semi-axes) lies in a view with the chest wall at the left: (row, column) in
+    pixels.
+    """
     z, y, x = (value * axis for value, axis in zip(centre, axes, strict=True))
     across = y if view == "cc" else (y - z) * np.sqrt(0.5)
     return ((across + HEIGHT / 2) * ROWS / HEIGHT, x * COLS / WIDTH)

@@ -1,7 +1,7 @@
 """Synthetic eyes in the layout of GAMMA, with the faults of real copies of the archive.
 
-The grade is planted in both modalities: the cup of the fundus widens and the nerve-fibre layer of the OCT thins with it.
-A rule per eye says which of them shows it. Everything about an eye follows from (seed, index).
+The grade is planted in both modalities: the cup of the fundus widens and the nerve-fibre layer of the OCT thins with
+it. A rule per eye says which of them shows it. Everything about an eye follows from (seed, index).
 """
 
 from __future__ import annotations

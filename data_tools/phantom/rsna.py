@@ -1,6 +1,7 @@
 """Synthetic patients in the layout of RSNA Screening Mammography 2023, with the faults of the real archive.
 
-Everything about a patient follows from (seed, patient index). Labels in the truth come from the plan, never from the table.
+Everything about a patient follows from (seed, patient index). Labels in the truth come from the plan, never from the
+table.
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ def write_fated(path: Path, pixels: NDArray[np.uint16], facts: DicomFacts, fate:
     """Writes a file as its fate demands.
 
     Args:
-        fate: ``ok``, ``missing`` (nothing is written), ``truncated``, ``beyond_bits`` (the header promises fewer bits than
-            the values use).
+        fate: ``ok``, ``missing`` (nothing is written), ``truncated``, ``beyond_bits`` (the header promises fewer bits
+            than the values use).
     """
     if fate == "missing":
         return

@@ -1,6 +1,7 @@
 """Finds the breast: a mask in blocks of pixels, from the grey scale alone.
 
-Nothing here passes over a full image: blocks are judged by a few of their pixels, and the mask is applied block by block.
+Nothing here passes over a full image: blocks are judged by a few of their pixels, and the mask is applied block by
+block.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class CoarseMask:
     """A breast mask in blocks of pixels: found, cropped and applied without a pass over the full image.
 
     Attributes:
-        blocks: bool [rows / factor, cols / factor]. factor: pixels per block and side. shape: of the full image.
+        blocks: bool [rows / factor, cols / factor].
+        factor: pixels per block and side.
+        shape: of the full image.
         right_heavy: the right third of the masked image holds more intensity than the left third.
     """
 

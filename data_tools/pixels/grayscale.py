@@ -32,7 +32,8 @@ class Graded:
     """How an image is graded: a table from stored values to grey, so that grey is made only where it is needed.
 
     Attributes:
-        stored: integer [H, W] as decoded. low: the stored value of the first entry.
+        stored: integer [H, W] as decoded.
+        low: the stored value of the first entry.
         table: float32 in 0..1, bright tissue: grey of the stored values ``low``, ``low + 1``, ...
         method: ``voi_lut``, ``window`` or ``percentile``.
         inverted: whether it was MONOCHROME1.
@@ -189,7 +190,9 @@ def _percentile_table(
     """Table between percentiles inside the breast.
 
     Args:
-        values: one per entry, with bright tissue. occurs: which entries the image holds. padding: which are padding.
+        values: one per entry, with bright tissue.
+        occurs: which entries the image holds.
+        padding: which are padding.
     """
     x = values.astype(np.float32)
     valid = x[occurs & ~padding]
@@ -244,7 +247,9 @@ def grade(ds: Any, stored: NDArray[Any], extremes: tuple[int, int] | None = None
     thousands of the first and millions of the second.
 
     Args:
-        ds: header (a pydicom Dataset). stored: integer [H, W] as decoded. extremes: its least and largest value, if known.
+        ds: header (a pydicom Dataset).
+        stored: integer [H, W] as decoded.
+        extremes: its least and largest value, if known.
 
     Raises:
         BadImage: another photometric interpretation, more than 16 bits, or nothing to see.

@@ -1,4 +1,5 @@
-"""What a sample's answer owes to each modality, measured without its routing: ablation, gradient saliency, attention rollout.
+"""What a sample's answer owes to each modality, measured without its routing: ablation, gradient saliency, attention
+rollout.
 
 Every function is about a model in evaluation mode, whose samples do not influence each other, so one backward of a sum
 over the batch gives every sample's own gradient.
@@ -41,7 +42,8 @@ def saliency(views: Mapping[str, Tensor], output: ModelOutput, spec: ModelSpec) 
     y is :func:`confidence`; x is standardised, so 0 is the mean grey level. NaN where no pixel matters.
 
     Args:
-        views: ``{modality: [B, C, H, W]}`` that require a gradient. output: of a forward on them, graph kept afterwards.
+        views: ``{modality: [B, C, H, W]}`` that require a gradient.
+        output: of a forward on them, graph kept afterwards.
     """
     inputs = [views[name] for name in spec.modalities]
     rows = []
@@ -87,8 +89,8 @@ class Ablation:
     Attributes:
         divergence: ``[B, p, m]`` KL(answer with all || answer without i) in nats (for masks: mean over the pixels); NaN
             where the sample lacks i or has nothing else.
-        loss_increase: ``[B, p, m]`` cross-entropy without i minus with all; NaN also where the label is missing, and for
-            segmentation tasks.
+        loss_increase: ``[B, p, m]`` cross-entropy without i minus with all; NaN also where the label is missing, and
+            for segmentation tasks.
     """
 
     divergence: Tensor
@@ -129,7 +131,8 @@ def ablation(model: MultiModalModel, batch: Batch, output: ModelOutput, spec: Mo
 
 @contextmanager
 def recorded_attention(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the attention probabilities ``[rows, N, N]`` (mean over the heads) of every forward within, in call order.
+    """Collects the attention probabilities ``[rows, N, N]`` (mean over the heads) of every forward within, in call
+    order.
 
     They are computed a second time from the inputs, because the fused kernel does not give them.
     """
@@ -170,8 +173,9 @@ def rollout(attention: Sequence[Tensor], present: Tensor, lengths: Sequence[int]
     MSoE tower, has rows that sum to 1 over that modality and so leaves these shares as they are.
 
     Args:
-        attention: probabilities in call order, of :func:`recorded_attention`. present: ``[B, m]``. lengths: tokens of
-            each modality.
+        attention: probabilities in call order, of :func:`recorded_attention`.
+        present: ``[B, m]``.
+        lengths: tokens of each modality.
     """
     batch, count = present.shape
     tasks = sum(task.kind == "classification" for task in spec.tasks)

@@ -1,8 +1,8 @@
 """One streaming pass over a split that gathers everything the analyses need from a trained model.
 
 Population values are running sums over all samples. Values per sample (modality shares; mean-pooled features for probes
-and information decomposition) are kept of at most so many samples, chosen by their keys. So memory does not grow with the
-split.
+and information decomposition) are kept of at most so many samples, chosen by their keys. So memory does not grow with
+the split.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ class Features:
     """Mean-pooled features of a split, rows in the order of the stream.
 
     Attributes:
-        keys, groups: ``[N]``. present: ``[N, m]`` bool.
-        labels, predicted: ``{task: [N] int64}`` of classification tasks, -1 missing.
+        keys: ``[N]`` sample keys.
+        groups: ``[N]`` patients of the samples.
+        present: ``[N, m]`` bool.
+        labels: ``{task: [N] int64}`` of classification tasks, -1 missing.
+        predicted: ``{task: [N] int64}`` of classification tasks, -1 missing.
         encoder: ``{modality: [N, d_i]}`` of the embedder alone.
         task: ``{task: {modality: [N, d]}}`` of the tokens of the modality in the task's representation.
         representation: what ``task`` holds: ``mtoe`` (G_k), ``tower`` (Soft-MoE tower) or ``encoder``.
@@ -61,11 +64,19 @@ class Collected:
     Attributes:
         samples: all that were seen; the N rows below are all of them or a sample.
         uniform: ``[m]`` mean over all samples of ``token_share``.
-        keys, groups: ``[N]``. present: ``[N, m]`` bool. token_share: ``[N, m]`` share of uniform routing.
-        labels, predicted: ``{task: [N]}``, -1 missing.
-        contribution: ``[N, p, m]`` routing shares, or None. rollout: likewise. saliency: ``[N, p, m]``.
-        divergence, loss_increase: ``[N, p, m]`` of :class:`m4oe_ds.analysis.attribution.Ablation`.
-        routing: population values of :meth:`RoutingSums.result`, or None. experts: of :meth:`ExpertTaskSums.result`.
+        keys: ``[N]`` sample keys.
+        groups: ``[N]`` patients of the samples.
+        present: ``[N, m]`` bool.
+        token_share: ``[N, m]`` share of uniform routing.
+        labels: ``{task: [N]}``, -1 missing.
+        predicted: ``{task: [N]}``, -1 missing.
+        contribution: ``[N, p, m]`` routing shares, or None.
+        rollout: likewise.
+        saliency: ``[N, p, m]``.
+        divergence: ``[N, p, m]`` of :class:`m4oe_ds.analysis.attribution.Ablation`.
+        loss_increase: ``[N, p, m]`` of :class:`m4oe_ds.analysis.attribution.Ablation`.
+        routing: population values of :meth:`RoutingSums.result`, or None.
+        experts: of :meth:`ExpertTaskSums.result`.
         features: see :class:`Features`.
     """
 
@@ -89,7 +100,9 @@ class Collected:
 
 @contextmanager
 def _task_tokens(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collects the tokens from which tasks are answered: ``mtoe [B, p, M, d]`` or ``tower [B, M, d]`` over all modalities."""
+    """Collects the tokens from which tasks are answered: ``mtoe [B, p, M, d]`` or ``tower [B, M, d]`` over all
+    modalities.
+    """
     found: dict[str, Tensor] = {}
     handles = []
     for name, module in model.named_modules():
@@ -107,8 +120,8 @@ def _task_tokens(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 class _Rows:
     """Named per-sample arrays of the valid rows, in the order of the stream: all, or a sample of at most ``limit``.
 
-    The sample is that of the smallest hashes of the keys, so it depends on neither order nor batch size, and no more than
-    twice ``limit`` rows are ever held.
+    The sample is that of the smallest hashes of the keys, so it depends on neither order nor batch size, and no more
+    than twice ``limit`` rows are ever held.
     """
 
     def __init__(self, limit: int = 0) -> None:
@@ -147,7 +160,9 @@ class FeatureCollector:
     """Gathers :class:`Features` from forwards.
 
     Args:
-        spec: of the model. tasks: whose representations are kept. limit: most rows to keep, 0 = all; the means use all.
+        spec: of the model.
+        tasks: whose representations are kept.
+        limit: most rows to keep, 0 = all; the means use all.
     """
 
     def __init__(self, spec: ModelSpec, tasks: Iterable[str], limit: int = 0) -> None:
@@ -233,7 +248,9 @@ def collect_features(
     """Features of a split from forwards alone.
 
     Args:
-        model: in evaluation mode, on ``device``. tasks, limit: see :class:`FeatureCollector`.
+        model: in evaluation mode, on ``device``.
+        tasks: see :class:`FeatureCollector`.
+        limit: see :class:`FeatureCollector`.
 
     Raises:
         DataError: no samples.
@@ -268,12 +285,14 @@ def collect(
 ) -> Collected:  # fmt: skip
     """Routing sums, expert dependency, modality shares of every sample and features, in one pass.
 
-    Per batch: one forward with a graph, two backwards per task (to the pixels, and to the expert outputs) and one forward
-    per modality left out.
+    Per batch: one forward with a graph, two backwards per task (to the pixels, and to the expert outputs) and one
+    forward per modality left out.
 
     Args:
-        model: in evaluation mode, on ``device``. tasks: whose representations are kept. limit: most rows of features, 0 =
-            all. most_rows: most samples whose shares are kept, 0 = all.
+        model: in evaluation mode, on ``device``.
+        tasks: whose representations are kept.
+        limit: most rows of features, 0 = all.
+        most_rows: most samples whose shares are kept, 0 = all.
 
     Raises:
         DataError: no samples.

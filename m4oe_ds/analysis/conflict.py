@@ -55,8 +55,8 @@ def conflict_pairs(folder: Path) -> dict[str, Any]:
     Returns:
         ``tasks``; symmetric tables ``[q][q]`` (NaN on the diagonal and for pairs never measured) ``conflict``,
         ``neutral``, ``enhance``, ``mean_cosine`` and ``steps`` (how many steps the pair was measured in); ``measured``
-        steps in all; ``undefined`` pairs left out because a gradient was zero or a task had no label; ``dimension`` D of
-        the gradients, None in old logs. Random directions have cosines of standard deviation 1 / sqrt(D).
+        steps in all; ``undefined`` pairs left out because a gradient was zero or a task had no label; ``dimension`` D
+        of the gradients, None in old logs. Random directions have cosines of standard deviation 1 / sqrt(D).
     """
     records = list(_conflict_records(folder))
     tasks = list(dict.fromkeys(name for record in records for name in record["gradient_conflict"]["tasks"]))

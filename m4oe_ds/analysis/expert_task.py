@@ -2,8 +2,9 @@
 
     a[k,j] = sum_b sum_s | sum_d  dL_k[b]/do[b,j,s,d]  o[b,j,s,d] |
 
-o are the outputs of expert j, s its slots, L_k[b] the task's loss of sample b: to first order the change of the loss when
-that slot's output is taken away. A plain Soft-MoE, whose slots serve all tasks, is judged by the same number as M4oE.
+o are the outputs of expert j, s its slots, L_k[b] the task's loss of sample b: to first order the change of the loss
+when that slot's output is taken away. A plain Soft-MoE, whose slots serve all tasks, is judged by the same number as
+M4oE.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ class ExpertTaskSums:
             self.labels[k] += count
 
     def result(self) -> dict[str, Any]:
-        """``dependency_jk`` (mean per labelled sample) and :func:`m4oe_ds.analysis.routing_statistics.expert_dependency`.
+        """``dependency_jk`` (mean per labelled sample) and
+        :func:`m4oe_ds.analysis.routing_statistics.expert_dependency`.
 
         Raises:
             DataError: no labelled sample was added.

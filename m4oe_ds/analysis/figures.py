@@ -92,12 +92,12 @@ def utilisation(panels: Mapping[str, Mapping[str, Any]], modalities: Sequence[st
 def synergy(panels: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]) -> Any:
     """Fig. 4: a matrix of pairwise synergy per model (row) and task (column); grey: not estimated.
 
-    Every cell: S in bits, S / H(Y), and the 95 % quantile of S with permuted labels. Cells whose S is above that null are
-    framed.
+    Every cell: S in bits, S / H(Y), and the 95 % quantile of S with permuted labels. Cells whose S is above that null
+    are framed.
 
     Args:
-        panels: ``{model: {task: {synergy, share_of_entropy, null_q95 [m][m]}}}``, None = not estimated or no null; a task
-            of which nothing is known has ``{note: why}``.
+        panels: ``{model: {task: {synergy, share_of_entropy, null_q95 [m][m]}}}``, None = not estimated or no null; a
+            task of which nothing is known has ``{note: why}``.
     """
     tasks = list(dict.fromkeys(task for panel in panels.values() for task in panel))
     side = 0.95 * len(modalities)
@@ -151,8 +151,9 @@ def contribution(
     """Fig. 5: modality contributions of two samples and of the population, for every task.
 
     Args:
-        population: ``[p][m]``. uniform: ``[m]`` shares of uniform routing. patients: rows with ``title`` and
-            ``contribution [p][m]``.
+        population: ``[p][m]``.
+        uniform: ``[m]`` shares of uniform routing.
+        patients: rows with ``title`` and ``contribution [p][m]``.
     """
     panels = [*((row["title"], row["contribution"]) for row in patients), ("all samples", population)]
     with mpl.rc_context(STYLE):
@@ -180,7 +181,8 @@ def contribution(
 def conflict(panels: Mapping[str, Sequence[Row]], pairs: Mapping[str, Row] | None = None) -> Any:
     """Fig. 6a: shares of conflicting, neutral and enhancing task gradients, a row per model.
 
-    Left: all steps together; middle: per epoch; right: share of conflicts of every pair of tasks (grey: never measured).
+    Left: all steps together; middle: per epoch; right: share of conflicts of every pair of tasks (grey: never
+    measured).
 
     Args:
         panels: ``{model: rows with epoch, pairs, conflict, neutral, enhance}``.
@@ -242,8 +244,9 @@ def experts(panels: Mapping[str, Any], tasks: Sequence[str], notes: Mapping[str,
     """Fig. 6b: heat map of P(expert | task) per model and measure, experts ordered by their main task.
 
     Args:
-        panels: ``{title: [n][p]}`` with columns that sum to 1; panels whose titles share the first line (the model) have
-            the same order, that of the first. notes: text below panels, by title.
+        panels: ``{title: [n][p]}`` with columns that sum to 1; panels whose titles share the first line (the model)
+            have the same order, that of the first.
+        notes: text below panels, by title.
     """
     order_of: dict[str, np.ndarray] = {}
     with mpl.rc_context(CLEAN):
@@ -268,7 +271,8 @@ def sweeps(rows: Sequence[Row], metric: str) -> Any:
     """Fig. 7: mean and standard deviation over the seeds of a metric against the expert count and alpha.
 
     Args:
-        rows: with ``sweep``, ``value``, ``task``, ``mean``, ``sd``. metric: name for the axis.
+        rows: with ``sweep``, ``value``, ``task``, ``mean``, ``sd``.
+        metric: name for the axis.
     """
     names = list(dict.fromkeys(row["sweep"] for row in rows))
     with mpl.rc_context(STYLE):
@@ -292,7 +296,8 @@ def interpretability(rows: Sequence[Row]) -> Any:
     """Agreement of explanations with references: Spearman coefficients over samples, within samples and of the means.
 
     Args:
-        rows: with ``reference``, ``explanation``, ``level``, ``spearman`` and, at level ``sample``, ``low`` and ``high``.
+        rows: with ``reference``, ``explanation``, ``level``, ``spearman`` and, at level ``sample``, ``low`` and
+            ``high``.
     """
     references = list(dict.fromkeys(row["reference"] for row in rows))
     levels = {"sample": "over samples", "within": "within a sample", "population": "of the means"}

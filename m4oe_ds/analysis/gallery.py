@@ -56,7 +56,8 @@ def grids(model: nn.Module, spec: ModelSpec, lengths: list[int]) -> list[Grid]:
     """Token grid of every modality.
 
     Args:
-        model: with ``embedders``. lengths: tokens of each modality, in order.
+        model: with ``embedders``.
+        lengths: tokens of each modality, in order.
 
     Raises:
         DataError: the model has no image embedders, or tokens that form no grid.
@@ -83,8 +84,11 @@ class GalleryCollector:
     """Keeps, in one pass and in bounded memory, what :meth:`result` returns.
 
     Args:
-        model: whose outputs are given to :meth:`add`. spec: of it. num_examples: samples to keep with their maps.
-        per_expert: patches to keep per expert. keys: samples to keep with their maps; None = the first.
+        model: whose outputs are given to :meth:`add`.
+        spec: of it.
+        num_examples: samples to keep with their maps.
+        per_expert: patches to keep per expert.
+        keys: samples to keep with their maps; None = the first.
     """
 
     def __init__(

@@ -1,7 +1,9 @@
-"""Is an explanation right? Modality shares scored against a planted truth and against what happens without the modality.
+"""Is an explanation right? Modality shares scored against a planted truth and against what happens without the
+modality.
 
-An explanation gives every sample, task and modality a share. Two references exist: the truth of synthetic data (share of
-the evidence each image carries, ``truth.json``) and the effect of leaving the modality out, on any data. Three levels:
+An explanation gives every sample, task and modality a share. Two references exist: the truth of synthetic data (share
+of the evidence each image carries, ``truth.json``) and the effect of leaving the modality out, on any data. Three
+levels:
 
 * ``sample``: over all (sample, modality) cells of a task, after subtracting what uniform weights over the modalities
   present would say; otherwise samples with fewer images would correlate with anything that sums to 1.
@@ -65,7 +67,8 @@ def excess(share: Array, present: Array) -> Array:
     """Shares minus 1 / (number of modalities present), ``[N, m]``; NaN for absent modalities and lone ones.
 
     Args:
-        share: ``[N, m]``. present: ``[N, m]`` bool.
+        share: ``[N, m]``.
+        present: ``[N, m]`` bool.
     """
     count = present.sum(1, keepdims=True)
     return np.where(present & (count > 1), share - 1.0 / np.maximum(count, 1), np.nan)
@@ -128,14 +131,18 @@ def score(
     """Agreement of an explanation with a reference on all levels.
 
     Args:
-        explanation, reference: ``[N, p, m]`` shares; NaN = unknown. present: ``[N, m]`` bool. tasks: p names.
-        groups: ``[N]`` patients. resamples, seed: of the patients, for the interval of the sample-level Spearman
-            coefficient over all tasks.
+        explanation: ``[N, p, m]`` shares; NaN = unknown.
+        reference: ``[N, p, m]`` shares it is held against; NaN = unknown.
+        present: ``[N, m]`` bool.
+        tasks: p names.
+        groups: ``[N]`` patients.
+        resamples: of the patients, for the interval of the sample-level Spearman coefficient over all tasks.
+        seed: of the resampling.
 
     Returns:
         ``sample`` and ``within``: coefficients by task and ``all`` (mean over the tasks that have them; ``sample`` also
-        ``low`` and ``high``); ``population``: coefficients over the cells; ``means``: the population shares of both sides,
-        ``[p][m]`` (None = unknown); ``samples``: rows with a reference.
+        ``low`` and ``high``); ``population``: coefficients over the cells; ``means``: the population shares of both
+        sides, ``[p][m]`` (None = unknown); ``samples``: rows with a reference.
     """
     sample: dict[str, Any] = {}
     within: dict[str, Any] = {}
@@ -210,8 +217,10 @@ def read_truth(
     read one, the others are rescaled to sum to 1.
 
     Args:
-        path: ``truth.json``. mapping: the converter's ``<out>.mapping.csv``, which says which key is which exam.
-        keys: ``[N]``. present: ``[N, m]`` bool.
+        path: ``truth.json``.
+        mapping: the converter's ``<out>.mapping.csv``, which says which key is which exam.
+        keys: ``[N]``.
+        present: ``[N, m]`` bool.
 
     Raises:
         DataError: a file is missing or no key of it is among ``keys``.

@@ -81,10 +81,12 @@ def collect(run: Run, split: str, limit: int) -> tuple[dict[str, np.ndarray], di
 
 
 def span(count: int, share: float) -> tuple[float, float]:
-    """Where the cells of a heat-map begin and end along one side of the view, as shares: each lies at its window's centre.
+    """Where the cells of a heat-map begin and end along one side of the view, as shares: each lies at its window's
+    centre.
 
     Args:
-        count: windows along the side. share: of the side that one window covers.
+        count: windows along the side.
+        share: of the side that one window covers.
     """
     if count * share <= 1 + 1e-6:  # side by side
         return 0.0, count * share

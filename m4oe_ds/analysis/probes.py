@@ -28,10 +28,14 @@ METRICS = ("auroc", "balanced_accuracy")
 def linear_probe(
     train: np.ndarray, labels: np.ndarray, test: np.ndarray, num_classes: int, regularisation: float = 1.0
 ) -> np.ndarray | None:
-    """Class probabilities ``[N', C]`` of a logistic regression on standardised features; None with fewer than two classes.
+    """Class probabilities ``[N', C]`` of a logistic regression on standardised features; None with fewer than two
+    classes.
 
     Args:
-        train: ``[N, d]``. labels: ``[N]``, -1 missing. test: ``[N', d]``. regularisation: inverse strength of the L2 term.
+        train: ``[N, d]``.
+        labels: ``[N]``, -1 missing.
+        test: ``[N', d]``.
+        regularisation: inverse strength of the L2 term.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -95,13 +99,15 @@ def masked_probabilities(
     model: MultiModalModel, batches: Iterable[Batch], means: Tokens, modality: str, device: torch.device,
     keys: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """The model's class probabilities ``{task: [N, C]}`` when only ``modality`` is as encoded, for samples that have it.
+    """The model's class probabilities ``{task: [N, C]}`` when only ``modality`` is as encoded, for samples that have
+    it.
 
     The other modalities' encoder outputs are their training means, and count as present: the fusion sees what it was
     trained on, without information about the sample.
 
     Args:
-        means: of :class:`Features`. keys: samples to keep; None = all.
+        means: of :class:`Features`.
+        keys: samples to keep; None = all.
 
     Returns:
         Probabilities, and ``key [N]``.
@@ -144,14 +150,16 @@ def competition(
     """Rows of Fig. 3a, one per task, modality and protocol.
 
     Args:
-        train, test: of the multi-modal model. masked: ``{modality: masked_probabilities(...)}``, may be empty.
+        train: of the multi-modal model.
+        test: of the multi-modal model.
+        masked: ``{modality: masked_probabilities(...)}``, may be empty.
         twins: ``{modality: (train, test)}`` features of models trained on that modality alone, may be empty.
         resamples: of patients.
 
     Returns:
-        ``task``, ``modality``, ``protocol`` (``linear`` or ``mask``), ``multimodal`` (scores), and where there is a twin
-        ``unimodal`` (scores) and ``drop``: AUROC of the twin minus that of the multi-modal encoder on the same samples,
-        with a paired interval over patients.
+        ``task``, ``modality``, ``protocol`` (``linear`` or ``mask``), ``multimodal`` (scores), and where there is a
+        twin ``unimodal`` (scores) and ``drop``: AUROC of the twin minus that of the multi-modal encoder on the same
+        samples, with a paired interval over patients.
     """
     tasks = tuple(tasks)
     probes = probe_encoders(train, test, tasks)

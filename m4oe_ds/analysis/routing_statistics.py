@@ -1,7 +1,9 @@
-"""Utilisation, contribution and expert use read from the routing of any mixture layer over the tokens of all modalities.
+"""Utilisation, contribution and expert use read from the routing of any mixture layer over the tokens of all
+modalities.
 
-Letters: B samples b, m modalities i, M tokens t, n experts j, p slots per expert k (tasks where the layer has task slots);
-D dispatch and C combine weights. All of it follows from two small tensors per batch, so one pass in constant memory does:
+Letters: B samples b, m modalities i, M tokens t, n experts j, p slots per expert k (tasks where the layer has task
+slots); D dispatch and C combine weights. All of it follows from two small tensors per batch, so one pass in constant
+memory does:
 
     W[b,i,j,k] = sum_{t of i} D[b,t,j,k]      (sums to 1 over i)        V[b,j,k] = sum_t C[b,t,j,k]
 """
@@ -34,7 +36,9 @@ class RoutingView:
     Attributes:
         layer: name in ``ModelOutput.routing``.
         tasks: task of every slot column k; empty if slots belong to no task.
-        mass: W ``[B, m, n, p]``. weight: V ``[B, n, p]``. tokens: ``[B]`` tokens that take part.
+        mass: W ``[B, m, n, p]``.
+        weight: V ``[B, n, p]``.
+        tokens: ``[B]`` tokens that take part.
     """
 
     layer: str
@@ -69,7 +73,9 @@ def routing_view(output: ModelOutput, lengths: Sequence[int], spec: ModelSpec) -
     by the tasks); the last fusion layer over one token per modality, applied to each task (ablation without MToE).
 
     Args:
-        output: of a forward. lengths: tokens of each modality, as encoded, in order. spec: of the model.
+        output: of a forward.
+        lengths: tokens of each modality, as encoded, in order.
+        spec: of the model.
     """
     found = output.routing.get("mtoe")
     if found is not None and output.modality_of_token is not None:
@@ -99,7 +105,9 @@ def view_of(
     """View of a layer whose tokens are those of all modalities.
 
     Args:
-        routing: ``[B, M, n, p]``. modality_of_token: ``[M]`` integers, in any order. tasks: of the p slots, or empty.
+        routing: ``[B, M, n, p]``.
+        modality_of_token: ``[M]`` integers, in any order.
+        tasks: of the p slots, or empty.
     """
     dispatch, combine = routing.dispatch, routing.combine
     batch, length, experts, slots = dispatch.shape
@@ -139,8 +147,9 @@ class RoutingSums:
         """Adds the valid samples of a batch.
 
         Args:
-            valid: ``[B]`` bool. label_mask: ``[B, p]`` bool, columns in the order of the specification's tasks: the
-                population contribution of a task is the mean over its labelled samples.
+            valid: ``[B]`` bool.
+            label_mask: ``[B, p]`` bool, columns in the order of the specification's tasks: the population contribution
+                of a task is the mean over its labelled samples.
         """
         mass, weight = view.mass[valid].double(), view.weight[valid].double()
         share = view.contribution()[valid].double()  # [V, q, m]
@@ -241,8 +250,8 @@ def expert_dependency(mass: ArrayLike) -> dict[str, Any]:
         mass: ``[n, p]`` non-negative use of expert j by task k.
 
     Returns:
-        ``p_expert_given_task_jk`` with columns that sum to 1; per task ``sparsity_entropy_k`` (H / log n: 1 = all experts
-        alike), ``sparsity_hoyer_k`` and ``sparsity_gini_k`` (0 = all alike); ``task_divergence_bits``, the mean
+        ``p_expert_given_task_jk`` with columns that sum to 1; per task ``sparsity_entropy_k`` (H / log n: 1 = all
+        experts alike), ``sparsity_hoyer_k`` and ``sparsity_gini_k`` (0 = all alike); ``task_divergence_bits``, the mean
         Jensen-Shannon divergence of two columns (0 = all tasks use the same experts, at most 1; NaN for one task).
 
     Raises:
@@ -274,7 +283,9 @@ def hoyer(weights: ArrayLike) -> float:
 
 
 def gini(weights: ArrayLike) -> float:
-    """Gini coefficient ``sum_i (2 i - n - 1) x_(i) / (n sum x)``: 0 = even, (n-1)/n = one entry; NaN for n < 2 or all 0."""
+    """Gini coefficient ``sum_i (2 i - n - 1) x_(i) / (n sum x)``: 0 = even, (n-1)/n = one entry; NaN for n < 2 or all
+    0.
+    """
     x = np.sort(np.asarray(weights, dtype=np.float64))
     if x.size < 2 or x.sum() == 0:
         return float("nan")

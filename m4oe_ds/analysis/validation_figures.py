@@ -21,7 +21,8 @@ class ValidationFigures:
     """Gathers what the figures need while a split is predicted; size independent of the number of samples.
 
     Args:
-        spec: of the model. name: of the model, for titles.
+        spec: of the model.
+        name: of the model, for titles.
     """
 
     def __init__(self, spec: ModelSpec, name: str) -> None:

@@ -16,7 +16,8 @@ class Point:
     """One value of a swept option.
 
     Attributes:
-        label: ``experts=32``. override: of the configuration, ``model.mtoe.num_experts=32``.
+        label: ``experts=32``.
+        override: of the configuration, ``model.mtoe.num_experts=32``.
     """
 
     label: str
@@ -27,8 +28,8 @@ def parse_sweep(text: str) -> list[Point]:
     """Points of ``experts=16,32`` or ``alpha=0,0.1,...,0.5`` (an ellipsis goes on in the step before it).
 
     Raises:
-        ConfigError: another option, no numbers, experts that are not whole and positive, a negative alpha, or an ellipsis
-            that the numbers around it do not define.
+        ConfigError: another option, no numbers, experts that are not whole and positive, a negative alpha, or an
+            ellipsis that the numbers around it do not define.
     """
     name, _, values = text.partition("=")
     parts = [value.strip() for value in values.split(",") if value.strip()]

@@ -41,8 +41,11 @@ class Method:
     """A row of a table.
 
     Attributes:
-        label: as printed. overrides: of the configuration. datasets: where it makes sense. single: it has single-task rows
-            in the paper. paper: it has a multi-task row in the paper's Table 1.
+        label: as printed.
+        overrides: of the configuration.
+        datasets: where it makes sense.
+        single: it has single-task rows in the paper.
+        paper: it has a multi-task row in the paper's Table 1.
     """
 
     label: str
@@ -111,8 +114,12 @@ class Cell:
     """One training run.
 
     Attributes:
-        dataset: data set. method: key of METHODS. setting: ``multi``, or the one task that is trained. seed: of the run.
-        overrides: of the preset's configuration, the method's included. sweep: ``experts=32``, ``alpha=0.1`` or empty.
+        dataset: data set.
+        method: key of METHODS.
+        setting: ``multi``, or the one task that is trained.
+        seed: of the run.
+        overrides: of the preset's configuration, the method's included.
+        sweep: ``experts=32``, ``alpha=0.1`` or empty.
         regime: encoders of a compared system, ``vit`` (those of our model) or ``native`` (its own).
     """
 
@@ -150,11 +157,13 @@ def enumerate_cells(
     """All runs that the tables need.
 
     Args:
-        datasets, methods: names; a method is left out where it makes no sense. seeds: one run each.
+        datasets: names.
+        methods: names; a method is left out where it makes no sense.
+        seeds: one run each.
         settings: ``single`` (one run per column, of the methods with single-task rows), ``multi``.
         regime: encoders of the compared systems, ``vit`` or ``native``; ours are the same runs in both.
-        extra: overrides of every cell. sweeps: ``experts=16,32`` or ``alpha=0,0.1``; with one, only the multi-task runs of
-            the sweep are made.
+        extra: overrides of every cell.
+        sweeps: ``experts=16,32`` or ``alpha=0,0.1``; with one, only the multi-task runs of the sweep are made.
 
     Raises:
         ConfigError: an unknown name, a method that a sweep cannot change, or nothing left.

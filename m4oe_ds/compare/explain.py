@@ -1,8 +1,8 @@
 """How far the explanations of the compared systems can be trusted: each cell analysed, agreement averaged over seeds.
 
-``m4oe analyze`` scores a run's explanations (routing mass, gradient saliency, attention rollout, the effect of leaving a
-modality out) against the planted truth of synthetic data and against that effect. This module runs it on every multi-task
-cell of a comparison and gathers the coefficients over the seeds.
+``m4oe analyze`` scores a run's explanations (routing mass, gradient saliency, attention rollout, the effect of leaving
+a modality out) against the planted truth of synthetic data and against that effect. This module runs it on every
+multi-task cell of a comparison and gathers the coefficients over the seeds.
 """
 
 from __future__ import annotations
@@ -29,9 +29,14 @@ class Agreement:
     """Spearman coefficients of one explanation with one reference.
 
     Attributes:
-        dataset, method: of the cells. reference: ``truth`` or ``ablation``. explanation: ``routing``, ``saliency``,
-            ``rollout``, ``ablation``, ``uniform``. level: ``sample``, ``within`` or ``population``. task: a task, ``all``
-            for their mean, empty at the population level. seeds, values: one coefficient per seed that has one.
+        dataset: of the cells.
+        method: of the cells.
+        reference: ``truth`` or ``ablation``.
+        explanation: ``routing``, ``saliency``, ``rollout``, ``ablation``, ``uniform``.
+        level: ``sample``, ``within`` or ``population``.
+        task: a task, ``all`` for their mean, empty at the population level.
+        seeds: those that have a coefficient.
+        values: one coefficient per seed.
     """
 
     dataset: str

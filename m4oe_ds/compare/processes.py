@@ -18,8 +18,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class Children:
     """Starts processes and waits for them, from any thread.
 
-    Inside the ``with`` block SIGTERM, SIGINT and SIGUSR1 are passed on to the running children, which save and end. Each
-    child leads a process group of its own, so that a terminal's Ctrl-C reaches it once: a second one interrupts training.
+    Inside the ``with`` block SIGTERM, SIGINT and SIGUSR1 are passed on to the running children, which save and end.
+    Each child leads a process group of its own, so that a terminal's Ctrl-C reaches it once: a second one interrupts
+    training.
 
     Attributes:
         stopped: the first signal that came, 0 for none; then no child is started any more.

@@ -25,11 +25,23 @@ class Figure:
     """One number of a table.
 
     Attributes:
-        dataset, setting, method, task, sweep: of the cells. metric: ``accuracy`` or ``dice`` (the paper's), ``auroc``.
-        seeds: that were run. values: one per seed. mean, spread: over the seeds (standard deviation, n - 1; None with one).
-        majority: accuracy of always answering the most frequent class; None for Dice and AUROC. n: test samples.
-        difference, low, high, p: this minus ours in the same setting: the mean over the seeds that both have, patients
-            resampled together for both and for all seeds; None for ours, or where ours is missing or undefined.
+        dataset: of the cells.
+        setting: of the cells.
+        method: of the cells.
+        task: of the cells.
+        sweep: of the cells.
+        metric: ``accuracy`` or ``dice`` (the paper's), ``auroc``.
+        seeds: that were run.
+        values: one per seed.
+        mean: over the seeds.
+        spread: standard deviation over the seeds (n - 1); None with one.
+        majority: accuracy of always answering the most frequent class; None for Dice and AUROC.
+        n: test samples.
+        difference: this minus ours in the same setting: the mean over the seeds that both have; None for ours, or where
+            ours is missing or undefined.
+        low: lower bound of the difference, patients resampled together for both and for all seeds; None as there.
+        high: upper bound of the difference; None as there.
+        p: of the difference, from the same resamples; None as there.
     """
 
     dataset: str
@@ -158,7 +170,9 @@ def write(figures: Sequence[Figure], missing: Mapping[str, str], path: Path, fac
     """Writes figures as JSON, undefined values as null.
 
     Args:
-        missing: name of each cell without result, and why. path: of the file. facts: written beside the figures.
+        missing: name of each cell without result, and why.
+        path: of the file.
+        facts: written beside the figures.
     """
     rows = []
     for figure in figures:

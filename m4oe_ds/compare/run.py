@@ -33,8 +33,10 @@ class CellPlan:
     """How cells are run.
 
     Attributes:
-        folder: of the comparison; cells lie in ``cells/``. preset: smoke, small or paper. ds_config: DeepSpeed JSON, from
-            the repository's root if relative. ranks: processes of a cell; above 1 under the deepspeed launcher.
+        folder: of the comparison; cells lie in ``cells/``.
+        preset: smoke, small or paper.
+        ds_config: DeepSpeed JSON, from the repository's root if relative.
+        ranks: processes of a cell; above 1 under the deepspeed launcher.
         timeout_s: of a cell.
     """
 
@@ -153,7 +155,8 @@ def run(
         those that failed, with their last lines; whether a signal stopped the work.
 
     Raises:
-        ConfigError: a cell's options contradict each other, or its folder holds a run of other settings; nothing was run.
+        ConfigError: a cell's options contradict each other, or its folder holds a run of other settings; nothing was
+            run.
     """
     todo = [cell for cell in cells if state(cell, plan) != "done"]
     say(f"{len(cells)} cells, {len(cells) - len(todo)} done already, {workers} at a time")

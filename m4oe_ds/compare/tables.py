@@ -137,7 +137,8 @@ def write(name: str, rows: Sequence[Sequence[str]], folder: Path, caption: str =
     """Writes ``<name>.md`` and ``<name>.csv``; returns the Markdown.
 
     Args:
-        caption: above the Markdown table. data: what the figures were measured on, a last column of the CSV; empty = none.
+        caption: above the Markdown table.
+        data: what the figures were measured on, a last column of the CSV; empty = none.
     """
     text = f"{caption}\n\n{markdown(rows)}" if caption else markdown(rows)
     (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")

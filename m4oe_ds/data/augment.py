@@ -31,8 +31,9 @@ def augment(
     """Augmented copies; a pure function of its arguments and the generator's state.
 
     Args:
-        views: ``{modality: [C, H, W]}`` float32 in [0, 1]. masks: ``{task: [1, H, W]}`` float32 in {0, 1}; they follow
-            the geometry of the fundus view, the only one that has masks.
+        views: ``{modality: [C, H, W]}`` float32 in [0, 1].
+        masks: ``{task: [1, H, W]}`` float32 in {0, 1}; they follow the geometry of the fundus view, the only one that
+            has masks.
         generator: seeded per (run, epoch, sample), so that workers and ranks do not matter.
     """
     result = {}

@@ -18,8 +18,10 @@ class Batch:
         labels: ``{task: [B] int64}`` (-1 missing), or ``[B, 1, H, W]`` float32 for a segmentation task.
         label_mask: ``[B, p]`` bool, columns in the order of ``tasks``; True = the label exists and the sample is valid.
         valid: ``[B]`` bool; False = padding sample that must leave no trace.
-        keys: B sample keys; groups: B patient pseudonyms.
-        modalities, tasks: the column names.
+        keys: B sample keys.
+        groups: B patient pseudonyms.
+        modalities: names of the columns of ``present``.
+        tasks: names of the columns of ``label_mask``.
         extras: further tensors by name, such as the views of the other breast (``contralateral.<modality>``).
     """
 

@@ -1,7 +1,7 @@
 """A bounded folder of whole shards fetched from elsewhere, shared by all processes of a machine.
 
-Files are named by their sha256, so a copy is right whatever address it came from. A file appears under its name only when
-complete and verified; the least recently used make room; nobody fetches what another process is fetching already.
+Files are named by their sha256, so a copy is right whatever address it came from. A file appears under its name only
+when complete and verified; the least recently used make room; nobody fetches what another process is fetching already.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class Cache:
     """Shards on the local disk.
 
     Attributes:
-        folder: made if absent; several jobs may share it. max_bytes: of all shards in it together, files being
-            fetched included. retry: of the downloads.
+        folder: made if absent; several jobs may share it.
+        max_bytes: of all shards in it together, files being fetched included.
+        retry: of the downloads.
     """
 
     folder: Path

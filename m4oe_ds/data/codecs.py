@@ -1,6 +1,7 @@
 """Lossless pixel codecs of the shards. A codec's name is the last extension of its tar members.
 
-``b2``   row delta + Blosc2 (bit shuffle, zstd): several times faster to decode than PNG at no larger size (docs/decisions/0004)
+``b2``   row delta + Blosc2 (bit shuffle, zstd): several times faster to decode than PNG at no larger size
+         (docs/decisions/0004)
 ``png``  16-bit PNG, the portable option: any image library reads it
 """
 

@@ -23,11 +23,15 @@ class Shard:
     """One tar file.
 
     Attributes:
-        name, bytes, sha256: of the file. num_samples: in it.
+        name: of the file.
+        bytes: of the file.
+        sha256: of the file.
+        num_samples: in it.
         offsets: where each sample starts, and the end of the last one: ``num_samples + 1`` byte positions.
-        labels: ``{task: [code per sample]}``. present: per sample a bit mask over the manifest's modalities.
-        groups: patient pseudonym per sample. exams: exam pseudonym and side per sample, ``<hash16>-l``: which sample
-            is the other breast of the same exam.
+        labels: ``{task: [code per sample]}``.
+        present: per sample a bit mask over the manifest's modalities.
+        groups: patient pseudonym per sample.
+        exams: exam pseudonym and side per sample, ``<hash16>-l``: which sample is the other breast of the same exam.
     """
 
     name: str

@@ -150,7 +150,8 @@ def balanced_weights(labels: Sequence[np.ndarray], strength: float, max_ratio: f
     this is risk-aware sampling: the sooner a cancer comes, the more horizons are positive, the larger the weight.
 
     Args:
-        labels: per task ``[num_samples]`` codes, -1 missing. strength: 0 = as they come, 1 = fully balanced.
+        labels: per task ``[num_samples]`` codes, -1 missing.
+        strength: 0 = as they come, 1 = fully balanced.
         max_ratio: no sample weighs more than this many times the least.
     """
     per_task = []

@@ -22,8 +22,8 @@ class _Failure:
 def prefetched(source: Iterator[T], ahead: int, prepare: Callable[[], object] | None = None) -> Iterator[T]:
     """The items of an iterator in their order, up to ``ahead`` of them made before they are asked for.
 
-    An exception of the source is raised in the place of the item it prevented. When the reader stops early the thread ends
-    with the item it works on, and a source that can be closed is closed.
+    An exception of the source is raised in the place of the item it prevented. When the reader stops early the thread
+    ends with the item it works on, and a source that can be closed is closed.
 
     Args:
         prepare: called first in the thread, such as to choose its GPU.

@@ -17,8 +17,8 @@ def verify_shards(
     """Problems with this rank's share of the shards (every ``world``-th), one line each; empty = all is well.
 
     Args:
-        mode: ``full`` compares sha256, ``size`` the size alone. Remote shards are compared by size here: their sha256 is
-            compared when they are fetched into the cache.
+        mode: ``full`` compares sha256, ``size`` the size alone. Remote shards are compared by size here: their sha256
+            is compared when they are fetched into the cache.
     """
     problems = []
     for shard in manifest.shards[rank::world]:
@@ -51,7 +51,8 @@ def read_sample(
     """Members of the sample in bytes ``start`` to ``stop`` of a shard, by name; ``__key__`` is its key.
 
     Args:
-        shard, cache: of a remote shard, to read it from the cache; without them its parts are asked for one by one.
+        shard: the remote shard, to read it from the cache; without, its parts are asked for one by one.
+        cache: where the remote shard is kept.
     """
     if cache is not None and shard is not None and sources.is_remote(path):
         return parse_sample(cache.read(str(path), shard.bytes, shard.sha256, start, stop))

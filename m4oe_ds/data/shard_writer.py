@@ -46,7 +46,9 @@ class OpenShard:
     """A shard being written: a tar stream with byte positions, renamed into place when complete.
 
     Args:
-        path: of the tar. modalities, tasks: of the data set.
+        path: of the tar.
+        modalities: of the data set.
+        tasks: of the data set.
     """
 
     def __init__(self, path: Path, modalities: Sequence[str], tasks: Sequence[TaskSpec]) -> None:
@@ -104,8 +106,14 @@ class ShardWriter:
     """Writes one split: WebDataset tar shards with fixed metadata (equal samples give equal bytes), then the manifest.
 
     Args:
-        out_dir: the split goes to ``out_dir/<split>``. dataset, split: names. modalities, tasks: of the data set.
-        samples_per_shard: 64 to 512 for views of this size. synthetic: phantoms. preprocessing: recorded as it is.
+        out_dir: the split goes to ``out_dir/<split>``.
+        dataset: name of the data set.
+        split: name of the split.
+        modalities: of the data set.
+        tasks: of the data set.
+        samples_per_shard: 64 to 512 for views of this size.
+        synthetic: phantoms.
+        preprocessing: recorded as it is.
 
     Raises:
         DataError: the split folder already holds shards.
@@ -138,7 +146,8 @@ class ShardWriter:
         """Appends a sample.
 
         Args:
-            meta: the fields of META_FIELDS; nothing else is accepted. members: ``{"ffdm_cc.b2": bytes, ...}``.
+            meta: the fields of META_FIELDS; nothing else is accepted.
+            members: ``{"ffdm_cc.b2": bytes, ...}``.
 
         Raises:
             DataError: what :func:`check_sample` refuses, or a key written before.

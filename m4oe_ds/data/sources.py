@@ -1,8 +1,8 @@
 """Where the bytes of a shard come from: local files, ``http(s)://``, ``s3://`` and ``gs://``.
 
 HTTP goes through urllib3, S3 and (through its S3-compatible interface) Google Cloud Storage through boto3: both are
-synchronous, so that a forked reader process can use them. Whatever may pass is tried again with growing pauses; what will
-not, such as a missing file, fails at once. No message holds credentials or query strings.
+synchronous, so that a forked reader process can use them. Whatever may pass is tried again with growing pauses; what
+will not, such as a missing file, fails at once. No message holds credentials or query strings.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ class Retry:
     """How often and how long to try.
 
     Attributes:
-        attempts: in all. base_seconds: pause after the first failure, doubled each time up to ``max_seconds``, with
-            half of it random so that many readers do not return at once. timeout_seconds: for a connection and
-            between two pieces of an answer.
+        attempts: in all.
+        base_seconds: pause after the first failure, doubled each time up to ``max_seconds``, with half of it random so
+            that many readers do not return at once.
+        timeout_seconds: for a connection and between two pieces of an answer.
     """
 
     attempts: int = 6
@@ -225,7 +226,9 @@ def chunks(url: str, start: int = 0, stop: int | None = None, retry: Retry = DEF
     """One attempt at the bytes of a remote file.
 
     Raises:
-        Transient: may pass. DataError: will not. EnvironmentProblem: a package or credentials missing.
+        Transient: may pass.
+        DataError: will not.
+        EnvironmentProblem: a package or credentials missing.
     """
     if url.startswith(("s3://", "gs://")):
         return _s3_chunks(url, start, stop, retry)

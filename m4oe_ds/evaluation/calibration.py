@@ -30,8 +30,11 @@ class Bin:
     """One bin of a reliability diagram (Murphy and Winkler 1977; Niculescu-Mizil and Caruana 2005).
 
     Attributes:
-        low, high: range of the probabilities; the first bin includes ``low``, all include ``high``.
-        n: cases. mean_predicted, observed: mean probability and share of positives; None in an empty bin.
+        low: lower end of the probabilities; only the first bin includes it.
+        high: upper end; every bin includes it.
+        n: cases.
+        mean_predicted: mean probability; None in an empty bin.
+        observed: share of positives; None in an empty bin.
     """
 
     low: float
@@ -46,12 +49,14 @@ class Calibration:
     """Calibration of the probabilities of one task.
 
     Attributes:
-        bins: of the reliability diagram. strategy: how they were cut.
+        bins: of the reliability diagram.
+        strategy: how they were cut.
         ece: expected calibration error; resampling adds scatter of its own, so that its interval lies high.
         brier: mean squared error of P(y = 1).
         expected_observed: sum of the probabilities / number of positives.
-        intercept: calibration in the large, 0 is right: logit P(y) = a + logit p. slope: b of logit P(y) = a + b logit
-            p, 1 is right, below 1 too extreme. slope_intercept: the a that goes with b.
+        intercept: calibration in the large, 0 is right: logit P(y) = a + logit p.
+        slope: b of logit P(y) = a + b logit p, 1 is right, below 1 too extreme.
+        slope_intercept: the a that goes with b.
         clipped: probabilities of 0 or 1 moved to 1e-7 from it for the logit.
     """
 
@@ -108,10 +113,12 @@ def _bins(positive: np.ndarray, predicted: np.ndarray, bins: int, strategy: str)
 def expected_calibration_error(
     positive: np.ndarray, predicted: np.ndarray, bins: int = 15, strategy: str = "quantile"
 ) -> float:
-    """Mean over cases of |share of positives - mean prediction| of their bin (Naeini et al. 2015, AAAI; Guo et al. 2017).
+    """Mean over cases of |share of positives - mean prediction| of their bin (Naeini et al. 2015, AAAI; Guo et al.
+    2017).
 
     Args:
-        positive: ``[N]`` bool. predicted: ``[N]`` P(y = 1), or for more classes: correct or not and the confidence.
+        positive: ``[N]`` bool.
+        predicted: ``[N]`` P(y = 1), or for more classes: correct or not and the confidence.
 
     Returns:
         The error in [0, 1]; NaN without cases.
@@ -128,7 +135,8 @@ def calibration_intercept(positive: np.ndarray, log_odds: np.ndarray) -> float:
     """Calibration in the large: a of logit P(y) = a + logit p (Cox 1958, Biometrika 45:562; Van Calster et al. 2019).
 
     Args:
-        positive: ``[N]`` bool. log_odds: ``[N]`` logit of the predictions.
+        positive: ``[N]`` bool.
+        log_odds: ``[N]`` logit of the predictions.
 
     Returns:
         The maximum-likelihood a; NaN with one class.
@@ -194,8 +202,11 @@ def calibration_report(
     """Calibration of a binary task with patient-clustered intervals (Van Calster et al. 2019; Brier 1950).
 
     Args:
-        labels: ``[N]`` 0, 1, -1 missing. probability: ``[N]`` P(y = 1). groups: ``[N]`` patients. bins, strategy: see
-            :func:`bin_edges`; bins are cut anew in every resample.
+        labels: ``[N]`` 0, 1, -1 missing.
+        probability: ``[N]`` P(y = 1).
+        groups: ``[N]`` patients.
+        bins: see :func:`bin_edges`; bins are cut anew in every resample.
+        strategy: see :func:`bin_edges`; bins are cut anew in every resample.
 
     Raises:
         DataError: for other labels or values that are no probabilities.
@@ -240,7 +251,9 @@ def confidence_calibration(
     """Reliability bins and ECE of the class predicted, for tasks of more than two classes (Guo et al. 2017, ICML).
 
     Args:
-        labels: ``[N]`` classes, -1 missing. probability: ``[N, C]``. groups: ``[N]`` patients.
+        labels: ``[N]`` classes, -1 missing.
+        probability: ``[N, C]``.
+        groups: ``[N]`` patients.
 
     Returns:
         ``bins`` (observed = share predicted correctly), ``strategy`` and ``ece``, ready for JSON.

@@ -27,10 +27,13 @@ RATE = 0.9  # at which sensitivity and specificity are read off the other's curv
 def write_report(
     folder: Path, split: str, root: str, tasks: Sequence[TaskSpec], resamples: int = 1000, train: Arrays | None = None
 ) -> Path:
-    """Writes ``clinical.json`` of a run from its ``predictions/``; thresholds come from the validation split if it is there.
+    """Writes ``clinical.json`` of a run from its ``predictions/``; thresholds come from the validation split if it is
+    there.
 
     Args:
-        folder: run folder. split: to report. root: shards, for the vendors; what is not a local folder gives none.
+        folder: run folder.
+        split: to report.
+        root: shards, for the vendors; what is not a local folder gives none.
         train: ``label_<task>`` of the training split, for the censoring distribution; None = that of the split itself.
 
     Raises:
@@ -91,11 +94,14 @@ def clinical_report(
     """JSON-ready report of one split.
 
     Args:
-        predictions: arrays of ``predictions/<split>.npz``. tasks: what to report; masks are left to ``metrics.json``.
+        predictions: arrays of ``predictions/<split>.npz``.
+        tasks: what to report; masks are left to ``metrics.json``.
         validation: predictions of the split that thresholds are chosen on; None = only the optimistic choice on the
-            evaluated data itself. train: labels of the training split, for the censoring distribution of the risk tasks.
+            evaluated data itself.
+        train: labels of the training split, for the censoring distribution of the risk tasks.
         attributes: per name a value ``[N]`` for each row, for the subgroup tables.
-        resamples: of patients. seed: of the bootstrap.
+        resamples: of patients.
+        seed: of the bootstrap.
 
     Returns:
         ``tasks``: per classification task ``calibration``, ``subgroups``; for two classes also ``delong`` and

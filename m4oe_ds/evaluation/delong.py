@@ -25,8 +25,12 @@ class AurocEstimate:
     """AUROC of one system; None with ``reason`` where undefined.
 
     Attributes:
-        value, variance: of the area. low, high: Wald interval, cut at 0 and 1.
-        positives, negatives: cases it rests on.
+        value: the area.
+        variance: of the area.
+        low: lower bound of the Wald interval, cut at 0.
+        high: upper bound, cut at 1.
+        positives: positive cases it rests on.
+        negatives: negative cases it rests on.
     """
 
     value: float | None
@@ -47,8 +51,14 @@ class AurocComparison:
     """Paired test of two AUROCs on the same cases; None with ``reason`` where undefined.
 
     Attributes:
-        first, second: the two systems. difference: first - second. variance: of the difference.
-        low, high: Wald interval of the difference. z: difference / standard error. p: two-sided, normal.
+        first: one system.
+        second: the other.
+        difference: first - second.
+        variance: of the difference.
+        low: lower bound of the Wald interval of the difference.
+        high: upper bound.
+        z: difference / standard error.
+        p: two-sided, normal.
     """
 
     first: AurocEstimate
@@ -76,7 +86,8 @@ def placements(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np
     """Structural components of the AUROC (DeLong 1988, eqs. 4 and 5), from mid-ranks (Sun and Xu 2014, eqs. 18 and 19).
 
     Args:
-        positive: ``[N]`` bool, both classes present. scores: ``[N]``.
+        positive: ``[N]`` bool, both classes present.
+        scores: ``[N]``.
 
     Returns:
         V10 ``[m]``: share of negatives below each positive; V01 ``[n]``: share of positives above each negative (ties
@@ -93,7 +104,8 @@ def auroc_covariance(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarr
     """AUROCs ``[K]`` and their covariance S10/m + S01/n ``[K, K]`` (DeLong 1988, eq. 7), unbiased covariances.
 
     Args:
-        positive: ``[N]`` bool with at least two of each class. scores: ``[K, N]`` of K systems.
+        positive: ``[N]`` bool with at least two of each class.
+        scores: ``[K, N]`` of K systems.
     """
     parts = [placements(positive, row) for row in scores]
     of_positive, of_negative = np.stack([p for p, _ in parts]), np.stack([n for _, n in parts])
@@ -107,7 +119,9 @@ def auroc_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) ->
     """AUROC with DeLong's variance and Wald interval (DeLong 1988).
 
     Args:
-        labels: ``[N]`` 0, 1, -1 missing. scores: ``[N]``, higher = more positive. level: of the interval.
+        labels: ``[N]`` 0, 1, -1 missing.
+        scores: ``[N]``, higher = more positive.
+        level: of the interval.
 
     Raises:
         DataError: for other labels, unequal lengths or scores that are not finite.
@@ -137,7 +151,9 @@ def compare_aurocs(labels: ArrayLike, first: ArrayLike, second: ArrayLike, level
     """Paired two-sided test of AUROC(first) = AUROC(second): z = L / sqrt(S11 + S22 - 2 S12) (DeLong 1988, eq. 8).
 
     Args:
-        labels: ``[N]`` 0, 1, -1 missing. first, second: ``[N]`` scores of two systems on the same cases.
+        labels: ``[N]`` 0, 1, -1 missing.
+        first: ``[N]`` scores of one system.
+        second: ``[N]`` scores of the other on the same cases.
 
     Raises:
         DataError: for other labels, unequal lengths or scores that are not finite.

@@ -26,7 +26,8 @@ class Predictions:
     """One split's answers, rows sorted by key, equal on all ranks.
 
     Attributes:
-        keys, groups: ``[N]`` sample keys and patient pseudonyms.
+        keys: ``[N]`` sample keys.
+        groups: ``[N]`` patient pseudonyms.
         labels: ``{task: [N] int64}``, -1 missing (classification tasks).
         probabilities: ``{task: [N, C] float32}``.
         dice: ``{task: [N] float32}``, NaN missing (segmentation tasks).
@@ -97,10 +98,13 @@ def predict_split(
     """Runs a model over this rank's batches and joins the rows of all ranks.
 
     Args:
-        forward: the engine (or a module) in evaluation mode. batches: equal numbers on every rank; padding samples
-            have ``valid`` False. objective: for the losses. dtype: of the views. num_examples: samples whose views are
-            kept for the report. correction: ``{task: [C]}`` added to the logits (weighted sampling). observe: also given
-            every batch of this rank and its output.
+        forward: the engine (or a module) in evaluation mode.
+        batches: equal numbers on every rank; padding samples have ``valid`` False.
+        objective: for the losses.
+        dtype: of the views.
+        num_examples: samples whose views are kept for the report.
+        correction: ``{task: [C]}`` added to the logits (weighted sampling).
+        observe: also given every batch of this rank and its output.
 
     Collectives: the engine's own and one all-gather per array; every rank must call it.
     """

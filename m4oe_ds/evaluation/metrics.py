@@ -27,8 +27,10 @@ def evaluate_split(
     """JSON-ready metrics of every task.
 
     Args:
-        predictions: the arrays of ``predictions/<split>.npz``. tasks: what to evaluate. resamples: of patients; 0 = no
-            intervals. seed: of the bootstrap.
+        predictions: the arrays of ``predictions/<split>.npz``.
+        tasks: what to evaluate.
+        resamples: of patients; 0 = no intervals.
+        seed: of the bootstrap.
     """
     groups, bootstrap = np.asarray(predictions["groups"]), Bootstrap(resamples, seed)
     result: dict[str, Any] = {"n": len(groups), "n_groups": len(np.unique(groups)), "tasks": {}}

@@ -2,7 +2,8 @@
 
 A case is called positive when its score is at or above the threshold. A threshold belongs to validation data
 (:func:`threshold_for`); :func:`at_target` reports the optimum of the evaluated data itself, which is optimistic.
-Every rate comes as an :class:`~m4oe_ds.evaluation.intervals.Estimate`: None with a reason where it is undefined, never NaN.
+Every rate comes as an :class:`~m4oe_ds.evaluation.intervals.Estimate`: None with a reason where it is undefined, never
+NaN.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ class OperatingPoint:
     Attributes:
         threshold: positive means ``score >= threshold``; None where no threshold could be chosen.
         counts: ``tp, fp, tn, fn``.
-        sensitivity, specificity, ppv, npv: rates TP/(TP+FN), TN/(TN+FP), TP/(TP+FP), TN/(TN+FN).
+        sensitivity: TP/(TP+FN).
+        specificity: TN/(TN+FP).
+        ppv: TP/(TP+FP).
+        npv: TN/(TN+FN).
         chosen_on: where the threshold came from, e.g. ``given`` or ``evaluated data``.
         reason: why there is no threshold.
     """
@@ -52,8 +56,9 @@ def threshold_for(labels: ArrayLike, scores: ArrayLike, target: str, rate: float
     """Threshold with the given specificity or sensitivity and the best other rate (Fawcett 2006, sec. 5).
 
     Args:
-        labels: ``[N]`` 0, 1, -1 missing. scores: ``[N]``. target: ``specificity`` or ``sensitivity``, which must be at
-            least ``rate`` in (0, 1].
+        labels: ``[N]`` 0, 1, -1 missing.
+        scores: ``[N]``.
+        target: ``specificity`` or ``sensitivity``, which must be at least ``rate`` in (0, 1].
 
     Returns:
         The score of a positive (no other threshold is better in one rate and as good in the other); the next number
@@ -88,11 +93,14 @@ def at_threshold(
     bootstrap: Bootstrap = DEFAULT,
     chosen_on: str = "given",
 ) -> OperatingPoint:
-    """Sensitivity, specificity and predictive values at a fixed threshold (Altman and Bland 1994, BMJ 308:1552, 309:102).
+    """Sensitivity, specificity and predictive values at a fixed threshold (Altman and Bland 1994, BMJ 308:1552,
+    309:102).
 
     Args:
-        labels: ``[N]`` 0, 1, -1 missing. scores: ``[N]``. threshold: from other data, e.g. :func:`threshold_for` of the
-            validation split; None gives undefined rates. groups: ``[N]`` patients.
+        labels: ``[N]`` 0, 1, -1 missing.
+        scores: ``[N]``.
+        threshold: from other data, e.g. :func:`threshold_for` of the validation split; None gives undefined rates.
+        groups: ``[N]`` patients.
     """
     positive, (score,), owner = labelled_binary(labels, scores, groups=groups)
 
@@ -115,7 +123,11 @@ def at_target(
     The threshold is chosen anew in every resample, so that the interval includes the choice.
 
     Args:
-        labels, scores, target, rate: as :func:`threshold_for`. groups: ``[N]`` patients.
+        labels: as :func:`threshold_for`.
+        scores: as :func:`threshold_for`.
+        target: as :func:`threshold_for`.
+        rate: as :func:`threshold_for`.
+        groups: ``[N]`` patients.
     """
     positive, (score,), owner = labelled_binary(labels, scores, groups=groups)
     threshold = _threshold(positive, score, target, rate)

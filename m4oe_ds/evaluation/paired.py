@@ -25,8 +25,12 @@ class PairedDifference:
     """Metric of two systems on the same cases and the difference first - second; None with ``reason`` if undefined.
 
     Attributes:
-        low, high: percentile interval of the difference. p: two-sided bootstrap value.
-        n, n_groups: rows and patients. undefined_resamples: left out of interval and p.
+        low: lower bound of the percentile interval of the difference.
+        high: upper bound.
+        p: two-sided bootstrap value.
+        n: rows.
+        n_groups: patients.
+        undefined_resamples: left out of interval and p.
         delong: fields of :class:`m4oe_ds.evaluation.delong.AurocComparison` for the AUROC of a binary task, with a
             ``note`` where patients have several rows; None for other metrics.
     """
@@ -74,8 +78,11 @@ def paired_difference(
     """Difference of a metric between two systems; the same resampled patients for both (Efron and Tibshirani 1993).
 
     Args:
-        labels: ``[N]`` classes, -1 missing. first, second: ``[N, C]`` probabilities, or ``[N]`` P(y = 1).
-        groups: ``[N]`` patients. metric: a name of :data:`m4oe_ds.evaluation.metrics.STATISTICS` or a function of labels and probabilities.
+        labels: ``[N]`` classes, -1 missing.
+        first: ``[N, C]`` probabilities of one system, or ``[N]`` P(y = 1).
+        second: the same of the other.
+        groups: ``[N]`` patients.
+        metric: a name of :data:`m4oe_ds.evaluation.metrics.STATISTICS` or a function of labels and probabilities.
     """
     known, a = class_probabilities(labels, first)
     _, b = class_probabilities(labels, second)
@@ -129,7 +136,9 @@ def paired_mean_difference(
     """Difference of the mean of a value per sample, such as Dice (Efron and Tibshirani 1993).
 
     Args:
-        first, second: ``[N]``, NaN where missing (in both). groups: ``[N]`` patients.
+        first: ``[N]`` of one system, NaN where missing (in both).
+        second: ``[N]`` of the other, likewise.
+        groups: ``[N]`` patients.
 
     Raises:
         DataError: for unequal lengths, or a value that only one system has.

@@ -28,9 +28,12 @@ class SubgroupRow:
     """One group of one attribute.
 
     Attributes:
-        attribute, group: e.g. ``manufacturer``, ``hologic``; ``all``, ``all`` for the whole.
-        n, n_groups: labelled rows and patients.
-        class_counts: rows per class. positives: of class 1 in a binary task, else None.
+        attribute: e.g. ``manufacturer``; ``all`` for the whole.
+        group: e.g. ``hologic``; ``all`` for the whole.
+        n: labelled rows.
+        n_groups: patients of the labelled rows.
+        class_counts: rows per class.
+        positives: of class 1 in a binary task, else None.
         unlabelled: rows of the group without a label.
         estimate: None where only counts are shown; ``reason`` says why.
     """
@@ -51,7 +54,10 @@ class SubgroupTable:
     """All groups of all attributes for one metric.
 
     Attributes:
-        metric: its name. min_patients, min_positives: limits below which only counts are shown. rows: the whole first.
+        metric: its name.
+        min_patients: patients below which only counts are shown.
+        min_positives: positives or negatives below which only counts are shown.
+        rows: the whole first.
     """
 
     metric: str
@@ -77,11 +83,13 @@ def subgroup_table(
     """Metric, counts and patient-clustered interval per group.
 
     Args:
-        labels: ``[N]`` classes, -1 missing. probability: ``[N, C]``, or ``[N]`` P(y = 1). groups: ``[N]`` patients.
+        labels: ``[N]`` classes, -1 missing.
+        probability: ``[N, C]``, or ``[N]`` P(y = 1).
+        groups: ``[N]`` patients.
         attributes: per name a value ``[N]`` for each row; empty, None and NaN are the group ``unknown``.
         metric: a name of :data:`m4oe_ds.evaluation.metrics.STATISTICS` or a function of labels and probabilities.
-        min_patients: smaller groups are shown as counts only. min_positives: in a binary task groups with fewer
-            positives or fewer negatives, too.
+        min_patients: smaller groups are shown as counts only.
+        min_positives: in a binary task groups with fewer positives or fewer negatives, too.
 
     Raises:
         DataError: for unequal lengths or labels outside the classes.

@@ -4,8 +4,8 @@ Times are years of follow-up, exact or whole (from the labels ``risk1..riskH`` b
 Censoring at a time means: free of cancer up to and including that time. So at equal times the censored case outlives
 the event, and a case is followed up at time t with probability P(C >= t) = G(t-), G being the Kaplan-Meier estimate of
 the censoring distribution (Kaplan and Meier 1958), in which events leave the risk set before censorings of the same
-time. With continuous times this is the usual convention, and the values are those of scikit-survival; with whole years, where
-times tie, it is what keeps the weights unbiased.
+time. With continuous times this is the usual convention, and the values are those of scikit-survival; with whole years,
+where times tie, it is what keeps the weights unbiased.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class FollowUp:
     """What is known of each case.
 
     Attributes:
-        time: ``[N]`` years to the event or to the end of follow-up. event: ``[N]`` True where the event was seen.
+        time: ``[N]`` years to the event or to the end of follow-up.
+        event: ``[N]`` True where the event was seen.
     """
 
     time: np.ndarray
@@ -85,7 +86,8 @@ class Censoring:
     """Left-continuous survival of the censoring time, G(t-) = P(C >= t) (Kaplan and Meier 1958).
 
     Attributes:
-        times: ``[J]`` distinct censoring times, ascending. survival: ``[J + 1]`` 1, then the value after each.
+        times: ``[J]`` distinct censoring times, ascending.
+        survival: ``[J + 1]`` 1, then the value after each.
         last: longest follow-up; nothing is known beyond.
     """
 
@@ -170,7 +172,9 @@ def harrell_c(
     """Harrell's concordance (Harrell et al. 1982, JAMA 247:2543); it depends on the censoring, :func:`uno_c` does not.
 
     Args:
-        data: follow-up. scores: ``[N]``, higher = earlier event. groups: ``[N]`` patients.
+        data: follow-up.
+        scores: ``[N]``, higher = earlier event.
+        groups: ``[N]`` patients.
     """
     score, owner = _checked(data, scores, groups)
 
@@ -195,7 +199,9 @@ def uno_c(
     the fifth of whole years. Censored cases of an event's time are comparable to it: see the module.
 
     Args:
-        data: follow-up. scores: ``[N]``, higher = earlier event. tau: last time considered, years.
+        data: follow-up.
+        scores: ``[N]``, higher = earlier event.
+        tau: last time considered, years.
         train: where the censoring distribution is estimated; None = ``data`` itself, anew in every resample.
         groups: ``[N]`` patients.
     """
@@ -234,8 +240,11 @@ def horizon_auc(
     n-year AUC over eligible cases (Yala et al. 2021).
 
     Args:
-        data: follow-up. scores: ``[N]``, higher = event more likely. horizon: years.
-        train: where the censoring distribution is estimated; None = ``data`` itself. groups: ``[N]`` patients.
+        data: follow-up.
+        scores: ``[N]``, higher = event more likely.
+        horizon: years.
+        train: where the censoring distribution is estimated; None = ``data`` itself.
+        groups: ``[N]`` patients.
 
     Returns:
         The fields of :class:`Estimate`, ``horizon``, and counts ``events, controls, excluded``.
@@ -288,8 +297,10 @@ def censored_brier(
     event at it; cases censored earlier add 0.
 
     Args:
-        data: follow-up. risk: ``[N]`` probability of the event up to ``horizon`` years. train, groups: as
-            :func:`horizon_auc`.
+        data: follow-up.
+        risk: ``[N]`` probability of the event up to ``horizon`` years.
+        train: as :func:`horizon_auc`.
+        groups: as :func:`horizon_auc`.
 
     Raises:
         DataError: for a risk outside [0, 1].
@@ -330,8 +341,11 @@ def integrated_brier(
     """Mean Brier score over a range of horizons by the trapezoidal rule (Graf et al. 1999).
 
     Args:
-        data: follow-up. risks: ``[N, H]`` probability of the event up to each horizon. horizons: ``[H]`` ascending
-            years, H >= 2. train, groups: as :func:`horizon_auc`.
+        data: follow-up.
+        risks: ``[N, H]`` probability of the event up to each horizon.
+        horizons: ``[H]`` ascending years, H >= 2.
+        train: as :func:`horizon_auc`.
+        groups: as :func:`horizon_auc`.
     """
     table, years = np.asarray(risks, dtype=float), np.asarray(horizons, dtype=float)
     if table.shape != (len(data), len(years)) or len(years) < 2 or not (np.diff(years) > 0).all():
@@ -365,7 +379,9 @@ def risk_report(
     The score of the concordances is the risk of the longest horizon.
 
     Args:
-        labels: ``[N, H]`` 0, 1, -1. risks: ``[N, H]`` P(cancer within k years). groups: ``[N]`` patients.
+        labels: ``[N, H]`` 0, 1, -1.
+        risks: ``[N, H]`` P(cancer within k years).
+        groups: ``[N]`` patients.
         train_labels: ``[M, H]`` labels of the training split, for the censoring distribution; None = this split.
     """
     data, kept = from_horizon_labels(labels)

@@ -23,7 +23,10 @@ def negative_log_likelihood(target: Tensor, mean: Tensor, log_variance: Tensor, 
     """Mean of -log q(target | .) over the valid rows, per dimension of the code: what fits q_theta.
 
     Args:
-        target, mean, log_variance: ``[B, d]``. valid: ``[B]`` bool.
+        target: ``[B, d]``.
+        mean: of the predicted normal ``[B, d]``.
+        log_variance: ``[B, d]``.
+        valid: ``[B]`` bool.
 
     Returns:
         scalar float32; 0 with a zero gradient if no row is valid.
@@ -39,7 +42,10 @@ def vclub(target: Tensor, mean: Tensor, log_variance: Tensor, valid: Tensor) -> 
     over its draws: the same value in the mean, without a random number.
 
     Args:
-        target: y ``[B, d]``. mean, log_variance: of q(y|x) ``[B, d]``. valid: ``[B]`` bool.
+        target: y ``[B, d]``.
+        mean: of q(y|x) ``[B, d]``.
+        log_variance: of q(y|x) ``[B, d]``.
+        valid: ``[B]`` bool.
 
     Returns:
         scalar float32; a bound only as far as q fits p(y|x). 0 with a zero gradient if no row is valid.
@@ -54,7 +60,9 @@ def info_nce(query: Tensor, key: Tensor, valid: Tensor, temperature: float = 0.0
     """Lower bound log N - CE on I(query; key), N the number of valid rows (van den Oord et al., 2018).
 
     Args:
-        query, key: ``[B, d]``, compared by cosine; row b of one belongs to row b of the other. valid: ``[B]`` bool.
+        query: ``[B, d]``, compared by cosine.
+        key: ``[B, d]``; row b belongs to row b of the query.
+        valid: ``[B]`` bool.
         temperature: divides the cosines.
 
     Returns:

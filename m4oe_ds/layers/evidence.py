@@ -47,12 +47,15 @@ class EvidentialOptions:
     """Options of the evidential loss.
 
     Attributes:
-        fusion: ``nig`` or ``dirichlet``. plus: add the confidence ranking of EyeMoSt+.
+        fusion: ``nig`` or ``dirichlet``.
+        plus: add the confidence ranking of EyeMoSt+.
         squared_scale: put the squared scale where the t likelihood has the scale, as the released code does.
-        source_entropy, fused_entropy: weights of the cross-entropies.
+        source_entropy: weight of the cross-entropy of every source.
+        fused_entropy: weight of the cross-entropy of the fused answer.
         ranking: weight of the confidence ranking per sample: the original's 10 for the sum over its batch of 16, where
             every other term is a mean.
-        kl: weight of the KL divergence of the Dirichlet loss. kl_epochs: epochs in which it rises from 0 to that.
+        kl: weight of the KL divergence of the Dirichlet loss.
+        kl_epochs: epochs in which it rises from 0 to that.
     """
 
     fusion: str = "nig"
@@ -66,7 +69,9 @@ class EvidentialOptions:
 
 
 def nig_from_logits(raw: Tensor) -> NIG:
-    """Free outputs ``[..., 4, C]`` to evidence: v = min(softplus, 20), alpha = min(1 + softplus, 20), beta = softplus + 0.2."""
+    """Free outputs ``[..., 4, C]`` to evidence: v = min(softplus, 20), alpha = min(1 + softplus, 20), beta = softplus +
+    0.2.
+    """
     gamma, v, alpha, beta = raw.float().unbind(-2)
     return NIG(
         gamma,
@@ -87,7 +92,8 @@ def reference_source(nu: Tensor, present: Tensor) -> Tensor:
     """The source with the smallest nu in most classes; of equals, the one that holds the smallest nu.
 
     Args:
-        nu: ``[B, S, C]``. present: ``[B, S]`` bool.
+        nu: ``[B, S, C]``.
+        present: ``[B, S]`` bool.
 
     Returns:
         ``[B]`` index; 0 where no source is present.
@@ -99,12 +105,14 @@ def reference_source(nu: Tensor, present: Tensor) -> Tensor:
 
 
 def fuse_student_t(t: StudentT, present: Tensor) -> StudentT:
-    """Mixture of t distributions: nu of the reference, nu-weighted location, mean of the variance-matched squared scales.
+    """Mixture of t distributions: nu of the reference, nu-weighted location, mean of the variance-matched squared
+    scales.
 
     A squared scale is matched so that the variance sigma^2 nu / (nu - 2) is the same under the reference's nu.
 
     Args:
-        t: ``[B, S, C]`` each, nu > 2. present: ``[B, S]`` bool.
+        t: ``[B, S, C]`` each, nu > 2.
+        present: ``[B, S]`` bool.
 
     Returns:
         ``[B, C]`` each; the standard values (0, 1, 4) where no source is present.

@@ -33,11 +33,13 @@ class ExpertWeights(nn.Module):
 
     f_j(x) = gelu(x w1[j] + w3[j, :h]) w2[j] + w3[j, h:]
 
-    Exactly three tensors, both biases packed in the third, because that is the form DeepSpeed's expert checkpoints take.
+    Exactly three tensors, both biases packed in the third, because that is the form DeepSpeed's expert checkpoints
+    take.
 
     Args:
         expert_ids: global ids of the experts held here, in order; they seed the initial values.
-        dim: d. hidden: h.
+        dim: d.
+        hidden: h.
     """
 
     def __init__(self, expert_ids: Sequence[int], dim: int, hidden: int) -> None:
@@ -76,7 +78,9 @@ class ExpertWeights(nn.Module):
 
 
 class _Mlp(torch.autograd.Function):
-    """Experts a few at a time, so that hidden rows stay in the cache; backward recomputes the GELU instead of keeping it."""
+    """Experts a few at a time, so that hidden rows stay in the cache; backward recomputes the GELU instead of keeping
+    it.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
@@ -119,7 +123,9 @@ class LocalExperts(nn.Module):
     """Executor with all n experts in this process.
 
     Args:
-        num_experts: n. dim: d. hidden: h.
+        num_experts: n.
+        dim: d.
+        hidden: h.
     """
 
     def __init__(self, num_experts: int, dim: int, hidden: int) -> None:
@@ -158,9 +164,10 @@ def sharded(
     """Layers whose experts are split over ``ep_size`` owners: arranges slots for one exchange there and one back.
 
     Args:
-        slots: per layer ``[B, n_i, s, d]``. experts: per layer ``[n_local, rows, d] -> [n_local, rows, d]``.
-        exchange: ``[N, n_local, B, s, d] -> [N, n_local, B, s, d]``, rows of dim 0 to owner N and from sender N, n_local
-            over all layers; not called if ``ep_size`` is 1.
+        slots: per layer ``[B, n_i, s, d]``.
+        experts: per layer ``[n_local, rows, d] -> [n_local, rows, d]``.
+        exchange: ``[N, n_local, B, s, d] -> [N, n_local, B, s, d]``, rows of dim 0 to owner N and from sender N,
+            n_local over all layers; not called if ``ep_size`` is 1.
 
     Returns:
         per layer ``[B, n_i, s, d]``.

@@ -1,18 +1,19 @@
 """Dispatch and combine from one array of weights: the two softmaxes of the logits differ by a row and a column factor.
 
-With the combine weights C = softmax of a token's logits over the slots, lse_t their log-sum-exp, r_t = exp(lse_t - max lse)
-and c_s = sum_t r_t C_ts, the dispatch weights (softmax over tokens) are D_ts = r_t C_ts / c_s. D is never formed:
+With the combine weights C = softmax of a token's logits over the slots, lse_t their log-sum-exp, r_t = exp(lse_t - max
+lse) and c_s = sum_t r_t C_ts, the dispatch weights (softmax over tokens) are D_ts = r_t C_ts / c_s. D is never formed:
 
     slots = (C^T (r x)) / c          y = C out          mass_i = (sum of r C over the tokens of modality i) / c
 
 Backward, with u the tokens as the router sees them (logits L = u phi):
 
-    dL = C * (dy out^T - delta_t + r_t (x (ds/c)^T + (dmass_i - delta_s)/c)),  delta_t = <dy,y>,  delta_s = <ds,slots> + <dmass,mass>
+    dL = C * (dy out^T - delta_t + r_t (x (ds/c)^T + (dmass_i - delta_s)/c)), delta_t = <dy,y>, delta_s = <ds,slots> +
+        <dmass,mass>
     du = dL phi^T        dphi = u^T dL        dx = r (C (ds/c))
 
 Only C is kept; L and dL live for a few samples at a time (:mod:`m4oe_ds.layers.passes`), in a buffer that stays in the
-cache. dL needs the gradient and the expert outputs that :func:`combine` sees: they come back as "gradients" of two outputs
-without storage, so that one product makes both of its terms.
+cache. dL needs the gradient and the expert outputs that :func:`combine` sees: they come back as "gradients" of two
+outputs without storage, so that one product makes both of its terms.
 
 Slots are ordered task-major here ([B, M, p*n], slot k*n + j), so that the slots of one task are adjacent columns. Equal
 to the textbook form to rounding, unless a slot's logits lie more than 80 below the log-sum-exp of every token.
@@ -36,7 +37,8 @@ class Mixed(NamedTuple):
     """What :func:`dispatch` hands to :func:`combine`.
 
     Attributes:
-        rows: ``[B, M, g]``, the factors r. weights: C, one ``[b, M, S]`` per pass over the batch.
+        rows: ``[B, M, g]``, the factors r.
+        weights: C, one ``[b, M, S]`` per pass over the batch.
         returns: ``[B, q, M, d]`` and ``[B, q, S/q, d]`` without storage, whose gradients are dy and the expert outputs.
     """
 
@@ -231,15 +233,17 @@ def dispatch(
     """Slot inputs and what :func:`combine` needs.
 
     Args:
-        x: ``[B, M, d]`` float32 or float64, tokens as the router compares them. phi: ``[d, S]``, task-major.
-        tokens: ``[B, M, d]``, what is dispatched. mask: ``[B, M]`` bool or None.
+        x: ``[B, M, d]`` float32 or float64, tokens as the router compares them.
+        phi: ``[d, S]``, task-major.
+        tokens: ``[B, M, d]``, what is dispatched.
+        mask: ``[B, M]`` bool or None.
         segments: numbers of adjacent tokens of each modality; they add up to M.
-        streams: q, outputs that :func:`combine` will make. per_task: p if combine weights are normalised within each
-            task (then q = p), 0 for all slots together.
+        streams: q, outputs that :func:`combine` will make.
+        per_task: p if combine weights are normalised within each task (then q = p), 0 for all slots together.
 
     Returns:
-        ``slots [B, S, d]`` in the dtype of the tokens; ``mass [B, m, S]``, the dispatch weight on each modality's tokens;
-        what goes into :func:`combine`, once.
+        ``slots [B, S, d]`` in the dtype of the tokens; ``mass [B, m, S]``, the dispatch weight on each modality's
+        tokens; what goes into :func:`combine`, once.
     """
     slots, mass, rows, first, second, *weights = _Dispatch.apply(
         x, phi, tokens, mask, tuple(segments), max(per_task, 1), streams

@@ -1,7 +1,7 @@
 """Matrix products on CPUs by the faster of the two libraries that PyTorch is built with.
 
-PyTorch multiplies float32 matrices with MKL, which leaves the AVX-512 units of AMD processors idle; oneDNN uses them and
-is 2.2 times as fast there (docs/reports/benchmarks.md). Which one is used depends on the processor and on the sizes
+PyTorch multiplies float32 matrices with MKL, which leaves the AVX-512 units of AMD processors idle; oneDNN uses them
+and is 2.2 times as fast there (docs/reports/benchmarks.md). Which one is used depends on the processor and on the sizes
 alone, so that a run that is started again makes the same numbers.
 """
 
@@ -65,14 +65,19 @@ def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _single(a: Tensor, b: Tensor) -> Tensor:
-    """``a b`` for ``[m, k]`` and ``[k, n]``: oneDNN wants the rows of its first factor adjacent, so the smaller is copied."""
+    """``a b`` for ``[m, k]`` and ``[k, n]``: oneDNN wants the rows of its first factor adjacent, so the smaller is
+    copied.
+    """
     if a.stride(1) != 1 and a.stride(0) == 1 and a.numel() > b.numel():
         return _linear(b.T, a).T
     return _linear(a, b.T)
 
 
 def _linear(rows: Tensor, weight: Tensor) -> Tensor:
-    """``rows weight^T``. Weights with gaps between their rows would fall into a reference kernel, a thousand times slower."""
+    """``rows weight^T``.
+
+    Weights with gaps between their rows would fall into a reference kernel, a thousand times slower.
+    """
     if not weight.is_contiguous() and not weight.T.is_contiguous():
         weight = weight.contiguous()
     out: Tensor = torch.ops.mkldnn._linear_pointwise(rows.contiguous(), weight, None, "none", [], "")

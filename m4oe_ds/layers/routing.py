@@ -25,8 +25,8 @@ class Routing:
         logits: ``[B, M, n, p]`` float32 or float64, before masking; or a function that makes them, since the layers
             themselves do not keep them (:mod:`m4oe_ds.layers.mixing`).
         token_mask: ``[B, M]`` bool, True = token takes part; None = all do.
-        combine_mode: ``joint`` normalises over all n*p slots of a token (M4oE eq. 2); ``per_task`` over the n experts of
-            each task.
+        combine_mode: ``joint`` normalises over all n*p slots of a token (M4oE eq. 2); ``per_task`` over the n experts
+            of each task.
         detached_logits: the same values with a graph that ends at the tokens, if the router was asked for it.
         modality_mass: ``[B, m, n, p]`` dispatch weight on the tokens of each modality, where the layer computed it.
     """
@@ -92,7 +92,8 @@ class RouterOptions:
     Attributes:
         norm: compare directions (unit vectors, epsilon 1e-6) times a learned scale.
         scale_init: initial value of that scale. At 1 and d = 768 the softmax is uniform within 20 %.
-        dispatch_normalized: dispatch the unit-norm tokens instead of the raw ones; without effect where ``norm`` is off.
+        dispatch_normalized: dispatch the unit-norm tokens instead of the raw ones; without effect where ``norm`` is
+            off.
         detach_information: let the mutual-information term reach phi and scale, but not the layers below.
         combine: see :class:`Routing`.
 
@@ -170,8 +171,9 @@ class Router(nn.Module):
         """Slot inputs, and the function that combines expert outputs: what a layer needs, without weight tensors.
 
         Args:
-            tokens: ``[B, M, d]``. token_mask: ``[B, M]`` bool. segments: tokens of each modality, adjacent, in order;
-                None = all tokens are of one.
+            tokens: ``[B, M, d]``.
+            token_mask: ``[B, M]`` bool.
+            segments: tokens of each modality, adjacent, in order; None = all tokens are of one.
             joint_streams: sum the outputs over the p slots of an expert instead of keeping one stream per slot.
 
         Returns:
@@ -246,7 +248,8 @@ def modality_contribution(routing: Routing, modality_of_token: Tensor, num_modal
     Routing mass is not causal importance: see the caveat in docs/reference/architecture.md.
 
     Args:
-        routing: of an MToE layer. modality_of_token: ``[M]`` integers below ``num_modalities``.
+        routing: of an MToE layer.
+        modality_of_token: ``[M]`` integers below ``num_modalities``.
     """
     dispatch, combine = routing.dispatch, routing.combine
     batch, _, experts, tasks = dispatch.shape

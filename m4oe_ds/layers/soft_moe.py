@@ -40,7 +40,8 @@ class SoftMoE(nn.Module):
         """Output ``[B, M, d]`` in the dtype of the tokens, and the routing ``[B, M, n, slots]``.
 
         Args:
-            tokens: ``[B, M, d]``. token_mask: ``[B, M]`` bool, True = token takes part.
+            tokens: ``[B, M, d]``.
+            token_mask: ``[B, M]`` bool, True = token takes part.
 
         Raises:
             ShapeError: width or mask do not match.

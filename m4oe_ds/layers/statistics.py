@@ -20,9 +20,9 @@ def routing_sums(routing: Routing, valid: Tensor) -> Tensor:
         valid: ``[B]`` bool, False for padding.
 
     Returns:
-        Samples; entropy of the dispatch weights over the tokens of a slot, and of the combine weights over the n*p slots
-        of a token, each as a share of its largest possible value; then the share of the combine weight that each of the
-        n experts gets. :func:`routing_figures` divides by the first number.
+        Samples; entropy of the dispatch weights over the tokens of a slot, and of the combine weights over the n*p
+        slots of a token, each as a share of its largest possible value; then the share of the combine weight that each
+        of the n experts gets. :func:`routing_figures` divides by the first number.
     """
     dispatch, combine = routing.dispatch.float(), routing.combine.float()
     tokens = torch.full_like(dispatch[:, 0, 0, 0], dispatch.shape[1])

@@ -33,7 +33,8 @@ from m4oe_ds.losses.tasks import LossParts
 
 
 def nig_negative_log_likelihood(nig: NIG, y: Tensor) -> Tensor:
-    """Element-wise 1/2 log(pi/v) - alpha log W + (alpha + 1/2) log(v (y - gamma)^2 + W) + log G(alpha) - log G(alpha + 1/2).
+    """Element-wise 1/2 log(pi/v) - alpha log W + (alpha + 1/2) log(v (y - gamma)^2 + W) + log G(alpha) - log G(alpha +
+    1/2).
 
     W = 2 beta (1 + v), G the gamma function; equal to the t likelihood of :func:`student_t`.
     """
@@ -52,7 +53,9 @@ def t_negative_log_likelihood(t: StudentT, y: Tensor, squared_scale: bool = Fals
     """Element-wise log s + 1/2 log(pi nu) + (nu+1)/2 log(1 + (y-u)^2 / (nu s^2)) + log G(nu/2) - log G((nu+1)/2).
 
     Args:
-        t: the distribution. y: target. squared_scale: s = sigma^2 as in the released code instead of s = sigma.
+        t: the distribution.
+        y: target.
+        squared_scale: s = sigma^2 as in the released code instead of s = sigma.
     """
     s2 = t.scale2.square() if squared_scale else t.scale2
     return (
@@ -82,7 +85,10 @@ def confidence_ranking(sources: Tensor, fused: Tensor, labels: Tensor, present: 
     """sum_q ReLU(conf_q - conf_fused) over the present sources that are right, conf the largest soft-max value.
 
     Args:
-        sources: logits ``[B, S, C]``. fused: ``[B, C]``. labels: ``[B]``. present: ``[B, S]`` bool.
+        sources: logits ``[B, S, C]``.
+        fused: ``[B, C]``.
+        labels: ``[B]``.
+        present: ``[B, S]`` bool.
 
     Returns:
         ``[B]``.
@@ -99,7 +105,9 @@ def nig_loss(nig: NIG, present: Tensor, labels: Tensor, options: EvidentialOptio
     Source: mean_c [NLL + 0.01 CE(gamma) (v + alpha + 1/beta)]; fusion: mean_c [t-NLL + 0.5 CE(u)].
 
     Args:
-        nig: ``[B, S, C]`` each. present: ``[B, S]`` bool. labels: ``[B]``, classes.
+        nig: ``[B, S, C]`` each.
+        present: ``[B, S]`` bool.
+        labels: ``[B]``, classes.
     """
     classes = nig.gamma.shape[2]
     one_hot = functional.one_hot(labels, classes).to(nig.gamma.dtype)

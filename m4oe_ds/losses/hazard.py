@@ -15,7 +15,8 @@ def until_event(labels: Tensor, known: Tensor) -> Tensor:
     """Which horizons count: all known ones up to and including the first with a positive label.
 
     Args:
-        labels: ``[B, F]`` in {-1, 0, 1}, horizons ascending. known: ``[B, F]`` bool.
+        labels: ``[B, F]`` in {-1, 0, 1}, horizons ascending.
+        known: ``[B, F]`` bool.
 
     Returns:
         ``[B, F]`` bool. Cancer in the third year: 1, 1, 1, 0, 0; three years of negative follow-up: 1, 1, 1, 0, 0.

@@ -118,8 +118,8 @@ def _softmax(logits: Tensor, source: Source, token_mask: Tensor | None) -> Tenso
 def information(probability: Tensor) -> Tensor:
     """I(M;E) in nats of ``probability [..., m, n, p]``, one value per leading index and task: ``[..., p]``, float64.
 
-    sum_ij P_ij log r with r = P_ij / (P_i P_j), written as sum_ij P_i P_j (r log r - r + 1) - (s^2 - s), s = sum_ij P_ij:
-    the same number, but every term is non-negative and second order in the dependence, so that it is exactly 0 at
+    sum_ij P_ij log r with r = P_ij / (P_i P_j), written as sum_ij P_i P_j (r log r - r + 1) - (s^2 - s), s = sum_ij
+    P_ij: the same number, but every term is non-negative and second order in the dependence, so that it is exactly 0 at
     independence and accurate where I is 1e-6 nats. Cells without mass give 0 and a zero (not infinite) gradient.
     """
     p = probability.double()

@@ -16,7 +16,8 @@ def ordinal_loss(cumulative: Tensor, labels: Tensor) -> Tensor:
     """Mean over the thresholds of the binary cross-entropy of y >= c.
 
     Args:
-        cumulative: logits of P(y >= 1) .. P(y >= K-1), ``[B, K-1]``. labels: ``[B]`` classes 0..K-1.
+        cumulative: logits of P(y >= 1) .. P(y >= K-1), ``[B, K-1]``.
+        labels: ``[B]`` classes 0..K-1.
 
     Returns:
         ``[B]`` float32.
@@ -27,7 +28,9 @@ def ordinal_loss(cumulative: Tensor, labels: Tensor) -> Tensor:
 
 
 class OrdinalLoss(ModelLoss):
-    """Ordinal loss of every task whose model gives ``extras["ordinal.<task>"]`` ``[B, K-1]``; class weights do not enter."""
+    """Ordinal loss of every task whose model gives ``extras["ordinal.<task>"]`` ``[B, K-1]``; class weights do not
+    enter.
+    """
 
     def parts(self, output: Output, batch: Labels, mask: Tensor, generic: Generic) -> dict[str, LossParts]:
         """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""

@@ -15,8 +15,8 @@ class SequentialLoss(ModelLoss):
     """Configured loss of a task, averaged over the steps that a sample took, the state before any step included.
 
     Reads ``extras["step_logits.<task>"] [m+1, B, C]`` and ``extras["steps"] [m+1, B]``, True where a step was taken.
-    Without them (an MToE in place of the sequence) the configured loss stays. Adapted: a sample is averaged over its own
-    steps, where the original divides by m + 1 whatever is missing; tasks add up as for every model here, where the
+    Without them (an MToE in place of the sequence) the configured loss stays. Adapted: a sample is averaged over its
+    own steps, where the original divides by m + 1 whatever is missing; tasks add up as for every model here, where the
     original divides by their number too.
     """
 

@@ -60,7 +60,9 @@ def binary_cross_entropy_dice(logits: Tensor, target: Tensor, mask: Tensor, smoo
     """Per image: mean binary cross-entropy + (1 - soft Dice), in float32 (resolution A16 in docs/decisions/0001).
 
     Args:
-        logits: ``[B, 1, H, W]``. target: ``[B, 1, H, W]`` in {0, 1}. mask: ``[B]`` bool.
+        logits: ``[B, 1, H, W]``.
+        target: ``[B, 1, H, W]`` in {0, 1}.
+        mask: ``[B]`` bool.
         smooth: added to numerator and denominator of the Dice ratio, in pixels.
     """
     keep = mask[:, None, None, None]

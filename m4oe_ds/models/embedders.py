@@ -25,7 +25,9 @@ class Embedder(nn.Module):
 
     Args:
         config: backbone name, its options, weights.
-        channels: input channels. image_size: height and width. dim: token width d.
+        channels: input channels.
+        image_size: height and width.
+        dim: token width d.
 
     Raises:
         ConfigError: unknown backbone, weights that do not exist, do not fit, or cannot be downloaded.
@@ -52,7 +54,11 @@ class Embedders(nn.Module):
     """One embedder per modality, or one for all of them plus a learned modality vector.
 
     Args:
-        config: backbone and sharing. modalities, channels: of the data set. image_size, dim: see :class:`Embedder`.
+        config: backbone and sharing.
+        modalities: of the data set.
+        channels: of the data set.
+        image_size: see :class:`Embedder`.
+        dim: see :class:`Embedder`.
     """
 
     def __init__(

@@ -27,7 +27,9 @@ class SegmentationHead(nn.Module):
     """Token grid to mask logits: four times (3x3 convolution, norm, ReLU, x2 bilinear), then a 1x1 convolution.
 
     Args:
-        dim: token width d. grid: rows and columns of patches. image_size: height and width of the mask.
+        dim: token width d.
+        grid: rows and columns of patches.
+        image_size: height and width of the mask.
         channels: width of the decoder.
     """
 

@@ -77,7 +77,9 @@ class ModelOutput:
 
     Attributes:
         logits: ``{task: [B, C]}`` or ``[B, 1, H, W]`` mask logits.
-        routing, aux, modality_of_token: see :class:`Fused`.
+        routing: see :class:`Fused`.
+        aux: see :class:`Fused`.
+        modality_of_token: see :class:`Fused`.
         extras: what a model's own loss or analysis reads, by the names of :mod:`m4oe_ds.layers.extras`.
     """
 

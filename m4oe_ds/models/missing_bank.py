@@ -1,9 +1,9 @@
 """Stand-in tokens for absent modalities, learned for every combination of present ones.
 
-Yun et al., "Flex-MoE: modeling arbitrary modality combination via the flexible mixture-of-experts", NeurIPS 2024: a table
-(2^m - 1) x m x l x d from N(0, 1) whose row q, i holds the tokens of modality i for samples of combination q. Fidelity:
-re-derived from public facts about the table; nothing copied. Only the table is used here, in front of our own mixtures:
-not Flex-MoE's sparse experts per combination, its supervision of their gate, nor its sorted warm-up.
+Yun et al., "Flex-MoE: modeling arbitrary modality combination via the flexible mixture-of-experts", NeurIPS 2024: a
+table (2^m - 1) x m x l x d from N(0, 1) whose row q, i holds the tokens of modality i for samples of combination q.
+Fidelity: re-derived from public facts about the table; nothing copied. Only the table is used here, in front of our own
+mixtures: not Flex-MoE's sparse experts per combination, its supervision of their gate, nor its sorted warm-up.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ class MissingBank(nn.Module):
     """Learned tokens in place of those of absent modalities.
 
     Args:
-        lengths: ``{modality: l_i}``, in the order of ``present``. dim: token width d.
+        lengths: ``{modality: l_i}``, in the order of ``present``.
+        dim: token width d.
 
     Attributes:
-        rows: ``{modality: table [2^m - 1, l_i * d]}``. Rows of combinations that do not occur, or that have the modality,
-            get no gradient.
+        rows: ``{modality: table [2^m - 1, l_i * d]}``. Rows of combinations that do not occur, or that have the
+            modality, get no gradient.
     """
 
     def __init__(self, lengths: Mapping[str, int], dim: int) -> None:
@@ -62,7 +63,8 @@ class MissingBank(nn.Module):
         """Tokens with the absent modalities filled in, and which modalities take part from here on.
 
         Args:
-            tokens: ``{modality: [B, l_i, d]}``. present: ``[B, m]`` bool.
+            tokens: ``{modality: [B, l_i, d]}``.
+            present: ``[B, m]`` bool.
 
         Returns:
             ``{modality: [B, l_i, d]}`` in the dtype of the tokens, and ``[B, m]`` bool: all modalities of a sample that

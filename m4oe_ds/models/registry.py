@@ -22,8 +22,10 @@ class Entry:
 
     Attributes:
         builder: ``module:function`` taking (spec, model config, experts_factory).
-        paper: what it implements. fidelity: ``ours``, ``re-implemented`` or ``reconstructed``.
-        model_loss: ``module:class``, a subclass of ``m4oe_ds.losses.model_loss.ModelLoss``; empty = the configured losses alone.
+        paper: what it implements.
+        fidelity: ``ours``, ``re-implemented`` or ``reconstructed``.
+        model_loss: ``module:class``, a subclass of ``m4oe_ds.losses.model_loss.ModelLoss``; empty = the configured
+            losses alone.
         datasets: data sets it makes sense for; empty = all.
         contralateral: it reads the other breast (``data.contralateral``).
         own_experts: it has mixture layers of its own, without an attached MToE.

@@ -24,7 +24,10 @@ class SoftMoETower(nn.Module):
     """Pre-norm blocks whose MLP is a Soft-MoE with one slot per expert.
 
     Args:
-        make_mlp: makes the Soft-MoE of one block. dim, depth, num_heads: of the blocks.
+        make_mlp: makes the Soft-MoE of one block.
+        dim: of the blocks.
+        depth: of the blocks.
+        num_heads: of the blocks.
         recompute: recompute activations in backward instead of storing them.
     """
 

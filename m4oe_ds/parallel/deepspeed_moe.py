@@ -1,8 +1,8 @@
 """The one adapter to DeepSpeed's expert-parallel internals, written against deepspeed 0.19.8.
 
-The engine recognises mixture layers by class only. Of its two classes, AutoEPMoELayer is the one whose experts also work
-under ZeRO-3 and whose checkpoints can be re-sharded; we subclass it, skip its constructor (it would wrap a Hugging Face
-block with a top-k router) and provide what the engine and its checkpoint code read. docs/decisions/0003 has the
+The engine recognises mixture layers by class only. Of its two classes, AutoEPMoELayer is the one whose experts also
+work under ZeRO-3 and whose checkpoints can be re-sharded; we subclass it, skip its constructor (it would wrap a Hugging
+Face block with a top-k router) and provide what the engine and its checkpoint code read. docs/decisions/0003 has the
 alternatives. tests/distributed/test_deepspeed_contract.py fails when a new version reads something else.
 """
 
@@ -42,7 +42,10 @@ class ExpertParallelExperts(AutoEPMoELayer):  # type: ignore[misc]
     """Expert executor whose experts are sharded over the expert-parallel group.
 
     Args:
-        num_experts: n, over all ranks. dim: d. hidden: h. topology: groups of this process.
+        num_experts: n, over all ranks.
+        dim: d.
+        hidden: h.
+        topology: groups of this process.
     """
 
     def __init__(self, num_experts: int, dim: int, hidden: int, topology: Topology) -> None:
@@ -89,7 +92,8 @@ class ExpertParallelExperts(AutoEPMoELayer):  # type: ignore[misc]
         """``[B, n, s, d] -> [B, n, s, d]``; see :func:`m4oe_ds.parallel.exchange.run_on_owners`.
 
         Raises:
-            ShapeError: n differs. EnvironmentProblem: called before ``deepspeed.initialize`` bound the group.
+            ShapeError: n differs.
+            EnvironmentProblem: called before ``deepspeed.initialize`` bound the group.
         """
         return self.run_together([self], [slots])[0]
 

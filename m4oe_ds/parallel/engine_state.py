@@ -32,7 +32,9 @@ class Place:
     """Where a parameter of this rank lies in the flattened global tensor.
 
     Attributes:
-        name: module path. shape: of the global tensor, all experts included. start: of this rank's part.
+        name: module path.
+        shape: of the global tensor, all experts included.
+        start: of this rank's part.
         numel: of this rank's part before ZeRO cuts it.
     """
 
@@ -47,7 +49,9 @@ class Piece:
     """One interval held by this rank: a view into the engine's own memory.
 
     Attributes:
-        kind: ``master`` or an optimizer state such as ``exp_avg``. name: of the parameter. start: of the interval.
+        kind: ``master`` or an optimizer state such as ``exp_avg``.
+        name: of the parameter.
+        start: of the interval.
         values: 1-D.
     """
 

@@ -53,8 +53,10 @@ def run_on_owners(
     putting their weights side by side would read and write all of them.
 
     Args:
-        slots: per layer ``[B, n_i, s, d]``, this rank's samples, all experts; B must be equal on all ranks of the group.
-        ep_size: ranks in the group. group: the expert-parallel group.
+        slots: per layer ``[B, n_i, s, d]``, this rank's samples, all experts; B must be equal on all ranks of the
+            group.
+        ep_size: ranks in the group.
+        group: the expert-parallel group.
         experts: per layer ``[n_local, rows, d] -> [n_local, rows, d]``, this rank's experts.
 
     Returns:

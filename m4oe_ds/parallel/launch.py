@@ -25,8 +25,12 @@ class LaunchEnvironment:
     """Coordinates of this process.
 
     Attributes:
-        rank, world: among all processes. local_rank, local_size: on this machine.
-        master_addr, master_port: rendezvous of rank 0.
+        rank: of this process.
+        world: number of all processes.
+        local_rank: of this process on this machine.
+        local_size: processes on this machine.
+        master_addr: address of rank 0.
+        master_port: port of rank 0, where all meet.
         source: ``launcher``, ``slurm`` or ``single``.
     """
 
@@ -45,7 +49,8 @@ def resolve(environ: Mapping[str, str], expand_hosts: Callable[[str], list[str]]
     A job allocation without a job step (``salloc``, or the body of a batch script) is a single process.
 
     Args:
-        environ: usually ``os.environ``. expand_hosts: turns a SLURM node list into host names.
+        environ: usually ``os.environ``.
+        expand_hosts: turns a SLURM node list into host names.
 
     Raises:
         EnvironmentProblem: variables set in part or contradicting each other, naming those missing.

@@ -18,9 +18,10 @@ class Topology:
     """Placement of this process.
 
     Attributes:
-        world, rank: data-parallel world (all processes).
-        ep_size, ep_rank: ranks that share one set of experts, and this one's place among them. Expert e of n lives on
-            expert-parallel rank ``e // (n / ep_size)``.
+        world: data-parallel world size (all processes).
+        rank: of this process in it.
+        ep_size: ranks that share one set of experts.
+        ep_rank: this one's place among them. Expert e of n lives on expert-parallel rank ``e // (n / ep_size)``.
         group_name: name of DeepSpeed's expert-parallel group.
     """
 

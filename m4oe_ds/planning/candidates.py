@@ -23,8 +23,12 @@ class Wishes:
     """What the user fixed; None leaves a choice to the search.
 
     Attributes:
-        batch: samples per optimizer step, over all ranks. precision: fp32, bf16 or fp16.
-        ep, stage, micro: see :class:`Layout`. offload: optimizer in host memory; None = only where nothing fits else.
+        batch: samples per optimizer step, over all ranks.
+        precision: fp32, bf16 or fp16.
+        ep: see :class:`Layout`.
+        stage: see :class:`Layout`.
+        micro: see :class:`Layout`.
+        offload: optimizer in host memory; None = only where nothing fits else.
         all_devices: do not consider leaving a pool of the cluster idle.
     """
 

@@ -45,16 +45,23 @@ class Accelerator:
 
     Attributes:
         name: as written in a cluster description.
-        memory: bytes. half_peak, single_peak: dense bf16/fp16 and fp32 operations per second (fp32 without TF32, which
-            PyTorch leaves off for matrix products). bandwidth: memory bytes per second.
-        link: between two devices of a node. port: to other nodes, per device.
+        memory: bytes.
+        half_peak: dense bf16/fp16 operations per second.
+        single_peak: fp32 operations per second (without TF32, which PyTorch leaves off for matrix products).
+        bandwidth: memory bytes per second.
+        link: between two devices of a node.
+        port: to other nodes, per device.
         source: where the figures come from.
         host_link: bytes per second one way to host memory.
-        arithmetic, streaming: achievable shares of peak and bandwidth. attention: rate of fused attention relative to
-            matrix products. half_work: operations at which one matrix product runs at half its rate.
+        arithmetic: achievable share of peak.
+        streaming: achievable share of bandwidth.
+        attention: rate of fused attention relative to matrix products.
+        half_work: operations at which one matrix product runs at half its rate.
         overhead: seconds per launched kernel.
-        reserved: bytes not available to tensors. fragmentation: share of the rest lost by the allocator.
-        per_node: devices per node. queued: kernels are launched ahead of their execution, as on GPUs.
+        reserved: bytes not available to tensors.
+        fragmentation: share of the rest lost by the allocator.
+        per_node: devices per node.
+        queued: kernels are launched ahead of their execution, as on GPUs.
     """
 
     name: str

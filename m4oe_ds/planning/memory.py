@@ -23,11 +23,16 @@ class Layout:
     """How a job is spread.
 
     Attributes:
-        world: ranks. ep: ranks that share the experts; must divide ``world``. stage: of ZeRO, 1 to 3.
-        micro: samples per forward and rank. accumulation: micro-steps per optimizer step.
-        precision: fp32, bf16 or fp16. offload: optimizer state and step in host memory.
-        bucket: elements of a reduction bucket. adam_temporaries: copies of the largest group that Adam makes (1 in its
-            multi-tensor form on GPUs, 2 in its loop form on CPUs).
+        world: ranks.
+        ep: ranks that share the experts; must divide ``world``.
+        stage: of ZeRO, 1 to 3.
+        micro: samples per forward and rank.
+        accumulation: micro-steps per optimizer step.
+        precision: fp32, bf16 or fp16.
+        offload: optimizer state and step in host memory.
+        bucket: elements of a reduction bucket.
+        adam_temporaries: copies of the largest group that Adam makes (1 in its multi-tensor form on GPUs, 2 in its loop
+            form on CPUs).
     """
 
     world: int
@@ -56,11 +61,15 @@ class RankMemory:
     """Bytes of one rank.
 
     Attributes:
-        weights, gradients, optimizer: states that last (stage 3: weights include what is gathered at once).
+        weights: that last (stage 3: what is gathered at once included).
+        gradients: that last.
+        optimizer: its state, which lasts.
         activations: peak of forward and backward beside them, inputs and exchange buffers included.
-        buffers: communication buckets. step: most bytes beside weights and optimizer state while it steps.
+        buffers: communication buckets.
+        step: most bytes beside weights and optimizer state while it steps.
         host: bytes in host memory per rank.
-        peak: device bytes at the worst moment. worst: ``backward`` or ``step``.
+        peak: device bytes at the worst moment.
+        worst: ``backward`` or ``step``.
     """
 
     weights: float

@@ -43,8 +43,10 @@ class Operation:
     """One kernel: ``flops`` (2 per multiply-add; matrix products only), ``traffic`` in bytes read and written.
 
     Attributes:
-        phase: ``forward``, ``backward`` or ``loss``. width: bytes per element of the result.
-        products: matrix products in it (a batched one holds many). attention: fused attention.
+        phase: ``forward``, ``backward`` or ``loss``.
+        width: bytes per element of the result.
+        products: matrix products in it (a batched one holds many).
+        attention: fused attention.
     """
 
     name: str
@@ -62,9 +64,14 @@ class MicroStep:
     """What one rank does with one micro-batch.
 
     Attributes:
-        micro: samples. ep: ranks that share the experts. precision: of parameters and activations.
-        parameters: elements of the whole model by part (all experts). expert_total: of them in experts.
-        dense, expert: trainable elements held by this rank before ZeRO. frozen: elements without gradient.
+        micro: samples.
+        ep: ranks that share the experts.
+        precision: of parameters and activations.
+        parameters: elements of the whole model by part (all experts).
+        expert_total: of them in experts.
+        dense: trainable elements outside of experts held by this rank before ZeRO.
+        expert: trainable elements of experts held by this rank before ZeRO.
+        frozen: elements without gradient.
         tensors: elements of every parameter held by this rank, in the order of the model.
         expert_tensors: those of them that are experts.
         saved: bytes kept from forward for backward, parameters not counted, inputs counted.
@@ -255,7 +262,9 @@ def micro_step(config: Config, precision: Precision = "fp32", micro: int = 1, ep
     """Records forward, loss and backward of ``micro`` samples on one rank of ``ep`` that share the experts.
 
     Args:
-        config: resolved configuration. precision: of parameters and activations. micro: samples of the micro-batch.
+        config: resolved configuration.
+        precision: of parameters and activations.
+        micro: samples of the micro-batch.
         ep: must divide every expert count.
 
     Returns:

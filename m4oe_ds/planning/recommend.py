@@ -28,8 +28,11 @@ class Plan:
     """The recommendation.
 
     Attributes:
-        chosen: the fastest that fits, or the one nearest to fitting. fits: yes or no.
-        reasons: (choice, reason) pairs. candidates: everything compared. ds_config: DeepSpeed JSON for ``chosen``.
+        chosen: the fastest that fits, or the one nearest to fitting.
+        fits: yes or no.
+        reasons: (choice, reason) pairs.
+        candidates: everything compared.
+        ds_config: DeepSpeed JSON for ``chosen``.
         overrides: ``--set`` options that belong to it.
     """
 

@@ -39,11 +39,17 @@ class StepTime:
     """Seconds of one optimizer step of the slowest rank.
 
     Attributes:
-        compute: forward and backward, all micro-steps. exchange: expert all-to-alls. reduction: gradients.
-        gather: weights after the step (ZeRO-3: before use). optimizer: the update. other: input copies, small
-            reductions. by_device: compute and optimizer seconds of each kind of device.
-        slowest: the kind that sets the pace. arithmetic_share: part of compute bound by arithmetic, not memory.
-        bytes_exchanged, bytes_reduced: that leave a rank per step.
+        compute: forward and backward, all micro-steps.
+        exchange: expert all-to-alls.
+        reduction: gradients.
+        gather: weights after the step (ZeRO-3: before use).
+        optimizer: the update.
+        other: input copies, small reductions.
+        by_device: compute and optimizer seconds of each kind of device.
+        slowest: the kind that sets the pace.
+        arithmetic_share: part of compute bound by arithmetic, not memory.
+        bytes_exchanged: by the expert all-to-alls, leaving a rank per step.
+        bytes_reduced: by the gradients, leaving a rank per step.
     """
 
     compute: float

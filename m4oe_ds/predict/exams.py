@@ -1,4 +1,6 @@
-"""A folder of DICOM files to the samples a run can predict: what the tables of an archive tell the converter, from headers."""
+"""A folder of DICOM files to the samples a run can predict: what the tables of an archive tell the converter, from
+headers.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ class Found:
     """What a folder holds.
 
     Attributes:
-        files: all of them, in the order of their names. plan: samples as the converter plans them.
+        files: all of them, in the order of their names.
+        plan: samples as the converter plans them.
         candidates: files of each ``(patient, exam, side, modality)``, preferred first.
         lacking: what to install for images that cannot be decoded here, one line per transfer syntax.
     """
@@ -65,11 +68,14 @@ def collect(root: Path, dataset: str, modalities: Sequence[str], *, lossy: bool 
     """Reads every header below ``root`` and chooses the views.
 
     Patient and exam are PatientID and AccessionNumber, or the study where these are empty. Of several takes of a view
-    the converter's rule for ``dataset`` decides: EMBED the last one, RSNA and VinDr-Mammo the one that shows most of the
-    breast, found when the pixels are read.
+    the converter's rule for ``dataset`` decides: EMBED the last one, RSNA and VinDr-Mammo the one that shows most of
+    the breast, found when the pixels are read.
 
     Args:
-        root: folder. dataset: of the run. modalities: to choose. lossy: take images compressed with loss, too.
+        root: folder.
+        dataset: of the run.
+        modalities: to choose.
+        lossy: take images compressed with loss, too.
     """
     from tqdm import tqdm
 

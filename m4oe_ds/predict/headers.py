@@ -1,8 +1,9 @@
 """What one DICOM header says: whose breast, which view, which kind of image, and whether a model may see it.
 
 A header becomes the row that the converter would have found in EMBED's table of images, so one set of rules
-(:func:`data_tools.archives.embed.image_exclusion`) decides in both places. What that table states and a header does not, such as
-"spot view" or "synthesised", is derived here from the attributes of DICOM PS3.3 C.8.11.7 and the codes of CID 4014 and 4015.
+(:func:`data_tools.archives.embed.image_exclusion`) decides in both places. What that table states and a header does
+not, such as "spot view" or "synthesised", is derived here from the attributes of DICOM PS3.3 C.8.11.7 and the codes of
+CID 4014 and 4015.
 """
 
 from __future__ import annotations
@@ -56,10 +57,15 @@ class Header:
     """One file as far as its header tells.
 
     Attributes:
-        patient, exam: identifiers, for grouping and the private mapping alone; empty if the file has none.
-        side: ``L`` or ``R``. modality: e.g. ``ffdm_cc``; both empty if unknown.
-        row: the columns that :mod:`data_tools.archives.embed` reads. instance: SOP instance UID. syntax: transfer syntax UID.
-        male: the patient is a man. lossy: pixels were compressed with loss.
+        patient: identifier, for grouping and the private mapping alone; empty if the file has none.
+        exam: likewise.
+        side: ``L`` or ``R``.
+        modality: e.g. ``ffdm_cc``; both empty if unknown.
+        row: the columns that :mod:`data_tools.archives.embed` reads.
+        instance: SOP instance UID.
+        syntax: transfer syntax UID.
+        male: the patient is a man.
+        lossy: pixels were compressed with loss.
         reason: why the file cannot be used, a fixed word; empty if it can.
     """
 
@@ -79,7 +85,8 @@ def read(path: Path, name: str) -> Header:
     """The header of a file; never raises for what the file holds.
 
     Args:
-        path: file. name: its path below the folder given, which decides between takes of the same time.
+        path: file.
+        name: its path below the folder given, which decides between takes of the same time.
     """
     try:
         with quiet():

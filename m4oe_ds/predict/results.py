@@ -38,11 +38,12 @@ def entries(
     """One entry per sample, in the order of the keys.
 
     Args:
-        rows: by key. masks: file by (key, task).
+        rows: by key.
+        masks: file by (key, task).
 
     Returns:
-        ``key, group, exam, side, modalities, missing`` (names) and ``tasks``: per classification ``probabilities`` by class
-        and ``predicted``, per segmentation ``mask``; with routing ``contribution`` by modality, which sums to 1.
+        ``key, group, exam, side, modalities, missing`` (names) and ``tasks``: per classification ``probabilities`` by
+        class and ``predicted``, per segmentation ``mask``; with routing ``contribution`` by modality, which sums to 1.
 
     Raises:
         CheckpointError: probabilities that are not numbers.
@@ -130,7 +131,8 @@ def exams_without_prediction(
     Exams that lie partly beyond ``--limit`` are not among them.
 
     Args:
-        exam_key: pseudonym by (patient, exam). predicted: pseudonyms of exams with a prediction.
+        exam_key: pseudonym by (patient, exam).
+        predicted: pseudonyms of exams with a prediction.
     """
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     for file in found.files:
@@ -154,7 +156,8 @@ def write_mapping(path: Path, found: Found, exam_key: Mapping[tuple[str, str], s
     """Writes every file with what became of it, readable by its owner alone.
 
     Args:
-        exam_key: by (patient, exam). keys: sample key by ``<exam pseudonym>-<side>``, of samples with a prediction.
+        exam_key: by (patient, exam).
+        keys: sample key by ``<exam pseudonym>-<side>``, of samples with a prediction.
     """
     rows = []
     for file in found.files:

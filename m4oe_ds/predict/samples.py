@@ -40,8 +40,10 @@ class Tally:
     """What became of samples and images while they were read.
 
     Attributes:
-        rows: by key, of the samples predicted. failed: key, exam, side and reason of the others.
-        used: images that were used. bad: reasons of images that could not be, and of takes that lost by area.
+        rows: by key, of the samples predicted.
+        failed: key, exam, side and reason of the others.
+        used: images that were used.
+        bad: reasons of images that could not be, and of takes that lost by area.
     """
 
     rows: dict[str, Row] = field(default_factory=dict)

@@ -1,4 +1,7 @@
-"""The model card: what was trained on what, what it is for, where its limits are. All of it read from the run folder."""
+"""The model card: what was trained on what, what it is for, where its limits are.
+
+All of it read from the run folder.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,12 @@ def card(
     """Headings and texts, in order.
 
     Args:
-        environment, metrics, analysis: contents of the JSON files, empty if missing. records: of ``log.jsonl``. config,
-            ds_config: texts of the two configurations, empty if missing.
+        environment: content of ``environment.json``, empty if missing.
+        metrics: of ``metrics.json``, likewise.
+        analysis: of the analysis, likewise.
+        records: of ``log.jsonl``.
+        config: text of the configuration, empty if missing.
+        ds_config: text of the DeepSpeed JSON, empty if missing.
     """
     tree = yaml.safe_load(config) if config else {}
     tree = tree if isinstance(tree, dict) else {}

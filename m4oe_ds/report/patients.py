@@ -1,4 +1,6 @@
-"""One section per shown sample: its views side by side, what each view contributed to each answer, and where it was read."""
+"""One section per shown sample: its views side by side, what each view contributed to each answer, and where it was
+read.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,10 @@ def patients(
     """Contents of the sections.
 
     Args:
-        examples: ``predictions/examples.npz``. arrays: predictions of the split. maps: dispatch maps by sample key.
-            dataset: for the names of the classes.
+        examples: ``predictions/examples.npz``.
+        arrays: predictions of the split.
+        maps: dispatch maps by sample key.
+        dataset: for the names of the classes.
     """
     from m4oe_ds.report import figures
 

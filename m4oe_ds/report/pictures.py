@@ -26,8 +26,12 @@ class Picture:
     """One figure.
 
     Attributes:
-        image: data address. width, height: pixels. alt: what it shows, in words. header, rows: its numbers as text, or
-            empty where they are too many to read.
+        image: data address.
+        width: in pixels.
+        height: in pixels.
+        alt: what it shows, in words.
+        header: names of the columns of its numbers.
+        rows: its numbers as text, or empty where they are too many to read.
     """
 
     image: str

@@ -54,7 +54,9 @@ def verify(config: Config, manifests: Mapping[str, Manifest], device: torch.devi
     """Checks shards against their manifests, each rank a share, and stops every rank if any found a problem.
 
     Raises:
-        DataError: one line per broken shard. Collectives: every rank must call it.
+        DataError: one line per broken shard.
+
+    Collectives: every rank must call it.
     """
     problems: list[str] = []
     for split, manifest in manifests.items():
@@ -158,8 +160,8 @@ def sampling_weights(config: Config, spec: ModelSpec, manifest: Manifest) -> np.
 def prior_correction(config: Config, spec: ModelSpec, manifest: Manifest) -> dict[str, torch.Tensor]:
     """``{task: [C]}`` added to the logits at evaluation: log(class share in the data / in the epochs drawn).
 
-    Sampling by labels trains the posterior of a world with other class shares; by Bayes' rule this correction (Saerens et
-    al., 2002; Menon et al., 2021) brings the probabilities back. Empty for uniform sampling.
+    Sampling by labels trains the posterior of a world with other class shares; by Bayes' rule this correction (Saerens
+    et al., 2002; Menon et al., 2021) brings the probabilities back. Empty for uniform sampling.
     """
     weights = sampling_weights(config, spec, manifest)
     if weights is None or not config.data.sampling.correct_evaluation:

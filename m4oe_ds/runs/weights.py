@@ -29,7 +29,9 @@ def consolidate(checkpoint: Path, path: Path, dtype: str = "fp32", max_file_gb: 
     """Writes the master weights of a checkpoint as whole tensors.
 
     Args:
-        checkpoint: a ``step-*`` folder. path: target, ``*.safetensors``. dtype: fp32, bf16 or fp16 (buffers keep theirs).
+        checkpoint: a ``step-*`` folder.
+        path: target, ``*.safetensors``.
+        dtype: fp32, bf16 or fp16 (buffers keep theirs).
         max_file_gb: start a new file beyond so many 10^9 bytes; 0 = one file.
 
     Returns:
@@ -133,7 +135,8 @@ def load(model: nn.Module, path: Path, *, strict: bool = True) -> list[str]:
     """Fills a model built at any ``ep_size`` from consolidated weights; each rank reads only the experts it holds.
 
     Args:
-        strict: differing names or shapes are an error and nothing is loaded; otherwise what fits is loaded and every difference is returned.
+        strict: differing names or shapes are an error and nothing is loaded; otherwise what fits is loaded and every
+            difference is returned.
 
     Returns:
         One line per missing or unexpected name or differing shape; empty if strict.

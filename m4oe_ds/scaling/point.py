@@ -39,9 +39,17 @@ class PointRequest:
     """What to measure.
 
     Attributes:
-        config, ds_config: paths. overrides: ``--set`` options. experts: of the MToE; 0 = the configuration's.
-        ep: 0 = as many as fit. mode: weak or strong. micro: samples per rank (weak). batch: samples per step (strong).
-        steps: timed. warm_up: before them. profiled: after them, for the split; 0 = no split.
+        config: path of the configuration.
+        ds_config: path of the DeepSpeed JSON.
+        overrides: ``--set`` options.
+        experts: of the MToE; 0 = the configuration's.
+        ep: 0 = as many as fit.
+        mode: weak or strong.
+        micro: samples per rank (weak).
+        batch: samples per step (strong).
+        steps: timed.
+        warm_up: before them.
+        profiled: after them, for the split; 0 = no split.
 
     Raises:
         ConfigError: a number below its smallest.
@@ -85,8 +93,8 @@ def resolve(request: PointRequest) -> Config:
 def measure(request: PointRequest) -> Row | None:
     """Runs the point in this process group; the row on rank 0, None elsewhere.
 
-    Data come from the shards of ``data.root`` where there are any; else random tensors of the same shape are made outside
-    the timed part of a step, and ``data_ms`` is None.
+    Data come from the shards of ``data.root`` where there are any; else random tensors of the same shape are made
+    outside the timed part of a step, and ``data_ms`` is None.
 
     Raises:
         ConfigError: a batch that the ranks cannot share.
@@ -207,7 +215,8 @@ def attribute(events: Iterable[Any], phases: Mapping[str, float], steps: int) ->
     """Takes the collectives out of the phases they ran in: compute, all-to-all, reduction and optimizer in ms per step.
 
     Args:
-        events: of the profiler, over ``steps`` steps. phases: ms per step of forward, backward and optimizer, all included.
+        events: of the profiler, over ``steps`` steps.
+        phases: ms per step of forward, backward and optimizer, all included.
     """
     ranges: list[tuple[str, float, float]] = []
     collectives: list[tuple[str, float, float]] = []

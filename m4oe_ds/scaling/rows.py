@@ -19,21 +19,35 @@ class Row:
     """A point of a study.
 
     Attributes:
-        experts: of the MToE. ep: ranks that share the experts. world: ranks.
-        mode: ``weak`` (samples per rank fixed) or ``strong`` (samples per step fixed). batch, micro: samples per step;
-            per forward and rank. stage: of ZeRO. precision: fp32, bf16 or fp16. device: kind of every rank.
+        experts: of the MToE.
+        ep: ranks that share the experts.
+        world: ranks.
+        mode: ``weak`` (samples per rank fixed) or ``strong`` (samples per step fixed).
+        batch: samples per step.
+        micro: samples per forward and rank.
+        stage: of ZeRO.
+        precision: fp32, bf16 or fp16.
+        device: kind of every rank.
         parameters: of the whole model, all experts.
-        step_ms: median over steps of the slowest rank; step_ms_low, step_ms_high: quartiles.
-        samples_per_s: batch / step. memory_bytes: peak of a rank (CPU: growth of the resident set since before the model).
-        compute_ms, all_to_all_ms, reduction_ms, optimizer_ms, data_ms: split of a step; None where it was not measured.
-            A collective counts once: in ``all_to_all_ms`` or, with every other one, in ``reduction_ms``, never in the phase
-            around it. Measured on rank 0 in further steps that waited for each collective, so it includes waiting for slower
-            ranks, and the parts are not those of exactly ``step_ms``.
+        step_ms: median over steps of the slowest rank.
+        step_ms_low: lower quartile.
+        step_ms_high: upper quartile.
+        samples_per_s: batch / step.
+        memory_bytes: peak of a rank (CPU: growth of the resident set since before the model).
+        compute_ms: forward and backward of a step, without collectives; None where the split was not measured. The
+            split is measured on rank 0 in further steps that waited for each collective, so it includes waiting for
+            slower ranks, and the parts are not those of exactly ``step_ms``.
+        all_to_all_ms: exchanges of slots; a collective counts once, here or in ``reduction_ms``, never in the phase
+            around it.
+        reduction_ms: every other collective.
+        optimizer_ms: optimizer, without collectives.
+        data_ms: waiting for data.
         all_to_all_bytes: that leave a rank per step.
         measured: False = simulated by the plan's model.
         source: date and versions, or the assumptions.
-        setting, digest: configuration files and overrides, and a hash of what they say without the varied numbers; points
-            of different digests are not compared with each other.
+        setting: configuration files and overrides.
+        digest: hash of what they say without the varied numbers; points of different digests are not compared with each
+            other.
         data: what was trained on.
     """
 
@@ -148,8 +162,8 @@ def _parse(text: str, kind: str) -> Any:
 def efficiency(row: Row, rows: Sequence[Row]) -> float | None:
     """Throughput per rank relative to the smallest world of the same study.
 
-    That is: same experts, mode, device, origin, setting, ZeRO stage and precision, and the same samples per rank (weak) or
-    per step (strong). None for another ep at that smallest world.
+    That is: same experts, mode, device, origin, setting, ZeRO stage and precision, and the same samples per rank (weak)
+    or per step (strong). None for another ep at that smallest world.
     """
     base = min((other for other in rows if _study(other) == _study(row)), key=lambda other: (other.world, other.ep))
     if base.world == row.world and base.ep != row.ep:

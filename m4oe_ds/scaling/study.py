@@ -42,7 +42,8 @@ def grid(
     """Every combination, and those that cannot be with the reason.
 
     Args:
-        config: whose other mixture layers also have to be divided. batch: samples per step of strong scaling.
+        config: whose other mixture layers also have to be divided.
+        batch: samples per step of strong scaling.
     """
     possible, impossible = [], []
     for mode, count, world, ep in itertools.product(modes, experts, worlds, eps):
@@ -77,7 +78,8 @@ def run_cell(
     The first failure ends the others, which would wait for it in a collective.
 
     Args:
-        options: more for ``m4oe scale point``. timeout_s: kill the processes after so long.
+        options: more for ``m4oe scale point``.
+        timeout_s: kill the processes after so long.
         command: what to start instead of this interpreter's ``m4oe scale point`` (tests).
         more: further environment variables.
     """
@@ -137,7 +139,9 @@ def run(
     """Measures every cell that is not there yet, one after the other; those that failed with their last lines.
 
     Args:
-        done: whether the point of a cell is there. timeout_s: for one point. say: prints a line.
+        done: whether the point of a cell is there.
+        timeout_s: for one point.
+        say: prints a line.
     """
     failures = []
     for number, cell in enumerate(cells, 1):

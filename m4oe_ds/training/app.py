@@ -42,8 +42,11 @@ class Request:
     """What the command line asks for.
 
     Attributes:
-        ds_config: path of the DeepSpeed JSON. config: path of our YAML. overrides: ``--set`` options.
-        resume: ``auto``, ``never`` or a checkpoint folder. output: run folder; empty = ``runs/<run.name>``.
+        ds_config: path of the DeepSpeed JSON.
+        config: path of our YAML.
+        overrides: ``--set`` options.
+        resume: ``auto``, ``never`` or a checkpoint folder.
+        output: run folder; empty = ``runs/<run.name>``.
         profile_steps: steps to record with the profiler.
     """
 

@@ -1,9 +1,9 @@
 """Atomic, verified checkpoints that any layout can load, written behind training.
 
 DeepSpeed's own files are written in place, tied to the number of ranks, and with another ``ep_size`` load permuted
-without an error. So here every rank writes the intervals of the global state it holds (:mod:`m4oe_ds.parallel.engine_state`) as
-safetensors: beside the run, hashed, with a manifest, renamed into place. The copy to host memory stalls training; hashing
-and writing happen in a thread. Nothing is unpickled at load.
+without an error. So here every rank writes the intervals of the global state it holds
+(:mod:`m4oe_ds.parallel.engine_state`) as safetensors: beside the run, hashed, with a manifest, renamed into place. The
+copy to host memory stalls training; hashing and writing happen in a thread. Nothing is unpickled at load.
 
     checkpoints/step-00000120/   state-00000.safetensors (one per rank), manifest.json
     checkpoints/LATEST, BEST     names of the newest and the best
@@ -41,7 +41,9 @@ class Position:
     """Where training stands.
 
     Attributes:
-        step: optimizer steps done. epoch: of the next step. samples_in_epoch: used before it, over all ranks.
+        step: optimizer steps done.
+        epoch: of the next step.
+        samples_in_epoch: used before it, over all ranks.
         samples: used since the beginning.
     """
 
@@ -75,7 +77,9 @@ class CheckpointStore:
         """Takes a copy of model, optimizer and generators and starts writing it; returns the tag.
 
         Args:
-            engine: at an accumulation boundary. position: of the next step. progress: JSON-ready state of the loop.
+            engine: at an accumulation boundary.
+            position: of the next step.
+            progress: JSON-ready state of the loop.
             best: the BEST pointer moves to it.
 
         Raises:

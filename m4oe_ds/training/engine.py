@@ -25,7 +25,10 @@ def create(
     """The DeepSpeed engine of a configuration and this rank's place in the expert groups.
 
     Args:
-        config: ours. ds_config: DeepSpeed's, as read. sizes: derived batch sizes. world: number of ranks.
+        config: ours.
+        ds_config: DeepSpeed's, as read.
+        sizes: derived batch sizes.
+        world: number of ranks.
 
     Raises:
         ConfigError: an ep_size that does not fit, or a precision this device lacks.

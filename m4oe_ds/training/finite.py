@@ -41,7 +41,8 @@ def first_bad_tensor(module: nn.Module, batch: Batch) -> str | None:
     """Where this rank's values first stop being finite: an input, a parameter, or the output of a module.
 
     Args:
-        module: the model itself, not the engine. batch: on its device and in its dtype.
+        module: the model itself, not the engine.
+        batch: on its device and in its dtype.
 
     Returns:
         One line, or None if everything up to the model's outputs is finite (then it is the loss that is not).
@@ -82,7 +83,9 @@ def stop_if_bad(module: nn.Module, batches: Sequence[Batch], losses: Sequence[Te
     """Stops all ranks, before the optimizer touches the weights, if a loss of any rank is not finite.
 
     Args:
-        module: the model. batches: micro-batches of the step, on any device. losses: their losses, scalars.
+        module: the model.
+        batches: micro-batches of the step, on any device.
+        losses: their losses, scalars.
 
     Raises:
         UserError: names the first bad tensor.

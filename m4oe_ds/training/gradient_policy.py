@@ -4,7 +4,8 @@
 (Huang et al., ICCV 2023) from its abstract: the tasks' gradients at the last shared layer are brought to one level
 (``norm``) or to equal projections (``imtl_g``; Liu et al., ICLR 2021), then the gradients that enter the modality
 branches are brought to one level. The heads keep their own gradients: weights act from the shared layer down, where the
-model shows its output for every task; else they multiply the losses. What is level is the branch gradient of a micro-batch.
+model shows its output for every task; else they multiply the losses. What is level is the branch gradient of a
+micro-batch.
 
 Gradients are measured as :mod:`m4oe_ds.training.shared_gradients` says, with the same demands on losses and parameters.
 """
@@ -47,13 +48,17 @@ class GradientPolicy:
 
         Args:
             task_losses: scalar per task, in the order of ``counts``, scaled so that the mean over the ranks is the
-                global mean; with their graphs. model: unwrapped. output: of ``model``.
+                global mean; with their graphs.
+            model: unwrapped.
+            output: of ``model``.
             counts: ``[p]`` labels of the step over all ranks.
         """
         return dict.fromkeys(task_losses, 1.0)
 
     def spread(self, weights: Mapping[str, float], *outputs: ModelOutput) -> dict[str, float]:
-        """Makes coming backwards from ``outputs`` weigh the tasks below their heads; returns what is left for the losses."""
+        """Makes coming backwards from ``outputs`` weigh the tasks below their heads; returns what is left for the
+        losses.
+        """
         return dict(weights)
 
     def calibrate(self, loss: Tensor, output: ModelOutput, trained: ModelOutput | None = None) -> dict[str, float]:
@@ -78,12 +83,15 @@ class CalibratedPolicy(GradientPolicy):
     """FULLER's two levels of calibration.
 
     ``norm``: w_k = c / ||g_k|| with c the mean norm over the tasks, smoothed over the steps.
-    ``imtl_g``: (w_2 .. w_p) = g_1 U^T (D U^T)^-1, w_1 = 1 - sum; D rows g_1 - g_k, U rows u_1 - u_k, u_k = g_k / ||g_k||.
+    ``imtl_g``: (w_2 .. w_p) = g_1 U^T (D U^T)^-1, w_1 = 1 - sum; D rows g_1 - g_k, U rows u_1 - u_k, u_k = g_k /
+    ||g_k||.
 
     Args:
-        rule: one of the two. momentum: of the smoothing.
+        rule: one of the two.
+        momentum: of the smoothing.
         normalise: rescale the ``norm`` weights to sum to the number of tasks; the smoothing then cancels.
-        branches: calibrate the modality branches as well. weighted_heads: weigh the losses, and so the heads too.
+        branches: calibrate the modality branches as well.
+        weighted_heads: weigh the losses, and so the heads too.
     """
 
     measures = True
@@ -133,7 +141,9 @@ class CalibratedPolicy(GradientPolicy):
         return weights
 
     def spread(self, weights: Mapping[str, float], *outputs: ModelOutput) -> dict[str, float]:
-        """See :class:`GradientPolicy`; all weights are left for the losses of a model that does not show ``shared.<task>``."""
+        """See :class:`GradientPolicy`; all weights are left for the losses of a model that does not show
+        ``shared.<task>``.
+        """
         if self.weighted_heads or any(SHARED.of(name) not in o.extras for o in outputs for name in weights):
             return dict(weights)
         for output in outputs:
@@ -148,7 +158,8 @@ class CalibratedPolicy(GradientPolicy):
         number, so no collective depends on the order in which autograd reaches the branches.
 
         Args:
-            loss: the loss about to be differentiated, behind :meth:`spread`. output: with ``extras["features.<modality>"]``.
+            loss: the loss about to be differentiated, behind :meth:`spread`.
+            output: with ``extras["features.<modality>"]``.
             trained: the output whose backward is to be scaled, if it comes from another forward than ``output``.
 
         Collectives: those of one backward down to the features, then one all-reduce of m numbers.
@@ -194,7 +205,8 @@ class _Scale:
 
 
 def equal_projection_weights(gram: Tensor) -> Tensor:
-    """IMTL-G weights ``[q]`` from the tasks' Gram matrix ``[q, q]``: the projections of sum_k w_k g_k on all u_k are equal.
+    """IMTL-G weights ``[q]`` from the tasks' Gram matrix ``[q, q]``: the projections of sum_k w_k g_k on all u_k are
+    equal.
 
     Weights sum to 1 and may be negative; where gradients are parallel the smallest solution is taken.
     """

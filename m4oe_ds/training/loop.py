@@ -244,7 +244,8 @@ class Loop:
     def predict(
         self, split: str, num_examples: int = 0, observe: Callable[[Batch, ModelOutput], None] | None = None
     ) -> Predictions:
-        """Predictions of a split with the current weights; ``observe`` is given every batch of this rank and its output.
+        """Predictions of a split with the current weights; ``observe`` is given every batch of this rank and its
+        output.
 
         Collectives: every rank must call it.
         """

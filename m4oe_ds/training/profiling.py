@@ -54,8 +54,10 @@ class StepProfiler:
     """Records ``steps`` steps after the first two of this process; does nothing if ``steps`` is 0.
 
     Args:
-        folder: run folder; writes ``profile/trace-rank<r>.json.gz`` (for Perfetto or chrome://tracing) on every rank, and
-            ``profile/summary.json`` on rank 0. steps: to record. say: prints a line on rank 0.
+        folder: run folder; writes ``profile/trace-rank<r>.json.gz`` (for Perfetto or chrome://tracing) on every rank,
+            and ``profile/summary.json`` on rank 0.
+        steps: to record.
+        say: prints a line on rank 0.
 
     Collectives wait for their end while recording, so the split is that of a step without overlap.
     """
@@ -111,7 +113,9 @@ def summarise(
     """Milliseconds per step by phase, bytes per step by collective, and the kernels that cost most.
 
     Args:
-        profiler: finished recording. wall, waited: seconds of all ``steps``, and of waiting for data.
+        profiler: finished recording.
+        wall: seconds of all ``steps``.
+        waited: seconds of waiting for data.
         exchanged: collectives of all steps.
     """
     averages = {event.key: event for event in profiler.key_averages()}

@@ -57,7 +57,10 @@ class Recorder:
     """Rank 0's log: one JSON object per logged step, TensorBoard scalars, and a progress line with the time left.
 
     Args:
-        folder: run folder. total_steps: of the whole run. enabled: False on all other ranks. tensorboard: write events.
+        folder: run folder.
+        total_steps: of the whole run.
+        enabled: False on all other ranks.
+        tensorboard: write events.
         first_step: step a resumed run starts from; later lines of an earlier run are cut off.
     """
 

@@ -1,9 +1,9 @@
 """The tasks' gradients at the last layer they share, and how much they disagree there.
 
-Every gradient here comes from ``torch.autograd.grad`` and leaves ``.grad`` and the engine's hooks alone. The losses must
-therefore come from a forward through ``engine.module``: the engine marks the outputs of its own forward for its own
-backward. Parameters may be whole, experts sharded over the expert-parallel group, or partitioned by ZeRO-3: the gradients
-that autograd hands out are whole there too.
+Every gradient here comes from ``torch.autograd.grad`` and leaves ``.grad`` and the engine's hooks alone. The losses
+must therefore come from a forward through ``engine.module``: the engine marks the outputs of its own forward for its
+own backward. Parameters may be whole, experts sharded over the expert-parallel group, or partitioned by ZeRO-3: the
+gradients that autograd hands out are whole there too.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ class Conflict:
     """Agreement of the tasks' gradients at the shared layer.
 
     Attributes:
-        tasks: tasks that had labels. cosines: ``[q, q]`` of their gradients averaged over the ranks; NaN for a zero one.
-        conflict, neutral, enhance: shares of the pairs with cosine < -t, |cosine| <= t, > t; NaN without a pair.
+        tasks: tasks that had labels.
+        cosines: ``[q, q]`` of their gradients averaged over the ranks; NaN for a zero one.
+        conflict: share of the pairs with cosine < -t; NaN without a pair.
+        neutral: share with -t <= cosine <= t, likewise.
+        enhance: share with cosine > t, likewise.
         dimension: D of the gradients; those of unrelated tasks have cosines of standard deviation 1 / sqrt(D).
     """
 
@@ -59,7 +62,9 @@ def gradient_conflict(
     """Pairwise cosines of the tasks' gradients at ``model.shared_layer()``; training is not disturbed.
 
     Args:
-        task_losses, model, counts: see :meth:`m4oe_ds.training.gradient_policy.GradientPolicy.weights`.
+        task_losses: see :meth:`m4oe_ds.training.gradient_policy.GradientPolicy.weights`.
+        model: see :meth:`m4oe_ds.training.gradient_policy.GradientPolicy.weights`.
+        counts: see :meth:`m4oe_ds.training.gradient_policy.GradientPolicy.weights`.
         threshold: t, on the cosine.
 
     Collectives: those of :func:`shared_gradients`.
@@ -85,7 +90,9 @@ def shared_gradients(
     """Global gradient of every labelled task at the shared layer.
 
     Args:
-        task_losses, model, counts: see :meth:`m4oe_ds.training.gradient_policy.GradientPolicy.weights`.
+        task_losses: see :meth:`m4oe_ds.training.gradient_policy.GradientPolicy.weights`.
+        model: see :meth:`m4oe_ds.training.gradient_policy.GradientPolicy.weights`.
+        counts: see :meth:`m4oe_ds.training.gradient_policy.GradientPolicy.weights`.
         partitioned: parameters may be partitioned by ZeRO-3; false for whoever goes on to change their gradients.
 
     Gradients are averaged before any norm or product is taken: the norm of a mean is not a mean of norms.
@@ -95,7 +102,8 @@ def shared_gradients(
         stand at its global id, whoever holds it.
 
     Raises:
-        ConfigError: parameters partitioned by ZeRO-3 unless ``partitioned``, or a shared layer without trainable parameters.
+        ConfigError: parameters partitioned by ZeRO-3 unless ``partitioned``, or a shared layer without trainable
+            parameters.
 
     Collectives: one backward per task, one all-reduce of q * P numbers.
     """

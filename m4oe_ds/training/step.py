@@ -1,8 +1,9 @@
 """One optimizer step: global label counts first, then one backward per micro-batch.
 
 DeepSpeed averages the losses of the ranks with equal weight and divides by the accumulation steps. With missing labels
-ranks hold different numbers of labels, so each task's loss sum is multiplied by (ranks * accumulation steps) and divided
-by the global label count: what the engine then averages is exactly the mean over all labelled samples of the step.
+ranks hold different numbers of labels, so each task's loss sum is multiplied by (ranks * accumulation steps) and
+divided by the global label count: what the engine then averages is exactly the mean over all labelled samples of the
+step.
 """
 
 from __future__ import annotations

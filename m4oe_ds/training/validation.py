@@ -30,7 +30,9 @@ class Observer(Protocol):
         """Joins the ranks; every rank calls it."""
 
     def draw(self, predictions: Predictions, report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """Matplotlib figures by name, of the predictions, of what ``evaluate_split`` says of them, and of the run folder."""
+        """Matplotlib figures by name, of the predictions, of what ``evaluate_split`` says of them, and of the run
+        folder.
+        """
 
 
 class Predict(Protocol):

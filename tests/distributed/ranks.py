@@ -1,8 +1,8 @@
 """Runs a function in several real processes (gloo on the CPU) and brings back results or the first traceback.
 
 Spawned processes meet through a file, so there are no port clashes. The parent waits for all of them, kills the rest at
-the first failure or at the timeout, and fails with the earliest traceback, rank in front. A hang is a failure that shows
-where every rank stands.
+the first failure or at the timeout, and fails with the earliest traceback, rank in front. A hang is a failure that
+shows where every rank stands.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Every model on two ranks as in one process: parameters partitioned by ZeRO stage 3, experts of attached MToEs sharded."""
+"""Every model on two ranks as in one process: parameters partitioned by ZeRO stage 3, experts of attached MToEs
+sharded.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A run goes on in another layout: other numbers of ranks, other ``ep_size``, other ZeRO stage, other precision.
 
 The loss trajectory of every chain equals that of one process that never stopped. The fp32 masters of every expert are
-bit for bit those of the checkpoint, also after a step of length zero, which writes them back through DeepSpeed's own path
-and would show experts in a wrong place.
+bit for bit those of the checkpoint, also after a step of length zero, which writes them back through DeepSpeed's own
+path and would show experts in a wrong place.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ class Page:
     """One page.
 
     Attributes:
-        requests: addresses asked for, ``data:`` ones left out. problems: console errors and warnings, exceptions, violations.
+        requests: addresses asked for, ``data:`` ones left out.
+        problems: console errors and warnings, exceptions, violations.
     """
 
     _to: int

@@ -90,8 +90,9 @@ class SpoilingProxy:
     """Passes connections on to a server and spoils the first ``times`` answers.
 
     Args:
-        target: port of the server. fault: ``reset`` (connection reset in the middle of the body), ``cut`` (orderly end in
-            the middle), ``flip`` (one bit of the body changed), ``busy`` (503 instead of the answer).
+        target: port of the server.
+        fault: ``reset`` (connection reset in the middle of the body), ``cut`` (orderly end in the middle), ``flip``
+            (one bit of the body changed), ``busy`` (503 instead of the answer).
     """
 
     def __init__(self, target: int, fault: str, times: int) -> None:

@@ -1,4 +1,6 @@
-"""``m4oe compare`` as a user runs it: two systems, their tables, a second call that trains nothing, a failure that shows."""
+"""``m4oe compare`` as a user runs it: two systems, their tables, a second call that trains nothing, a failure that
+shows.
+"""
 
 from __future__ import annotations
 

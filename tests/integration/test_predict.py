@@ -1,4 +1,6 @@
-"""``m4oe predict`` as a user runs it: the archive's own files give the probabilities of ``m4oe evaluate``, and no names."""
+"""``m4oe predict`` as a user runs it: the archive's own files give the probabilities of ``m4oe evaluate``, and no
+names.
+"""
 
 from __future__ import annotations
 

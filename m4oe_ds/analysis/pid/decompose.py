@@ -16,7 +16,8 @@ def broja(p: ArrayLike, **options: Any) -> dict[str, float]:
     """Exact redundancy R, unique informations U1, U2 and synergy S of a table ``p[x1, x2, y]``, in bits.
 
     Args:
-        p: probabilities, sum 1. options: of :func:`m4oe_ds.analysis.pid.solver.broja`.
+        p: probabilities, sum 1.
+        options: of :func:`m4oe_ds.analysis.pid.solver.broja`.
 
     Raises:
         DataError: ``p`` is no probability table with three axes.
@@ -32,7 +33,8 @@ def batch(x1: ArrayLike, x2: ArrayLike, y: ArrayLike, **options: Any) -> dict[st
             ``conditionals`` of :func:`m4oe_ds.analysis.pid.estimator.batch`.
 
     Raises:
-        DataError: data that do not fit together. ConfigError: contradictory settings.
+        DataError: data that do not fit together.
+        ConfigError: contradictory settings.
         TypeError: ``settings`` together with fields of it, or an unknown option.
     """
     direct = {name: options.pop(name) for name in ("patients", "settings", "conditionals") if name in options}
@@ -50,8 +52,10 @@ def principal_components(x: ArrayLike, present: ArrayLike, count: int, share: fl
     components that explain little are left out, because the estimator standardises its inputs and would blow them up.
 
     Args:
-        x: ``[N, d]`` features. present: ``[N]`` bool. count: most components c. share: of the variance to explain; no
-            more components than that takes.
+        x: ``[N, d]`` features.
+        present: ``[N]`` bool.
+        count: most components c.
+        share: of the variance to explain; no more components than that takes.
 
     Raises:
         DataError: no row is present, or non-finite features.

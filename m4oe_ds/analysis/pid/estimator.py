@@ -49,23 +49,28 @@ class BatchSettings:
     """Options of :func:`batch`; the defaults suit a few thousand cached features on a CPU core.
 
     Attributes:
-        hidden, depth: width and number of hidden layers of every network.
+        hidden: width of the hidden layers of every network.
+        depth: number of hidden layers of every network.
         discriminator_steps: most Adam steps per discriminator; early stopping usually ends before.
-        check_every, patience: validation every so many steps; stop after so many checks without improvement.
+        check_every: steps between two validations.
+        patience: checks without improvement after which training stops.
         weight_decay: of the discriminators (decoupled).
         temperature_scaling: divide the logits by the temperature that minimises the validation cross-entropy.
-        learning_rate, batch_size: of discriminators and alignment networks.
+        learning_rate: of discriminators and alignment networks.
+        batch_size: of discriminators and alignment networks.
         alignment_steps: Adam steps of the alignment networks.
         embedding: entries ``e`` of the vectors whose inner product is the log coupling.
         logit_scale: factor of that inner product, default ``1/sqrt(e)``; ``|logit| <= logit_scale (e - 1)`` or so.
         evaluation_batch: samples coupled at once at evaluation (memory: its square times the number of classes).
-        sinkhorn_rounds, sinkhorn_tolerance, evaluation_tolerance: most rounds, and the largest marginal error at which
-            to stop in training and at evaluation, relative to the mass 1 of a sample.
+        sinkhorn_rounds: most rounds.
+        sinkhorn_tolerance: largest marginal error at which to stop in training, relative to the mass 1 of a sample.
+        evaluation_tolerance: the same at evaluation.
         balance_mass: rescale both marginals of a label to their mean mass (see the module).
         anchor: source from which the coupling is read: ``x1`` (as published), ``x2`` or ``mean`` of both.
         mi: ``soft`` (Kullback-Leibler divergence of p(y|x) from p(y)) or ``heldout_ce`` (log p(y) minus held-out
             cross-entropy; may become negative) for the three ordinary informations.
-        held_out, validation: fractions of the patients for the estimate, and of the rest for early stopping.
+        held_out: fraction of the patients for the estimate.
+        validation: fraction of the rest for early stopping.
         permutations: runs with permuted labels for the null (0 = none).
         bootstrap: resamples of the held-out patients (0 = none), with the trained networks kept fixed.
         seed: of everything random.

@@ -1,9 +1,9 @@
 """AIDE: view features through a transformer, fused adaptively or by cross-attention between image types, linear heads.
 
-Yang et al., "AIDE: a vision-driven multi-view, multi-modal, multi-tasking dataset for assistive driving perception", ICCV
-2023. Fidelity: reconstructed. No model code is public; the abstract speaks of two fusion strategies, which are built here
-from what is known of such baselines: attention weights over the views, or queries of one image type on the other. Hard
-parameter sharing, equally weighted tasks.
+Yang et al., "AIDE: a vision-driven multi-view, multi-modal, multi-tasking dataset for assistive driving perception",
+ICCV 2023. Fidelity: reconstructed. No model code is public; the abstract speaks of two fusion strategies, which are
+built here from what is known of such baselines: attention weights over the views, or queries of one image type on the
+other. Hard parameter sharing, equally weighted tasks.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ class Options:
     """Options of AIDE.
 
     Attributes:
-        fusion: ``adaptive`` or ``cross_attention``. hidden: width of view features and of the fused vector.
-        heads, feedforward, dropout: of the transformer layer. head_dropout: before the heads.
+        fusion: ``adaptive`` or ``cross_attention``.
+        hidden: width of view features and of the fused vector.
+        heads: of the transformer layer.
+        feedforward: of the transformer layer.
+        dropout: of the transformer layer.
+        head_dropout: before the heads.
     """
 
     fusion: str = "adaptive"
@@ -66,8 +70,9 @@ class CrossAttentionFusion(nn.Module):
     """Every view asks the views of the other image types, the answers are added and averaged over the present views.
 
     Args:
-        width: of f. heads: of the attention. types: image type of every modality, in order. With one type only, views
-            ask each other.
+        width: of f.
+        heads: of the attention.
+        types: image type of every modality, in order. With one type only, views ask each other.
     """
 
     def __init__(self, width: int, heads: int, types: list[str]) -> None:

@@ -1,11 +1,11 @@
 """AsymMirai: risk from the largest local difference between the two breasts, with the map that shows where it is.
 
-Donnelly et al., "AsymMirai: interpretable mammography-based deep learning model for 1-5-year breast cancer risk prediction",
-Radiology 2024. Fidelity: re-implemented from public facts about the released code; nothing copied. Adapted: one channel
-matrix and one difference map per modality, so FFDM and synthesised views are compared with their like; a threshold and a
-scale per risk horizon, trained by binary cross-entropy on the logit (the release applies a cross-entropy to probabilities);
-density and BI-RADS read the content of both breasts. Shards store every breast with the chest wall on the same side, so
-the views are aligned as the release assumes. Needs ``data.contralateral: true``.
+Donnelly et al., "AsymMirai: interpretable mammography-based deep learning model for 1-5-year breast cancer risk
+prediction", Radiology 2024. Fidelity: re-implemented from public facts about the released code; nothing copied.
+Adapted: one channel matrix and one difference map per modality, so FFDM and synthesised views are compared with their
+like; a threshold and a scale per risk horizon, trained by binary cross-entropy on the logit (the release applies a
+cross-entropy to probabilities); density and BI-RADS read the content of both breasts. Shards store every breast with
+the chest wall on the same side, so the views are aligned as the release assumes. Needs ``data.contralateral: true``.
 
 For data without the other breast ``pairs: cross_type`` compares the FFDM with the synthesised image of the same view
 instead. That is another method: its score says how the two image types differ, not how the breasts do.
@@ -41,8 +41,9 @@ class Options:
     Attributes:
         pairs: ``bilateral``, or ``cross_type`` (see the module's first lines).
         flexible: windows at every position (the released run) instead of side by side.
-        threshold, temperature: initial mu and tau of the score; 0 = 1.5 and 0.25 times the root of the channels, which suits
-            features of unit variance (the release starts at 2000 and 300 on its own, un-normalised features).
+        threshold: initial mu of the score; 0 = 1.5 times the root of the channels, which suits features of unit
+            variance (the release starts at 2000 on its own, un-normalised features).
+        temperature: initial tau of the score; 0 = 0.25 times the root of the channels (the release starts at 300).
     """
 
     pairs: str = "bilateral"
@@ -66,7 +67,9 @@ def difference_map(own: Tensor, other: Tensor, flexible: bool = True) -> tuple[T
     """Where two aligned maps differ.
 
     Args:
-        own, other: ``[B, C, h, w]``. flexible: stride 1 instead of the window's size.
+        own: ``[B, C, h, w]`` of this side.
+        other: ``[B, C, h, w]`` of the other.
+        flexible: stride 1 instead of the window's size.
 
     Returns:
         The largest |own - other| of every channel and window ``[B, C, h', w']``, and its length over the channels, the
@@ -97,7 +100,9 @@ class RiskScore(nn.Module):
     """Logits of the risk horizons from one score, (a - mu_k) / tau_k, in float32.
 
     Args:
-        horizons: F. threshold, temperature: initial mu and tau.
+        horizons: F.
+        threshold: initial mu.
+        temperature: initial tau.
     """
 
     def __init__(self, horizons: int, threshold: float, temperature: float) -> None:

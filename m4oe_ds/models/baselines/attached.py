@@ -19,8 +19,10 @@ class Attached(NamedTuple):
     """What an attached MToE adds. A tuple, since ZeRO stage 3 finds the tensors of a module's output in those only.
 
     Attributes:
-        features: ``{task: [B, d]}`` mean over the present tokens of G_k. tokens: ``{task: {modality: [B, l_i, d]}}``.
-        routing: ``[B, M, n, p]``. modality_of_token: ``[M]``.
+        features: ``{task: [B, d]}`` mean over the present tokens of G_k.
+        tokens: ``{task: {modality: [B, l_i, d]}}``.
+        routing: ``[B, M, n, p]``.
+        modality_of_token: ``[M]``.
     """
 
     features: dict[str, Tensor]
@@ -33,7 +35,10 @@ class AttachedMToE(nn.Module):
     """Maps of all modalities to tokens, one MToE block over all of them.
 
     Args:
-        spec, config: of the model. widths: channels of the maps, per modality. experts_factory: makes the executor.
+        spec: of the model.
+        config: of the model.
+        widths: channels of the maps, per modality.
+        experts_factory: makes the executor.
     """
 
     def __init__(

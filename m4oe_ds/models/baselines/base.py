@@ -54,8 +54,11 @@ class ComparedModel(MultiModalModel):
     calls :meth:`finish` with the width of the vector its fusion gives per task.
 
     Args:
-        spec: modalities, tasks, image size. config: of the model. experts_factory: for the attached MToE.
-        native: timm name of the original's encoder, per modality or one for all. share: one encoder for all modalities.
+        spec: modalities, tasks, image size.
+        config: of the model.
+        experts_factory: for the attached MToE.
+        native: timm name of the original's encoder, per modality or one for all.
+        share: one encoder for all modalities.
     """
 
     def __init__(

@@ -17,7 +17,8 @@ class MaskDecoder(nn.Module):
     Args:
         widths: channels of the encoder's maps, fine to coarse; one entry (a vision transformer) means no skips.
         fused_width: width of the fused vector, added at the coarsest map after a linear layer.
-        image_size: height and width of the mask. channels: width of the first stage, halved from stage to stage.
+        image_size: height and width of the mask.
+        channels: width of the first stage, halved from stage to stage.
     """
 
     STAGES = 4

@@ -17,15 +17,18 @@ from m4oe_ds.models.interface import ModelSpec
 class ViewEncoders(nn.Module):
     """One encoder per modality, or one for all of them, whose output stays a map.
 
-    Regime ``vit`` uses ``model.embedder`` exactly as our model does (a vision transformer; like for like), ``native`` the
-    convolutional network of the original, with grey images repeated to three channels.
+    Regime ``vit`` uses ``model.embedder`` exactly as our model does (a vision transformer; like for like), ``native``
+    the convolutional network of the original, with grey images repeated to three channels.
 
     Args:
-        spec, config: of the model. native: timm name for every modality, or one per modality.
+        spec: of the model.
+        config: of the model.
+        native: timm name for every modality, or one per modality.
         share: one encoder for all modalities in the native regime (the vit regime follows ``model.embedder.share``).
 
     Attributes:
-        widths: channels of the last map, per modality. pyramid_widths: of all maps, fine to coarse.
+        widths: channels of the last map, per modality.
+        pyramid_widths: of all maps, fine to coarse.
 
     Raises:
         ConfigError: regime vit with a backbone that is none; shared encoders for unequal channels.

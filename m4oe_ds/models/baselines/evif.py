@@ -5,10 +5,11 @@ from the abstract; no code is public and the network here is our own: classifica
 events and infrared. The private codes of two modalities shall share little information (vCLUB), the fused code and each
 shared code much (InfoNCE).
 
-Optimised in two levels that alternate (:meth:`Evif.inner_level`): in every forward that is trained the estimators q_theta of
-the upper bound first take one step of Adam along their likelihood on the codes of all ranks, everything else frozen; the
-outer step then minimises task losses and bounds with theta frozen. theta is no parameter of the model, so the outer
-optimizer cannot touch it, nor ZeRO partition it; its values and moments are buffers and part of every checkpoint.
+Optimised in two levels that alternate (:meth:`Evif.inner_level`): in every forward that is trained the estimators
+q_theta of the upper bound first take one step of Adam along their likelihood on the codes of all ranks, everything else
+frozen; the outer step then minimises task losses and bounds with theta frozen. theta is no parameter of the model, so
+the outer optimizer cannot touch it, nor ZeRO partition it; its values and moments are buffers and part of every
+checkpoint.
 """
 
 from __future__ import annotations
@@ -40,8 +41,11 @@ class Options:
     """Options of EVIF.
 
     Attributes:
-        heads: of the cross-attention. private, fused: weights of the upper and the lower bound.
-        temperature: of InfoNCE. estimator_lr: learning rate of the inner level.
+        heads: of the cross-attention.
+        private: weight of the upper bound.
+        fused: weight of the lower bound.
+        temperature: of InfoNCE.
+        estimator_lr: learning rate of the inner level.
     """
 
     heads: int = 8
@@ -64,7 +68,9 @@ class Estimators(nn.Module):
     Everything is float32 whatever the model is cast to: a step of 1e-3 would vanish in bf16.
 
     Args:
-        pairs: P. dim: width of x and y. hidden: of the hidden layer.
+        pairs: P.
+        dim: width of x and y.
+        hidden: of the hidden layer.
     """
 
     BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -100,7 +106,11 @@ class Estimators(nn.Module):
         """One step of Adam on -log q(y|x), a mean over the valid rows of all ranks; x and y are constants.
 
         Args:
-            x, y: ``[P, B, d]``. valid: ``[P, B]`` bool. lr: learning rate. reduce: sum over the ranks.
+            x: ``[P, B, d]``.
+            y: ``[P, B, d]``.
+            valid: ``[P, B]`` bool.
+            lr: learning rate.
+            reduce: sum over the ranks.
 
         Collectives: one all-reduce of P * (N + 1) numbers if ``reduce`` has one. A gradient that is not finite (an
             overflow, which the outer level skips or stops at) counts as zero.
@@ -137,7 +147,8 @@ class CrossTask(nn.Module):
     """h_k + sum over k' != k of sigmoid(w_kk' . [h_k; h_k']) * V h_k'.
 
     Args:
-        tasks: p > 1. dim: width of h_k.
+        tasks: p > 1.
+        dim: width of h_k.
     """
 
     def __init__(self, tasks: int, dim: int) -> None:
@@ -158,7 +169,10 @@ class Collaboration(nn.Module):
     """Codes of the modalities, task queries over them, exchange between the tasks, and the two bounds.
 
     Args:
-        widths: of the modalities' vectors, in order. tasks: p. dim: width d of h_k; codes have d/2. options: of EVIF.
+        widths: of the modalities' vectors, in order.
+        tasks: p.
+        dim: width d of h_k; codes have d/2.
+        options: of EVIF.
     """
 
     def __init__(self, widths: tuple[int, ...], tasks: int, dim: int, options: Options) -> None:
@@ -202,7 +216,10 @@ class Collaboration(nn.Module):
         """Weighted auxiliary losses, means over pairs and modalities.
 
         Args:
-            private, shared: codes ``m x [B, d/2]``. fused: ``[B, d]``. rows: ``m x [B]`` bool, which codes exist.
+            private: private codes ``m x [B, d/2]``.
+            shared: shared codes ``m x [B, d/2]``.
+            fused: ``[B, d]``.
+            rows: ``m x [B]`` bool, which codes exist.
         """
         code = self.fused_code(fused)
         lower = [info_nce(code, c, keep, self.options.temperature) for c, keep in zip(shared, rows, strict=True)]

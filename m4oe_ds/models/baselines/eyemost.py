@@ -1,10 +1,10 @@
 """EyeMoSt and EyeMoSt+: Normal-Inverse-Gamma evidence per modality, fused as a mixture of Student's t distributions.
 
 Zou et al., "Reliable multimodality eye disease screening via mixture of Student's t distributions", MICCAI 2023; Zou et
-al., "Confidence-aware multi-modality learning for eye disease screening", Medical Image Analysis 2024 (option ``plus``).
-Fidelity: re-implemented from public facts about the released network; nothing copied. Adapted: one set of evidential
-heads per task over encoders that all tasks share; two to four modalities; a mask is decoded from the fundus maps and a
-mean of projected modality vectors, since the original has no fused vector; Res2Net-50d of timm stands for
+al., "Confidence-aware multi-modality learning for eye disease screening", Medical Image Analysis 2024 (option
+``plus``). Fidelity: re-implemented from public facts about the released network; nothing copied. Adapted: one set of
+evidential heads per task over encoders that all tasks share; two to four modalities; a mask is decoded from the fundus
+maps and a mean of projected modality vectors, since the original has no fused vector; Res2Net-50d of timm stands for
 Res2Net-50-v1b; the 3-D map becomes the published 8192 features by a mean over 2 x 4 x 2 places, which their number and
 the size of the published volume imply. ``append`` lets the features g_k join the fusion as one more source, ``replace``
 leaves them as the only one.
@@ -52,7 +52,9 @@ class EvidentialHeads(nn.Module):
     """Evidence of every source about one task.
 
     Args:
-        widths: of the sources' features. classes: K. options: of the model.
+        widths: of the sources' features.
+        classes: K.
+        options: of the model.
     """
 
     def __init__(self, widths: Mapping[str, int], classes: int, options: Options) -> None:
@@ -77,7 +79,8 @@ class EvidentialHeads(nn.Module):
         """Evidence of the sources, constant where absent.
 
         Args:
-            features: ``{source: [B, F]}``. present: ``[B, S]`` bool, in the order of the sources.
+            features: ``{source: [B, F]}``.
+            present: ``[B, S]`` bool, in the order of the sources.
 
         Returns:
             ``[B, S, 4, C]`` NIG parameters, or ``[B, S, C]`` Dirichlet parameters; float32.
@@ -151,7 +154,9 @@ class EyeMoSt(ComparedModel):
         return Fused(dict.fromkeys(self.spec.task_names, masked_mean(each, tokens.present)))
 
     def fuse(self, tokens: Tokens, batch: Batch) -> Fused:
-        """Features of a classification task become the location of its fused distribution (or log Dirichlet parameters)."""
+        """Features of a classification task become the location of its fused distribution (or log Dirichlet
+        parameters).
+        """
         fused = self.combine(tokens, batch) if self.own_fusion else Fused({})
         fused.maps = tokens.maps
         sources: dict[str, Tensor] = self._vectors(tokens) if self.own_fusion else {}
@@ -201,7 +206,9 @@ class EyeMoSt(ComparedModel):
         return ModelOutput(logits, fused.routing, fused.aux, fused.modality_of_token, fused.extras)
 
     def shared_layer(self) -> nn.Module:
-        """The first modality's encoder, where all tasks part, or the experts of the MToE that takes part in all of them."""
+        """The first modality's encoder, where all tasks part, or the experts of the MToE that takes part in all of
+        them.
+        """
         if self.mtoe is not None:
             return self.mtoe.block.mtoe.experts
         name = self.spec.modalities[0]

@@ -1,10 +1,10 @@
 """EyeStar: fundus and OCT branches, ordinal grading of their joint features, a U-Net decoder on the fundus branch.
 
-A finalist of the GAMMA challenge (Wu et al., "GAMMA challenge: glaucoma grading from multi-modality images", Medical Image
-Analysis 2023). Fidelity: reconstructed. Its architecture is not public; this is the challenge's public grading baseline
-(two ResNet-34, the OCT's B-scans as channels, pooled and concatenated) with the ingredients the report names for the
-leading teams: ordinal regression with a shared slope, segmentation with skip connections, and, as an option, grading of a
-crop around what was segmented. One network does both tasks; by default grading reads the whole fundus.
+A finalist of the GAMMA challenge (Wu et al., "GAMMA challenge: glaucoma grading from multi-modality images", Medical
+Image Analysis 2023). Fidelity: reconstructed. Its architecture is not public; this is the challenge's public grading
+baseline (two ResNet-34, the OCT's B-scans as channels, pooled and concatenated) with the ingredients the report names
+for the leading teams: ordinal regression with a shared slope, segmentation with skip connections, and, as an option,
+grading of a crop around what was segmented. One network does both tasks; by default grading reads the whole fundus.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Options:
     """Options of EyeStar.
 
     Attributes:
-        crop: side of the crop that grading reads, as a multiple of the box around the predicted mask (4 times a cup is about
-            twice its disc); 0 = the whole fundus. Needs a mask task, and the system's own fusion.
+        crop: side of the crop that grading reads, as a multiple of the box around the predicted mask (4 times a cup is
+            about twice its disc); 0 = the whole fundus. Needs a mask task, and the system's own fusion.
     """
 
     crop: float = 0.0
@@ -46,7 +46,8 @@ class OrdinalHead(nn.Module):
     """Cumulative logits with one slope: w . f + b_c, b_1 >= b_2 >= ..
 
     Args:
-        width: of f. classes: K.
+        width: of f.
+        classes: K.
     """
 
     def __init__(self, width: int, classes: int) -> None:
@@ -77,11 +78,13 @@ def crop_around(image: Tensor, mask: Tensor, multiple: float) -> tuple[Tensor, T
     """A crop of the image's own shape around a mask, resampled to the image's size; all of it where the mask is empty.
 
     Args:
-        image: ``[B, C, H, W]``. mask: ``[B, 1, H, W]`` bool. multiple: of the mask's larger extent, relative to the image.
+        image: ``[B, C, H, W]``.
+        mask: ``[B, 1, H, W]`` bool.
+        multiple: of the mask's larger extent, relative to the image.
 
     Returns:
-        The crop ``[B, C, H, W]``, which never leaves the image, and its centre (x, y from -1 to 1) and side (share of the
-        image's, at least ``SMALLEST_CROP``) ``[B, 3]``.
+        The crop ``[B, C, H, W]``, which never leaves the image, and its centre (x, y from -1 to 1) and side (share of
+        the image's, at least ``SMALLEST_CROP``) ``[B, 3]``.
     """
     ends = []
     for hit in (mask[:, 0].any(1), mask[:, 0].any(2)):  # columns [B, W], rows [B, H]
@@ -131,7 +134,10 @@ class EyeStar(ComparedModel):
         return OrdinalHead(width, task.num_classes)
 
     def combine(self, tokens: Tokens, batch: Batch) -> Fused:
-        """Pooled features of the branches side by side; zeros for an absent one. Grades read the crop if there is one."""
+        """Pooled features of the branches side by side; zeros for an absent one.
+
+        Grades read the crop if there is one.
+        """
         whole = self._side_by_side(tokens.maps, tokens.present)
         fused = Fused(dict.fromkeys(self.spec.task_names, whole))
         if self.cropped_by:

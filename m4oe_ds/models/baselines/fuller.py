@@ -1,4 +1,5 @@
-"""FULLER: one transformer block over the tokens of all modalities, light heads; its gradients are calibrated in training.
+"""FULLER: one transformer block over the tokens of all modalities, light heads; its gradients are calibrated in
+training.
 
 Huang et al., "FULLER: unified multi-modality multi-task 3D object detection via multi-level gradient calibration", ICCV
 2023. Fidelity: reconstructed from the abstract; no code is public and the network here is our own, of two-dimensional
@@ -36,7 +37,9 @@ class FusionTrunk(nn.Module):
     """Tokens of all modalities through one pre-norm transformer block, their mean through a last linear layer.
 
     Args:
-        widths: channels of the maps, per modality. dim: width d. options: of FULLER.
+        widths: channels of the maps, per modality.
+        dim: width d.
+        options: of FULLER.
     """
 
     def __init__(self, widths: Mapping[str, int], dim: int, options: Options) -> None:

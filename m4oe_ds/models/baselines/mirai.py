@@ -43,7 +43,8 @@ class HazardLayer(nn.Module):
     """Cumulative risk with non-negative hazards: logit_t = base(z) + sum_{s<=t} ReLU(hazard_s(z)).
 
     Args:
-        width: of z. years: F, number of horizons.
+        width: of z.
+        years: F, number of horizons.
     """
 
     def __init__(self, width: int, years: int) -> None:
@@ -60,7 +61,8 @@ class ViewAggregator(nn.Module):
     """Post-norm transformer layer over the views' vectors, conditioned on which view and type each is.
 
     Args:
-        width: of a view's vector. options: of Mirai.
+        width: of a view's vector.
+        options: of Mirai.
     """
 
     TABLE = 48  # two tables instead of the original's three of 32, the same 96 in all

@@ -1,9 +1,10 @@
 """MModN: a state that one encoder after another updates, read by every task's decoder after every step.
 
-Swamy et al., "MultiModN: multimodal, multi-task, interpretable modular networks", NeurIPS 2023. Fidelity: re-implemented
-from public facts about the released network; nothing copied. Adapted: decoders give logits instead of sigmoids; a
-modality is skipped for the samples that lack it rather than for the batch; masks are decoded from the fundus maps and
-the last state. ``replace`` leaves no state: each decoder reads g_k once; ``append`` merges g_k into the last state.
+Swamy et al., "MultiModN: multimodal, multi-task, interpretable modular networks", NeurIPS 2023. Fidelity:
+re-implemented from public facts about the released network; nothing copied. Adapted: decoders give logits instead of
+sigmoids; a modality is skipped for the samples that lack it rather than for the batch; masks are decoded from the
+fundus maps and the last state. ``replace`` leaves no state: each decoder reads g_k once; ``append`` merges g_k into the
+last state.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Options:
     """Options of MModN.
 
     Attributes:
-        state: width S of the state. hidden: width of a decoder's two hidden layers.
+        state: width S of the state.
+        hidden: width of a decoder's two hidden layers.
         change: weight of 0.01 * mean squared change of the state per step (the published recipe on clinical data: 0).
         shuffle: another order of the encoders in every training batch; evaluation keeps the data set's order.
     """
@@ -43,7 +45,8 @@ class StateSequence(nn.Module):
     """s_0 learned, s_i = Linear([x_i; s_{i-1}]): no residual, no activation.
 
     Args:
-        widths: of the modalities' features, in order. options: of MModN.
+        widths: of the modalities' features, in order.
+        options: of MModN.
     """
 
     CHANGE = 0.01
@@ -81,7 +84,9 @@ class StateSequence(nn.Module):
         """0.01 * mean over valid samples and their steps of mean((s_i - s_{i-1})^2); scalar.
 
         Args:
-            states: ``[m+1, B, S]``. taken: ``[m, B]`` bool. valid: ``[B]`` bool.
+            states: ``[m+1, B, S]``.
+            taken: ``[m, B]`` bool.
+            valid: ``[B]`` bool.
         """
         square = (states[1:] - states[:-1]).float().square().mean(2)  # [m, B]
         weight = (taken & valid).to(square.dtype)

@@ -1,12 +1,12 @@
 """Multi-modal Soft-MoE: the tokens of all modalities through one tower of Soft-MoE blocks, mean, one head per task.
 
 Puigcerver et al., "From sparse to soft mixtures of experts", ICLR 2024, with the tokens of all modalities side by side:
-what the M4oE paper compares with in its Fig. 3b and 6b. Fidelity: re-implemented; nothing copied. The routing is that of
-``model.router`` (by default the reference implementation's: unit-norm logits, one learned scale, raw tokens dispatched),
-one slot per expert. Experts: ``model.mtoe.num_experts``, so that a sweep over expert counts moves both systems.
-``replace`` leaves the tower out; ``append`` merges g_k into its mean. With ``task_slots`` the last block has one slot per
-expert and task, of which task k reads the k-th, so that experts and tasks can be set against each other (Fig. 6b); it has no
-task embeddings, and ``loss.alpha`` should be 0, since an information term is not part of it.
+what the M4oE paper compares with in its Fig. 3b and 6b. Fidelity: re-implemented; nothing copied. The routing is that
+of ``model.router`` (by default the reference implementation's: unit-norm logits, one learned scale, raw tokens
+dispatched), one slot per expert. Experts: ``model.mtoe.num_experts``, so that a sweep over expert counts moves both
+systems. ``replace`` leaves the tower out; ``append`` merges g_k into its mean. With ``task_slots`` the last block has
+one slot per expert and task, of which task k reads the k-th, so that experts and tasks can be set against each other
+(Fig. 6b); it has no task embeddings, and ``loss.alpha`` should be 0, since an information term is not part of it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Options:
 class MultiModalSoftMoE(ComparedModel):
     """Encoders, one Soft-MoE tower, linear heads. See the module's first lines.
 
-    Routing: ``tower.0``, .. by depth; with task slots that of the last block is called ``mtoe``, like that of our model.
+    Routing: ``tower.0``, .. by depth; with task slots that of the last block is called ``mtoe``, like that of our
+    model.
     """
 
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:

@@ -29,7 +29,10 @@ class BasicBlock3d(nn.Module):
     """Two 3 x 3 x 3 convolutions around a shortcut, projected where shape changes.
 
     Args:
-        inputs, outputs: channels. stride: of the first convolution. dilation: of both.
+        inputs: channels that go in.
+        outputs: channels that come out.
+        stride: of the first convolution.
+        dilation: of both.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> None:

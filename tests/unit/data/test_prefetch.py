@@ -25,7 +25,9 @@ def test_items_come_in_their_order_and_the_thread_ends(ahead: int, count: int) -
 
 
 def test_the_next_items_are_made_while_one_is_used_but_no_more_than_asked() -> None:
-    """Item 0 is held until items 1 to 3 were made (3 ready); the fifth waits in the thread's hand, the sixth is not begun."""
+    """Item 0 is held until items 1 to 3 were made (3 ready); the fifth waits in the thread's hand, the sixth is not
+    begun.
+    """
     made = [threading.Event() for _ in range(10)]
 
     def source() -> Iterator[int]:

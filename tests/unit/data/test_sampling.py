@@ -62,7 +62,9 @@ def test_the_sooner_a_cancer_the_oftener_its_sample() -> None:
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_the_correction_brings_back_the_probabilities_of_the_data(strength: float) -> None:
-    """A world of a feature x and a class y, both known: the posterior of what was drawn, corrected, is that of the data."""
+    """A world of a feature x and a class y, both known: the posterior of what was drawn, corrected, is that of the
+    data.
+    """
     joint = np.array([[600, 30, 5], [100, 60, 5], [100, 60, 40]])  # samples by x and y
     y = [code for row in joint for code, n in enumerate(row) for _ in range(n)]
     x = np.repeat(np.arange(3), joint.sum(1))

@@ -26,7 +26,9 @@ def onednn_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def strided(rows: int, columns: int) -> dict[str, Tensor]:
-    """The same kind of matrix in every layout that layers make: dense, transposed, a slice of a wider one, a row of one."""
+    """The same kind of matrix in every layout that layers make: dense, transposed, a slice of a wider one, a row of
+    one.
+    """
     return {
         "dense": torch.randn(1, rows, columns),
         "transposed": torch.randn(1, columns, rows).transpose(1, 2),

@@ -317,7 +317,10 @@ def test_padding_sample_leaves_no_trace(source: str) -> None:
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 @pytest.mark.parametrize("source", SOURCES)
 def test_small_signals_survive_float32(source: str, aggregate: str, offset: float) -> None:
-    """Routing starts near uniform. Same rounded logits in both precisions, std 0.01 around an offset: I is near 1e-7."""
+    """Routing starts near uniform.
+
+    Same rounded logits in both precisions, std 0.01 around an offset: I is near 1e-7.
+    """
     modality = torch.arange(4).repeat_interleave(32)
     logits = 0.01 * torch.randn(8, 128, 16, 3, dtype=torch.float64) + offset
     rounded = logits.float()

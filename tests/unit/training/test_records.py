@@ -13,6 +13,7 @@ import yaml
 from m4oe_ds import config_loader
 from m4oe_ds.config import to_dict
 from m4oe_ds.runs import folder as runs_folder
+from m4oe_ds.training import records
 from m4oe_ds.training.records import Recorder
 
 

@@ -213,7 +213,9 @@ def test_what_cannot_be_done_is_said_in_one_line(
 
 
 def test_nothing_identifying_is_printed_logged_or_raised(archive: Path, tmp_path: Path) -> None:
-    """All that a conversion says, faults and a stop included, searched for every identifier, date and path of the archive."""
+    """All that a conversion says, faults and a stop included, searched for every identifier, date and path of the
+    archive.
+    """
     import re
     import subprocess
     import sys
