@@ -61,9 +61,9 @@ class RankMemory:
     """Bytes of one rank.
 
     Attributes:
-        weights: that last (stage 3: what is gathered at once included).
-        gradients: that last.
-        optimizer: its state, which lasts.
+        weights: bytes that stay (stage 3: with what is gathered at once).
+        gradients: bytes that stay.
+        optimizer: bytes of its state, which stays.
         activations: peak of forward and backward beside them, inputs and exchange buffers included.
         buffers: communication buckets.
         step: most bytes beside weights and optimizer state while it steps.

@@ -21,7 +21,7 @@ import pytest
 
 
 def run_ranks(
-    function: Callable[..., Any], world: int, *args: Any, folder: Path, timeout_s: float = 240.0
+    function: Callable[..., Any], world: int, *args: Any, folder: Path, timeout_s: float = 900.0
 ) -> list[Any]:
     """Results of ``function(rank, world, *args)`` on every rank, JSON round-tripped.
 

@@ -122,7 +122,7 @@ def differing(found: dict[str, list[float]], expected: dict[str, list[float]]) -
     }
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(2400)
 def test_stage_3_on_two_ranks_agrees_with_one_process(tmp_path: Path) -> None:
     one = run_ranks(losses, 1, 1, folder=tmp_path / "one")[0]
     two = run_ranks(losses, 2, 3, folder=tmp_path / "two")[0]
@@ -132,10 +132,10 @@ def test_stage_3_on_two_ranks_agrees_with_one_process(tmp_path: Path) -> None:
     assert not differing(two, one)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_experts_of_attached_mtoes_may_be_sharded(tmp_path: Path) -> None:
     one = run_ranks(sharded, 1, [2], folder=tmp_path / "one")[0]
-    two = run_ranks(sharded, 2, [2, 3], folder=tmp_path / "two", timeout_s=400)
+    two = run_ranks(sharded, 2, [2, 3], folder=tmp_path / "two")
     expected = {f"{stage}{name[1:]}": values for stage in (2, 3) for name, values in one.items()}
     assert len(expected) == 2 * len(SHARDED)
     for name, values in one.items():
@@ -146,7 +146,6 @@ def test_experts_of_attached_mtoes_may_be_sharded(tmp_path: Path) -> None:
         assert not differing(found, expected)
 
 
-@pytest.mark.timeout(400)
 def test_the_inner_level_is_equal_on_all_ranks_and_part_of_a_checkpoint(tmp_path: Path) -> None:
     found = run_ranks(two_levels, 2, str(tmp_path / "checkpoints"), folder=tmp_path / "two")
     for result in found:

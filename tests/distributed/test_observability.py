@@ -13,7 +13,7 @@ from tests.distributed import problem
 from tests.distributed.ranks import run_ranks
 from tests.integration import commands, shards
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(2400)]
 
 
 def poisoned(rank: int, world: int) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     return run_leg(folder / "checkpoints", 0, (1, 1, 2), 4 * STEPS, folder)[0]["losses"]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(5400)
 @pytest.mark.parametrize("name", CHAINS)
 def test_chain_of_layouts_continues_the_trajectory(name: str, reference: list[float], tmp_path: Path) -> None:
     from m4oe_ds.runs.state_files import StateReader

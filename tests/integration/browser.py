@@ -50,7 +50,7 @@ class Page:
     requests: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def call(self, method: str, timeout: float = 60.0, **parameters: Any) -> dict[str, Any]:
+    def call(self, method: str, timeout: float = 900.0, **parameters: Any) -> dict[str, Any]:
         """Sends a command and returns its result; events that arrive meanwhile are kept."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
@@ -65,7 +65,7 @@ class Page:
                 result: dict[str, Any] = answer["result"]
                 return result
 
-    def wait(self, event: str, timeout: float = 60.0) -> None:
+    def wait(self, event: str, timeout: float = 900.0) -> None:
         """Until an event of this name has arrived."""
         deadline = time.monotonic() + timeout
         while not any(found["method"] == event for found in self._events):
@@ -88,7 +88,7 @@ class Page:
 
     def screenshot(self, path: Path) -> None:
         """PNG of the whole page."""
-        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, timeout=120.0)
+        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(found["data"]))
 
     def _read(self, deadline: float) -> dict[str, Any]:

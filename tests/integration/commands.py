@@ -39,7 +39,7 @@ def command(arguments: Sequence[str], ranks: int = 1) -> list[str]:
     ]
 
 
-def train(arguments: Sequence[str], ranks: int = 1, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+def train(arguments: Sequence[str], ranks: int = 1, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
     """Runs ``train.py`` to its end."""
     return subprocess.run(
         command(arguments, ranks), env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=timeout_s

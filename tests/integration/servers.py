@@ -40,7 +40,7 @@ http {{
 """
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes], seconds: float = 30.0) -> None:
+def wait_for(port: int, process: subprocess.Popen[bytes], seconds: float = 900.0) -> None:
     """Returns when something accepts connections on the port."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -67,7 +67,7 @@ def nginx(root: Path, folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(900)
 
 
 @contextlib.contextmanager
@@ -83,7 +83,7 @@ def s3() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(900)
 
 
 class SpoilingProxy:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.integration import commands, shards
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 
 
 def compare(output: Path, data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +29,7 @@ def compare(output: Path, data: Path, *arguments: str) -> subprocess.CompletedPr
             *("--settings", "multi", "--workers", "2", "--output", str(output), *options, *arguments),
         ],
         env=commands.environment(PYTHONPATH=str(commands.ROOT)), cwd=output.parent, capture_output=True, text=True,
-        timeout=300,
+        timeout=900,
     )  # fmt: skip
 
 

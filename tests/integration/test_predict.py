@@ -24,14 +24,14 @@ from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.schema import SPLITS
 from tests.integration import commands, shards
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 TOLERANCE = 1e-5  # probabilities are written with seven decimals
 
 
 def m4oe(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "m4oe_ds", *arguments], env=commands.environment(), cwd=commands.ROOT,
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from m4oe_ds.runs.folder import write_yaml
 from m4oe_ds.runs.objective import objective
 from tests.integration import shards
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.integration
 
 
 def make_run(folder: Path, data: Path, *overrides: str) -> Path:

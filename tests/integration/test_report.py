@@ -12,7 +12,7 @@ from m4oe_ds.report.html import render
 from tests.integration import browser
 from tests.unit.report.test_sections import filled
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.integration
 SIZES = {"phone": (390, 844), "desktop": (1280, 900)}
 # what reaches beyond the window without a box of its own that scrolls
 OVERFLOW = """[...document.querySelectorAll('main *')].filter(e => {

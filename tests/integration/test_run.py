@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration import commands, shards
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
@@ -48,7 +48,7 @@ def test_run_folder_and_evaluation_at_another_world_size(stage: str, tmp_path: P
     # one process holds all experts; the predictions are those of two ranks with half of them each
     again = subprocess.run(
         [sys.executable, "-m", "m4oe_ds", "evaluate", str(run), "--split", "test"], env=commands.environment(),
-        cwd=commands.ROOT, capture_output=True, text=True, timeout=120,
+        cwd=commands.ROOT, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert again.returncode == 0, again.stdout + again.stderr
     repeated = np.load(run / "predictions" / "test.npz", allow_pickle=False)
@@ -80,7 +80,7 @@ def test_an_error_of_another_rank_is_shown(tmp_path: Path) -> None:
     settings = [f"--set={item}" for item in (*shards.SMALL, "run.num_epochs=1", "data.verify=size")]
     result = commands.train(
         ["--ds_config", "ds_configs/zero2.json", "--output", str(tmp_path / "run"), f"--set=data.root={data}", *settings],
-        ranks=2, timeout_s=120,
+        ranks=2,
     )  # fmt: skip
     assert result.returncode != 0
     assert "samples are unreadable" in result.stderr

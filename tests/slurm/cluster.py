@@ -169,7 +169,7 @@ PartitionName=urgent Nodes=n1,n2 MaxTime=UNLIMITED State=UP PriorityTier=10 Pree
         )
         self._daemons.append((name, process))
 
-    def _wait(self, ready: Any, what: str, seconds: float = 120) -> None:
+    def _wait(self, ready: Any, what: str, seconds: float = 900) -> None:
         deadline = time.monotonic() + seconds
         while not ready():
             ended = [name for name, process in self._daemons if process.poll() is not None]
@@ -183,7 +183,7 @@ PartitionName=urgent Nodes=n1,n2 MaxTime=UNLIMITED State=UP PriorityTier=10 Pree
     def run(self, *command: str, check: bool = False, **extra: str) -> str:
         """Standard output of a SLURM command."""
         done = subprocess.run(
-            command, env={**self.environment, **extra}, capture_output=True, text=True, timeout=60, check=False
+            command, env={**self.environment, **extra}, capture_output=True, text=True, timeout=900, check=False
         )
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
@@ -193,7 +193,7 @@ PartitionName=urgent Nodes=n1,n2 MaxTime=UNLIMITED State=UP PriorityTier=10 Pree
         """Job id of ``sbatch OPTIONS script`` with these variables exported."""
         done = subprocess.run(
             ["sbatch", "--parsable", *options, str(script)], env={**self.environment, **variables}, cwd=script.parents[1],
-            capture_output=True, text=True, timeout=60,
+            capture_output=True, text=True, timeout=900,
         )  # fmt: skip
         if done.returncode:
             raise AssertionError(f"sbatch {script.name}: {done.stdout}{done.stderr}")
@@ -203,7 +203,7 @@ PartitionName=urgent Nodes=n1,n2 MaxTime=UNLIMITED State=UP PriorityTier=10 Pree
         """States of a job, one per array task."""
         return re.findall(r"JobState=(\w+)", self.run("scontrol", "show", "job", job))
 
-    def wait(self, job: str, seconds: float = 300, until: tuple[str, ...] = ()) -> list[str]:
+    def wait(self, job: str, seconds: float = 900, until: tuple[str, ...] = ()) -> list[str]:
         """States of a job once all its tasks ended, or once one is in ``until``."""
         final = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY"}
         deadline = time.monotonic() + seconds

@@ -21,7 +21,7 @@ from tests.slurm.cluster import Cluster, unavailable
 
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "a cluster can be started"),
 ]
 SCRIPTS = commands.ROOT / "slurm"
@@ -62,7 +62,7 @@ def explain(log: Path, run: Path) -> str:
 def test_every_script_is_accepted(cluster: Cluster, script: str) -> None:
     done = subprocess.run(
         ["sbatch", "--test-only", *SIZE, str(SCRIPTS / script)], env=cluster.environment, capture_output=True, text=True,
-        timeout=60,
+        timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "to start at" in done.stderr
@@ -80,7 +80,7 @@ def test_every_script_is_accepted(cluster: Cluster, script: str) -> None:
 def test_mixed_nodes_are_chosen_as_the_script_says(cluster: Cluster, options: tuple[str, ...], accepted: bool) -> None:
     done = subprocess.run(
         ["sbatch", "--test-only", *SIZE, *options, str(SCRIPTS / "train_multinode.sbatch")], env=cluster.environment,
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert (done.returncode == 0) == accepted, done.stderr
 
@@ -302,7 +302,7 @@ def test_an_array_of_expert_counts(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.wait(job) == ["COMPLETED", "COMPLETED"], explain(tmp_path / "job-0.out", study)
     done = subprocess.run(
         [sys.executable, "-m", "m4oe_ds", "scale", "collect", str(study)], cwd=commands.ROOT, env=commands.environment(),
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = (study / "scaling.csv").read_text().splitlines()
@@ -326,7 +326,7 @@ def test_an_array_of_compared_systems(cluster: Cluster, data: Path, tmp_path: Pa
     collect = ["--preset", "smoke", "--output", str(comparison), "--ds_config", exported["DS_CONFIG"], "--collect"]
     done = subprocess.run(
         [sys.executable, "-m", "m4oe_ds", "compare", *collect, *exported["ARGUMENTS"].split()], cwd=commands.ROOT,
-        env=commands.environment(), capture_output=True, text=True, timeout=120,
+        env=commands.environment(), capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 cells" in done.stdout
@@ -388,7 +388,7 @@ def preempt(cluster: Cluster, folder: Path) -> str:
     )
 
 
-def until(ready: Callable[[], bool], job: str, cluster: Cluster, seconds: float = 300) -> None:
+def until(ready: Callable[[], bool], job: str, cluster: Cluster, seconds: float = 900) -> None:
     """Waits for a condition while a job, if one is named, waits or runs."""
     deadline = time.monotonic() + seconds
     while not ready():

@@ -101,7 +101,6 @@ alpha,0,embed,ours,density,auroc,0.9,0.02,3
 """
 
 
-@pytest.mark.timeout(180)
 def test_a_run_becomes_json_and_figures(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "ours", data)
     plain_moe = make_run(tmp_path / "soft", data, "model.name=soft_moe")
@@ -230,7 +229,6 @@ def test_sweeps_are_read_from_the_comparison(tmp_path: Path) -> None:
         sweep_rows(path, "accuracy")
 
 
-@pytest.mark.timeout(120)
 def test_planted_synergy_is_found_from_features(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2, (2, 400))

@@ -10,7 +10,7 @@ import pytest
 
 from m4oe_ds.data.prefetch import prefetched
 
-SECONDS = 20.0  # a test that hangs fails then
+SECONDS = 900.0  # a test that hangs fails then
 
 
 def running() -> list[str]:

@@ -168,7 +168,7 @@ def test_a_point_that_fails_or_hangs_is_reported(tmp_path: Path) -> None:
 
     cell = study.GridPoint(4, 1, 2, "weak")
     fails = [sys.executable, "-c", "import os, sys; print('error: out of luck', os.environ['RANK']); sys.exit(3)"]
-    assert "out of luck" in study.run_cell(cell, [], 30, fails)
+    assert "out of luck" in study.run_cell(cell, [], 900, fails)
     hangs = [sys.executable, "-c", "import time; time.sleep(60)"]
     assert "not done after" in study.run_cell(cell, [], 1, hangs)
     # rank 0 waits for a rank that is gone: what that one said counts, long before the timeout
@@ -176,14 +176,14 @@ def test_a_point_that_fails_or_hangs_is_reported(tmp_path: Path) -> None:
     assert study.run_cell(cell, [], 500, [sys.executable, "-c", one_dies]) == "error: gone"
     # more output than a pipe holds, from a rank that nobody reads yet
     loud = "import os\nif os.environ['RANK'] == '1': print('x' * 2_000_000)"
-    assert study.run_cell(cell, [], 60, [sys.executable, "-c", loud]) == ""
+    assert study.run_cell(cell, [], 900, [sys.executable, "-c", loud]) == ""
     given = [
         sys.executable,
         "-c",
         "import os, sys; sys.exit(sys.argv[1:] != '--experts 4 --ep 1 --mode weak --x'.split()"
         " or os.environ['SEEN'] != 'yes' or os.environ['WORLD_SIZE'] != '2')",
     ]
-    assert study.run_cell(cell, ["--x"], 30, given, more={"SEEN": "yes"}) == ""
+    assert study.run_cell(cell, ["--x"], 900, given, more={"SEEN": "yes"}) == ""
 
 
 def test_points_that_are_there_are_kept_and_failures_with_a_point_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
