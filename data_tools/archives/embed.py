@@ -378,8 +378,7 @@ def build_plan(clinical: Sequence[Row], metadata: Sequence[Row], modalities: Seq
         findings = by_exam.get((patient, exam), [])
         _add_exam(plan, patient, exam, findings, rows, events.get(patient, []), dates[patient], modalities, options)
     plan.notes = +plan.notes  # only what occurred
-    plan.steps["samples_planned"] = len(plan.samples)
-    plan.steps["images_planned"] = sum(len(sample.images) for sample in plan.samples)
+    plan.count_planned()
     return plan
 
 

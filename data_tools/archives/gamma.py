@@ -125,8 +125,7 @@ def build_plan(
             )
         )  # fmt: skip
     plan.notes, plan.violations = +plan.notes, +plan.violations
-    plan.steps["samples_planned"] = len(plan.samples)
-    plan.steps["images_planned"] = sum(len(sample.images) for sample in plan.samples)
+    plan.count_planned()
     return plan
 
 

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+
+Row = Mapping[str, str]
+Images = dict[str, tuple[str, ...]]
+# Reason under which a row is counted as excluded, the statement about the archive it breaks, and whether it applies to
+# a row, given the images before it
+Exclusion = tuple[str, str | None, Callable[[Row, Set[str]], bool]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,11 @@ class Plan:
     notes: Counter[str] = field(default_factory=Counter)
     violations: Counter[str] = field(default_factory=Counter)
 
+    def count_planned(self) -> None:
+        """Adds the last steps: samples and images planned."""
+        self.steps["samples_planned"] = len(self.samples)
+        self.steps["images_planned"] = sum(len(sample.images) for sample in self.samples)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -78,3 +90,47 @@ class Options:
     fold: int = 0
     birads_sites: str = "labelled"
     exclude_screen_detected: bool = False
+
+
+def usable_rows(rows: Sequence[Row], exclusions: Sequence[Exclusion], plan: Plan) -> list[Row]:
+    """Rows of images to which no exclusion applies; the others are counted under the first that does."""
+    out: list[Row] = []
+    seen: set[str] = set()
+    for row in rows:
+        for reason, violation, applies in exclusions:
+            if applies(row, seen):
+                plan.excluded["images"][reason] += 1
+                if violation is not None:
+                    plan.violations[violation] += 1
+                break
+        else:
+            seen.add(row["image_id"])
+            out.append(row)
+    return out
+
+
+def breasts(
+    files: Mapping[tuple[str, str], Mapping[str, Sequence[str]]],
+    make: Callable[[str, str, Images], Sample],
+    modalities: Sequence[str],
+    options: Options,
+    plan: Plan,
+) -> None:
+    """Adds a sample for every breast, or counts it and its images as incomplete.
+
+    Args:
+        files: candidate files per modality of every breast, by (patient, side).
+        make: the sample of a patient, a side and the images in the order of the modalities; called only for breasts
+            that are kept.
+        modalities: of the data set.
+        options: say whether a breast needs them all.
+        plan: to add to.
+    """
+    for (patient, side), candidates in files.items():
+        images = {name: tuple(candidates[name]) for name in modalities if candidates.get(name)}
+        if options.require == "complete" and len(images) < len(modalities):
+            plan.excluded["samples"]["incomplete"] += 1
+            plan.excluded["images"]["of_excluded_samples"] += sum(map(len, images.values()))
+            continue
+        plan.samples.append(make(patient, side, images))
+    plan.count_planned()

@@ -13,12 +13,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_tools.archives.plan import Options, Plan, Sample
+from data_tools.archives.plan import Exclusion, Images, Options, Plan, Row, Sample, breasts, usable_rows
 from data_tools.archives.tables import number, read_table
 from m4oe_ds.data.schema import DATASETS, MISSING
 from m4oe_ds.errors import DataError
 
-Row = Mapping[str, str]
 COLUMNS = (
     "site_id", "patient_id", "image_id", "laterality", "view", "age", "cancer", "biopsy", "invasive", "BIRADS",
     "implant", "density", "machine_id", "difficult_negative_case",
@@ -62,30 +61,62 @@ def _one(values: Sequence[str], known: Mapping[object, int], plan: Plan, what: s
     return value
 
 
+def _damaged(row: Row) -> bool:
+    return not all(re.fullmatch("[0-9]+", row[name]) for name in ("patient_id", "image_id"))
+
+
+_EXCLUSIONS: tuple[Exclusion, ...] = (
+    ("no_identifier", "damaged_identifier", lambda row, seen: _damaged(row)),
+    ("duplicate_row", "duplicate_image", lambda row, seen: row["image_id"] in seen),
+    ("unknown_laterality", "unknown_laterality", lambda row, seen: row["laterality"].upper() not in ("L", "R")),
+    ("other_view", None, lambda row, seen: row["view"].upper() in OTHER_VIEWS),
+    ("unknown_view", "unknown_view", lambda row, seen: row["view"].upper() not in VIEWS),
+)
+
+
 def _usable(rows: Sequence[Row], plan: Plan) -> dict[tuple[str, str], dict[str, list[str]]]:
-    """Image numbers per (patient, side) and modality; what is left out is counted."""
-    excluded = plan.excluded["images"]
-    seen: set[str] = set()
-    out: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    """Image numbers per (patient, side) and modality, in their order; what is left out is counted."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for row in usable_rows(rows, _EXCLUSIONS, plan):
+        plan.notes["implant_images"] += row["implant"] == "1"
+        found[row["patient_id"], row["laterality"].upper()][VIEWS[row["view"].upper()]].append(row["image_id"])
+    return dict(sorted(found.items(), key=lambda item: (int(item[0][0]), item[0][1])))
+
+
+def _densities(
+    rows: Sequence[Row], views: Mapping[tuple[str, str], Mapping[str, object]], plan: Plan
+) -> dict[str, int]:
+    """Density per patient; every statement about patients is checked."""
+    by_patient: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if not re.fullmatch("[0-9]+", row["patient_id"]) or not re.fullmatch("[0-9]+", row["image_id"]):
-            excluded["no_identifier"] += 1
-            plan.violations["damaged_identifier"] += 1
-        elif row["image_id"] in seen:
-            excluded["duplicate_row"] += 1
-            plan.violations["duplicate_image"] += 1
-        elif row["laterality"].upper() not in ("L", "R"):
-            excluded["unknown_laterality"] += 1
-            plan.violations["unknown_laterality"] += 1
-        elif row["view"].upper() not in VIEWS:
-            known = row["view"].upper() in OTHER_VIEWS
-            excluded["other_view" if known else "unknown_view"] += 1
-            plan.violations["unknown_view"] += not known
-        else:
-            seen.add(row["image_id"])
-            plan.notes["implant_images"] += row["implant"] == "1"
-            out[row["patient_id"], row["laterality"].upper()][VIEWS[row["view"].upper()]].append(row["image_id"])
+        by_patient[row["patient_id"]].append(row)
+    density: dict[str, int] = {}
+    for patient, mine in by_patient.items():
+        letter = _one([row["density"].upper() for row in mine], DENSITY, plan, "density", "patient")  # type: ignore[arg-type]
+        density[patient] = MISSING if letter is None else DENSITY[letter]
+        plan.violations["site_not_constant_within_patient"] += len({row["site_id"] for row in mine}) > 1
+        complete = all(VIEWS[view] in views.get((patient, side), {}) for side in "LR" for view in VIEWS)
+        plan.violations["patient_without_four_views"] += not complete
     plan.violations = +plan.violations
+    return density
+
+
+def _birads(
+    by_breast: Mapping[tuple[str, str], Sequence[Row]], rows: Sequence[Row], options: Options, plan: Plan
+) -> dict[tuple[str, str], int]:
+    """BI-RADS per breast under the scheme of the options, without that of sites that only recall."""
+    values_of_site: dict[str, set[float | None]] = defaultdict(set)
+    for row in rows:
+        values_of_site[row["site_id"]].add(number(row["BIRADS"]))
+    labelled = {site for site, values in values_of_site.items() if {1.0, 2.0} & values}
+    scheme, known = BIRADS_SCHEMES[options.birads_scheme], BIRADS_SCHEMES["native_rsna"]
+    out: dict[tuple[str, str], int] = {}
+    for breast, mine in by_breast.items():
+        code = _one([row["BIRADS"] for row in mine], known, plan, "birads", "breast")  # type: ignore[arg-type]
+        out[breast] = MISSING if code is None else scheme.get(float(code), MISSING)
+        if options.birads_sites == "labelled" and mine[0]["site_id"] not in labelled and out[breast] != MISSING:
+            plan.notes["birads_of_a_site_that_only_recalls_left_out"] += 1
+            out[breast] = MISSING
     return out
 
 
@@ -97,53 +128,32 @@ def build_plan(rows: Sequence[Row], options: Options) -> Plan:
     """
     if options.birads_scheme not in BIRADS_SCHEMES:
         raise DataError(f"{options.birads_scheme!r} is not defined for RSNA", "--birads-scheme", "use triage")
-    scheme = BIRADS_SCHEMES[options.birads_scheme]
     plan = Plan(steps={"table_rows": len(rows)})
     views = _usable(rows, plan)
-    by_patient: dict[str, list[Row]] = defaultdict(list)
-    by_breast: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    values_of_site: dict[str, set[float | None]] = defaultdict(set)
+    density = _densities(rows, views, plan)
+    # also rows of images that are not used say what a breast's label is
+    by_breast: dict[tuple[str, str], list[Row]] = {breast: [] for breast in views}
     for row in rows:
-        by_patient[row["patient_id"]].append(row)
-        by_breast[row["patient_id"], row["laterality"].upper()].append(row)
-        values_of_site[row["site_id"]].add(number(row["BIRADS"]))
-    labelled = {site for site, values in values_of_site.items() if {1.0, 2.0} & values}
-    density: dict[str, int] = {}
-    for patient, mine in by_patient.items():
-        letter = _one([row["density"].upper() for row in mine], DENSITY, plan, "density", "patient")  # type: ignore[arg-type]
-        density[patient] = MISSING if letter is None else DENSITY[letter]
-        plan.violations["site_not_constant_within_patient"] += len({row["site_id"] for row in mine}) > 1
-        complete = all(VIEWS[view] in views.get((patient, side), {}) for side in "LR" for view in VIEWS)
-        plan.violations["patient_without_four_views"] += not complete
-    plan.violations = +plan.violations
-    modalities = DATASETS["rsna"].modalities
-    known = BIRADS_SCHEMES["native_rsna"]
-    for (patient, side), names in sorted(views.items(), key=lambda item: (int(item[0][0]), item[0][1])):
-        mine = by_breast[patient, side]
-        code = _one([row["BIRADS"] for row in mine], known, plan, "birads", "breast")  # type: ignore[arg-type]
-        birads = MISSING if code is None else scheme.get(float(code), MISSING)
-        site = mine[0]["site_id"]
-        if options.birads_sites == "labelled" and site not in labelled and birads != MISSING:
-            plan.notes["birads_of_a_site_that_only_recalls_left_out"] += 1
-            birads = MISSING
-        images = {
-            name: tuple(f"train_images/{patient}/{image}.dcm" for image in sorted(names[name], key=int))
-            for name in modalities
-            if name in names
+        if (breast := (row["patient_id"], row["laterality"].upper())) in views:
+            by_breast[breast].append(row)
+    birads = _birads(by_breast, rows, options, plan)
+    files = {
+        (patient, side): {
+            name: [f"train_images/{patient}/{image}.dcm" for image in sorted(images, key=int)]
+            for name, images in names.items()
         }
-        if options.require == "complete" and len(images) < len(modalities):
-            plan.excluded["samples"]["incomplete"] += 1
-            plan.excluded["images"]["of_excluded_samples"] += sum(map(len, images.values()))
-            continue
-        plan.notes["views_with_several_images"] += sum(len(paths) > 1 for paths in images.values())
-        plan.samples.append(
-            Sample(
-                patient, patient, side, {"density": density[patient], "birads": birads}, images, screening=True,
-                stratum=f"site{site}", choose="area",
-            )
-        )  # fmt: skip
-    plan.steps["samples_planned"] = len(plan.samples)
-    plan.steps["images_planned"] = sum(len(sample.images) for sample in plan.samples)
+        for (patient, side), names in views.items()
+    }
+
+    def make(patient: str, side: str, images: Images) -> Sample:
+        labels = {"density": density[patient], "birads": birads[patient, side]}
+        stratum = f"site{by_breast[patient, side][0]['site_id']}"
+        return Sample(patient, patient, side, labels, images, screening=True, stratum=stratum, choose="area")
+
+    breasts(files, make, DATASETS["rsna"].modalities, options, plan)
+    plan.notes["views_with_several_images"] += sum(
+        len(paths) > 1 for sample in plan.samples for paths in sample.images.values()
+    )
     return plan
 
 
@@ -153,7 +163,5 @@ def plan_archive(root: Path, options: Options) -> Plan:
     Raises:
         DataError: the table or a column is missing, identifiers were rounded, or the scheme does not exist.
     """
-    rows = read_table(
-        Path(root) / "train.csv", REQUIRED, ("machine_id",), identifiers=("patient_id", "image_id")
-    )  # fmt: skip
+    rows = read_table(Path(root) / "train.csv", REQUIRED, ("machine_id",), identifiers=("patient_id", "image_id"))
     return build_plan(rows, options)

@@ -6,16 +6,15 @@ BI-RADS goes from 1 to 5 and never misses; there is no 0. Validation is carved o
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_tools.archives.plan import Options, Plan, Sample
+from data_tools.archives.plan import Exclusion, Images, Options, Plan, Row, Sample, breasts, usable_rows
 from data_tools.archives.tables import number, read_table
 from m4oe_ds.data.schema import DATASETS, MISSING
 from m4oe_ds.errors import DataError
 
-Row = Mapping[str, str]
 BREAST_COLUMNS = (
     "study_id", "series_id", "image_id", "laterality", "view_position", "height", "width", "breast_birads",
     "breast_density", "split",
@@ -56,36 +55,49 @@ def _label(rows: Sequence[Row], column: str, known: Mapping[str, int], plan: Pla
     return known[value]
 
 
+def _damaged(row: Row) -> bool:
+    return not all(re.fullmatch("[0-9a-fA-F]{32}", row[name]) for name in ("study_id", "image_id"))
+
+
+_EXCLUSIONS: tuple[Exclusion, ...] = (
+    ("duplicate_row", "duplicate_image", lambda row, seen: row["image_id"] in seen),
+    ("no_identifier", "damaged_identifier", lambda row, seen: _damaged(row)),
+    ("unknown_laterality", "unknown_laterality", lambda row, seen: row["laterality"].upper() not in ("L", "R")),
+    ("unknown_view", "unknown_view", lambda row, seen: row["view_position"].upper() not in VIEWS),
+    ("unknown_split", "unknown_split", lambda row, seen: row["split"] not in SPLITS),
+)
+
+
 def _studies(rows: Sequence[Row], plan: Plan) -> dict[str, list[Row]]:
-    """Usable rows per study; every statement about studies is checked."""
-    excluded = plan.excluded["images"]
-    studies: dict[str, list[Row]] = defaultdict(list)
-    images: dict[str, int] = defaultdict(int)
-    seen: set[str] = set()
-    for row in rows:
-        images[row["study_id"]] += 1
-        if row["image_id"] in seen:
-            excluded["duplicate_row"] += 1
-            plan.violations["duplicate_image"] += 1
-        elif not all(re.fullmatch("[0-9a-fA-F]{32}", row[name]) for name in ("study_id", "image_id")):
-            excluded["no_identifier"] += 1
-            plan.violations["damaged_identifier"] += 1
-        elif row["laterality"].upper() not in ("L", "R"):
-            excluded["unknown_laterality"] += 1
-            plan.violations["unknown_laterality"] += 1
-        elif row["view_position"].upper() not in VIEWS:
-            excluded["unknown_view"] += 1
-            plan.violations["unknown_view"] += 1
-        elif row["split"] not in SPLITS:
-            excluded["unknown_split"] += 1
-            plan.violations["unknown_split"] += 1
-        else:
-            seen.add(row["image_id"])
-            studies[row["study_id"]].append(row)
-    short = sum(count != 4 for count in images.values())
+    """Usable rows per study that is in one split; every statement about studies is checked."""
+    short = sum(count != 4 for count in Counter(row["study_id"] for row in rows).values())
     if short:
         plan.violations["study_without_four_images"] = short
-    return studies
+    studies: dict[str, list[Row]] = defaultdict(list)
+    for row in usable_rows(rows, _EXCLUSIONS, plan):
+        studies[row["study_id"]].append(row)
+    out: dict[str, list[Row]] = {}
+    for study, mine in sorted(studies.items()):
+        if len({row["split"] for row in mine}) > 1:  # leakage: in neither
+            plan.violations["study_in_both_splits"] += 1
+            plan.excluded["exams"]["in_both_splits"] += 1
+            plan.excluded["images"]["of_excluded_exams"] += len(mine)
+        else:
+            out[study] = mine
+    return out
+
+
+def _breast_rows(studies: Mapping[str, Sequence[Row]], plan: Plan) -> dict[tuple[str, str], list[Row]]:
+    """Rows per (study, side), in the order of their images; a side without any is counted."""
+    out: dict[tuple[str, str], list[Row]] = {}
+    for study, mine in studies.items():
+        for side in ("L", "R"):
+            here = [row for row in mine if row["laterality"].upper() == side]
+            if here:
+                out[study, side] = sorted(here, key=lambda row: row["image_id"])
+            else:
+                plan.excluded["samples"]["no_image"] += 1
+    return out
 
 
 def build_plan(rows: Sequence[Row], options: Options, vendors: Mapping[str, str] | None = None) -> Plan:
@@ -102,49 +114,39 @@ def build_plan(rows: Sequence[Row], options: Options, vendors: Mapping[str, str]
             f"{options.birads_scheme!r} is not defined for VinDr-Mammo", "--birads-scheme", "use triage or release"
         )
     plan = Plan(steps={"table_rows": len(rows)})
-    modalities = DATASETS["vindr"].modalities
-    for study, mine in sorted(_studies(rows, plan).items()):
-        splits = {row["split"] for row in mine}
-        if len(splits) > 1:  # leakage: in neither
-            plan.violations["study_in_both_splits"] += 1
-            plan.excluded["exams"]["in_both_splits"] += 1
-            plan.excluded["images"]["of_excluded_exams"] += len(mine)
-            continue
-        worst = max((row["breast_birads"] for row in mine), default="")
-        for side in ("L", "R"):
-            here = [row for row in mine if row["laterality"].upper() == side]
-            if not here:
-                plan.excluded["samples"]["no_image"] += 1
-                continue
-            images = {
-                name: tuple(
-                    f"images/{study}/{row['image_id']}.dicom"
-                    for row in sorted(here, key=lambda row: row["image_id"])
-                    if VIEWS[row["view_position"].upper()] == name
-                )
-                for name in modalities
-            }
-            images = {name: paths for name, paths in images.items() if paths}
-            plan.notes["breasts_without_cc"] += "ffdm_cc" not in images
-            plan.notes["breasts_without_mlo"] += "ffdm_mlo" not in images
-            if options.require == "complete" and len(images) < len(modalities):
-                plan.excluded["samples"]["incomplete"] += 1
-                plan.excluded["images"]["of_excluded_samples"] += len(here)
-                continue
-            labels = {
-                "density": _label(here, "breast_density", DENSITY, plan, "density"),
-                "birads": _label(here, "breast_birads", BIRADS_SCHEMES[options.birads_scheme], plan, "birads"),
-            }
-            plan.samples.append(
-                Sample(
-                    study, study, side, labels, images, screening=None,
-                    manufacturer=(vendors or {}).get(here[0]["image_id"], ""), split=SPLITS[splits.copy().pop()],
-                    stratum=worst, choose="area",
-                )
-            )  # fmt: skip
+    studies = _studies(rows, plan)
+    by_breast = _breast_rows(studies, plan)
+    worst = {study: max(row["breast_birads"] for row in mine) for study, mine in studies.items()}
+    files: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for (study, side), mine in by_breast.items():
+        files[study, side] = defaultdict(list)
+        for row in mine:
+            files[study, side][VIEWS[row["view_position"].upper()]].append(f"images/{study}/{row['image_id']}.dicom")
+        plan.notes["breasts_without_cc"] += "ffdm_cc" not in files[study, side]
+        plan.notes["breasts_without_mlo"] += "ffdm_mlo" not in files[study, side]
     plan.notes = +plan.notes
-    plan.steps["samples_planned"] = len(plan.samples)
-    plan.steps["images_planned"] = sum(len(sample.images) for sample in plan.samples)
+
+    def make(study: str, side: str, images: Images) -> Sample:
+        mine = by_breast[study, side]
+        # any of its images says who made the machine: the first of the table, as the order of the numbers is random
+        first = next(row for row in studies[study] if row["laterality"].upper() == side)
+        labels = {
+            "density": _label(mine, "breast_density", DENSITY, plan, "density"),
+            "birads": _label(mine, "breast_birads", BIRADS_SCHEMES[options.birads_scheme], plan, "birads"),
+        }
+        return Sample(
+            study,
+            study,
+            side,
+            labels,
+            images,
+            manufacturer=(vendors or {}).get(first["image_id"], ""),
+            split=SPLITS[first["split"]],
+            stratum=worst[study],
+            choose="area",
+        )
+
+    breasts(files, make, DATASETS["vindr"].modalities, options, plan)
     return plan
 
 
