@@ -189,6 +189,12 @@ def test_every_room_has_a_floor() -> None:
     assert [name for name in names if floor_of(name) is None] == []
 
 
+def test_the_page_for_contributors_has_the_same_floors() -> None:
+    rows = [line.split("|")[2] for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| ")]
+    named = [part.strip().strip("`") for row in rows[1:] for part in row.split(",")]
+    assert named == [room.removeprefix("m4oe_ds.") for room in FLOORS if not room.endswith("__main__")]
+
+
 def test_the_package_is_found() -> None:
     assert (ROOT / "m4oe_ds" / "layers" / "mtoe.py").exists()
     assert any(entry.names[0] == "torch" for entry in imports_of(ROOT / "m4oe_ds" / "layers" / "mtoe.py", ROOT))
