@@ -4,7 +4,7 @@ One sample is one breast of one exam (EMBED, RSNA, VinDr) or one eye (GAMMA). In
 tar members that share a key::
 
     embed-0123456789abcdef-l.ffdm_cc.b2     uint16 [H, W] pixels of one modality; absent modalities have no member
-    embed-0123456789abcdef-l.meta.json      labels, modalities, geometry: the fields of SAMPLE_FIELDS and no others
+    embed-0123456789abcdef-l.meta.json      labels, modalities, geometry: the fields of META_FIELDS and no others
 
 ``hash16`` is a keyed hash; nothing in a shard or manifest names a person, a date, a file of the source archive or a
 DICOM UID. ``META_FIELDS`` and ``MANIFEST_FIELDS`` are allow-lists: writers refuse any other field.
