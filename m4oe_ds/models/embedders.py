@@ -103,9 +103,8 @@ class Embedders(nn.Module):
         return tokens
 
 
-def _create_backbone(
-    config: EmbedderConfig, channels: int, image_size: tuple[int, int]
-) -> Any:  # timm's networks share no typed base
+def _create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int, int]) -> Any:
+    """A network of timm, which gives them no typed base."""
     if not timm.is_model(config.backbone):
         near = timm.list_models(f"*{config.backbone.split('_')[0]}*")[:5]
         raise ConfigError(

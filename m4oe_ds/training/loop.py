@@ -256,9 +256,16 @@ class Loop:
         reduce.average_running_statistics(self.engine.module)
         self.engine.eval()
         return predict_split(
-            self.engine, stream.evaluation(), self.spec, self.objective, self.engine.device, self.dtype, num_examples,
-            assemble.prior_correction(self.config, self.spec, self.manifests["train"]), observe,
-        )  # fmt: skip
+            self.engine,
+            stream.evaluation(),
+            self.spec,
+            self.objective,
+            self.engine.device,
+            self.dtype,
+            num_examples,
+            assemble.prior_correction(self.config, self.spec, self.manifests["train"]),
+            observe,
+        )
 
 
 class _Meter:
@@ -276,7 +283,7 @@ class _Meter:
         self._steps += 1
 
     def read(self, work: Arithmetic | None) -> dict[str, float]:
-        """``samples_per_s`` over all ranks, bytes this rank's all-to-alls sent per step, FLOP/s per rank; starts anew."""
+        """``samples_per_s`` over all ranks; bytes sent by all-to-alls per step and FLOP/s of this rank; starts anew."""
         seconds = max(time.monotonic() - self._clock, 1e-9)
         figures = {
             "samples_per_s": self._samples / seconds,

@@ -83,9 +83,15 @@ class Recorder:
         from tqdm import tqdm
 
         self._bar = tqdm(
-            total=total_steps, initial=first_step, unit="step", desc="training", file=sys.stderr, mininterval=1.0,
-            dynamic_ncols=True, disable=None if os.environ.get("M4OE_PROGRESS") != "1" else False,
-        )  # fmt: skip
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            desc="training",
+            file=sys.stderr,
+            mininterval=1.0,
+            dynamic_ncols=True,
+            disable=None if os.environ.get("M4OE_PROGRESS") != "1" else False,
+        )
 
     def step(self) -> None:
         """Moves the progress line by one step."""

@@ -1,4 +1,4 @@
-"""View encoders of the compared systems: feature maps from the embedders of our model, or from what the original used."""
+"""View encoders of the compared systems: feature maps from our model's embedders, or from what the original used."""
 
 from __future__ import annotations
 
