@@ -125,9 +125,10 @@ def run(
     resumed = _resume(loop, store, request)
     facts = _facts(config, engine, topology, manifests["train"], sizes, place)
     if reduce.rank() == 0:
-        write_yaml(folder / "config.yaml", to_dict(config))
-        write_json(folder / "ds_config.json", ds_config)
-        write_json(folder / "environment.json", environment(**facts, resumed_from=resumed))
+        files = RunFolder(folder)
+        write_yaml(files.config, to_dict(config))
+        write_json(files.ds_config, ds_config)
+        write_json(files.environment, environment(**facts, resumed_from=resumed))
         _announce(facts, loop, folder, resumed)
     outcome = loop.run()
     if outcome.stopped_by:
@@ -140,28 +141,28 @@ def run(
 
 def finish(loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any]) -> None:
     """Evaluates the best checkpoint on the requested splits, writes weights, metrics, predictions and report."""
-    store, config = loop.store, loop.config
+    store, config, files = loop.store, loop.config, RunFolder(folder)
     best = outcome.best_tag
     if best is not None and best != store.agreed_pointer("LATEST"):
         store.load(loop.engine, best, weights_only=True)
     if reduce.rank() == 0 and best is not None:
-        weights.consolidate(store.folder / best, folder / "weights" / "model.safetensors")
+        weights.consolidate(store.folder / best, files.weights)
     reduce.barrier()
     metrics: dict[str, Any] = {}
     for number, split in enumerate(config.evaluation.splits):
         examples = config.evaluation.num_examples if number == len(config.evaluation.splits) - 1 else 0
         predictions = loop.predict(split, examples)
         if reduce.rank() == 0:
-            predictions.save(folder / "predictions" / f"{split}.npz", loop.spec)
+            predictions.save(files.predictions(split), loop.spec)
             if examples:
-                predictions.save_examples(folder / "predictions" / "examples.npz")
+                predictions.save_examples(files.examples)
             metrics[split] = evaluate_split(
                 predictions.arrays(), loop.spec.tasks, resamples=config.evaluation.resamples
             )
             metrics[split]["loss"] = predictions.loss
     if reduce.rank() == 0:
         metrics["checkpoint"] = {"tag": best, "selected_by": f"validation {config.run.checkpoint.metric}"}
-        write_json(folder / "metrics.json", metrics)
+        write_json(files.metrics, metrics)
         from m4oe_ds.report.html import render
 
         report = render(folder)
@@ -215,7 +216,7 @@ def _resume(loop: Loop, store: CheckpointStore, request: Request) -> str | None:
 
 
 def _prepare_folder(folder: Path, request: Request) -> None:
-    if request.resume == "never" and (folder / "log.jsonl").is_file():
+    if request.resume == "never" and RunFolder(folder).log.is_file():
         raise ConfigError("already holds a run", str(folder), "choose another --output, or --resume auto to go on")
     folder.mkdir(parents=True, exist_ok=True)
 

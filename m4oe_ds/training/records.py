@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from m4oe_ds.runs.folder import RunFolder
+
 PACKAGES = ("torch", "deepspeed", "timm", "torchvision", "webdataset", "numpy", "pydicom", "m4oe_ds")
 
 
@@ -73,13 +75,13 @@ class Recorder:
         self._writer: Any = None
         if not enabled:
             return
-        path = folder / "log.jsonl"
+        path = RunFolder(folder).log
         _truncate_log(path, first_step)
         self._log = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+            self._writer = SummaryWriter(str(RunFolder(folder).tensorboard), purge_step=first_step + 1)
         from tqdm import tqdm
 
         self._bar = tqdm(
