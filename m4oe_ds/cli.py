@@ -105,11 +105,12 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     from m4oe_ds.evaluation.metrics import format_table
     from m4oe_ds.runs.evaluate import evaluate_run
+    from m4oe_ds.runs.folder import RunFolder
 
     metrics = evaluate_run(Path(options.run), options.split, options.data)
     if metrics is not None:
         print(format_table(metrics))
-        print(f"metrics of {options.split}: {Path(options.run) / 'metrics.json'}")
+        print(f"metrics of {options.split}: {RunFolder(Path(options.run)).metrics}")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -124,19 +125,21 @@ def _export(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from m4oe_ds.errors import CheckpointError
+    from m4oe_ds.runs.folder import RunFolder
     from m4oe_ds.runs.weights import consolidate
 
     run = Path(options.run)
-    checkpoint, out = run, Path(options.out) if options.out else run.parent.parent / "weights" / "model.safetensors"
+    files = RunFolder(run)
+    checkpoint, out = run, Path(options.out) if options.out else RunFolder(run.parent.parent).weights
     if not (run / "manifest.json").is_file():
         pointer = {"best": "BEST", "latest": "LATEST"}.get(options.checkpoint)
-        path = run / "checkpoints" / (pointer or options.checkpoint)
+        path = files.checkpoints / (pointer or options.checkpoint)
         if pointer and not path.is_file():
             raise CheckpointError(
                 f"no {options.checkpoint} checkpoint", str(run), "name one with --checkpoint step-..."
             )
-        checkpoint = run / "checkpoints" / path.read_text().strip() if pointer else path
-        out = Path(options.out) if options.out else run / "weights" / "model.safetensors"
+        checkpoint = files.checkpoints / path.read_text().strip() if pointer else path
+        out = Path(options.out) if options.out else files.weights
     for path in consolidate(checkpoint, out, options.dtype, options.max_file_gb):
         print(f"{checkpoint.name} -> {path} ({path.stat().st_size / 1e6:.1f} MB)")
 

@@ -77,8 +77,10 @@ def write_clinical(run: Run, split: str, resamples: int) -> dict[str, Any]:
     labels = {
         f"label_{task.name}": train.sample_labels(task.name) for task in run.spec.tasks if task.kind == "classification"
     }
-    write_report(run.folder, split, run.config.data.root, run.spec.tasks, resamples, labels)
-    return {"split": split, "file": RunFolder(run.folder).clinical.name}
+    files, tasks = RunFolder(run.folder), run.spec.tasks
+    own, tuning = files.predictions(split), files.predictions("val")
+    write_report(files.clinical, own, tuning, split, run.config.data.root, tasks, resamples, labels)
+    return {"split": split, "file": files.clinical.name}
 
 
 def facts_of(session: Session) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 from m4oe_ds.compare.cells import METHODS, Cell
 from m4oe_ds.compare.processes import Children
 from m4oe_ds.compare.run import CellPlan, cell_environment, state
+from m4oe_ds.runs.folder import RunFolder
 
 LEVELS = ("sample", "within", "population")
 _SECTIONS = "utilisation,contribution,interpretability"
@@ -89,7 +90,7 @@ def explained(cells: Iterable[Cell], plan: CellPlan) -> list[Cell]:
 
 
 def _analysis(plan: CellPlan, cell: Cell) -> dict[str, Any]:
-    path = plan.of(cell) / "analysis.json"
+    path = RunFolder(plan.of(cell)).analysis
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return content if "interpretability" in content else {}
 

@@ -18,6 +18,7 @@ from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.metrics import statistic_named
 from m4oe_ds.evaluation.paired import PairedDifference, paired_difference, paired_mean_difference
+from m4oe_ds.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,12 @@ def collect(cells: Sequence[Cell], folder: Path, resamples: int = 2000) -> tuple
     groups: dict[tuple[str, str, str, str, str], list[tuple[Cell, dict[str, Any], _Samples]]] = {}
     missing = []
     for cell in cells:
-        run = folder / "cells" / cell.name
-        if not (run / "metrics.json").is_file():
+        run = RunFolder(folder / "cells" / cell.name)
+        if not run.metrics.is_file():
             missing.append(cell)
             continue
-        metrics = json.loads((run / "metrics.json").read_text())["test"]["tasks"]
-        with np.load(run / "predictions" / "test.npz", allow_pickle=False) as arrays:
+        metrics = json.loads(run.metrics.read_text())["test"]["tasks"]
+        with np.load(run.predictions("test"), allow_pickle=False) as arrays:
             for task in cell.scored:
                 entry = (cell, metrics[task], _samples(arrays, task))
                 groups.setdefault((cell.dataset, cell.setting, cell.method, task, cell.sweep), []).append(entry)

@@ -22,6 +22,7 @@ from m4oe_ds.compare.cells import Cell
 from m4oe_ds.compare.processes import Children
 from m4oe_ds.config import to_dict
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = "stopped by a signal; the same command goes on"
@@ -93,7 +94,7 @@ def state(cell: Cell, plan: CellPlan) -> str:
     folder = plan.of(cell)
     if not (folder / "cell.json").is_file():
         return "new"
-    done, failed = (folder / "metrics.json").is_file(), (folder / "error.txt").is_file()
+    done, failed = RunFolder(folder).metrics.is_file(), (folder / "error.txt").is_file()
     if json.loads((folder / "cell.json").read_text()) != identity(cell, plan):
         if failed and not done:
             return "new"
@@ -131,9 +132,9 @@ def run_cell(cell: Cell, plan: CellPlan, children: Children | None = None) -> st
         plan.timeout_s,
         folder / "output.txt" if task == 0 else None,
     )
-    if code == 0 and (task != 0 or (folder / "metrics.json").is_file()):
+    if code == 0 and (task != 0 or RunFolder(folder).metrics.is_file()):
         if task == 0:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the weights are kept in weights/
+            shutil.rmtree(RunFolder(folder).checkpoints, ignore_errors=True)  # the weights are kept in weights/
         return ""
     if children.stopped or code == _STOPPED_STATUS:
         return STOPPED

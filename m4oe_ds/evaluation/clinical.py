@@ -25,13 +25,21 @@ RATE = 0.9  # at which sensitivity and specificity are read off the other's curv
 
 
 def write_report(
-    folder: Path, split: str, root: str, tasks: Sequence[TaskSpec], resamples: int = 1000, train: Arrays | None = None
+    target: Path,
+    predictions: Path,
+    validation: Path,
+    split: str,
+    root: str,
+    tasks: Sequence[TaskSpec],
+    resamples: int = 1000,
+    train: Arrays | None = None,
 ) -> Path:
-    """Writes ``clinical.json`` of a run from its ``predictions/``; thresholds come from the validation split if it is
-    there.
+    """Writes the report of a split from its predictions; thresholds come from the validation split if it is there.
 
     Args:
-        folder: run folder.
+        target: file to write, in the run folder.
+        predictions: of the split.
+        validation: predictions of the validation split, which need not exist.
         split: to report.
         root: shards, for the vendors; what is not a local folder gives none.
         train: ``label_<task>`` of the training split, for the censoring distribution; None = that of the split itself.
@@ -39,27 +47,27 @@ def write_report(
     Raises:
         DataError: the split has no predictions.
     """
-    predictions = _load(folder / "predictions" / f"{split}.npz")
-    if predictions is None:
+    found = _load(predictions)
+    if found is None:
+        folder = target.parent
         raise DataError(f"no predictions of {split}", str(folder), f"run `m4oe evaluate {folder} --split {split}`")
-    validation = _load(folder / "predictions" / "val.npz") if split != "val" else None
-    keys = predictions["keys"].tolist()
+    tuned = _load(validation) if split != "val" else None
+    keys = found["keys"].tolist()
     attributes: dict[str, np.ndarray] = {"side": np.array([key.rsplit("-", 1)[-1] for key in keys], dtype=object)}
-    if "label_density" in predictions:
+    if "label_density" in found:
         names = "ABCD"
         attributes["density"] = np.array(
-            [names[k] if k >= 0 else "" for k in predictions["label_density"]], dtype=object
+            [names[k] if k >= 0 else "" for k in found["label_density"]], dtype=object
         )
     vendors = _vendors(Path(root) / split) if root and "://" not in root else {}
     if vendors:
         attributes["vendor"] = np.array([vendors.get(key, "") for key in keys], dtype=object)
-    report = clinical_report(predictions, tasks, validation, train, attributes, resamples)
-    report |= {"split": split, "thresholds_from": "val" if validation is not None else None}
-    path = folder / "clinical.json"
-    temporary = folder / ".clinical.json"
+    report = clinical_report(found, tasks, tuned, train, attributes, resamples)
+    report |= {"split": split, "thresholds_from": "val" if tuned is not None else None}
+    temporary = target.with_name(f".{target.name}")
     temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
-    return path
+    temporary.replace(target)
+    return target
 
 
 def _load(path: Path) -> dict[str, np.ndarray] | None:

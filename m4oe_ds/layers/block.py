@@ -14,7 +14,7 @@ from m4oe_ds.layers.routing import Routing
 from m4oe_ds.layers.soft_moe import SoftMoE
 
 declare_torchvision_operators()
-from timm.layers import Attention  # noqa: E402  (needs the operators declared first)
+from timm.layers.attention import Attention  # noqa: E402  (needs the operators declared first)
 
 
 def _attend(attention: Attention, tokens: Tensor, token_mask: Tensor | None) -> Tensor:

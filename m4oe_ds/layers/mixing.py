@@ -7,8 +7,8 @@ lse) and c_s = sum_t r_t C_ts, the dispatch weights (softmax over tokens) are D_
 
 Backward, with u the tokens as the router sees them (logits L = u phi):
 
-    dL = C * (dy out^T - delta_t + r_t (x (ds/c)^T + (dmass_i - delta_s)/c)), delta_t = <dy,y>, delta_s = <ds,slots> +
-        <dmass,mass>
+    dL = C * (dy out^T - delta_t + r_t (x (ds/c)^T + (dmass_i - delta_s)/c)),
+        delta_t = <dy,y>,  delta_s = <ds,slots> + <dmass,mass>
     du = dL phi^T        dphi = u^T dL        dx = r (C (ds/c))
 
 Only C is kept; L and dL live for a few samples at a time (:mod:`m4oe_ds.layers.passes`), in a buffer that stays in the

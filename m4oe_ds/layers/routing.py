@@ -1,4 +1,4 @@
-"""Router logits and the two softmaxes made from them: dispatch (over tokens) and combine (over the slots of a token)."""
+"""Router logits and the two softmaxes made from them: dispatch (over tokens), combine (over the slots of a token)."""
 
 from __future__ import annotations
 

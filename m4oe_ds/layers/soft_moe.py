@@ -1,4 +1,4 @@
-"""Soft mixture of experts: every expert sees weighted averages of all tokens, every token gets a weighted average back."""
+"""Soft mixture of experts: every expert sees weighted averages of all tokens, every token gets one of all outputs."""
 
 from __future__ import annotations
 

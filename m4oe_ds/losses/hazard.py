@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from m4oe_ds.data.schema import RISK_PREFIX
 from m4oe_ds.losses.inputs import Labels
 from m4oe_ds.losses.model_loss import ModelLoss
-
-RISK_PREFIX = "risk"
 
 
 def until_event(labels: Tensor, known: Tensor) -> Tensor:

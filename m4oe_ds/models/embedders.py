@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -81,24 +82,29 @@ class Embedders(nn.Module):
             {name: Embedder(config, channels[i], image_size, dim) for i, name in enumerate(names)}
         )
         if config.freeze:
-            for embedder in self.by_modality.values():
-                embedder.backbone.requires_grad_(False)
+            for name in names:
+                self.of(name).backbone.requires_grad_(False)
         embed = config.modality_embed or config.share
         self.modality_embed = (
             nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.02) for name in modalities}) if embed else None
         )
 
+    def of(self, modality: str) -> Embedder:
+        """The embedder of a modality, or the one that all of them share."""
+        return cast(Embedder, self.by_modality["shared" if self.shared else modality])
+
     def forward(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """``{modality: [B, C, H, W]} -> {modality: [B, l_i, d]}``."""
         tokens = {}
         for name, image in views.items():
-            tokens[name] = self.by_modality["shared" if self.shared else name](image)
+            tokens[name] = self.of(name)(image)
             if self.modality_embed is not None:
                 tokens[name] = tokens[name] + self.modality_embed[name]
         return tokens
 
 
-def _create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int, int]) -> nn.Module:
+def _create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int, int]) -> Any:
+    """A network of timm, which gives them no typed base."""
     if not timm.is_model(config.backbone):
         near = timm.list_models(f"*{config.backbone.split('_')[0]}*")[:5]
         raise ConfigError(
@@ -107,7 +113,8 @@ def _create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[in
             f"near: {', '.join(near)}" if near else "see timm.list_models()",
         )
     options = dict(config.options, num_classes=0, global_pool="", in_chans=channels)
-    if timm.get_pretrained_cfg(config.backbone).fixed_input_size:
+    known = timm.get_pretrained_cfg(config.backbone)
+    if known is not None and known.fixed_input_size:
         options["img_size"] = tuple(image_size)
     if config.weights and config.weights != "hub":
         if not Path(config.weights).is_file():

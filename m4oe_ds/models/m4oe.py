@@ -6,6 +6,8 @@ prediction_k = head_k(fusion(H_k))                         (M4oE section 3; reso
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -90,21 +92,22 @@ class M4oE(MultiModalModel):
     def _head(self, task: TaskSpec) -> nn.Module:
         if task.kind == "classification":
             return ClassificationHead(self.config.dim, task.num_classes)
-        embedder = self.embedders.by_modality[self._owner(task.name)]
+        embedder = self.embedders.of(self._owner(task.name))
         if not embedder.is_transformer:
             raise ConfigError(f"task {task.name} needs a vision-transformer embedder", "model.embedder.backbone")
         return SegmentationHead(self.config.dim, embedder.backbone.patch_embed.grid_size, self.spec.image_size)
 
     def _missing_bank(self) -> MissingBank:
-        by_modality, spec = self.embedders.by_modality, self.spec
+        spec = self.spec
         lengths = {
-            name: count_tokens(by_modality["shared" if self.embedders.shared else name], channels, spec.image_size)
+            name: count_tokens(self.embedders.of(name), channels, spec.image_size)
             for name, channels in zip(spec.modalities, spec.channels, strict=True)
         }
         return MissingBank(lengths, self.config.dim)
 
     def _owner(self, task: str) -> str:
-        return "shared" if self.embedders.shared else MASK_OWNER.get(task, self.spec.modalities[0])
+        """The modality that owns the mask of a task."""
+        return MASK_OWNER.get(task, self.spec.modalities[0])
 
     def encode(self, batch: Batch) -> Tokens:
         """Embedder tokens X_i ``{modality: [B, l_i, d]}``."""
@@ -183,12 +186,12 @@ class M4oE(MultiModalModel):
         z: list[Tensor],
     ) -> Tensor:
         """Patch tokens of the modality that owns the mask, fused with the pooled tokens of the others."""
-        owner = MASK_OWNER.get(task.name, self.spec.modalities[0])
+        owner = self._owner(task.name)
         s = self.spec.modalities.index(owner)
-        prefix = self.embedders.by_modality[self._owner(task.name)].num_prefix_tokens
+        prefix = self.embedders.of(owner).num_prefix_tokens
         start = sum(tokens.shape[1] for tokens in z[:s]) + prefix
         patches = z[s][:, prefix:]
-        project = self.dense_projection[task.name]
+        project = cast(nn.ModuleDict, self.dense_projection[task.name])
         h = project["specific"](patches)
         if g is not None:
             h = h + project["shared"](g[:, k, start : start + patches.shape[1]])
@@ -210,7 +213,7 @@ class M4oE(MultiModalModel):
 
     def shared_layer(self) -> nn.Module:
         """Experts of the last fusion block."""
-        return self.fusion.blocks[-1].mlp.experts
+        return self.fusion.last_experts()
 
 
 def build(spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> M4oE:

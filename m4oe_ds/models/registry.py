@@ -81,7 +81,8 @@ MODELS: dict[str, Entry] = {
     ),
     "aide": Entry(
         "m4oe_ds.models.baselines.aide:build",
-        "AIDE: a vision-driven multi-view, multi-modal, multi-tasking dataset for assistive driving perception (ICCV 2023)",
+        "AIDE: a vision-driven multi-view, multi-modal, multi-tasking dataset for assistive driving perception "
+        "(ICCV 2023)",
         "reconstructed",
     ),
     "soft_moe": Entry(
@@ -98,7 +99,8 @@ MODELS: dict[str, Entry] = {
     ),
     "fuller": Entry(
         "m4oe_ds.models.baselines.fuller:build",
-        "FULLER: Unified Multi-modality Multi-task 3D Object Detection via Multi-level Gradient Calibration (ICCV 2023)",
+        "FULLER: Unified Multi-modality Multi-task 3D Object Detection via Multi-level Gradient Calibration "
+        "(ICCV 2023)",
         "reconstructed",
     ),
     "evif": Entry(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,10 @@ class SoftMoETower(nn.Module):
             routings.append(routing)
         return tokens, routings
 
+    def last_experts(self) -> nn.Module:
+        """Experts of the last block."""
+        return cast(Block, self.blocks[-1]).mlp.experts
+
 
 class ModalityTowers(nn.ModuleDict):
     """One Soft-MoE tower per modality, all of equal depth, side by side.
@@ -55,9 +59,9 @@ class ModalityTowers(nn.ModuleDict):
 
     def forward(self, tokens: list[Tensor]) -> tuple[list[Tensor], dict[str, Routing]]:
         """Per modality ``[B, l_i, d] -> [B, l_i, d]``, and the routing of ``<modality>.<depth>``."""
-        towers = list(self.values())
+        towers = cast(list[SoftMoETower], list(self.values()))
         routing = {}
-        for depth, blocks in enumerate(zip(*(tower.blocks for tower in towers), strict=True)):
+        for depth, blocks in enumerate(zip(*(cast(Iterable[Block], tower.blocks) for tower in towers), strict=True)):
             found = call(partial(run_in_step, blocks), towers[0].recompute and self.training, *tokens)
             tokens = [x for x, _ in found]
             routing.update({f"{name}.{depth}": step for name, (_, step) in zip(self, found, strict=True)})

@@ -12,6 +12,7 @@ from m4oe_ds.errors import DataError
 from m4oe_ds.report import clinical_tables, pictures
 from m4oe_ds.report.card import agreement, card
 from m4oe_ds.report.patients import patients
+from m4oe_ds.runs.folder import RunFolder
 
 _TEMPLATES = Path(__file__).parent / "templates"
 METRICS = (("accuracy", "accuracy"), ("balanced_accuracy", "balanced acc."), ("macro_f1", "macro-F1"),
@@ -33,8 +34,8 @@ def render(folder: Path) -> Path:
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template("report.html.j2").render(**_content(folder))
-    path = folder / "report.html"
-    temporary = folder / ".report.html"
+    path = RunFolder(folder).report
+    temporary = path.with_name(f".{path.name}")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)
     return path
@@ -42,21 +43,22 @@ def render(folder: Path) -> Path:
 
 def _content(folder: Path) -> dict[str, Any]:
     missing: list[str] = []
-    environment = _json(folder / "environment.json", missing)
-    metrics = _json(folder / "metrics.json", missing)
-    records = _records(folder / "log.jsonl", missing)
+    files = RunFolder(folder)
+    environment = _json(files.environment, missing)
+    metrics = _json(files.metrics, missing)
+    records = _records(files.log, missing)
     splits = {name: entry for name, entry in metrics.items() if isinstance(entry, dict) and "tasks" in entry}
     shown = "test" if "test" in splits else next(iter(splits), "")
     splits = {
         name: splits[name] for name in sorted(splits, key=lambda name: name != shown)
     }  # what is shown comes first
-    arrays = _arrays(folder / "predictions" / f"{shown}.npz", missing) if shown else {}
-    examples = _arrays(folder / "predictions" / "examples.npz", missing)
-    config, ds_config = _text(folder / "config.yaml", missing), _text(folder / "ds_config.json", missing)
+    arrays = _arrays(files.predictions(shown), missing) if shown else {}
+    examples = _arrays(files.examples, missing)
+    config, ds_config = _text(files.config, missing), _text(files.ds_config, missing)
     # made by `m4oe analyze`, which nobody has to run: their absence is no gap of the run
-    clinical = _json(folder / "clinical.json", [])
-    gallery = _arrays(folder / "analysis" / "gallery.npz", [])
-    analysis = _json(folder / "analysis.json", [])
+    clinical = _json(files.clinical, [])
+    gallery = _arrays(files.analysis_arrays("gallery"), [])
+    analysis = _json(files.analysis, [])
     maps = pictures.dispatch_maps(folder, gallery)
     sections_of_samples = patients(examples, arrays, maps, str(environment.get("dataset", "")))
     inside = {key for key in examples.get("keys", np.zeros(0)).tolist() if sections_of_samples}
@@ -113,7 +115,7 @@ def _analysis(folder: Path) -> list[dict[str, Any]]:
     """Figures that ``m4oe analyze`` left in the run folder, embedded, in the order of the paper."""
     found = []
     for pattern, title, caption in clinical_tables.ANALYSES:
-        for path in sorted((folder / "figures").glob(f"{pattern}.png")):
+        for path in sorted(RunFolder(folder).figures.glob(f"{pattern}.png")):
             image = pictures.picture(path.read_bytes(), f"{title}. {caption}", path.with_suffix(".csv"))
             found.append({"title": title, "caption": caption, "image": image})
     return found

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from m4oe_ds.report import tables
+from m4oe_ds.runs.folder import RunFolder
 
 MOST_ROWS, MOST_COLUMNS = 64, 10  # of the numbers shown under a picture; the CSV beside it has all
 # the numbers to show of tables that are too wide to read
@@ -118,7 +119,7 @@ def run_pictures(
             gallery_figures.expert_patches(gallery), tables.experts(gallery),
             "Patches with the largest dispatch weight of the most used experts, one row per expert",
         )  # fmt: skip
-    target = folder / "figures"
+    target = RunFolder(folder).figures
     return {
         name: picture(figures.save(figure, target, name, rows), alt, target / f"{name}.csv")
         for name, (figure, rows, alt) in made.items()
@@ -136,7 +137,7 @@ def dispatch_maps(folder: Path, gallery: Mapping[str, np.ndarray]) -> dict[str, 
     for row, key in enumerate(gallery["keys"].tolist()):
         name = f"dispatch_map_{row + 1}"
         figure = gallery_figures.dispatch_maps(gallery, row)
-        png = figures.save(figure, folder / "figures", name, tables.dispatch_map(gallery, row))
+        png = figures.save(figure, RunFolder(folder).figures, name, tables.dispatch_map(gallery, row))
         found[key] = picture(
             png, f"Dispatch weight over the views, one row per task. Largest: {tables.brightest(gallery, row)}"
         )

@@ -16,6 +16,7 @@ import torch
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
+from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.evaluation.metrics import evaluate_split, format_table
 from m4oe_ds.models import spec_for
@@ -23,7 +24,7 @@ from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble, weights
-from m4oe_ds.runs.folder import write_json, write_yaml
+from m4oe_ds.runs.folder import RunFolder, write_json, write_yaml
 from m4oe_ds.runs.objective import objective as build_objective
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training.checkpoint import CheckpointStore
@@ -94,15 +95,11 @@ def run(
         UserError: bad data, checkpoint or environment, with one line to act on.
     """
     place = launch.resolve(os.environ)
-    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
-        # ranks share the cores; more threads than cores slow every rank down
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.local_size))
+    _share_cores(place.local_size)
     device = launch.start(place, config.parallel.timeout_minutes)
     sizes = deepspeed_json.batch_sizes(ds_config, place.world, request.ds_config)
     with _timed("data"):
-        splits = ("train", *dict.fromkeys(("val", *config.evaluation.splits)))
-        manifests = assemble.load_manifests(config, splits)
-        assemble.verify(config, manifests, device)
+        manifests = _manifests(config, device)
     spec = spec_for(config)
     if reduce.rank() == 0:
         _prepare_folder(folder, request)
@@ -111,24 +108,27 @@ def run(
     with _timed("engine"):
         engine, topology = engines.create(config, ds_config, sizes, place.world)
     objective = build_objective(config, spec, manifests["train"].sample_labels, device)
-    stamp = assemble.stamp(config, ds_config, topology.stamp(), manifests["train"])
-    store = CheckpointStore(
-        folder / "checkpoints",
-        stamp,
-        config.run.checkpoint.keep_last,
-        background=config.run.checkpoint.background,
-        timeout_s=60 * config.parallel.timeout_minutes,
-    )
+    store = _store(config, folder, assemble.stamp(config, ds_config, topology.stamp(), manifests["train"]))
     loop = Loop(
-        config, engine, spec, objective, manifests, store, folder, sizes.micro, sizes.accumulation,
-        request.profile_steps, None if observers is None else lambda: observers(spec, config.model.name),
-    )  # fmt: skip
+        config,
+        engine,
+        spec,
+        objective,
+        manifests,
+        store,
+        folder,
+        sizes.micro,
+        sizes.accumulation,
+        request.profile_steps,
+        None if observers is None else lambda: observers(spec, config.model.name),
+    )
     resumed = _resume(loop, store, request)
     facts = _facts(config, engine, topology, manifests["train"], sizes, place)
     if reduce.rank() == 0:
-        write_yaml(folder / "config.yaml", to_dict(config))
-        write_json(folder / "ds_config.json", ds_config)
-        write_json(folder / "environment.json", environment(**facts, resumed_from=resumed))
+        files = RunFolder(folder)
+        write_yaml(files.config, to_dict(config))
+        write_json(files.ds_config, ds_config)
+        write_json(files.environment, environment(**facts, resumed_from=resumed))
         _announce(facts, loop, folder, resumed)
     outcome = loop.run()
     if outcome.stopped_by:
@@ -141,28 +141,28 @@ def run(
 
 def finish(loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any]) -> None:
     """Evaluates the best checkpoint on the requested splits, writes weights, metrics, predictions and report."""
-    store, config = loop.store, loop.config
+    store, config, files = loop.store, loop.config, RunFolder(folder)
     best = outcome.best_tag
     if best is not None and best != store.agreed_pointer("LATEST"):
         store.load(loop.engine, best, weights_only=True)
     if reduce.rank() == 0 and best is not None:
-        weights.consolidate(store.folder / best, folder / "weights" / "model.safetensors")
+        weights.consolidate(store.folder / best, files.weights)
     reduce.barrier()
     metrics: dict[str, Any] = {}
     for number, split in enumerate(config.evaluation.splits):
         examples = config.evaluation.num_examples if number == len(config.evaluation.splits) - 1 else 0
         predictions = loop.predict(split, examples)
         if reduce.rank() == 0:
-            predictions.save(folder / "predictions" / f"{split}.npz", loop.spec)
+            predictions.save(files.predictions(split), loop.spec)
             if examples:
-                predictions.save_examples(folder / "predictions" / "examples.npz")
+                predictions.save_examples(files.examples)
             metrics[split] = evaluate_split(
                 predictions.arrays(), loop.spec.tasks, resamples=config.evaluation.resamples
             )
             metrics[split]["loss"] = predictions.loss
     if reduce.rank() == 0:
         metrics["checkpoint"] = {"tag": best, "selected_by": f"validation {config.run.checkpoint.metric}"}
-        write_json(folder / "metrics.json", metrics)
+        write_json(files.metrics, metrics)
         from m4oe_ds.report.html import render
 
         report = render(folder)
@@ -171,6 +171,30 @@ def finish(loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any]) ->
             print(f"\n{split} split{note}\n{format_table(metrics[split])}")
         print(f"\ntrained {outcome.position.step} steps in {outcome.seconds:.0f} s; report: {report}", flush=True)
     reduce.barrier()
+
+
+def _share_cores(local_ranks: int) -> None:
+    """Ranks share the cores of their machine: more threads than cores slow every rank down."""
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
+
+
+def _manifests(config: Config, device: torch.device) -> dict[str, Manifest]:
+    """Manifests of all splits that training and evaluation read, checked."""
+    splits = ("train", *dict.fromkeys(("val", *config.evaluation.splits)))
+    manifests = assemble.load_manifests(config, splits)
+    assemble.verify(config, manifests, device)
+    return manifests
+
+
+def _store(config: Config, folder: Path, stamp: dict[str, Any]) -> CheckpointStore:
+    return CheckpointStore(
+        RunFolder(folder).checkpoints,
+        stamp,
+        config.run.checkpoint.keep_last,
+        background=config.run.checkpoint.background,
+        timeout_s=60 * config.parallel.timeout_minutes,
+    )
 
 
 def _resume(loop: Loop, store: CheckpointStore, request: Request) -> str | None:
@@ -192,7 +216,7 @@ def _resume(loop: Loop, store: CheckpointStore, request: Request) -> str | None:
 
 
 def _prepare_folder(folder: Path, request: Request) -> None:
-    if request.resume == "never" and (folder / "log.jsonl").is_file():
+    if request.resume == "never" and RunFolder(folder).log.is_file():
         raise ConfigError("already holds a run", str(folder), "choose another --output, or --resume auto to go on")
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -228,8 +252,8 @@ def _announce(facts: dict[str, Any], loop: Loop, folder: Path, resumed: str | No
     print(
         f"{facts['num_parameters']:,} parameters, {facts['num_expert_parameters']:,} of them in experts over "
         f"{facts['ep_size']} of {facts['world']} ranks on {facts['device']}\n"
-        f"{data}: {loop.train.num_samples} training samples, {loop.steps_per_epoch} steps of {loop.global_batch} per epoch, "
-        f"{loop.total_steps} steps in all -> {folder}" + (f"\nresuming from {resumed}" if resumed else ""),
+        f"{data}: {loop.train.num_samples} training samples, {loop.steps_per_epoch} steps of {loop.global_batch} per "
+        f"epoch, {loop.total_steps} steps in all -> {folder}" + (f"\nresuming from {resumed}" if resumed else ""),
         flush=True,
     )
 

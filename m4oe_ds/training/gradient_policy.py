@@ -222,7 +222,7 @@ def equal_projection_weights(gram: Tensor) -> Tensor:
 
 
 def branch_scales(norms: list[float]) -> list[float]:
-    """Scales that bring branch gradients to their mean norm, within ``SCALE_RANGE``; a branch without gradient keeps 1."""
+    """Scales that bring branch gradients to their mean norm, within ``SCALE_RANGE``; one without gradient keeps 1."""
     used = [norm for norm in norms if math.isfinite(norm) and norm > _EPSILON]
     if not used:
         return [1.0] * len(norms)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -32,7 +32,7 @@ from m4oe_ds.training.profiling import StepProfiler
 from m4oe_ds.training.records import Recorder
 from m4oe_ds.training.step import StepReport, check_finite, train_step
 from m4oe_ds.training.throughput import Arithmetic, arithmetic
-from m4oe_ds.training.validation import Best, Observer, Validation
+from m4oe_ds.training.validation import Best, Metric, Observer, Validation
 
 _logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Loop:
         self.validation = Validation(
             self.predict,
             spec.tasks,
-            config.run.checkpoint.metric,
+            cast(Metric, config.run.checkpoint.metric),  # one of them: the loader has checked
             config.run.eval_every_epochs,
             available="val" in manifests,
             observer=observer if config.run.tensorboard else None,
@@ -256,9 +256,16 @@ class Loop:
         reduce.average_running_statistics(self.engine.module)
         self.engine.eval()
         return predict_split(
-            self.engine, stream.evaluation(), self.spec, self.objective, self.engine.device, self.dtype, num_examples,
-            assemble.prior_correction(self.config, self.spec, self.manifests["train"]), observe,
-        )  # fmt: skip
+            self.engine,
+            stream.evaluation(),
+            self.spec,
+            self.objective,
+            self.engine.device,
+            self.dtype,
+            num_examples,
+            assemble.prior_correction(self.config, self.spec, self.manifests["train"]),
+            observe,
+        )
 
 
 class _Meter:
@@ -276,7 +283,7 @@ class _Meter:
         self._steps += 1
 
     def read(self, work: Arithmetic | None) -> dict[str, float]:
-        """``samples_per_s`` over all ranks, bytes this rank's all-to-alls sent per step, FLOP/s per rank; starts anew."""
+        """``samples_per_s`` over all ranks; bytes sent by all-to-alls per step and FLOP/s of this rank; starts anew."""
         seconds = max(time.monotonic() - self._clock, 1e-9)
         figures = {
             "samples_per_s": self._samples / seconds,

@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from m4oe_ds.parallel import reduce, traffic
-from m4oe_ds.runs.folder import write_json
+from m4oe_ds.runs.folder import RunFolder, write_json
 
 FORWARD, BACKWARD, OPTIMIZER = "m4oe.forward", "m4oe.backward", "m4oe.optimizer"
 WARM_UP = 2  # steps of this process before the first profiled one: lazy allocations and caches are not the steady state
@@ -99,7 +99,7 @@ class StepProfiler:
         summary = recording.end(steps)
         if steps < 1:
             return
-        target = self.folder / "profile"
+        target = RunFolder(self.folder).profile
         target.mkdir(exist_ok=True)
         recording.profile.export_chrome_trace(str(target / f"trace-rank{reduce.rank()}.json.gz"))
         if reduce.rank() == 0:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from m4oe_ds.runs.folder import RunFolder
+
 PACKAGES = ("torch", "deepspeed", "timm", "torchvision", "webdataset", "numpy", "pydicom", "m4oe_ds")
 
 
@@ -73,19 +75,25 @@ class Recorder:
         self._writer: Any = None
         if not enabled:
             return
-        path = folder / "log.jsonl"
+        path = RunFolder(folder).log
         _truncate_log(path, first_step)
         self._log = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+            self._writer = SummaryWriter(str(RunFolder(folder).tensorboard), purge_step=first_step + 1)
         from tqdm import tqdm
 
         self._bar = tqdm(
-            total=total_steps, initial=first_step, unit="step", desc="training", file=sys.stderr, mininterval=1.0,
-            dynamic_ncols=True, disable=None if os.environ.get("M4OE_PROGRESS") != "1" else False,
-        )  # fmt: skip
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            desc="training",
+            file=sys.stderr,
+            mininterval=1.0,
+            dynamic_ncols=True,
+            disable=None if os.environ.get("M4OE_PROGRESS") != "1" else False,
+        )
 
     def step(self) -> None:
         """Moves the progress line by one step."""

@@ -83,7 +83,7 @@ class StepReport:
         }
 
     def routing_statistics(self) -> dict[str, Any]:
-        """Spread of every mixture layer over all ranks, under ``routing`` (figures) and ``expert_share`` (per expert)."""
+        """Spread of every mixture layer over all ranks: ``routing`` (figures) and ``expert_share`` (per expert)."""
         if not self.routing:
             return {}
         lengths = [len(values) for values in self.routing.values()]
@@ -118,6 +118,27 @@ class _Sums:
     information: Tensor
     aux: Tensor
     has_information: bool = False
+
+    def report(
+        self,
+        counts: Tensor,
+        grad_norm: float | None,
+        conflict: Conflict | None,
+        task_weights: dict[str, float] | None,
+        routing: dict[str, Tensor] | None,
+    ) -> StepReport:
+        """The report of the step, once all its micro-batches are added."""
+        return StepReport(
+            loss_sums=self.losses,
+            counts=counts,
+            information=self.information,
+            aux=self.aux,
+            has_information=self.has_information,
+            grad_norm=grad_norm,
+            conflict=conflict,
+            task_weights=task_weights,
+            routing=routing,
+        )
 
 
 def train_step(
@@ -175,17 +196,7 @@ def train_step(
             stop_if_bad(engine.module, batches, losses, where)
         with phase(OPTIMIZER):
             engine.step()
-    return StepReport(
-        loss_sums=sums.losses,
-        counts=counts,
-        information=sums.information,
-        aux=sums.aux,
-        has_information=sums.has_information,
-        grad_norm=_gradient_norm(engine, where),
-        conflict=agreement,
-        task_weights=task_weights,
-        routing=routing,
-    )
+    return sums.report(counts, _gradient_norm(engine, where), agreement, task_weights, routing)
 
 
 def _probe(

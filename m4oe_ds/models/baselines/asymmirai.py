@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
-from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.schema import RISK_PREFIX, TaskSpec
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.layers.extras import ASYMMETRY, BOX, HEATMAP, SCORE_LOGITS, WINDOW
@@ -29,7 +29,6 @@ from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.baselines.encoders import max_pool
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, Tokens
 
-RISK_PREFIX = "risk"
 CONTENT = 256  # width of the vector that density and BI-RADS read
 SMALLEST_WINDOW = 3
 

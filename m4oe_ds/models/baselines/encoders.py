@@ -1,9 +1,10 @@
-"""View encoders of the compared systems: feature maps from the embedders of our model, or from what the original used."""
+"""View encoders of the compared systems: feature maps from our model's embedders, or from what the original used."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,8 @@ class ViewEncoders(nn.Module):
         self.pyramid_widths: dict[str, list[int]] = {}
         if config.regime == "vit":
             self.embedders = Embedders(config.embedder, spec.modalities, spec.channels, spec.image_size, config.dim)
-            for name, embedder in self.embedders.by_modality.items():
-                if not embedder.is_transformer:
+            for name in self.embedders.by_modality:
+                if not self.embedders.of(name).is_transformer:
                     raise ConfigError(
                         f"regime vit needs a vision transformer, {config.embedder.backbone} of {name} is none",
                         "model.embedder.backbone",
@@ -57,11 +58,12 @@ class ViewEncoders(nn.Module):
                 options = dataclasses.replace(config.embedder, backbone=backbone, options={}, replicate_grey=True)
                 key = "shared" if share else name
                 if key not in self.by_modality:
-                    self.by_modality[key] = Embedder(options, channels, spec.image_size, config.dim)
-                    self.by_modality[key].project = nn.Identity()
+                    encoder = Embedder(options, channels, spec.image_size, config.dim)
+                    encoder.project = nn.Identity()
                     if config.embedder.freeze:
-                        self.by_modality[key].requires_grad_(False)
-                info = self.by_modality[key].backbone.feature_info
+                        encoder.requires_grad_(False)
+                    self.by_modality[key] = encoder
+                info = self.encoder(name).backbone.feature_info
                 self.pyramid_widths[name] = [int(stage["num_chs"]) for stage in info]
         self.widths = {name: widths[-1] for name, widths in self.pyramid_widths.items()}
 
@@ -81,17 +83,23 @@ class ViewEncoders(nn.Module):
             return self._patches({name: image})[name]
         return self._pyramid("shared" if self.shared else name, image)
 
+    def encoder(self, modality: str) -> Embedder:
+        """The encoder of a modality, or the one that all of them share."""
+        if self.regime == "vit":
+            return self.embedders.of(modality)
+        return cast(Embedder, self.by_modality["shared" if self.shared else modality])
+
     def _patches(self, views: dict[str, Tensor]) -> dict[str, list[Tensor]]:
         maps = {}
         for name, value in self.embedders(views).items():
-            embedder = self.embedders.by_modality["shared" if self.embedders.shared else name]
+            embedder = self.embedders.of(name)
             grid = embedder.backbone.patch_embed.grid_size
             patches = value[:, embedder.num_prefix_tokens :]
             maps[name] = [patches.transpose(1, 2).unflatten(2, grid)]
         return maps
 
     def _pyramid(self, key: str, image: Tensor) -> list[Tensor]:
-        encoder = self.by_modality[key]
+        encoder = self.encoder(key)
         image = image.expand(-1, 3, -1, -1) if encoder.replicate else image
         stages: list[Tensor] = encoder.backbone.forward_intermediates(image, intermediates_only=True)
         return stages

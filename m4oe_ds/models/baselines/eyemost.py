@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,11 @@ class EvidentialHeads(nn.Module):
             ``[B, S, 4, C]`` NIG parameters, or ``[B, S, C]`` Dirichlet parameters; float32.
         """
         raw = torch.stack(
-            [torch.stack([head(features[s]) for head in heads.values()], 1) for s, heads in self.sources.items()], 1
+            [
+                torch.stack([head(features[s]) for head in cast(nn.ModuleDict, heads).values()], 1)
+                for s, heads in self.sources.items()
+            ],
+            1,
         )  # [B, S, 4 or 1, C]
         raw = torch.where(present[:, :, None, None], raw, 0.0).float()
         if self.dirichlet:
@@ -213,9 +218,8 @@ class EyeMoSt(ComparedModel):
             return self.mtoe.block.mtoe.experts
         name = self.spec.modalities[0]
         if self.config.regime == "native":
-            return _last_with_parameters(self.encoders.by_modality[name].backbone)
-        embedders = self.encoders.embedders
-        return _last_with_parameters(embedders.by_modality["shared" if embedders.shared else name])
+            return _last_with_parameters(self.encoders.encoder(name).backbone)
+        return _last_with_parameters(self.encoders.encoder(name))
 
 
 def _last_with_parameters(module: nn.Module) -> nn.Module:

@@ -53,7 +53,7 @@ class FusionTrunk(nn.Module):
         self.last = nn.Linear(dim, dim)
 
     def forward(self, maps: Mapping[str, Tensor], present: Tensor) -> Tensor:
-        """``{modality: [B, C_i, h_i, w_i]}`` and ``present [B, m]`` to ``[B, d]``; absent tokens are not attended to."""
+        """``{modality: [B, C_i, h_i, w_i]}`` and ``present [B, m]`` to ``[B, d]``; absent tokens get no attention."""
         x, mask = [], []
         for i, (name, project) in enumerate(self.project.items()):
             here = present[:, i, None]

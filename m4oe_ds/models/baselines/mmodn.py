@@ -70,7 +70,7 @@ class StateSequence(nn.Module):
         return [int(i) for i in torch.randperm(count, generator=generator)]
 
     def forward(self, features: list[Tensor], present: Tensor, order: list[int]) -> Tensor:
-        """``m x [B, F_i]``, ``present [B, m]`` to states ``[m+1, B, S]``; a step without its modality changes nothing."""
+        """``m x [B, F_i]``, ``present [B, m]`` to states ``[m+1, B, S]``; a step without its view changes nothing."""
         state = self.initial.to(features[0].dtype).expand(len(present), -1)
         states = [state]
         for i in order:

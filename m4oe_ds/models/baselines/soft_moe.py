@@ -112,7 +112,7 @@ class MultiModalSoftMoE(ComparedModel):
         if self.last is not None:
             return self.last.mtoe.experts
         if self.tower is not None:
-            return self.tower.blocks[-1].mlp.experts
+            return self.tower.last_experts()
         assert self.mtoe is not None
         return self.mtoe.block.mtoe.experts
 

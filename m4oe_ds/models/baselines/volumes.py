@@ -17,8 +17,8 @@ from torch.nn import functional
 
 logger = logging.getLogger(__name__)
 
-# of the pooled map. The published volume of 128 x 256 x 128 becomes 8192 features; behind a stride of 8 that is a pool of 8
-# in every direction: 512 channels at 2 x 4 x 2 positions
+# of the pooled map. The published volume of 128 x 256 x 128 becomes 8192 features; behind a stride of 8 that is a pool
+# of 8 in every direction: 512 channels at 2 x 4 x 2 positions
 GRID = (2, 4, 2)
 VOLUME_CHANNELS = 4  # from so many channels on an image is a volume
 

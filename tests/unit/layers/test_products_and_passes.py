@@ -71,9 +71,14 @@ def test_the_choice_depends_on_processor_type_and_size_alone(monkeypatch: pytest
     assert not products.one_by_one(like, 1000, 100, 1000)
 
 
-@pytest.mark.parametrize(("vendor", "capability", "expected"), [
-    ("AuthenticAMD", "AVX512", True), ("GenuineIntel", "AVX512", False), ("AuthenticAMD", "AVX2", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("vendor", "capability", "expected"),
+    [
+        ("AuthenticAMD", "AVX512", True),
+        ("GenuineIntel", "AVX512", False),
+        ("AuthenticAMD", "AVX2", False),
+    ],
+)
 @needs_onednn
 def test_processors(vendor: str, capability: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)

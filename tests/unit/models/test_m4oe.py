@@ -38,8 +38,10 @@ def test_logits_of_every_task_and_routing_of_every_layer() -> None:
     config = problem.config()
     _, output = run(config)
     assert {name: tuple(logits.shape) for name, logits in output.logits.items()} == {
-        "birads": (3, 3), **{f"risk{k}": (3, 2) for k in range(1, 6)}, "density": (3, 4),
-    }  # fmt: skip
+        "birads": (3, 3),
+        **{f"risk{k}": (3, 2) for k in range(1, 6)},
+        "density": (3, 4),
+    }
     assert all(torch.isfinite(logits).all() for logits in output.logits.values())
     tokens = 2 * (1 + 4)  # two modalities, class token and 2 x 2 patches
     assert {name: tuple(routing.logits.shape) for name, routing in output.routing.items()} == {
@@ -156,8 +158,10 @@ def test_the_mask_is_made_of_the_patch_tokens_of_the_fundus_image_of_the_mixture
     patches = 4 * 3
     assert torch.equal(seen["projected"], seen["g"][:, 1, 1 : 1 + patches])
     assert seen["mask"].tolist() == [
-        [True] * patches + [True, True], [False] * patches + [True, True], [True] * patches + [True, False]
-    ]  # fmt: skip
+        [True] * patches + [True, True],
+        [False] * patches + [True, True],
+        [True] * patches + [True, False],
+    ]
 
 
 def test_a_convolutional_backbone() -> None:

@@ -1,4 +1,4 @@
-"""The multi-modal Soft-MoE: size, no coupling between samples, masked modalities leave no trace, routing is recorded."""
+"""The multi-modal Soft-MoE: size, no coupling between samples, masked modalities leave no trace, routing is kept."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from m4oe_ds.evaluation.clinical import write_report
 from m4oe_ds.report.clinical_tables import clinical_tables, number
 from m4oe_ds.report.figures import view_png
 from m4oe_ds.report.html import render
+from m4oe_ds.runs.folder import RunFolder
 from tests.unit.report.test_html import MODALITIES, TASKS, Tags, fill
 
 
@@ -32,7 +33,8 @@ def gallery() -> dict[str, np.ndarray]:
 def filled(parent: Path) -> Path:
     """A run folder with made-up numbers and what ``m4oe analyze`` adds."""
     run = fill(parent / "run")
-    write_report(run, "test", "", TASKS, resamples=5)
+    files = RunFolder(run)
+    write_report(files.clinical, files.predictions("test"), files.predictions("val"), "test", "", TASKS, resamples=5)
     (run / "analysis").mkdir()
     np.savez(run / "analysis" / "gallery.npz", **gallery())
     (run / "figures").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Consolidated weights into a model that differs: every name and shape that does not fit is said, the rest is loaded."""
+"""Consolidated weights into a model that differs: every name and shape that does not fit is said, the rest loads."""
 
 from __future__ import annotations
 

@@ -222,9 +222,9 @@ def test_partitioned_parameters_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("nosuch", {}), ("sum", {"rule": "norm"}), ("calibrated", {"rul": "norm"}),
-                          ("calibrated", {"rule": "pcgrad"})],
-)  # fmt: skip
+    ("name", "options"),
+    [("nosuch", {}), ("sum", {"rule": "norm"}), ("calibrated", {"rul": "norm"}), ("calibrated", {"rule": "pcgrad"})],
+)
 def test_bad_options_are_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         policy(name, **options)

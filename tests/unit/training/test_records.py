@@ -74,8 +74,11 @@ def test_evaluation_lines_up_to_the_step_stay(tmp_path: Path) -> None:
     recorder.close()
     Recorder(tmp_path, 10, enabled=True, tensorboard=False, first_step=2).close()
     assert [(entry.get("event"), entry["step"]) for entry in lines(tmp_path)] == [
-        (None, 1), ("eval", 1), (None, 2), ("eval", 2),
-    ]  # fmt: skip
+        (None, 1),
+        ("eval", 1),
+        (None, 2),
+        ("eval", 2),
+    ]
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
