@@ -107,42 +107,58 @@ def synergy(panels: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]) 
         )
         for row, (model, panel) in zip(axes, panels.items(), strict=True):
             for axis, task in zip(row, tasks, strict=True):
-                if task not in panel:
-                    axis.set_axis_off()
-                    continue
-                if "synergy" not in panel[task]:
-                    axis.set(xticks=[], yticks=[], facecolor="#eeeeee", aspect="equal")
-                    text = f"not estimated:\n{textwrap.fill(panel[task]['note'], 26)}"
-                    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes, fontsize=8)
+                _synergy_panel(figure, axis, panel.get(task), modalities)
+                if task in panel:
                     axis.set_title(f"{model}: {task}", fontsize=10)
-                    continue
-                table = np.array(panel[task]["synergy"], dtype=float)
-                share = np.array(panel[task].get("share_of_entropy", np.full_like(table, np.nan)), dtype=float)
-                null = np.array(panel[task]["null_q95"], dtype=float)
-                # the scale reaches to the null: what is not above it stays dark
-                known = [float(value) for value in (*table.flat, *null.flat) if math.isfinite(value)]
-                top = max([0.01, *known])
-                colours = mpl.colormaps["viridis"].with_extremes(bad="#dddddd")
-                image = axis.imshow(table, cmap=colours, vmin=0, vmax=top)
-                for (i, j), value in np.ndenumerate(table):
-                    if not math.isfinite(value):
-                        continue
-                    lines = [f"{value:.3f}"]
-                    lines += [f"{share[i, j]:.0%} of H"] if math.isfinite(share[i, j]) else []
-                    lines += [f"null {null[i, j]:.3f}"] if math.isfinite(null[i, j]) else []
-                    tone = "white" if value < 0.6 * top else "black"
-                    axis.text(j, i, "\n".join(lines), ha="center", va="center", fontsize=7.5, color=tone)
-                    if value > null[i, j]:
-                        edge = Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=COLOURS[1], lw=2)
-                        axis.add_patch(edge)
-                ticks = range(len(modalities))
-                axis.set(xticks=ticks, yticks=ticks, yticklabels=list(modalities))
-                axis.set_xticklabels(list(modalities), rotation=30, ha="right")
-                axis.tick_params(labelsize=8)
-                axis.set_title(f"{model}: {task}", fontsize=10)
-                figure.colorbar(image, ax=axis, shrink=0.8).set_label("synergy (bits)", fontsize=8)
         figure.supxlabel("framed: above the 95 % quantile with permuted labels; grey: not estimated", fontsize=8)
         return figure
+
+
+def _synergy_panel(figure: Any, axis: Any, entry: Row | None, modalities: Sequence[str]) -> None:
+    """One model and task: its matrix, why there is none, or an empty place where the model does not know the task."""
+    if entry is None:
+        axis.set_axis_off()
+        return
+    if "synergy" not in entry:
+        axis.set(xticks=[], yticks=[], facecolor="#eeeeee", aspect="equal")
+        text = f"not estimated:\n{textwrap.fill(entry['note'], 26)}"
+        axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes, fontsize=8)
+        return
+    table = np.array(entry["synergy"], dtype=float)
+    share = np.array(entry.get("share_of_entropy", np.full_like(table, np.nan)), dtype=float)
+    null = np.array(entry["null_q95"], dtype=float)
+    # the scale reaches to the null: what is not above it stays dark
+    known = [float(value) for value in (*table.flat, *null.flat) if math.isfinite(value)]
+    top = max([0.01, *known])
+    colours = mpl.colormaps["viridis"].with_extremes(bad="#dddddd")
+    image = axis.imshow(table, cmap=colours, vmin=0, vmax=top)
+    for (i, j), value in np.ndenumerate(table):
+        if math.isfinite(value):
+            _synergy_cell(axis, (i, j), (value, share[i, j], null[i, j]), top)
+    ticks = range(len(modalities))
+    axis.set(xticks=ticks, yticks=ticks, yticklabels=list(modalities))
+    axis.set_xticklabels(list(modalities), rotation=30, ha="right")
+    axis.tick_params(labelsize=8)
+    figure.colorbar(image, ax=axis, shrink=0.8).set_label("synergy (bits)", fontsize=8)
+
+
+def _synergy_cell(axis: Any, place: tuple[int, int], numbers: tuple[float, float, float], top: float) -> None:
+    """Writes synergy, share of the entropy and null into a cell; frames it where the synergy is above the null.
+
+    Args:
+        axis: of the matrix.
+        place: row and column.
+        numbers: synergy in bits, its share of the entropy and the null; NaN where the last two are not known.
+        top: end of the colour scale, which decides on black or white text.
+    """
+    (i, j), (value, share, null) = place, numbers
+    lines = [f"{value:.3f}"]
+    lines += [f"{share:.0%} of H"] if math.isfinite(share) else []
+    lines += [f"null {null:.3f}"] if math.isfinite(null) else []
+    tone = "white" if value < 0.6 * top else "black"
+    axis.text(j, i, "\n".join(lines), ha="center", va="center", fontsize=7.5, color=tone)
+    if value > null:
+        axis.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=COLOURS[1], lw=2))
 
 
 def contribution(
@@ -282,9 +298,16 @@ def sweeps(rows: Sequence[Row], metric: str) -> Any:
             for number, task in enumerate(dict.fromkeys(row["task"] for row in chosen)):
                 points = sorted((row for row in chosen if row["task"] == task), key=lambda row: row["value"])
                 axis.errorbar(
-                    range(len(points)), [row["mean"] for row in points], [row["sd"] for row in points], marker="o",
-                    ms=3, capsize=2, lw=1, color=COLOURS[number % len(COLOURS)], label=task,
-                )  # fmt: skip
+                    range(len(points)),
+                    [row["mean"] for row in points],
+                    [row["sd"] for row in points],
+                    marker="o",
+                    ms=3,
+                    capsize=2,
+                    lw=1,
+                    color=COLOURS[number % len(COLOURS)],
+                    label=task,
+                )
                 axis.set(xticks=range(len(points)), xticklabels=[f"{row['value']:g}" for row in points])
             axis.set(xlabel=name, title=f"Ablation: {name}")
         axes[0, 0].set_ylabel(metric)

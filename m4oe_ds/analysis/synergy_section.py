@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from m4oe_ds.analysis import figures
 from m4oe_ds.analysis.pid.decompose import principal_components
-from m4oe_ds.analysis.pid.estimator import BatchSettings
+from m4oe_ds.analysis.pid.settings import BatchSettings
 from m4oe_ds.analysis.pid.synergy import SynergyReport, SynergySettings, synergy_matrices
 from m4oe_ds.analysis.session import Session, Skip
 from m4oe_ds.runs.folder import plain

@@ -96,8 +96,20 @@ def _training(
     tree: Mapping[str, Any],
     engine: Mapping[str, Any],
 ) -> str:
-    steps = [record for record in records if record.get("event", "train") == "train"]
+    parts = [
+        *_amount(environment, records, engine),
+        *_optimization(engine),
+        *_provenance(environment),
+    ]
+    return "; ".join(parts) + "."
+
+
+def _amount(
+    environment: Mapping[str, Any], records: Sequence[Mapping[str, Any]], engine: Mapping[str, Any]
+) -> list[str]:
+    """How long, from which seed, and on how many samples at a time."""
     parts = []
+    steps = [record for record in records if record.get("event", "train") == "train"]
     if steps:
         parts.append(f"{steps[-1]['step']} optimizer steps in {steps[-1].get('epoch', 0) + 1} epochs")
     if "seed" in environment:
@@ -105,15 +117,24 @@ def _training(
     batch = (environment.get("batch") or {}).get("train") or engine.get("train_batch_size")
     if batch:
         parts.append(f"{batch} samples per step")
+    return parts
+
+
+def _optimization(engine: Mapping[str, Any]) -> list[str]:
+    """Optimizer, precision and ZeRO stage of the DeepSpeed JSON."""
+    parts = []
     optimizer = engine.get("optimizer") or {}
     if optimizer.get("type"):
         rate = (optimizer.get("params") or {}).get("lr")
-        parts.append(
-            f"{optimizer['type']}" + (f", base learning rate {rate:g}" if isinstance(rate, int | float) else "")
-        )
+        parts.append(str(optimizer["type"]) + (f", base learning rate {rate:g}" if isinstance(rate, int | float) else ""))
     precision = next((kind for kind in ("bf16", "fp16") if (engine.get(kind) or {}).get("enabled")), "fp32")
     stage = (engine.get("zero_optimization") or {}).get("stage")
-    parts.append(precision + (f", ZeRO-{stage}" if stage is not None else ""))
+    return [*parts, precision + (f", ZeRO-{stage}" if stage is not None else "")]
+
+
+def _provenance(environment: Mapping[str, Any]) -> list[str]:
+    """Ranks and devices, and the commit of the code."""
+    parts = []
     if environment.get("world"):
         shared = f", experts shared by {environment['ep_size']}" if environment.get("ep_size", 1) > 1 else ""
         parts.append(f"{environment['world']} ranks on {environment.get('device', '?')}{shared}")
@@ -121,7 +142,7 @@ def _training(
     if commit:
         changed = " with uncommitted changes" if environment["git"].get("modified") else ""
         parts.append(f"code {commit[:10]}{changed}")
-    return "; ".join(parts) + "."
+    return parts
 
 
 def _limits(environment: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

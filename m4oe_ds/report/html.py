@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from m4oe_ds.errors import DataError
-from m4oe_ds.report import clinical_tables, pictures
+from m4oe_ds.report import analysis_figures, clinical_tables, pictures
 from m4oe_ds.report.card import agreement, card
+from m4oe_ds.report.clinical_tables import number
 from m4oe_ds.report.patients import patients
 from m4oe_ds.runs.folder import RunFolder
 
@@ -63,9 +64,9 @@ def _content(folder: Path) -> dict[str, Any]:
     sections_of_samples = patients(examples, arrays, maps, str(environment.get("dataset", "")))
     inside = {key for key in examples.get("keys", np.zeros(0)).tolist() if sections_of_samples}
     return {
-        "clinical": clinical_tables.clinical_tables(clinical) if clinical else [],
+        "clinical": clinical_tables.from_report(clinical) if clinical else [],
         "clinical_split": clinical.get("split", ""),
-        "analysis": _analysis(folder) if analysis else [],
+        "analysis": analysis_figures.embedded(folder) if analysis else [],
         "skipped": analysis.get("skipped", {}),
         "agreement": agreement(analysis),
         "analysed": bool(clinical or gallery or analysis),
@@ -95,30 +96,12 @@ def _table(split: dict[str, Any]) -> dict[str, Any]:
             continue
         metrics = entry["metrics"]
         if entry.get("kind") == "segmentation":
-            rows.append([name, entry["n"], "", f"Dice {_interval(metrics['dice'])}", *[""] * (len(METRICS) - 1)])
+            rows.append([name, entry["n"], "", f"Dice {number(metrics['dice'])}", *[""] * (len(METRICS) - 1)])
             continue
-        cells = [_interval(metrics[key]) if key in metrics else "" for key, _ in METRICS]
+        cells = [number(metrics[key]) if key in metrics else "" for key, _ in METRICS]
         cells[4] += f" ({entry['auprc_chance']:.2f})" if cells[4] != "–" else ""
         rows.append([name, entry["n"], f"{entry['prior']:.3f}", *cells])
     return {"rows": rows, "n": split["n"], "groups": split["n_groups"], "header": [label for _, label in METRICS]}
-
-
-def _interval(entry: dict[str, float | None]) -> str:
-    if entry["value"] is None:
-        return "–"
-    if entry["low"] is None:
-        return f"{entry['value']:.3f}"
-    return f"{entry['value']:.3f} [{entry['low']:.2f}, {entry['high']:.2f}]"
-
-
-def _analysis(folder: Path) -> list[dict[str, Any]]:
-    """Figures that ``m4oe analyze`` left in the run folder, embedded, in the order of the paper."""
-    found = []
-    for pattern, title, caption in clinical_tables.ANALYSES:
-        for path in sorted(RunFolder(folder).figures.glob(f"{pattern}.png")):
-            image = pictures.picture(path.read_bytes(), f"{title}. {caption}", path.with_suffix(".csv"))
-            found.append({"title": title, "caption": caption, "image": image})
-    return found
 
 
 def _json(path: Path, missing: list[str]) -> dict[str, Any]:

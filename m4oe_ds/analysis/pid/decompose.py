@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from m4oe_ds.analysis.pid import estimator, solver
-from m4oe_ds.analysis.pid.estimator import BatchSettings
+from m4oe_ds.analysis.pid.settings import BatchSettings
 from m4oe_ds.errors import DataError
 
 
@@ -29,7 +29,7 @@ def batch(x1: ArrayLike, x2: ArrayLike, y: ArrayLike, **options: Any) -> dict[st
     """Estimated R, U1, U2, S of features ``x1 [N, d1]``, ``x2 [N, d2]`` about labels ``y [N]``, in bits, clipped at 0.
 
     Args:
-        options: fields of :class:`m4oe_ds.analysis.pid.estimator.BatchSettings`, or ``patients``, ``settings``,
+        options: fields of :class:`m4oe_ds.analysis.pid.settings.BatchSettings`, or ``patients``, ``settings``,
             ``conditionals`` of :func:`m4oe_ds.analysis.pid.estimator.batch`.
 
     Raises:

@@ -5,7 +5,7 @@ and p(y|x1,x2); two small networks parametrise a coupling ``q(a, c, y)`` of the 
 prescribed marginals by Sinkhorn scaling; the coupling that minimises ``I_q(X2;Y|X1)`` gives ``I_Q``, and with it
 redundancy, unique informations and synergy as in :mod:`m4oe_ds.analysis.pid.solver`.
 
-Deviations from the published estimator, all of them options of :class:`BatchSettings`:
+Deviations from the published estimator, all of them options of :class:`m4oe_ds.analysis.pid.settings.BatchSettings`:
 
 * ``balance_mass``: in a finite batch the label masses of the two sources differ, so no coupling has both marginals and
   the scaling never converges. The marginals of each label are rescaled to their common mean mass first.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,93 +37,11 @@ from m4oe_ds.analysis.information import (
     patient_split,
     permuted_labels,
 )
+from m4oe_ds.analysis.pid.networks import Problem, batches, network, train_discriminator
+from m4oe_ds.analysis.pid.settings import BatchSettings
 from m4oe_ds.errors import ConfigError, DataError
 
-Anchor = Literal["x1", "x2", "mean"]
 Array = NDArray[Any]
-MAX_LOGIT = 40.0  # exp(-40) summed over a batch is still far from underflow in float32
-
-
-@dataclass(frozen=True)
-class BatchSettings:
-    """Options of :func:`batch`; the defaults suit a few thousand cached features on a CPU core.
-
-    Attributes:
-        hidden: width of the hidden layers of every network.
-        depth: number of hidden layers of every network.
-        discriminator_steps: most Adam steps per discriminator; early stopping usually ends before.
-        check_every: steps between two validations.
-        patience: checks without improvement after which training stops.
-        weight_decay: of the discriminators (decoupled).
-        temperature_scaling: divide the logits by the temperature that minimises the validation cross-entropy.
-        learning_rate: of discriminators and alignment networks.
-        batch_size: of discriminators and alignment networks.
-        alignment_steps: Adam steps of the alignment networks.
-        embedding: entries ``e`` of the vectors whose inner product is the log coupling.
-        logit_scale: factor of that inner product, default ``1/sqrt(e)``; ``|logit| <= logit_scale (e - 1)`` or so.
-        evaluation_batch: samples coupled at once at evaluation (memory: its square times the number of classes).
-        sinkhorn_rounds: most rounds.
-        sinkhorn_tolerance: largest marginal error at which to stop in training, relative to the mass 1 of a sample.
-        evaluation_tolerance: the same at evaluation.
-        balance_mass: rescale both marginals of a label to their mean mass (see the module).
-        anchor: source from which the coupling is read: ``x1`` (as published), ``x2`` or ``mean`` of both.
-        mi: ``soft`` (Kullback-Leibler divergence of p(y|x) from p(y)) or ``heldout_ce`` (log p(y) minus held-out
-            cross-entropy; may become negative) for the three ordinary informations.
-        held_out: fraction of the patients for the estimate.
-        validation: fraction of the rest for early stopping.
-        permutations: runs with permuted labels for the null (0 = none).
-        bootstrap: resamples of the held-out patients (0 = none), with the trained networks kept fixed.
-        seed: of everything random.
-        device: torch device of the networks.
-    """
-
-    hidden: int = 32
-    depth: int = 4
-    discriminator_steps: int = 640
-    check_every: int = 10
-    patience: int = 15
-    weight_decay: float = 1e-2
-    temperature_scaling: bool = True
-    learning_rate: float = 1e-3
-    batch_size: int = 256
-    alignment_steps: int = 160
-    embedding: int = 10
-    logit_scale: float | None = None
-    evaluation_batch: int = 1024
-    sinkhorn_rounds: int = 50
-    sinkhorn_tolerance: float = 0.01
-    evaluation_tolerance: float = 1e-3
-    balance_mass: bool = True
-    anchor: Anchor = "mean"
-    mi: Literal["soft", "heldout_ce"] = "soft"
-    held_out: float = 0.33
-    validation: float = 0.25
-    permutations: int = 0
-    bootstrap: int = 200
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        least = {"hidden": 1, "depth": 1, "discriminator_steps": 1, "check_every": 1, "patience": 1, "batch_size": 2,
-                 "alignment_steps": 1, "embedding": 2, "evaluation_batch": 2, "sinkhorn_rounds": 1, "permutations": 0,
-                 "bootstrap": 0}  # fmt: skip
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ConfigError(f"{name} = {getattr(self, name)}", "BatchSettings", f"give at least {value}")
-        if not (0 < self.held_out < 1 and 0 < self.validation < 1):
-            raise ConfigError(f"held_out = {self.held_out}, validation = {self.validation}", "BatchSettings",
-                              "give fractions between 0 and 1")  # fmt: skip
-        if self.anchor not in ("x1", "x2", "mean") or self.mi not in ("soft", "heldout_ce"):
-            raise ConfigError(f"anchor = {self.anchor!r}, mi = {self.mi!r}", "BatchSettings",
-                              "anchor is x1, x2 or mean; mi is soft or heldout_ce")  # fmt: skip
-        if self.scale * self.embedding > MAX_LOGIT:
-            raise ConfigError(f"logit_scale = {self.scale:.3g}", "BatchSettings",
-                              f"keep logit_scale * embedding below {MAX_LOGIT:g}")  # fmt: skip
-
-    @property
-    def scale(self) -> float:
-        """The factor of the inner product in use."""
-        return 1.0 / math.sqrt(self.embedding) if self.logit_scale is None else self.logit_scale
 
 
 @dataclass(frozen=True)
@@ -166,17 +84,6 @@ class Conditionals:
     given_both: ArrayLike
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """Standardised sources, labels, split and, in the oracle mode, log conditionals."""
-
-    x: tuple[Tensor, Tensor]
-    y: Tensor
-    classes: int
-    split: PatientSplit
-    oracle: tuple[Tensor, Tensor, Tensor] | None
-
-
 def batch(
     x1: ArrayLike,
     x2: ArrayLike,
@@ -197,7 +104,7 @@ def batch(
         conditionals: oracle mode: the true conditionals in place of discriminators; no null is possible then.
 
     Returns:
-        Estimates on the held-out patients, with bootstrap interval and, if asked for, the permutation null. Equal
+        Estimates on the held-out patients, with bootstrap interval and, with ``permutations``, the null. Equal
         inputs and seed give equal results on one machine with one thread count.
 
     Raises:
@@ -213,22 +120,44 @@ def batch(
     contributions, extras = _estimate(problem, settings, settings.seed)
     rng = np.random.default_rng([settings.seed, 1])
     interval = patient_intervals(contributions, groups[split.held_out], settings.bootstrap, rng)
-    null = None
-    if settings.permutations:
-        draws: dict[str, list[float]] = {part: [] for part in PARTS}
-        for run in range(settings.permutations):
-            shuffled = permuted_labels(labels, groups, rng)
-            again = _problem(sources, shuffled, split, None, settings)
-            permuted, _ = _estimate(again, settings, settings.seed + 1 + run)
-            for part, value in zip(PARTS, parts_of(permuted.mean(0)), strict=True):
-                draws[part].append(max(0.0, value) / LN2)
-        null = NullSummary(draws)
+    null = _null(sources, labels, groups, split, settings, rng) if settings.permutations else None
     i1, i2, i12, _ = (float(value) / LN2 for value in contributions.mean(0))
     redundancy, unique1, unique2, synergy = (value / LN2 for value in parts_of(contributions.mean(0)))
     h_y = entropy(np.bincount(labels) / len(labels))
-    return BatchDecomposition(redundancy, unique1, unique2, synergy, i12, i1, i2, h_y, extras["marginal_error"],
-                              (len(split.train), len(split.validation), len(split.held_out)),
-                              extras["stopped_at"], interval, null)  # fmt: skip
+    return BatchDecomposition(
+        redundancy,
+        unique1,
+        unique2,
+        synergy,
+        total=i12,
+        information1=i1,
+        information2=i2,
+        target_entropy=h_y,
+        marginal_error=extras["marginal_error"],
+        samples=(len(split.train), len(split.validation), len(split.held_out)),
+        stopped_at=extras["stopped_at"],
+        interval=interval,
+        null=null,
+    )
+
+
+def _null(
+    sources: tuple[Array, Array],
+    labels: Array,
+    groups: Array,
+    split: PatientSplit,
+    settings: BatchSettings,
+    rng: np.random.Generator,
+) -> NullSummary:
+    """The parts, clipped at 0 and in bits, of as many estimates with permuted labels as the settings say."""
+    draws: dict[str, list[float]] = {part: [] for part in PARTS}
+    for run in range(settings.permutations):
+        shuffled = permuted_labels(labels, groups, rng)
+        again = _problem(sources, shuffled, split, None, settings)
+        permuted, _ = _estimate(again, settings, settings.seed + 1 + run)
+        for part, value in zip(PARTS, parts_of(permuted.mean(0)), strict=True):
+            draws[part].append(max(0.0, value) / LN2)
+    return NullSummary(draws)
 
 
 def _checked(
@@ -237,8 +166,11 @@ def _checked(
     """Arrays of the right types; patients as codes 0..P-1."""
     labels = np.asarray(y)
     if labels.ndim != 1 or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise DataError(f"shape {labels.shape}, type {labels.dtype}", "labels",
-                        "give integers >= 0, one per row; leave out rows without label")  # fmt: skip
+        raise DataError(
+            f"shape {labels.shape}, type {labels.dtype}",
+            "labels",
+            "give integers >= 0, one per row; leave out rows without label",
+        )
     if len(np.unique(labels)) < 2:
         raise DataError("a single class", "labels", "nothing can be said about a constant label")
     sources = []
@@ -261,7 +193,7 @@ def _problem(
     split: PatientSplit,
     oracle: Conditionals | None,
     settings: BatchSettings,
-) -> _Problem:
+) -> Problem:
     """Tensors on the device; features standardised with training statistics, constant features set to 0."""
     tensors = []
     for values in sources:
@@ -270,91 +202,25 @@ def _problem(
     classes = int(labels.max()) + 1
     truth = None
     if oracle is not None:
-        arrays = [np.asarray(v, dtype=np.float64) for v in (oracle.given_x1, oracle.given_x2, oracle.given_both)]
-        for array in arrays:
-            if array.ndim != 2 or len(array) != len(labels) or array.shape[1] < classes:
-                raise DataError(f"shape {array.shape}", "conditionals", f"expected [{len(labels)}, >= {classes}]")
-            if not (array >= 0).all() or np.abs(array.sum(1) - 1).max() > 1e-4:
-                raise DataError("rows are no distributions", "conditionals", "every row is >= 0 and sums to 1")
-        classes = arrays[0].shape[1]
-        if any(array.shape[1] != classes for array in arrays):
-            raise DataError("different numbers of classes", "conditionals", "give the same K everywhere")
-        logs = [torch.log(torch.tensor(array).clamp_min(1e-12)).log_softmax(1) for array in arrays]
-        truth = (logs[0], logs[1], logs[2])
+        truth = _log_truth(oracle, len(labels), classes)
+        classes = truth[0].shape[1]
     device = settings.device
-    return _Problem((tensors[0].to(device), tensors[1].to(device)), torch.tensor(labels, device=device), classes, split,
-                    truth)  # fmt: skip
+    x = (tensors[0].to(device), tensors[1].to(device))
+    return Problem(x, torch.tensor(labels, device=device), classes, split, truth)
 
 
-def _network(inputs: int, outputs: int, settings: BatchSettings) -> nn.Sequential:
-    """ReLU network with ``depth`` hidden layers of width ``hidden``."""
-    layers: list[nn.Module] = []
-    for _ in range(settings.depth):
-        layers += [nn.Linear(inputs, settings.hidden), nn.ReLU()]
-        inputs = settings.hidden
-    return nn.Sequential(*layers, nn.Linear(inputs, outputs)).to(settings.device)
-
-
-def _batches(rows: int, size: int, steps: int, generator: torch.Generator) -> Any:
-    """``steps`` index batches from reshuffled epochs; a last incomplete batch is dropped."""
-    size = min(size, rows)
-    done = 0
-    while done < steps:
-        order = torch.randperm(rows, generator=generator)
-        for start in range(0, rows - size + 1, size):
-            if done < steps:
-                yield order[start : start + size]
-                done += 1
-
-
-def _train_discriminator(
-    x: Tensor, problem: _Problem, log_prior: Tensor, settings: BatchSettings, seed: int
-) -> tuple[Tensor, int]:
-    """Log p(y|x) of *all* rows ``[N, K]`` (float64) from a classifier stopped early on the validation rows.
-
-    The output layer starts at the label frequencies: if no step improves the validation cross-entropy, the classifier
-    stays there and the source carries exactly no information. Returns also the step that was kept.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = _network(x.shape[1], problem.classes, settings)
-    head = network[-1]
-    assert isinstance(head, nn.Linear)
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.copy_(log_prior)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    train, validation = (torch.as_tensor(rows) for rows in (problem.split.train, problem.split.validation))
-    x_train, y_train = x[train], problem.y[train]
-    x_check, y_check = x[validation], problem.y[validation]
-    loss = nn.functional.cross_entropy
-
-    def check() -> float:
-        with torch.no_grad():
-            return float(loss(network(x_check), y_check))
-
-    best, kept, state = check(), 0, {name: value.clone() for name, value in network.state_dict().items()}
-    generator = torch.Generator().manual_seed(seed)
-    for step, rows in enumerate(_batches(len(train), settings.batch_size, settings.discriminator_steps, generator), 1):
-        optimizer.zero_grad()
-        loss(network(x_train[rows]), y_train[rows]).backward()
-        optimizer.step()
-        if step % settings.check_every == 0:
-            value = check()
-            if value < best:
-                best, kept = value, step
-                state = {name: value.clone() for name, value in network.state_dict().items()}
-            elif step - kept >= settings.patience * settings.check_every:
-                break
-    network.load_state_dict(state)
-    with torch.no_grad():
-        logits = network(x).double()
-    if settings.temperature_scaling and kept:
-        # grid search of a scalar: cheap, and it cannot diverge where the validation rows are separated perfectly
-        temperatures = torch.logspace(-0.5, 1.0, 61, dtype=torch.float64)
-        losses = torch.stack([loss(logits[validation] / temperature, y_check) for temperature in temperatures])
-        logits = logits / temperatures[losses.argmin()]
-    return logits.log_softmax(1), kept
+def _log_truth(oracle: Conditionals, rows: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log conditionals of the oracle mode, of ``rows`` samples and at least ``classes`` classes."""
+    arrays = [np.asarray(v, dtype=np.float64) for v in (oracle.given_x1, oracle.given_x2, oracle.given_both)]
+    for array in arrays:
+        if array.ndim != 2 or len(array) != rows or array.shape[1] < classes:
+            raise DataError(f"shape {array.shape}", "conditionals", f"expected [{rows}, >= {classes}]")
+        if not (array >= 0).all() or np.abs(array.sum(1) - 1).max() > 1e-4:
+            raise DataError("rows are not distributions", "conditionals", "every row is >= 0 and sums to 1")
+    if any(array.shape[1] != arrays[0].shape[1] for array in arrays):
+        raise DataError("different numbers of classes", "conditionals", "give the same K everywhere")
+    logs = [torch.log(torch.tensor(array).clamp_min(1e-12)).log_softmax(1) for array in arrays]
+    return logs[0], logs[1], logs[2]
 
 
 def _log_sum(matrix: Tensor, potential: Tensor) -> Tensor:
@@ -421,16 +287,16 @@ def _conditional_information(logits: Tensor, other: Tensor, log_p: Tensor) -> Te
 class _Alignment(nn.Module):
     """The two alignment networks and the objective of one batch."""
 
-    def __init__(self, problem: _Problem, settings: BatchSettings) -> None:
+    def __init__(self, problem: Problem, settings: BatchSettings) -> None:
         super().__init__()
         self.settings, self.classes = settings, problem.classes
         outputs = problem.classes * settings.embedding
-        self.first = _network(problem.x[0].shape[1], outputs, settings)
-        self.second = _network(problem.x[1].shape[1], outputs, settings)
+        self.first = network(problem.x[0].shape[1], outputs, settings)
+        self.second = network(problem.x[1].shape[1], outputs, settings)
 
-    def embed(self, network: nn.Module, x: Tensor) -> Tensor:
+    def embed(self, half: nn.Module, x: Tensor) -> Tensor:
         """Standardised vectors ``[K, b, e]``."""
-        vectors = network(x).view(len(x), self.classes, self.settings.embedding).transpose(0, 1)
+        vectors = half(x).view(len(x), self.classes, self.settings.embedding).transpose(0, 1)
         return nn.functional.layer_norm(vectors, (self.settings.embedding,))
 
     def forward(self, x1: Tensor, x2: Tensor, log1: Tensor, log2: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -447,20 +313,26 @@ class _Alignment(nn.Module):
         return by_rows, by_columns, error
 
 
-def _estimate(problem: _Problem, settings: BatchSettings, seed: int) -> tuple[Array, dict[str, Any]]:
+def _log_conditionals(
+    problem: Problem, log_prior: Tensor, settings: BatchSettings, seeds: list[int]
+) -> tuple[list[Tensor], dict[str, int]]:
+    """Log p(y|x1), p(y|x2) and p(y|x1,x2) of all rows, and the step at which each discriminator was kept."""
+    if problem.oracle is not None:
+        return [values.to(settings.device) for values in problem.oracle], {}
+    logs, stopped = [], {}
+    for name, x, own in zip(("x1", "x2", "both"), (*problem.x, torch.cat(problem.x, 1)), seeds, strict=True):
+        values, stopped[name] = train_discriminator(x, problem, log_prior.float(), settings, own)
+        logs.append(values)
+    return logs, stopped
+
+
+def _estimate(problem: Problem, settings: BatchSettings, seed: int) -> tuple[Array, dict[str, Any]]:
     """Contributions of the held-out rows ``[n, 4]`` in nats to I(X1;Y), I(X2;Y), I(X1,X2;Y) and I_Q, and a report."""
     seeds = [int(value) for value in np.random.SeedSequence(seed).generate_state(4)]
     train, held = torch.as_tensor(problem.split.train), torch.as_tensor(problem.split.held_out)
     counts = torch.bincount(problem.y[train], minlength=problem.classes).double().clamp_min(0.5)
     log_prior = torch.log(counts / counts.sum())
-    stopped: dict[str, int] = {}
-    if problem.oracle is None:
-        logs = []
-        for name, x, own in zip(("x1", "x2", "both"), (*problem.x, torch.cat(problem.x, 1)), seeds, strict=False):
-            values, stopped[name] = _train_discriminator(x, problem, log_prior.float(), settings, own)
-            logs.append(values)
-    else:
-        logs = [values.to(settings.device) for values in problem.oracle]
+    logs, stopped = _log_conditionals(problem, log_prior, settings, seeds[:3])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds[3])
         alignment = _Alignment(problem, settings)
@@ -474,7 +346,7 @@ def _estimate(problem: _Problem, settings: BatchSettings, seed: int) -> tuple[Ar
         )
         return result
 
-    for index in _batches(len(train), settings.batch_size, settings.alignment_steps, generator):
+    for index in batches(len(train), settings.batch_size, settings.alignment_steps, generator):
         by_rows, by_columns, _ = couple(train[index])
         optimizer.zero_grad()
         (by_rows.mean() + by_columns.mean()).backward()

@@ -2,7 +2,7 @@
 
 Works on cached features on one process. Synergy is bounded by the entropy of the target, so a rare outcome has small
 values everywhere: compare patterns (share of H(Y), normalised entropy over the pairs, cosine between tasks) rather than
-bits across tasks. Every estimate is biased upwards by finite samples; the permutation null stands beside it.
+bits across tasks. Every estimate is biased upwards by finite samples; the permutation null stands next to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from m4oe_ds.analysis.information import PARTS, normalised_entropy, permuted_labels
-from m4oe_ds.analysis.pid.estimator import BatchSettings, batch
+from m4oe_ds.analysis.pid.estimator import batch
+from m4oe_ds.analysis.pid.settings import BatchSettings
 from m4oe_ds.analysis.pid.solver import broja, cluster_features, count_table
 from m4oe_ds.errors import ConfigError, DataError
 
@@ -53,8 +54,9 @@ class SynergySettings:
         if self.estimator not in ("batch", "broja"):
             raise ConfigError(f"estimator = {self.estimator!r}", "SynergySettings", "use batch or broja")
         if self.clusters < 2 or self.components < 1 or self.min_samples < 2:
-            raise ConfigError("clusters, components or min_samples too small", "SynergySettings",
-                              "give at least 2, 1 and 2")  # fmt: skip
+            raise ConfigError(
+                "clusters, components or min_samples too small", "SynergySettings", "give at least 2, 1 and 2"
+            )
 
 
 @dataclass(frozen=True)
@@ -207,20 +209,19 @@ def synergy_matrices(
         Report with one entry per task and pair; pairs that cannot be estimated are listed with the reason.
 
     Raises:
-        DataError: fewer than two modalities, lengths that do not match, labels that are no integers >= -1.
+        DataError: fewer than two modalities, lengths that do not match, labels that are not integers >= -1.
     """
     settings = settings or SynergySettings()
     if len(features) < 2:
         raise DataError(f"{len(features)} modalities", "synergy", "a pair needs at least two")
     ids = np.unique(np.asarray(patients), return_inverse=True)[1]
-    arrays = {name: np.asarray(values) for name, values in features.items()}
-    targets = {name: np.asarray(values) for name, values in labels.items()}
-    masks = {name: np.ones(len(ids), bool) for name in arrays}
-    masks |= {name: np.asarray(values) for name, values in (present or {}).items()}
+    arrays, targets, masks = _arrays(features), _arrays(labels), _arrays(present or {})
+    masks = {name: np.ones(len(ids), bool) for name in arrays} | masks
     _check(arrays, targets, masks, ids)
     pairs, skipped = [], []
     for task, y in targets.items():
         known = y != MISSING
+        unknown = int((~known).sum())
         for first, second in itertools.combinations(arrays, 2):
             usable = known & masks[first] & masks[second]
             reason = _unusable(y[usable], settings)
@@ -230,18 +231,19 @@ def synergy_matrices(
             rows = np.flatnonzero(usable)
             if settings.class_balanced:
                 rows = _balanced(rows, y, settings.batch.seed)
-            values = _decompose(arrays[first][rows], arrays[second][rows], y[rows], ids[rows], settings)
-            pairs.append(PairSynergy(
-                model, task, first, second, target, settings.estimator, **values,
-                permutations=settings.batch.permutations, samples=len(rows), patients=len(np.unique(ids[rows])),
-                missing_label=int((~known).sum()), missing_modality=int((known & ~usable).sum()),
-            ))  # fmt: skip
-            log.info("synergy %s %s+%s: %.4f bits (null %.4f)", task, first, second, pairs[-1].synergy,
-                     pairs[-1].null_mean)  # fmt: skip
+            numbers = _decompose(arrays[first][rows], arrays[second][rows], y[rows], ids[rows], settings)
+            numbers |= {"missing_label": unknown, "missing_modality": int((known & ~usable).sum())}
+            pair = PairSynergy(model, task, first, second, target, settings.estimator, **numbers)
+            log.info("synergy %s %s+%s: %.4f bits (null %.4f)", task, first, second, pair.synergy, pair.null_mean)
+            pairs.append(pair)
     report = SynergyReport(tuple(arrays), tuple(pairs), tuple(skipped))
     for reason, count in report.skip_counts.items():
         log.warning("%d pairs without synergy estimate: %s", count, reason)
     return report
+
+
+def _arrays(values: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+    return {name: np.asarray(value) for name, value in values.items()}
 
 
 def _check(
@@ -256,12 +258,18 @@ def _check(
             raise DataError(f"shape {values.shape}", f"features[{name!r}]", f"expected [{len(ids)}, d]")
     for name, values in labels.items():
         if values.shape != ids.shape or not np.issubdtype(values.dtype, np.integer) or (values < MISSING).any():
-            raise DataError(f"shape {values.shape}, type {values.dtype}", f"labels[{name!r}]",
-                            f"expected [{len(ids)}] integers >= 0, -1 where missing")  # fmt: skip
+            raise DataError(
+                f"shape {values.shape}, type {values.dtype}",
+                f"labels[{name!r}]",
+                f"expected [{len(ids)}] integers >= 0, -1 where missing",
+            )
     for name, values in present.items():
         if name not in features or values.shape != ids.shape or values.dtype != np.bool_:
-            raise DataError(f"shape {values.shape}, type {values.dtype}", f"present[{name!r}]",
-                            f"expected [{len(ids)}] booleans of a known modality")  # fmt: skip
+            raise DataError(
+                f"shape {values.shape}, type {values.dtype}",
+                f"present[{name!r}]",
+                f"expected [{len(ids)}] booleans of a known modality",
+            )
 
 
 def _unusable(y: NDArray[Any], settings: SynergySettings) -> str:
@@ -283,8 +291,8 @@ def _balanced(rows: NDArray[np.int64], y: NDArray[Any], seed: int) -> NDArray[np
 
 def _decompose(
     x1: NDArray[Any], x2: NDArray[Any], y: NDArray[Any], ids: NDArray[np.int64], settings: SynergySettings
-) -> dict[str, float]:
-    """The numbers of a :class:`PairSynergy` by name, from one estimator."""
+) -> dict[str, Any]:
+    """The numbers of a :class:`PairSynergy` by name, from one estimator and these rows."""
     if settings.estimator == "batch":
         estimate = batch(x1, x2, y, patients=ids, settings=settings.batch)
         parts, total, entropy = estimate.parts(), estimate.total, estimate.target_entropy
@@ -310,4 +318,7 @@ def _decompose(
         "null_q95": float(np.quantile(draws, 0.95)) if draws else NAN,
         "low": low,
         "high": high,
+        "permutations": settings.batch.permutations,
+        "samples": len(y),
+        "patients": len(np.unique(ids)),
     }

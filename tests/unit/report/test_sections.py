@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from m4oe_ds.evaluation.clinical import write_report
-from m4oe_ds.report.clinical_tables import clinical_tables, number
+from m4oe_ds.report import clinical_tables
+from m4oe_ds.report.clinical_tables import number
 from m4oe_ds.report.figures import view_png
 from m4oe_ds.report.html import render
 from m4oe_ds.runs.folder import RunFolder
@@ -99,7 +100,7 @@ def test_a_run_that_was_not_analysed_says_how(tmp_path: Path) -> None:
 
 def test_tables_hold_every_figure(folder: Path) -> None:
     clinical = json.loads((folder / "clinical.json").read_text())
-    tables = {table["title"]: table for table in clinical_tables(clinical)}
+    tables = {table["title"]: table for table in clinical_tables.from_report(clinical)}
     binary = [task for task in TASKS if task.num_classes == 2]
     assert len(tables["Operating points"]["rows"]) == 2 * len(binary)  # no validation predictions here
     assert {row[2] for row in tables["Operating points"]["rows"]} == {"evaluated data"}

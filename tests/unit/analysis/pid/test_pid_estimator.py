@@ -268,7 +268,7 @@ def test_bad_patients_and_conditionals() -> None:
     with pytest.raises(DataError, match="one id per row"):
         batch(*GOOD, patients=np.arange(3), settings=QUICK)
     half = np.full((64, 2), 0.5)
-    for wrong, message in ((half[:3], "shape"), (half * 2, "no distributions"), (half[:, :1], "shape")):
+    for wrong, message in ((half[:3], "shape"), (half * 2, "not distributions"), (half[:, :1], "shape")):
         with pytest.raises(DataError, match=message):
             batch(*GOOD, settings=QUICK, conditionals=Conditionals(half, wrong, half))
     with pytest.raises(ConfigError, match="permutation null"):
