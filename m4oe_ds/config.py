@@ -13,11 +13,57 @@ from typing import Any, Literal
 CONFIG_VERSION = 1
 
 
-def option(default: Any, sentence: str) -> Any:
-    """A field with a default and the sentence that documents it; mutable defaults are copied per instance."""
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a number may be; None = no limit on that side. NaN is within no bound.
+
+    Attributes:
+        at_least: smallest value allowed.
+        at_most: largest value allowed.
+        above: the value must be larger.
+        below: the value must be smaller.
+    """
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def hold(self, value: Any) -> bool:
+        """Whether a number, or every number of a tuple, is within them."""
+        if isinstance(value, tuple):
+            return all(self.hold(item) for item in value)
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        """Such as ``at least 0 and at most 1``."""
+        limits = ((field.name.replace("_", " "), getattr(self, field.name)) for field in dataclasses.fields(self))
+        return " and ".join(f"{name} {limit:g}" for name, limit in limits if limit is not None)
+
+
+def option(
+    default: Any,
+    sentence: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field with its default, the sentence that documents it, and the :class:`Bounds` of its numbers.
+
+    Mutable defaults are copied per instance.
+    """
+    bounds = Bounds(at_least=at_least, at_most=at_most, above=above, below=below)
+    metadata = {"doc": sentence, "bounds": bounds}
     if isinstance(default, (dict, list)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"doc": sentence})
-    return dataclasses.field(default=default, metadata={"doc": sentence})
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def section(cls: type, sentence: str) -> Any:
@@ -27,27 +73,29 @@ def section(cls: type, sentence: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    every_steps: int = option(0, "Save every so many optimizer steps; 0 = at the end of each epoch only.")
-    keep_last: int = option(2, "Newest checkpoints to keep; the best one is kept besides.")
+    every_steps: int = option(0, "Save every N optimizer steps; 0 = at the end of each epoch only.", at_least=0)
+    keep_last: int = option(2, "Newest checkpoints to keep; the best one is always kept.", at_least=1)
     background: bool = option(True, "Write in a thread while training goes on; needs host memory for one copy.")
-    metric: str = option("loss", "Validation figure that decides the best: `loss`, `auroc` or `balanced_accuracy`.")
+    metric: Literal["loss", "auroc", "balanced_accuracy"] = option(
+        "loss", "Validation figure that decides the best: `loss`, `auroc` or `balanced_accuracy`."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     name: str = option("run", "Name shown in logs and the report.")
-    seed: int = option(0, "The one seed every generator is derived from.")
-    num_epochs: int = option(100, "Passes over the training split (paper: 100).")
-    max_steps: int = option(0, "Stop after so many optimizer steps; 0 = no limit.")
-    log_every_steps: int = option(10, "Write a log line every so many optimizer steps.")
-    eval_every_epochs: int = option(1, "Evaluate on the validation split every so many epochs; 0 = never.")
+    seed: int = option(0, "The one seed every generator is derived from.", at_least=0)
+    num_epochs: int = option(100, "Passes over the training split (paper: 100).", at_least=1)
+    max_steps: int = option(0, "Stop after N optimizer steps; 0 = no limit.", at_least=0)
+    log_every_steps: int = option(10, "Write a log line every N optimizer steps.", at_least=1)
+    eval_every_epochs: int = option(1, "Evaluate on the validation split every N epochs; 0 = never.", at_least=0)
     conflict_every_steps: int = option(
-        0, "Log the cosines of the tasks' gradients at the last shared layer every so many steps; 0 = never."
+        0, "Log the cosines of the tasks' gradients at the last shared layer every N steps; 0 = never.", at_least=0
     )
     detect_anomaly: bool = option(
         False, "Name the operation whose gradient is not a number; slows training down several times."
     )
-    tensorboard: bool = option(True, "Write TensorBoard events beside log.jsonl.")
+    tensorboard: bool = option(True, "Write TensorBoard events next to log.jsonl.")
     checkpoint: CheckpointConfig = section(CheckpointConfig, "When to save and what to keep.")
     expects: dict[str, Any] = option(
         {}, "Dotted keys of the DeepSpeed JSON and the values this recipe relies on; a difference stops the run."
@@ -57,25 +105,27 @@ class RunConfig:
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     enabled: bool = option(False, "Augment training images; everything below is inactive otherwise.")
-    rotation_degrees: float = option(10.0, "Largest rotation, uniform in both directions.")
-    translation: float = option(0.04, "Largest shift as a fraction of the image side.")
-    scale: float = option(0.08, "Largest relative change of size.")
-    gamma: float = option(0.15, "Largest relative change of the grey-scale exponent.")
-    contrast: float = option(0.1, "Largest relative change of contrast.")
-    noise: float = option(0.01, "Standard deviation of Gaussian noise, in units of the full grey scale.")
+    rotation_degrees: float = option(10.0, "Largest rotation, uniform in both directions.", at_least=0, at_most=180)
+    translation: float = option(0.04, "Largest shift as a fraction of the image side.", at_least=0, at_most=1)
+    scale: float = option(0.08, "Largest relative change of size.", at_least=0, below=1)
+    gamma: float = option(0.15, "Largest relative change of the grey-scale exponent.", at_least=0, at_most=1)
+    contrast: float = option(0.1, "Largest relative change of contrast.", at_least=0, at_most=1)
+    noise: float = option(0.01, "Standard deviation of Gaussian noise, in units of the full grey scale.", at_least=0)
     vertical_flip: bool = option(False, "Mirror top to bottom with probability one half.")
     horizontal_flip: bool = option(
         False, "Mirror left to right with probability one half; not for mammograms, whose chest wall is at the left."
     )
-    colour: float = option(0.0, "Largest relative change of each colour channel (fundus).")
+    colour: float = option(0.0, "Largest relative change of each colour channel (fundus).", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomConfig:
-    patients: int = option(0, "Synthetic patients to generate when `data.root` does not exist; 0 = never.")
-    seed: int = option(0, "Seed of the synthetic archive.")
-    risk_prevalence: float = option(0.35, "Share of the synthetic women with cancer within five years.")
-    image_size: tuple[int, ...] = option((128, 104), "Rows and columns of the images stored in the shards.")
+    patients: int = option(0, "Synthetic patients to generate when `data.root` does not exist; 0 = never.", at_least=0)
+    seed: int = option(0, "Seed of the synthetic archive.", at_least=0)
+    risk_prevalence: float = option(
+        0.35, "Share of the synthetic women with cancer within five years.", at_least=0, at_most=1
+    )
+    image_size: tuple[int, ...] = option((128, 104), "Rows and columns of the images stored in the shards.", at_least=8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +134,10 @@ class SamplingConfig:
         "uniform", "`uniform`: every sample once per epoch; `balanced`: rare classes more often, common ones less."
     )
     tasks: tuple[str, ...] = option((), "`balanced`: tasks whose classes count; all risk horizons = risk-aware.")
-    strength: float = option(0.5, "`balanced`: 0 = as they come, 1 = all classes equally often.")
-    max_ratio: float = option(20.0, "`balanced`: no sample comes more than this many times as often as another.")
+    strength: float = option(0.5, "`balanced`: 0 = as they come, 1 = all classes equally often.", at_least=0, at_most=1)
+    max_ratio: float = option(
+        20.0, "`balanced`: no sample comes more than this many times as often as another.", at_least=1
+    )
     correct_evaluation: bool = option(
         True, "`balanced`: at evaluation add log(class share in the data / in the epochs drawn) to the logits."
     )
@@ -96,19 +148,23 @@ class DataConfig:
     dataset: str = option("embed", "Data set whose schema applies: embed, rsna, vindr or gamma.")
     root: str = option("", "Folder, or http(s)://, s3:// or gs:// address, holding one sub-folder of shards per split.")
     cache_dir: str = option("", "Remote shards: local folder to fetch them to; empty = read parts of them remotely.")
-    cache_gb: float = option(50.0, "Remote shards: most the cache folder may hold, in 10^9 bytes, per machine.")
+    cache_gb: float = option(
+        50.0, "Remote shards: most the cache folder may hold, in 10^9 bytes, per machine.", above=0
+    )
     modalities: tuple[str, ...] = option((), "Modalities to use, by name; empty = all of the data set.")
     tasks: tuple[str, ...] = option((), "Tasks to train, by name; empty = all of the data set.")
-    image_size: tuple[int, ...] = option((224, 224), "Height and width fed to the embedders, in pixels.")
+    image_size: tuple[int, ...] = option((224, 224), "Height and width fed to the embedders, in pixels.", at_least=8)
     complete_only: bool = option(False, "Use only samples that have every modality (what the paper implies).")
     last_batch: Literal["pad", "drop"] = option(
         "pad", "`pad`: every sample once per epoch, the last batch filled with padding; `drop`: leave a remainder out."
     )
     sampling: SamplingConfig = section(SamplingConfig, "How often samples come during training.")
     contralateral: bool = option(False, "Also read the other breast of the same exam (AsymMirai needs it).")
-    workers: int = option(2, "Reader processes per rank; 0 reads in the training process.")
+    workers: int = option(2, "Reader processes per rank; 0 reads in the training process.", at_least=0)
     verify: Literal["full", "size"] = option("full", "Check shards at start by sha256 (`full`) or by size alone.")
-    max_bad_fraction: float = option(0.001, "Stop when more than this share of the samples of a split is unreadable.")
+    max_bad_fraction: float = option(
+        0.001, "Stop when more than this share of the samples of a split is unreadable.", at_least=0, at_most=1
+    )
     augment: AugmentConfig = section(AugmentConfig, "Training-time augmentation.")
     phantom: PhantomConfig = section(PhantomConfig, "Synthetic data to make where there is none (demo).")
 
@@ -127,7 +183,9 @@ class EmbedderConfig:
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig:
     norm: bool = option(True, "Compare unit vectors times a learned scale, as the authors' release does.")
-    scale_init: float = option(1.0, "Initial router scale; routing is close to uniform at 1 and sharpens with it.")
+    scale_init: float = option(
+        1.0, "Initial router scale; routing is close to uniform at 1 and sharpens with it.", at_least=0
+    )
     dispatch_normalized: bool = option(False, "Dispatch the unit-norm tokens (the release) instead of the raw ones.")
     detach_information: bool = option(
         False, "Let the mutual-information term reach the MToE router only, not the layers below it."
@@ -137,30 +195,30 @@ class RouterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MSoEConfig:
-    num_experts: int = option(32, "Experts of each modality's Soft-MoE (paper: 32).")
-    depth: int = option(2, "Blocks per modality.")
-    num_heads: int = option(8, "Attention heads.")
+    num_experts: int = option(32, "Experts of each modality's Soft-MoE (paper: 32).", at_least=1)
+    depth: int = option(2, "Blocks per modality.", at_least=1)
+    num_heads: int = option(8, "Attention heads.", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MToEConfig:
-    num_experts: int = option(128, "Experts of the modality-task mixture (paper: 128).")
-    num_heads: int = option(8, "Attention heads.")
-    task_embed_std: float = option(0.0, "Standard deviation of the initial task embeddings; 0 = zeros.")
+    num_experts: int = option(128, "Experts of the modality-task mixture (paper: 128).", at_least=1)
+    num_heads: int = option(8, "Attention heads.", at_least=1)
+    task_embed_std: float = option(0.0, "Standard deviation of the initial task embeddings; 0 = zeros.", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    num_experts: int = option(16, "Experts of the fusion tower's Soft-MoE.")
-    depth: int = option(2, "Blocks of the fusion tower, shared by all tasks.")
-    num_heads: int = option(8, "Attention heads.")
+    num_experts: int = option(16, "Experts of the fusion tower's Soft-MoE.", at_least=1)
+    depth: int = option(2, "Blocks of the fusion tower, shared by all tasks.", at_least=1)
+    num_heads: int = option(8, "Attention heads.", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     name: str = option("m4oe", "Registered model name; `m4oe models` lists them.")
-    dim: int = option(768, "Token width d.")
-    mlp_ratio: float = option(4.0, "Hidden width of an expert in units of d.")
+    dim: int = option(768, "Token width d.", at_least=1)
+    mlp_ratio: float = option(4.0, "Hidden width of an expert in units of d.", above=0)
     use_mtoe: bool = option(True, "Ablation switch: without it a learned task query takes the place of g_k.")
     use_msoe: bool = option(True, "Ablation switch: without it pooled embedder tokens take the place of z_i.")
     missing_modality: Literal["mask", "bank"] = option(
@@ -176,7 +234,7 @@ class ModelConfig:
         "vit", "Compared systems: encoders of `model.embedder` (like for like), or what the original used."
     )
     attach_mtoe: Literal["none", "replace", "append"] = option(
-        "none", "Compared systems: put an MToE in place of their fusion, or beside it."
+        "none", "Compared systems: put an MToE in place of their fusion, or add it to that."
     )
     options: dict[str, Any] = option({}, "Options of the named model; its documentation lists them.")
 
@@ -199,17 +257,17 @@ class TaskLossConfig:
     kind: Literal["auto", "cross_entropy", "focal", "bce_dice"] = option(
         "auto", "`auto`: cross-entropy for classes, BCE + Dice for masks."
     )
-    weight: float = option(1.0, "Factor of this task's loss.")
-    gamma: float = option(2.0, "Focusing exponent of the focal loss.")
+    weight: float = option(1.0, "Factor of this task's loss.", at_least=0)
+    gamma: float = option(2.0, "Focusing exponent of the focal loss.", at_least=0)
     class_weight: Literal["none", "complement", "balanced"] = option(
         "none", "`complement`: 1 - class frequency (the release); `balanced`: N / (classes * N_class)."
     )
-    label_smoothing: float = option(0.0, "Label smoothing of the cross-entropy.")
+    label_smoothing: float = option(0.0, "Label smoothing of the cross-entropy.", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    alpha: float = option(0.05, "Weight of the mutual information, subtracted from the loss (paper: 0.05).")
+    alpha: float = option(0.05, "Weight of the mutual information, subtracted from the loss (paper: 0.05).", at_least=0)
     mutual_information: MutualInformationConfig = section(MutualInformationConfig, "The term's definition.")
     gradient_policy: Literal["sum", "calibrated"] = option(
         "sum",
@@ -225,25 +283,29 @@ class LossConfig:
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     kind: Literal["step", "cosine", "constant"] = option("step", "Shape of the learning-rate factor over time.")
-    step_epochs: int = option(5, "`step`: epochs between two decays (paper: 5).")
-    gamma: float = option(0.1, "`step`: factor of each decay (paper: 0.1).")
-    warmup_steps: int = option(0, "Linear warm-up from 0 over so many optimizer steps, for any kind.")
-    peak_factor: float = option(1.0, "Factor of the base rate that the schedule starts (or warms up) to.")
-    min_factor: float = option(0.0, "The factor never falls below this.")
+    step_epochs: int = option(5, "`step`: epochs between two decays (paper: 5).", at_least=1)
+    gamma: float = option(0.1, "`step`: factor of each decay (paper: 0.1).", at_least=0, at_most=1)
+    warmup_steps: int = option(0, "Linear warm-up from 0 over N optimizer steps, for any kind.", at_least=0)
+    peak_factor: float = option(1.0, "Factor of the base rate that the schedule starts (or warms up) to.", above=0)
+    min_factor: float = option(0.0, "The factor never falls below this.", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    ep_size: int = option(0, "Ranks that share the experts; 0 = as many as the world size and expert counts allow.")
-    timeout_minutes: float = option(10.0, "A collective that takes longer fails the run.")
+    ep_size: int = option(
+        0, "Ranks that share the experts; 0 = as many as the world size and expert counts allow.", at_least=0
+    )
+    timeout_minutes: float = option(10.0, "A collective that takes longer fails the run.", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     splits: tuple[str, ...] = option(("val", "test"), "Splits evaluated at the end of training.")
-    resamples: int = option(1000, "Patient-clustered bootstrap resamples for the intervals.")
-    micro_batch: int = option(0, "Samples per forward and rank; 0 = as in training.")
-    num_examples: int = option(6, "Patients shown with their views and modality contributions in the report.")
+    resamples: int = option(1000, "Patient-clustered bootstrap resamples for the intervals.", at_least=0)
+    micro_batch: int = option(0, "Samples per forward and rank; 0 = as in training.", at_least=0)
+    num_examples: int = option(
+        6, "Patients shown with their views and modality contributions in the report.", at_least=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,16 +8,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import types
 import typing
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 import yaml
 
-from m4oe_ds.config import CONFIG_VERSION, Config
+from m4oe_ds.config import CONFIG_VERSION, Bounds, Config
 from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import ConfigError
 
@@ -34,62 +33,95 @@ class _Node:
     where: str
 
 
+@dataclass(frozen=True)
+class _Findings:
+    """What reading a tree found out.
+
+    Attributes:
+        problems: one line each.
+        places: file and line, or ``--set`` option, of every option that was given, by its dotted name.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
+
+    def place(self, *names: str, otherwise: str) -> str:
+        """Where the first of ``names`` that was given stands."""
+        return next((self.places[name] for name in names if name in self.places), otherwise)
+
+
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of ``path`` (with its ``extends`` chain) after ``--set`` overrides ``dotted.key=value``.
 
     Raises:
-        ConfigError: file missing, unknown key (with the nearest known one), wrong type, contradiction; all findings of
-            a round are reported together, one line each.
+        ConfigError: file missing, unknown key (with the nearest known one), wrong type, value out of bounds,
+            contradiction; all findings of a round are reported together, one line each.
     """
     tree = _read(Path(path), ()) if path is not None else _Node({}, "defaults")
     for text in overrides:
         tree = _merge(tree, _parse_override(text))
-    problems: list[str] = []
-    config = _build(Config, tree, "", problems)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    check(config, str(path) if path is not None else "configuration")
+    found = _Findings()
+    config = _build(Config, tree, "", found)
+    if not found.problems:
+        found.problems.extend(_contradictions(config, str(path) if path is not None else "configuration", found))
+    if found.problems:
+        raise ConfigError("\n".join(found.problems))
     return config  # type: ignore[no-any-return]
 
 
-def check(config: Config, where: str) -> None:
-    """Meaning of the values, apart from the machine they will run on.
-
-    Raises:
-        ConfigError: one line per contradiction.
-    """
-    problems: list[str] = []
+def _contradictions(config: Config, where: str, found: _Findings) -> Iterator[str]:
+    """Meaning of the values, apart from the machine they will run on; one line per contradiction."""
     if config.config_version != CONFIG_VERSION:
-        problems.append(f"{where}: config_version {config.config_version}; this package reads {CONFIG_VERSION}")
-    spec = DATASETS.get(config.data.dataset)
-    if spec is None:
-        problems.append(f"{where}: unknown data.dataset {config.data.dataset!r}; known: {', '.join(sorted(DATASETS))}")
-    else:
-        known_tasks = [task.name for task in spec.tasks]
-        for kind, values, known in (
-            ("modalities", config.data.modalities, list(spec.modalities)),
-            ("tasks", config.data.tasks, known_tasks),
-            ("tasks (under loss)", tuple(config.loss.tasks), known_tasks),
-        ):
-            for name in values:
-                if name not in known:
-                    hint = _nearest(name, known)
-                    problems.append(f"{where}: {name!r} is not one of the {kind} of {config.data.dataset}{hint}")
-    if len(config.data.image_size) != 2 or min(config.data.image_size) < 8:
-        problems.append(f"{where}: data.image_size must be [height, width], at least 8, got {config.data.image_size}")
+        place = found.place("config_version", otherwise=where)
+        yield f"{place}: config_version {config.config_version}; this package reads {CONFIG_VERSION}"
+    yield from _unknown_names(config, where, found)
+    for name, value, bounds in _bounded(config, ""):
+        if not bounds.hold(value):
+            yield f"{found.place(name, otherwise=where)}: {name}={value} must be {bounds}"
+    sizes = {"data.image_size": config.data.image_size, "data.phantom.image_size": config.data.phantom.image_size}
+    for name, size in sizes.items():
+        if len(size) != 2:
+            yield f"{found.place(name, otherwise=where)}: {name} must be [height, width], got {size}"
     model = config.model
     for name, heads in (("msoe", model.msoe), ("mtoe", model.mtoe), ("fusion", model.fusion)):
-        if heads.num_heads < 1 or model.dim % heads.num_heads:
-            problems.append(f"{where}: model.{name}.num_heads={heads.num_heads} does not divide model.dim={model.dim}")
-        if heads.num_experts < 1:
-            problems.append(f"{where}: model.{name}.num_experts={heads.num_experts} must be at least 1")
-    if config.loss.alpha < 0:
-        problems.append(f"{where}: loss.alpha={config.loss.alpha} must not be negative")
-    if config.run.checkpoint.metric not in ("loss", "auroc", "balanced_accuracy"):
-        problems.append(f"{where}: run.checkpoint.metric={config.run.checkpoint.metric!r} is not known; "
-                        "use loss, auroc or balanced_accuracy")  # fmt: skip
-    if problems:
-        raise ConfigError("\n".join(problems))
+        if heads.num_heads >= 1 and model.dim % heads.num_heads:
+            option = f"model.{name}.num_heads"
+            place = found.place(option, "model.dim", otherwise=where)
+            yield f"{place}: {option}={heads.num_heads} does not divide model.dim={model.dim}"
+
+
+def _unknown_names(config: Config, where: str, found: _Findings) -> Iterator[str]:
+    """Data set, modalities and tasks that do not exist."""
+    dataset = config.data.dataset
+    spec = DATASETS.get(dataset)
+    if spec is None:
+        place = found.place("data.dataset", otherwise=where)
+        yield f"{place}: unknown data.dataset {dataset!r}; known: {', '.join(sorted(DATASETS))}"
+        return
+    known_tasks = [task.name for task in spec.tasks]
+    for option, kind, values, known in (
+        ("data.modalities", "modalities", config.data.modalities, list(spec.modalities)),
+        ("data.tasks", "tasks", config.data.tasks, known_tasks),
+        ("loss.tasks", "tasks (under loss)", tuple(config.loss.tasks), known_tasks),
+    ):
+        for name in values:
+            if name not in known:
+                place = found.place(f"{option}.{name}", option, otherwise=where)
+                yield f"{place}: {name!r} is not one of the {kind} of {dataset}{_nearest(name, known)}"
+
+
+def _bounded(section: Any, path: str) -> Iterator[tuple[str, Any, Bounds]]:
+    """Dotted name, value and bounds of every option below a section."""
+    for item in dataclasses.fields(section):
+        name, value = f"{path}{item.name}", getattr(section, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _bounded(value, f"{name}.")
+        elif isinstance(value, dict):
+            for key, entry in value.items():
+                if dataclasses.is_dataclass(entry):
+                    yield from _bounded(entry, f"{name}.{key}.")
+        else:
+            yield name, value, item.metadata["bounds"]
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -180,67 +212,101 @@ def _merge(base: _Node, update: _Node) -> _Node:
     return _Node(merged, update.where)
 
 
-def _build(cls: Any, node: _Node, path: str, problems: list[str]) -> Any:
+def _build(cls: Any, node: _Node, path: str, found: _Findings) -> Any:
     if not isinstance(node.value, dict):
-        problems.append(f"{node.where}: {path or 'the file'} must be a mapping, got {node.value!r}")
+        found.problems.append(f"{node.where}: {path or 'the file'} must be a mapping, got {node.value!r}")
         return None
     hints = typing.get_type_hints(cls)
     values = {}
     for key, child in node.value.items():
         dotted = f"{path}.{key}" if path else key
         if key not in hints:
-            problems.append(f"{child.where}: unknown key {dotted}{_nearest(key, list(hints))}")
+            found.problems.append(f"{child.where}: unknown key {dotted}{_nearest(key, list(hints))}")
             continue
-        values[key] = _value(hints[key], child, dotted, problems)
-    return None if problems else cls(**values)
+        values[key] = _value(hints[key], child, dotted, found)
+    return None if found.problems else cls(**values)
 
 
-def _value(hint: Any, node: _Node, path: str, problems: list[str]) -> Any:
-    """Checked and converted value of one field; appends to ``problems`` and returns None where it does not fit."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    value = node.value
+def _value(hint: Any, node: _Node, path: str, found: _Findings) -> Any:
+    """Checked and converted value of one field; adds to the problems and returns None where it does not fit."""
+    found.places[path] = node.where
     if dataclasses.is_dataclass(hint):
-        return _build(hint, node, path, problems)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        return _value(next(item for item in arguments if item is not type(None)), node, path, problems)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        return _reject(f"one of {', '.join(map(str, arguments))}", node, path, problems)
-    if origin is tuple:
-        items = value if isinstance(value, list) else [node]
-        return tuple(_value(arguments[0], item, path, problems) for item in items)
-    if origin is dict:
-        if not isinstance(value, dict):
-            return _reject("a mapping", node, path, problems)
-        return {key: _value(arguments[1], child, f"{path}.{key}", problems) for key, child in value.items()}
-    if hint is Any:
-        return _plain(node)
-    if hint is bool:
-        return value if isinstance(value, bool) else _reject("true or false", node, path, problems)
-    if hint is int:
-        exact = isinstance(value, int) and not isinstance(value, bool)
-        return value if exact else _reject("a whole number", node, path, problems)
-    if hint is float:
-        try:
-            if isinstance(value, bool):
-                raise ValueError
-            return float(value)  # also text such as 1e-4, which YAML does not take for a number
-        except (TypeError, ValueError):
-            return _reject("a number", node, path, problems)
-    textual = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-    return str(value) if textual else _reject("text", node, path, problems)
+        return _build(hint, node, path, found)
+    if (origin := typing.get_origin(hint)) is not None:
+        return _GENERIC[origin](typing.get_args(hint), node, path, found)
+    expected, convert = _PLAIN[hint]
+    try:
+        return convert(node)
+    except (TypeError, ValueError):
+        return _reject(expected, node, path, found)
 
 
-def _plain(node: _Node) -> Any:
+def _choice(allowed: tuple[Any, ...], node: _Node, path: str, found: _Findings) -> Any:
+    if node.value in allowed:
+        return node.value
+    return _reject(f"one of {', '.join(map(str, allowed))}", node, path, found)
+
+
+def _sequence(arguments: tuple[Any, ...], node: _Node, path: str, found: _Findings) -> tuple[Any, ...]:
+    """A tuple; a single value is a tuple of one."""
+    items = node.value if isinstance(node.value, list) else [node]
+    values = tuple(_value(arguments[0], item, path, found) for item in items)
+    found.places[path] = node.where  # not that of the last item
+    return values
+
+
+def _mapping(arguments: tuple[Any, ...], node: _Node, path: str, found: _Findings) -> Any:
+    if not isinstance(node.value, dict):
+        return _reject("a mapping", node, path, found)
+    return {key: _value(arguments[1], child, f"{path}.{key}", found) for key, child in node.value.items()}
+
+
+def _boolean(node: _Node) -> bool:
+    if isinstance(node.value, bool):
+        return node.value
+    raise TypeError
+
+
+def _whole(node: _Node) -> int:
+    if isinstance(node.value, int) and not isinstance(node.value, bool):
+        return node.value
+    raise TypeError
+
+
+def _number(node: _Node) -> float:
+    if isinstance(node.value, bool):
+        raise TypeError
+    return float(node.value)  # also text such as 1e-4, which YAML does not take for a number
+
+
+def _text(node: _Node) -> str:
+    if isinstance(node.value, (str, int, float)) and not isinstance(node.value, bool):
+        return str(node.value)
+    raise TypeError
+
+
+def _free(node: _Node) -> Any:
     if isinstance(node.value, dict):
-        return {key: _plain(child) for key, child in node.value.items()}
+        return {key: _free(child) for key, child in node.value.items()}
     if isinstance(node.value, list):
-        return [_plain(child) for child in node.value]
+        return [_free(child) for child in node.value]
     return float(node.value) if isinstance(node.value, _Exponent) else node.value
 
 
-def _reject(expected: str, node: _Node, path: str, problems: list[str]) -> None:
-    problems.append(f"{node.where}: {path} must be {expected}, got {_plain(node)!r}")
+def _reject(expected: str, node: _Node, path: str, found: _Findings) -> None:
+    found.problems.append(f"{node.where}: {path} must be {expected}, got {_free(node)!r}")
+
+
+# Every type that an option can have: what its message says was expected, and the converter.
+_PLAIN: dict[Any, tuple[str, Callable[[_Node], Any]]] = {
+    bool: ("true or false", _boolean),
+    int: ("a whole number", _whole),
+    float: ("a number", _number),
+    str: ("text", _text),
+    Any: ("any value", _free),
+}
+_GENERIC: dict[Any, Callable[[tuple[Any, ...], _Node, str, _Findings], Any]] = {
+    Literal: _choice,
+    tuple: _sequence,
+    dict: _mapping,
+}

@@ -6,8 +6,9 @@ import dataclasses
 import sys
 import typing
 from pathlib import Path
+from typing import Any
 
-from m4oe_ds.config import Config
+from m4oe_ds.config import Bounds, Config
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "configuration.md"
 
@@ -35,9 +36,10 @@ def _section(cls: type, path: str, lines: list[str]) -> None:
             continue
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
         shown = list(default) if isinstance(default, tuple) else default
-        rows.append(f"| `{name}` | `{shown!r}` | {sentence.replace('|', '/')} |")
+        allowed = _allowed(hints[field.name], field.metadata["bounds"])
+        rows.append(f"| `{name}` | `{shown!r}` | {allowed} | {sentence.replace('|', '/')} |")
     if rows:
-        lines += ["| option | default | meaning |", "|---|---|---|", *rows, ""]
+        lines += ["| option | default | allowed | meaning |", "|---|---|---|---|", *rows, ""]
     for child, name, sentence in nested:
         lines += [f"{'#' * min(2 + name.count('.'), 4)} {name}", "", sentence, ""]
         _section(child, name, lines)
@@ -45,6 +47,13 @@ def _section(cls: type, path: str, lines: list[str]) -> None:
         arguments = typing.get_args(hints[field.name])
         if typing.get_origin(hints[field.name]) is dict and dataclasses.is_dataclass(arguments[1]):
             lines += [f"Each entry of `{path}.{field.name}` has the fields of `{path}.default`.", ""]
+
+
+def _allowed(hint: Any, bounds: Bounds) -> str:
+    """The choices of an option, or the bounds of its numbers; empty where any value of its type will do."""
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(f"`{choice}`" for choice in typing.get_args(hint))
+    return str(bounds)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from m4oe_ds import config_loader
-from m4oe_ds.config import CONFIG_VERSION, Config, TaskLossConfig, to_dict
+from m4oe_ds.config import CONFIG_VERSION, Bounds, Config, TaskLossConfig, to_dict
 from m4oe_ds.errors import ConfigError
 
 
@@ -289,6 +292,55 @@ def test_unknown_names_and_impossible_values(override: str, named: str, hint: st
     message = refusal(None, override)
     assert named in message
     assert hint in message
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "message"),
+    [
+        ("loss: {tasks: {density: {weight: -1}}}", 2, "loss.tasks.density.weight=-1.0 must be at least 0"),
+        ("run:\n  seed: -3", 3, "run.seed=-3 must be at least 0"),
+        ("data:\n  max_bad_fraction: 2", 3, "data.max_bad_fraction=2.0 must be at least 0 and at most 1"),
+        ("parallel: {timeout_minutes: 0}", 2, "parallel.timeout_minutes=0.0 must be above 0"),
+        ("data:\n  augment:\n    scale: 1", 4, "data.augment.scale=1.0 must be at least 0 and below 1"),
+        ("data:\n  image_size: [64, 4]", 3, "data.image_size=(64, 4) must be at least 8"),
+        ("loss: {alpha: .nan}", 2, "loss.alpha=nan must be at least 0"),
+    ],
+    ids=["at least, in a mapping", "at least", "at most", "above", "below", "element of a tuple", "NaN"],
+)
+def test_a_number_out_of_bounds_is_named_with_line_value_and_bound(
+    tmp_path: Path, section: str, line: int, message: str
+) -> None:
+    path = write(tmp_path, f"# first line\n{section}\n")
+    assert refusal(path) == f"{path}:{line}: {message}"
+
+
+def test_a_number_out_of_bounds_in_an_override_names_the_override() -> None:
+    assert refusal(None, "loss.alpha=-1") == "--set loss.alpha=-1: loss.alpha=-1.0 must be at least 0"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.max_bad_fraction=0", "data.max_bad_fraction=1", "data.image_size=[8, 8]", "run.num_epochs=1"],
+)
+def test_the_bounds_themselves_are_allowed(override: str) -> None:
+    config_loader.load(None, [override])
+
+
+def numbers(cls: type, path: str = "") -> Iterator[tuple[str, Bounds]]:
+    """Name and bounds of every number below a section."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from numbers(hint, f"{path}{field.name}.")
+        elif {hint, *typing.get_args(hint)} & {int, float}:
+            yield f"{path}{field.name}", field.metadata["bounds"]
+
+
+def test_every_number_has_bounds() -> None:
+    """But the version, of which there is one."""
+    assert [name for name, bounds in numbers(Config) if bounds == Bounds()] == ["config_version"]
+    assert [name for name, bounds in numbers(TaskLossConfig) if bounds == Bounds()] == []
 
 
 def test_tasks_are_checked_against_the_chosen_data_set() -> None:
