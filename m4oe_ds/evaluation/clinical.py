@@ -56,9 +56,7 @@ def write_report(
     attributes: dict[str, np.ndarray] = {"side": np.array([key.rsplit("-", 1)[-1] for key in keys], dtype=object)}
     if "label_density" in found:
         names = "ABCD"
-        attributes["density"] = np.array(
-            [names[k] if k >= 0 else "" for k in found["label_density"]], dtype=object
-        )
+        attributes["density"] = np.array([names[k] if k >= 0 else "" for k in found["label_density"]], dtype=object)
     vendors = _vendors(Path(root) / split) if root and "://" not in root else {}
     if vendors:
         attributes["vendor"] = np.array([vendors.get(key, "") for key in keys], dtype=object)

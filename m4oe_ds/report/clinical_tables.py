@@ -7,6 +7,7 @@ from typing import Any
 
 Table = dict[str, Any]
 
+
 def number(entry: Mapping[str, Any] | None, digits: int = 3) -> str:
     """``0.812 [0.74, 0.88]``; a dash where there is no value, with the reason where there is one."""
     if not entry or entry.get("value") is None:
