@@ -134,7 +134,7 @@ def _synergy_panel(figure: Any, axis: Any, entry: Row | None, modalities: Sequen
     image = axis.imshow(table, cmap=colours, vmin=0, vmax=top)
     for (i, j), value in np.ndenumerate(table):
         if math.isfinite(value):
-            _synergy_cell(axis, (i, j), (value, share[i, j], null[i, j]), top)
+            _synergy_cell(axis, (i, j), (float(value), float(share[i, j]), float(null[i, j])), top)
     ticks = range(len(modalities))
     axis.set(xticks=ticks, yticks=ticks, yticklabels=list(modalities))
     axis.set_xticklabels(list(modalities), rotation=30, ha="right")

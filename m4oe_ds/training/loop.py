@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -32,7 +32,7 @@ from m4oe_ds.training.profiling import StepProfiler
 from m4oe_ds.training.records import Recorder
 from m4oe_ds.training.step import StepReport, check_finite, train_step
 from m4oe_ds.training.throughput import Arithmetic, arithmetic
-from m4oe_ds.training.validation import Best, Metric, Observer, Validation
+from m4oe_ds.training.validation import Best, Observer, Validation
 
 _logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Loop:
         self.validation = Validation(
             self.predict,
             spec.tasks,
-            cast(Metric, config.run.checkpoint.metric),  # one of them: the loader has checked
+            config.run.checkpoint.metric,
             config.run.eval_every_epochs,
             available="val" in manifests,
             observer=observer if config.run.tensorboard else None,
