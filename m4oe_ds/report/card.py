@@ -126,7 +126,9 @@ def _optimization(engine: Mapping[str, Any]) -> list[str]:
     optimizer = engine.get("optimizer") or {}
     if optimizer.get("type"):
         rate = (optimizer.get("params") or {}).get("lr")
-        parts.append(str(optimizer["type"]) + (f", base learning rate {rate:g}" if isinstance(rate, int | float) else ""))
+        parts.append(
+            str(optimizer["type"]) + (f", base learning rate {rate:g}" if isinstance(rate, int | float) else "")
+        )
     precision = next((kind for kind in ("bf16", "fp16") if (engine.get(kind) or {}).get("enabled")), "fp32")
     stage = (engine.get("zero_optimization") or {}).get("stage")
     return [*parts, precision + (f", ZeRO-{stage}" if stage is not None else "")]
