@@ -232,13 +232,16 @@ class FeatureCollector:
             {name: [(p / count[name]).float()[None] for p in parts] for name, parts in self._map_sums.items()},
         )
         return Features(
-            keys=get("key"), groups=get("group"), present=get("present"),
+            keys=get("key"),
+            groups=get("group"),
+            present=get("present"),
             labels={name: get(f"label.{name}").astype(np.int64) for name in classify},
             predicted={name: get(f"predicted.{name}").astype(np.int64) for name in classify},
             encoder={name: get(f"encoder.{name}") for name in self.spec.modalities},
             task={t: {name: get(f"task.{t}.{name}") for name in self.spec.modalities} for t in self.tasks},
-            representation=self._representation, means=means,
-        )  # fmt: skip
+            representation=self._representation,
+            means=means,
+        )
 
 
 @torch.no_grad()
@@ -280,9 +283,13 @@ class _Pass:
 
 
 def collect(
-    model: MultiModalModel, batches: Iterable[Batch], tasks: Iterable[str], device: torch.device, limit: int = 0,
+    model: MultiModalModel,
+    batches: Iterable[Batch],
+    tasks: Iterable[str],
+    device: torch.device,
+    limit: int = 0,
     most_rows: int = MOST_ROWS,
-) -> Collected:  # fmt: skip
+) -> Collected:
     """Routing sums, expert dependency, modality shares of every sample and features, in one pass.
 
     Per batch: one forward with a graph, two backwards per task (to the pixels, and to the expert outputs) and one
@@ -309,17 +316,23 @@ def collect(
     get = state.rows.get
     classify = [task.name for task in spec.tasks if task.kind == "classification"]
     return Collected(
-        samples=state.rows.seen, uniform=np.asarray(state.token_share) / state.rows.seen,
-        keys=get("key"), groups=get("group"), present=get("present"), token_share=get("token_share"),
+        samples=state.rows.seen,
+        uniform=np.asarray(state.token_share) / state.rows.seen,
+        keys=get("key"),
+        groups=get("group"),
+        present=get("present"),
+        token_share=get("token_share"),
         labels={name: get(f"label.{name}").astype(np.int64) for name in classify},
         predicted={name: get(f"predicted.{name}").astype(np.int64) for name in classify},
         contribution=get("contribution") if state.has_routing else None,
         rollout=get("rollout") if state.has_rollout else None,
-        saliency=get("saliency"), divergence=get("divergence"), loss_increase=get("loss_increase"),
+        saliency=get("saliency"),
+        divergence=get("divergence"),
+        loss_increase=get("loss_increase"),
         routing=None if state.sums.empty else state.sums.result(),
         experts=state.experts.result() if layer and state.experts.labels.any() else None,
         features=features,
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()

@@ -148,8 +148,11 @@ def patient_split(patients: NDArray[Any], held_out: float, validation: float, se
     parts = np.split(order, [count - held - checked, count - held])
     rows = [np.flatnonzero(np.isin(patients, part)) for part in parts]
     if min(len(part) for part in rows) < MIN_PER_SPLIT:
-        raise DataError(f"{count} patients, splits of {[len(part) for part in rows]} rows", "batch",
-                        f"every split needs at least {MIN_PER_SPLIT} rows")  # fmt: skip
+        raise DataError(
+            f"{count} patients, splits of {[len(part) for part in rows]} rows",
+            "batch",
+            f"every split needs at least {MIN_PER_SPLIT} rows",
+        )
     return PatientSplit(*rows)
 
 

@@ -96,9 +96,13 @@ def scored(
 
 @torch.no_grad()
 def masked_probabilities(
-    model: MultiModalModel, batches: Iterable[Batch], means: Tokens, modality: str, device: torch.device,
+    model: MultiModalModel,
+    batches: Iterable[Batch],
+    means: Tokens,
+    modality: str,
+    device: torch.device,
     keys: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:  # fmt: skip
+) -> dict[str, np.ndarray]:
     """The model's class probabilities ``{task: [N, C]}`` when only ``modality`` is as encoded, for samples that have
     it.
 

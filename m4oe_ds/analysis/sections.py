@@ -29,10 +29,15 @@ def save_rows(session: Session) -> None:
     """Shares of every sample, as arrays."""
     found, spec = session.split, session.run.spec
     arrays: dict[str, Any] = {
-        "keys": found.keys, "present": found.present, "tasks": np.array(spec.task_names),
-        "modalities": np.array(spec.modalities), "token_share": found.token_share, "saliency": found.saliency,
-        "divergence": found.divergence, "loss_increase": found.loss_increase,
-    }  # fmt: skip
+        "keys": found.keys,
+        "present": found.present,
+        "tasks": np.array(spec.task_names),
+        "modalities": np.array(spec.modalities),
+        "token_share": found.token_share,
+        "saliency": found.saliency,
+        "divergence": found.divergence,
+        "loss_increase": found.loss_increase,
+    }
     arrays |= {name: value for name in ("contribution", "rollout") if (value := getattr(found, name)) is not None}
     path = RunFolder(session.run.folder).analysis_arrays(session.options.split)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,7 +228,7 @@ def _competition(session: Session) -> list[dict[str, Any]]:
             name,
             run.device,
             session.split.features.keys,
-        )  # fmt: skip
+        )
         for name in (run.spec.modalities if len(run.spec.modalities) > 1 else ())
     }
     rows = competition(
@@ -233,13 +238,17 @@ def _competition(session: Session) -> list[dict[str, Any]]:
         raise Skip("no task with labels of two classes")
     flat = [
         {
-            "task": row["task"], "modality": row["modality"], "protocol": row["protocol"], "model": side,
-            "n": row[side].get("n", ""), **row[side].get("auroc", row[side] if side == "drop" else {}),
+            "task": row["task"],
+            "modality": row["modality"],
+            "protocol": row["protocol"],
+            "model": side,
+            "n": row[side].get("n", ""),
+            **row[side].get("auroc", row[side] if side == "drop" else {}),
         }
         for row in rows
         for side in ("multimodal", "unimodal", "drop")
         if side in row
-    ]  # fmt: skip
+    ]
     drawn = [task.name for task in run.spec.tasks if any(row["task"] == task.name for row in rows)]
     for task in [name for name in PAPER_TASKS if name in drawn] or drawn[:1]:
         session.draw(
@@ -258,9 +267,10 @@ def _twins(session: Session) -> dict[str, tuple[Features, Features]]:
         twin = open_run(folder, options.split, options.data or run.config.data.root)
         if twin.spec.modalities != (name,):
             raise ConfigError(
-                f"{folder} was trained on {', '.join(twin.spec.modalities)}", "--unimodal",
+                f"{folder} was trained on {', '.join(twin.spec.modalities)}",
+                "--unimodal",
                 f"train one with --set data.modalities=[{name}]",
-            )  # fmt: skip
+            )
         limit = options.limit or FEATURE_ROWS
         found[name] = (
             collect_features(twin.model, twin.batches("train", limit), (), twin.device),
@@ -275,8 +285,10 @@ def _conflict(session: Session) -> dict[str, Any]:
     if not rows:
         raise Skip("training measured no gradient conflict; train with --set run.conflict_every_steps=10")
     own = {
-        "all_pairs": rows, "density_risk1": conflict_rows(folder, PAPER_TASKS), "by_pair": plain(conflict_pairs(folder)),
-    }  # fmt: skip
+        "all_pairs": rows,
+        "density_risk1": conflict_rows(folder, PAPER_TASKS),
+        "by_pair": plain(conflict_pairs(folder)),
+    }
     entries = session.panels("conflict", own)
     panels = {model: entry["all_pairs"] for model, entry in entries.items()}
     pairs = {model: entry["by_pair"] for model, entry in entries.items() if "by_pair" in entry}

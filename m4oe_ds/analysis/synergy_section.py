@@ -58,13 +58,17 @@ def synergy(session: Session) -> dict[str, Any]:
     panels[session.name] = {task: matrices.get(task, {"note": _why(report, task)}) for task in test.task}
     session.draw(figures.synergy(panels, names), report.to_rows(), "fig4_synergy")
     return {
-        "target": "the model's predictions", "representation": test.representation if own else "encoder", "splits": len(parts),
-        "components": COMPONENTS, "matrices": matrices, "pairs": report.to_rows(),
+        "target": "the model's predictions",
+        "representation": test.representation if own else "encoder",
+        "splits": len(parts),
+        "components": COMPONENTS,
+        "matrices": matrices,
+        "pairs": report.to_rows(),
         "pattern_entropy": {task: report.pattern_entropy(task) for task in estimated},
         "pattern_cosine": report.pattern_cosine(*estimated) if len(estimated) == 2 else None,
         "permutations": session.options.permutations,
         "skipped": [list(entry) for entry in report.skipped],
-    }  # fmt: skip
+    }
 
 
 def _why(report: SynergyReport, task: str) -> str:

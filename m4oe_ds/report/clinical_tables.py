@@ -36,8 +36,12 @@ def _points(clinical: Mapping[str, Any]) -> Table:
             rates = [number(point[name]) for name in ("sensitivity", "specificity", "ppv", "npv")]
             rows.append([task, fixed, point["chosen_on"], f"{point['threshold']:.3f}", *rates])
     note = "A threshold chosen on the evaluated data is optimistic; one from the validation split is what a user would have."
-    return {"title": "Operating points", "note": note if rows else "", "rows": rows,
-            "header": ["task", "fixed", "threshold from", "threshold", "sensitivity", "specificity", "PPV", "NPV"]}  # fmt: skip
+    return {
+        "title": "Operating points",
+        "note": note if rows else "",
+        "rows": rows,
+        "header": ["task", "fixed", "threshold from", "threshold", "sensitivity", "specificity", "PPV", "NPV"],
+    }
 
 
 def _calibration(clinical: Mapping[str, Any]) -> Table:
@@ -48,18 +52,32 @@ def _calibration(clinical: Mapping[str, Any]) -> Table:
             continue
         auroc = entry.get("delong")
         rows.append(
-            [task, number(found["ece"]), number(found.get("slope")), number(found.get("intercept")),
-             number(found.get("expected_observed")), number(auroc) if auroc else "–"]
-        )  # fmt: skip
+            [
+                task,
+                number(found["ece"]),
+                number(found.get("slope")),
+                number(found.get("intercept")),
+                number(found.get("expected_observed")),
+                number(auroc) if auroc else "–",
+            ]
+        )
     note = "ECE of P(y = 1), or of the predicted class where there are more than two; 15 bins of equal counts."
-    return {"title": "Calibration", "note": note if rows else "", "rows": rows,
-            "header": ["task", "ECE", "slope", "intercept", "expected / observed", "AUROC (DeLong)"]}  # fmt: skip
+    return {
+        "title": "Calibration",
+        "note": note if rows else "",
+        "rows": rows,
+        "header": ["task", "ECE", "slope", "intercept", "expected / observed", "AUROC (DeLong)"],
+    }
 
 
 def _risk(clinical: Mapping[str, Any]) -> Table:
     risk = clinical.get("risk")
-    table: Table = {"title": "Risk over time", "note": "", "rows": [],
-                    "header": ["horizon", "cases", "AUC (weighted for censoring)", "AUC (plain)", "Brier (censored)"]}  # fmt: skip
+    table: Table = {
+        "title": "Risk over time",
+        "note": "",
+        "rows": [],
+        "header": ["horizon", "cases", "AUC (weighted for censoring)", "AUC (plain)", "Brier (censored)"],
+    }
     if not risk:
         return table
     if "note" in risk:
@@ -90,5 +108,9 @@ def _subgroups(clinical: Mapping[str, Any]) -> Table:
                 continue
             value = number(row["estimate"]) if row["estimate"] else f"– ({row['reason']})"
             rows.append([task, row["attribute"], row["group"], str(row["n"]), str(row["n_groups"]), value])
-    return {"title": "Subgroups", "note": "", "rows": rows,
-            "header": ["task", "attribute", "group", "n", "patients", "AUROC"]}  # fmt: skip
+    return {
+        "title": "Subgroups",
+        "note": "",
+        "rows": rows,
+        "header": ["task", "attribute", "group", "n", "patients", "AUROC"],
+    }

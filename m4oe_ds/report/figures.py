@@ -54,9 +54,13 @@ def losses(train: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str,
         left.plot(steps, [r["loss"] for r in train], color=COLOURS[0], lw=1, label="training objective")
         if validation:
             left.plot(
-                [r["step"] for r in validation], [r["loss"] for r in validation], "o-", color=COLOURS[1], ms=3,
+                [r["step"] for r in validation],
+                [r["loss"] for r in validation],
+                "o-",
+                color=COLOURS[1],
+                ms=3,
                 label="validation task losses",
-            )  # fmt: skip
+            )
         for number, task in enumerate(train[0]["losses"]):
             values = [np.nan if r["losses"][task] is None else r["losses"][task] for r in train]
             right.plot(steps, values, lw=1, color=COLOURS[number % len(COLOURS)], label=task)

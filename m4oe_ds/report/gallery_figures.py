@@ -29,9 +29,11 @@ def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int) -> Any:
     side = 1.25
     with mpl.rc_context(PICTURE):
         figure, axes = plt.subplots(
-            len(tasks), len(modalities), squeeze=False,
+            len(tasks),
+            len(modalities),
+            squeeze=False,
             figsize=(side * len(modalities) + 0.9, side * len(tasks) * min(height / width, 2.0) + 0.3),
-        )  # fmt: skip
+        )
         for k, task in enumerate(tasks):
             top = max(float(gallery[f"map_{i}"][row, k].max()) for i in range(len(modalities)))
             uniform = 1.0 / max(tokens, 1)

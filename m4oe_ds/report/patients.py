@@ -68,11 +68,15 @@ def patients(
 
 def _shares(values: np.ndarray, modalities: list[str], colours: tuple[str, ...]) -> list[dict[str, Any]]:
     return [
-        {"name": name, "percent": round(100 * float(value), 1), "colour": colours[i % len(colours)],
-         "ink": ink(colours[i % len(colours)])}
+        {
+            "name": name,
+            "percent": round(100 * float(value), 1),
+            "colour": colours[i % len(colours)],
+            "ink": ink(colours[i % len(colours)]),
+        }
         for i, (name, value) in enumerate(zip(modalities, values, strict=True))
         if np.isfinite(value)
-    ]  # fmt: skip
+    ]
 
 
 def _said(arrays: Mapping[str, np.ndarray], task: str, row: int | None, names: tuple[str, ...]) -> dict[str, Any]:

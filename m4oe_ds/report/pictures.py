@@ -18,8 +18,19 @@ from m4oe_ds.runs.folder import RunFolder
 MOST_ROWS, MOST_COLUMNS = 64, 10  # of the numbers shown under a picture; the CSV beside it has all
 # the numbers to show of tables that are too wide to read
 COLUMNS = {
-    "fig4_synergy": ("model", "task", "modality1", "modality2", "synergy", "low", "high", "null_q95", "share_of_entropy", "samples")
-}  # fmt: skip
+    "fig4_synergy": (
+        "model",
+        "task",
+        "modality1",
+        "modality2",
+        "synergy",
+        "low",
+        "high",
+        "null_q95",
+        "share_of_entropy",
+        "samples",
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -93,13 +104,15 @@ def run_pictures(
     if train:
         first, last = train[0], train[-1]
         made["losses"] = (
-            figures.losses(train, validation), tables.losses(train, validation),
+            figures.losses(train, validation),
+            tables.losses(train, validation),
             f"Loss over optimizer steps: the objective goes from {first['loss']:.2f} to {last['loss']:.2f} nats",
-        )  # fmt: skip
+        )
         made["signals"] = (
-            figures.signals(train), tables.signals(train),
+            figures.signals(train),
+            tables.signals(train),
             "Mutual information, learning rate and gradient norm over optimizer steps",
-        )  # fmt: skip
+        )
     if split and any(entry.get("confusion") for entry in split["tasks"].values()):
         made["confusions"] = (figures.confusions(split), tables.confusions(split), "Confusion matrix of every task")
     if split and arrays:
@@ -107,18 +120,22 @@ def run_pictures(
         made["roc"] = (figures.roc(arrays, split), tables.roc(arrays, split), f"ROC curves; area: {areas}")
     if "contribution" in arrays:
         made["contribution"] = (
-            figures.contribution(arrays), tables.contribution(arrays), "Mean modality contribution per task",
-        )  # fmt: skip
+            figures.contribution(arrays),
+            tables.contribution(arrays),
+            "Mean modality contribution per task",
+        )
     if clinical:
         made["calibration"] = (
-            figures.calibration(clinical), tables.calibration(clinical),
+            figures.calibration(clinical),
+            tables.calibration(clinical),
             "Reliability curves of every task beside the diagonal of perfect calibration",
-        )  # fmt: skip
+        )
     if gallery:
         made["experts"] = (
-            gallery_figures.expert_patches(gallery), tables.experts(gallery),
+            gallery_figures.expert_patches(gallery),
+            tables.experts(gallery),
             "Patches with the largest dispatch weight of the most used experts, one row per expert",
-        )  # fmt: skip
+        )
     target = RunFolder(folder).figures
     return {
         name: picture(figures.save(figure, target, name, rows), alt, target / f"{name}.csv")

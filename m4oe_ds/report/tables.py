@@ -94,12 +94,18 @@ def experts(gallery: Mapping[str, np.ndarray]) -> Rows:
     """Use of every expert, and modality, task and dispatch weight of its patches."""
     tasks, modalities = gallery["tasks"].tolist(), gallery["modalities"].tolist()
     return [
-        {"expert": j, "usage": float(gallery["expert_usage"][j]), "patch": k, "modality": modalities[source[0]],
-         "task": tasks[source[1]], "weight": float(gallery["expert_weight"][j, k])}
+        {
+            "expert": j,
+            "usage": float(gallery["expert_usage"][j]),
+            "patch": k,
+            "modality": modalities[source[0]],
+            "task": tasks[source[1]],
+            "weight": float(gallery["expert_weight"][j, k]),
+        }
         for j in np.argsort(-gallery["expert_usage"]).tolist()
         for k, source in enumerate(gallery["expert_source"][j].tolist())
         if gallery["expert_weight"][j, k] >= 0
-    ]  # fmt: skip
+    ]
 
 
 def dispatch_map(gallery: Mapping[str, np.ndarray], row: int) -> Rows:

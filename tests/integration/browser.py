@@ -122,10 +122,23 @@ def page(program: str, folder: Path) -> Iterator[Page]:
     """A fresh page; ``folder`` takes the browser's profile."""
     to_browser, from_browser = os.pipe(), os.pipe()
     command = [
-        sys.executable, "-c", _ON_3_AND_4, str(to_browser[0]), str(from_browser[1]), program, "--headless=new", "--no-sandbox",
-        "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run", "--hide-scrollbars",
-        f"--user-data-dir={folder}", "--remote-debugging-pipe", "about:blank",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        _ON_3_AND_4,
+        str(to_browser[0]),
+        str(from_browser[1]),
+        program,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--no-first-run",
+        "--hide-scrollbars",
+        f"--user-data-dir={folder}",
+        "--remote-debugging-pipe",
+        "about:blank",
+    ]
     with subprocess.Popen(
         command, pass_fds=(to_browser[0], from_browser[1]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:

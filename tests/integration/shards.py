@@ -23,9 +23,15 @@ def write(folder: Path, sizes: dict[str, int] | None = None, seed: int = 0) -> P
     spec, random = DATASETS["embed"], np.random.default_rng(seed)
     for split, count in (sizes or SIZES).items():
         writer = ShardWriter(
-            folder, "embed", split, modalities=spec.modalities, tasks=spec.tasks, samples_per_shard=10, synthetic=True,
+            folder,
+            "embed",
+            split,
+            modalities=spec.modalities,
+            tasks=spec.tasks,
+            samples_per_shard=10,
+            synthetic=True,
             preprocessing={"image_size": [32, 32]},
-        )  # fmt: skip
+        )
         for i in range(count):
             labels = {task.name: int(random.integers(task.num_classes)) for task in spec.tasks}
             for name in labels:
@@ -41,10 +47,19 @@ def write(folder: Path, sizes: dict[str, int] | None = None, seed: int = 0) -> P
                     image[8:16, 8:16] += 30000
                 members[f"{name}.b2"] = codecs.encode(image, "b2")
             meta = {
-                "schema_version": 2, "dataset": "embed", "split": split, "key": key, "group": key[6:22], "exam": key[6:22],
-                "side": key[-1], "labels": labels, "modalities": modalities, "geometry": {}, "screening": True,
+                "schema_version": 2,
+                "dataset": "embed",
+                "split": split,
+                "key": key,
+                "group": key[6:22],
+                "exam": key[6:22],
+                "side": key[-1],
+                "labels": labels,
+                "modalities": modalities,
+                "geometry": {},
+                "screening": True,
                 "vendor": "other",
-            }  # fmt: skip
+            }
             writer.write(meta, members)
         writer.close({name: {"mean": 0.25, "std": 0.2} for name in spec.modalities})
     return folder

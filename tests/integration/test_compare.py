@@ -28,9 +28,12 @@ def compare(output: Path, data: Path, *arguments: str) -> subprocess.CompletedPr
             *(sys.executable, "-m", "m4oe_ds", "compare", "--datasets", "embed", "--methods", "mirai,ours"),
             *("--settings", "multi", "--workers", "2", "--output", str(output), *options, *arguments),
         ],
-        env=commands.environment(PYTHONPATH=str(commands.ROOT)), cwd=output.parent, capture_output=True, text=True,
+        env=commands.environment(PYTHONPATH=str(commands.ROOT)),
+        cwd=output.parent,
+        capture_output=True,
+        text=True,
         timeout=900,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")

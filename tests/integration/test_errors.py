@@ -98,8 +98,12 @@ def test_incomplete_launch_environment(tmp_path: Path) -> None:
     import subprocess
 
     result = subprocess.run(
-        commands.command(["--ds_config", DS]), env=commands.environment(RANK="0", WORLD_SIZE="2"), cwd=commands.ROOT,
-        capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        commands.command(["--ds_config", DS]),
+        env=commands.environment(RANK="0", WORLD_SIZE="2"),
+        cwd=commands.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert result.returncode != 0
     assert "LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in result.stderr

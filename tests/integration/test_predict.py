@@ -30,9 +30,13 @@ TOLERANCE = 1e-5  # probabilities are written with seven decimals
 
 def m4oe(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "m4oe_ds", *arguments], env=commands.environment(), cwd=commands.ROOT,
-        capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        [sys.executable, "-m", "m4oe_ds", *arguments],
+        env=commands.environment(),
+        cwd=commands.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +73,17 @@ def predicted(archive: Path, trained: Path) -> tuple[Path, subprocess.CompletedP
     """Of the images alone, without tables and without the mark of a phantom: the keys have a secret of their own."""
     out = archive.with_name("out")
     done = m4oe(
-        "predict", str(trained), "--dicom", str(archive / "images"), "--out", str(out), "--workers", "1",
-        "--batch-size", "7",
-    )  # fmt: skip
+        "predict",
+        str(trained),
+        "--dicom",
+        str(archive / "images"),
+        "--out",
+        str(out),
+        "--workers",
+        "1",
+        "--batch-size",
+        "7",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return out, done
 

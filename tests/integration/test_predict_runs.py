@@ -158,10 +158,7 @@ def test_runs_on_some_modalities_and_on_complete_samples_alone(embed: Path, tmp_
     victim.unlink()
     assert predict(run, whole, tmp_path / "second") == 0
     assert len(probabilities(tmp_path / "second")) == len(before) - 1
-    (failed,) = [
-        one for one in content(tmp_path / "second")["samples_without_prediction"]
-        if one["key"] in before
-    ]  # fmt: skip
+    (failed,) = [one for one in content(tmp_path / "second")["samples_without_prediction"] if one["key"] in before]
     assert failed["reason"] == "modalities_missing_for_the_run"
 
 
@@ -176,9 +173,7 @@ def test_the_largest_breast_of_several_takes(layout: str, patients: int, tmp_pat
     # RSNA: patient and exam are one in its table, and not in its files, so the keys differ: match by the file
     mine, theirs = probabilities(out), evaluated(run, SPLITS)
     names = breasts(out.with_name("out.mapping.csv"), "key")
-    wanted = {
-        (row["patient"], row["side"]): row["key"] for row in read(tmp_path / f"{layout}-shards.mapping.csv")
-    }  # fmt: skip
+    wanted = {(row["patient"], row["side"]): row["key"] for row in read(tmp_path / f"{layout}-shards.mapping.csv")}
     shared = names.keys() & wanted.keys()
     assert len(shared) >= 2 * (patients - 3)
     for breast in shared:
@@ -252,9 +247,9 @@ def test_wrong_files_are_counted_and_the_rest_is_predicted(embed: Path, plain: P
     assert files["found"] == 9
     left = files["left_out"]
     assert left["not_dicom"] == 2
-    assert {name: left[name] for name in ("not_a_mammogram", "unknown_view", "lossy_compression", "undecodable_pixels")} == {
-        "not_a_mammogram": 1, "unknown_view": 1, "lossy_compression": 1, "undecodable_pixels": 1
-    }  # fmt: skip
+    assert {
+        name: left[name] for name in ("not_a_mammogram", "unknown_view", "lossy_compression", "undecodable_pixels")
+    } == {"not_a_mammogram": 1, "unknown_view": 1, "lossy_compression": 1, "undecodable_pixels": 1}
     (lost,) = content(tmp_path / "out")["exams_without_prediction"]
     assert lost["files"] == {"lossy_compression": 1, "not_a_mammogram": 1, "unknown_view": 1}
     assert predict(plain, dicom, tmp_path / "lossy", "--accept-lossy") == 0

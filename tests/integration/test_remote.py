@@ -45,9 +45,11 @@ def bucket(data: Path) -> Iterator[str]:
     pytest.importorskip("moto")
     with servers.s3() as address, pytest.MonkeyPatch.context() as patch:
         for name, value in (
-            ("AWS_ENDPOINT_URL_S3", address), ("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"),
+            ("AWS_ENDPOINT_URL_S3", address),
+            ("AWS_ACCESS_KEY_ID", "test"),
+            ("AWS_SECRET_ACCESS_KEY", "test"),
             ("AWS_DEFAULT_REGION", "us-east-1"),
-        ):  # fmt: skip
+        ):
             patch.setenv(name, value)
         client = boto3.client("s3")
         client.create_bucket(Bucket="breasts")

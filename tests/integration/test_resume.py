@@ -59,9 +59,14 @@ def test_killed_run_resumes_bit_for_bit(data: Path, tmp_path: Path) -> None:
 
     # killed without warning once step 14 is logged, so the checkpoint of step 12, inside the second epoch, is there
     killed = subprocess.Popen(
-        commands.command(arguments(data, tmp_path / "cut"), ranks=2), env=commands.environment(), cwd=commands.ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+        commands.command(arguments(data, tmp_path / "cut"), ranks=2),
+        env=commands.environment(),
+        cwd=commands.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     wait_for_step(tmp_path / "cut", 14, killed)
     kill_group(killed, signal.SIGKILL)
     before = sorted(path.parent.name for path in (tmp_path / "cut" / "checkpoints").glob("step-*/manifest.json"))
@@ -105,9 +110,13 @@ def test_run_goes_on_with_other_ranks_and_its_weights_are_exported(data: Path, t
     (tmp_path / "cut" / "weights" / "model.safetensors").unlink()
     for options in ([], ["--max-file-gb", "0.0002"]):
         done = subprocess.run(
-            [sys.executable, "-m", "m4oe_ds", "export", str(tmp_path / "cut"), *options], cwd=commands.ROOT,
-            env=commands.environment(), capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
+            [sys.executable, "-m", "m4oe_ds", "export", str(tmp_path / "cut"), *options],
+            cwd=commands.ROOT,
+            env=commands.environment(),
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
         assert done.returncode == 0, done.stderr
         if not options:
             assert (tmp_path / "cut" / "weights" / "model.safetensors").read_bytes() == before
@@ -125,9 +134,14 @@ def test_signal_saves_and_resume_goes_on(data: Path, tmp_path: Path) -> None:
     whole = commands.train(arguments(data, tmp_path / "whole"))
     assert whole.returncode == 0, whole.stdout + whole.stderr
     asked = subprocess.Popen(
-        commands.command(arguments(data, tmp_path / "cut")), env=commands.environment(), cwd=commands.ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+        commands.command(arguments(data, tmp_path / "cut")),
+        env=commands.environment(),
+        cwd=commands.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     wait_for_step(tmp_path / "cut", 4, asked)
     os.kill(asked.pid, signal.SIGUSR1)
     text, _ = asked.communicate(timeout=900)

@@ -24,14 +24,35 @@ def test_run_folder_and_evaluation_at_another_world_size(stage: str, tmp_path: P
         ["--ds_config", f"ds_configs/{stage}.json", "--output", str(run), f"--set=data.root={data}", *settings], ranks=2
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    for name in ("config.yaml", "ds_config.json", "environment.json", "log.jsonl", "metrics.json", "report.html",
-                 "weights/model.safetensors", "predictions/val.npz", "predictions/test.npz", "predictions/examples.npz"):  # fmt: skip
+    for name in (
+        "config.yaml",
+        "ds_config.json",
+        "environment.json",
+        "log.jsonl",
+        "metrics.json",
+        "report.html",
+        "weights/model.safetensors",
+        "predictions/val.npz",
+        "predictions/test.npz",
+        "predictions/examples.npz",
+    ):
         assert (run / name).is_file(), name
     environment = json.loads((run / "environment.json").read_text())
     assert (environment["world"], environment["ep_size"], environment["synthetic"]) == (2, 2, True)
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    keys = {"step", "epoch", "samples", "loss", "losses", "mi", "router_scale", "lr", "grad_norm", "samples_per_s",
-            "max_memory_bytes"}  # fmt: skip
+    keys = {
+        "step",
+        "epoch",
+        "samples",
+        "loss",
+        "losses",
+        "mi",
+        "router_scale",
+        "lr",
+        "grad_norm",
+        "samples_per_s",
+        "max_memory_bytes",
+    }
     assert all(keys <= set(r) for r in records if r.get("event") != "validation")
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -47,9 +68,13 @@ def test_run_folder_and_evaluation_at_another_world_size(stage: str, tmp_path: P
 
     # one process holds all experts; the predictions are those of two ranks with half of them each
     again = subprocess.run(
-        [sys.executable, "-m", "m4oe_ds", "evaluate", str(run), "--split", "test"], env=commands.environment(),
-        cwd=commands.ROOT, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        [sys.executable, "-m", "m4oe_ds", "evaluate", str(run), "--split", "test"],
+        env=commands.environment(),
+        cwd=commands.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     repeated = np.load(run / "predictions" / "test.npz", allow_pickle=False)
     assert repeated["keys"].tolist() == stored["keys"].tolist()
@@ -79,9 +104,16 @@ def test_an_error_of_another_rank_is_shown(tmp_path: Path) -> None:
         path.write_bytes(b"x" * path.stat().st_size)
     settings = [f"--set={item}" for item in (*shards.SMALL, "run.num_epochs=1", "data.verify=size")]
     result = commands.train(
-        ["--ds_config", "ds_configs/zero2.json", "--output", str(tmp_path / "run"), f"--set=data.root={data}", *settings],
+        [
+            "--ds_config",
+            "ds_configs/zero2.json",
+            "--output",
+            str(tmp_path / "run"),
+            f"--set=data.root={data}",
+            *settings,
+        ],
         ranks=2,
-    )  # fmt: skip
+    )
     assert result.returncode != 0
     assert "samples are unreadable" in result.stderr
     assert "Traceback" not in result.stderr

@@ -160,8 +160,16 @@ def _decompose(table: Table, coupling: Table, value: float, gap: float, steps: i
         if part < -CLIP_BITS - gap:
             raise ArithmeticError(f"PID {name} = {part:.3g} bits is negative beyond the duality gap {gap:.3g}")
     clipped = {name: max(0.0, part) for name, part in parts.items()}
-    return DiscreteDecomposition(**clipped, total=i12, information1=i1, information2=i2, target_entropy=h_y,
-                                 duality_gap=gap, iterations=steps, coupling=coupling)  # fmt: skip
+    return DiscreteDecomposition(
+        **clipped,
+        total=i12,
+        information1=i1,
+        information2=i2,
+        target_entropy=h_y,
+        duality_gap=gap,
+        iterations=steps,
+        coupling=coupling,
+    )
 
 
 def _newton_step(program: _Program, q: Table, mu: float) -> tuple[Table, Table, Table, float]:

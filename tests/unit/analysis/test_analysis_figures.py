@@ -136,8 +136,16 @@ def test_a_run_becomes_json_and_figures(data: Path, tmp_path: Path, capsys: pyte
         assert rows["contribution"].shape == rows["saliency"].shape == (30, TASKS, 4)
         expected = rows["contribution"][:, 0]
         assert np.abs(expected.sum(1) - 1).max() < 1e-4
-    names = ("fig3a_competition_density", "fig3a_competition_risk1", "fig3bc_utilisation", "fig5_contribution",
-             "fig6a_conflict", "fig6b_experts", "fig7_ablation", "interpretability")  # fmt: skip
+    names = (
+        "fig3a_competition_density",
+        "fig3a_competition_risk1",
+        "fig3bc_utilisation",
+        "fig5_contribution",
+        "fig6a_conflict",
+        "fig6b_experts",
+        "fig7_ablation",
+        "interpretability",
+    )
     for name in names:
         for kind in ("png", "svg", "csv"):
             assert (run / "figures" / f"{name}.{kind}").stat().st_size > 0
@@ -213,8 +221,10 @@ def test_sweeps_are_read_from_the_comparison(tmp_path: Path) -> None:
     path.write_text(SWEEP)
     rows = sweep_rows(path, "accuracy")
     assert [(row["sweep"], row["value"], row["mean"]) for row in rows] == [
-        ("alpha", 0.1, 0.8), ("alpha", 0.0, 0.7), ("experts", 16.0, 0.75)
-    ]  # fmt: skip
+        ("alpha", 0.1, 0.8),
+        ("alpha", 0.0, 0.7),
+        ("experts", 16.0, 0.75),
+    ]
     assert math.isnan(rows[1]["sd"])
     assert rows[0]["task"] == "density"
     path.write_text(SWEEP + "alpha,0,rsna,ours,density,accuracy,0.6,0.1,3\n")
@@ -241,9 +251,12 @@ def test_planted_synergy_is_found_from_features(tmp_path: Path) -> None:
 
     def part(rows: slice) -> Any:
         return SimpleNamespace(
-            present=present[rows], groups=np.arange(400)[rows], representation="mtoe",
-            predicted={"t": (bits[0] ^ bits[1])[rows]}, task={"t": {name: x[rows] for name, x in value.items()}},
-        )  # fmt: skip
+            present=present[rows],
+            groups=np.arange(400)[rows],
+            representation="mtoe",
+            predicted={"t": (bits[0] ^ bits[1])[rows]},
+            task={"t": {name: x[rows] for name, x in value.items()}},
+        )
 
     options = AnalysisOptions(tmp_path, permutations=0)
     run: Any = SimpleNamespace(folder=tmp_path, spec=SimpleNamespace(modalities=names))
@@ -262,8 +275,22 @@ def test_synergy_of_a_handful_of_positives_is_not_shown() -> None:
         values = dict.fromkeys(
             ("redundancy", "unique1", "unique2", "synergy", "null_mean", "null_q95", "low", "high"), 0.1
         )
-        return PairSynergy("m", "t", "a", second, "prediction", "batch", **values, total=total, target_entropy=0.5,
-                           permutations=0, samples=200, patients=100, missing_label=0, missing_modality=0)  # fmt: skip
+        return PairSynergy(
+            "m",
+            "t",
+            "a",
+            second,
+            "prediction",
+            "batch",
+            **values,
+            total=total,
+            target_entropy=0.5,
+            permutations=0,
+            samples=200,
+            patients=100,
+            missing_label=0,
+            missing_modality=0,
+        )
 
     report = SynergyReport(("a", "b", "c", "d"), (pair("b", 0.52), pair("c", 0.4), pair("d", 0.6)))
     predicted = (np.arange(200) < 40).astype(np.int64)
@@ -313,8 +340,14 @@ def test_pid_in_one_call() -> None:
 
 def test_figures_survive_what_is_undefined(tmp_path: Path) -> None:
     nothing = [[None] * 3] * 3
-    rows = [{"task": "t", "modality": "a", "protocol": "linear",
-             "multimodal": {"n": 3, "auroc": {"value": None, "low": None, "high": None}}}]  # fmt: skip
+    rows = [
+        {
+            "task": "t",
+            "modality": "a",
+            "protocol": "linear",
+            "multimodal": {"n": 3, "auroc": {"value": None, "low": None, "high": None}},
+        }
+    ]
     agreement = [
         {"reference": "truth", "explanation": "x", "level": "sample", "spearman": None, "low": None, "high": None}
     ]

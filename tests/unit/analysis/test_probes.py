@@ -67,10 +67,16 @@ def test_the_drop_is_the_twins_advantage_on_the_same_samples() -> None:
     twin_test = features(1, 240, strong)
     kept = np.r_[0:200]
     twin_test = Features(
-        twin_test.keys[kept][::-1], twin_test.groups[kept][::-1], twin_test.present[kept][::-1],
-        {"risk1": twin_test.labels["risk1"][kept][::-1]}, {}, {"b": twin_test.encoder["b"][kept][::-1]}, {}, "encoder",
+        twin_test.keys[kept][::-1],
+        twin_test.groups[kept][::-1],
+        twin_test.present[kept][::-1],
+        {"risk1": twin_test.labels["risk1"][kept][::-1]},
+        {},
+        {"b": twin_test.encoder["b"][kept][::-1]},
+        {},
+        "encoder",
         twin_test.means,
-    )  # fmt: skip
+    )
     twins = {"b": (features(0, 400, strong), twin_test)}
     rows = {row["modality"]: row for row in competition((TASK,), train, test, {}, twins, resamples=200)}
     assert rows["a"]["multimodal"]["auroc"]["value"] > 0.9

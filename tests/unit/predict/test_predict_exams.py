@@ -17,9 +17,23 @@ from m4oe_ds.errors import EnvironmentProblem
 from m4oe_ds.predict import exams
 
 FACTS = DicomFacts(
-    "90000001", "9100000000000001", "1.2.3.4.5.6", "1.2.3.4.5.7", "1.2.3.4.5.8", "2014-01-01", "101500",
-    "MG Screening Bilateral", "", "L", "CC", "F", "HOLOGIC, Inc.", "Selenia", 12, ((2047, 4096),),
-)  # fmt: skip
+    "90000001",
+    "9100000000000001",
+    "1.2.3.4.5.6",
+    "1.2.3.4.5.7",
+    "1.2.3.4.5.8",
+    "2014-01-01",
+    "101500",
+    "MG Screening Bilateral",
+    "",
+    "L",
+    "CC",
+    "F",
+    "HOLOGIC, Inc.",
+    "Selenia",
+    12,
+    ((2047, 4096),),
+)
 ALL = DATASETS["embed"].modalities
 TWO = DATASETS["rsna"].modalities
 
@@ -68,8 +82,11 @@ def test_copies_men_and_views_the_run_does_not_use(tmp_path: Path) -> None:
     put(tmp_path / "4", bits=10, view="MLO")
     assert outcomes(exams.collect(tmp_path, "embed", ALL)) == {"1": "", "2": "duplicate_image", "3": "male", "4": ""}
     assert outcomes(exams.collect(tmp_path, "rsna", TWO)) == {
-        "1": "", "2": "duplicate_image", "3": "", "4": "view_not_used_by_the_run"
-    }  # fmt: skip
+        "1": "",
+        "2": "duplicate_image",
+        "3": "",
+        "4": "view_not_used_by_the_run",
+    }
     assert outcomes(exams.collect(tmp_path, "embed", ("syn_mlo",)))["1"] == "view_not_used_by_the_run"
 
 

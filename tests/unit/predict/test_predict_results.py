@@ -22,8 +22,11 @@ from m4oe_ds.predict.samples import Row
 
 KEYS = ("embed-00000000000000aa-l", "embed-00000000000000bb-r")
 SPEC = ModelSpec(
-    ("ffdm_cc", "ffdm_mlo"), (1, 1), (DATASETS["embed"].task("risk1"), TaskSpec("cup", "segmentation", 1, ("cup",))), (4, 4)
-)  # fmt: skip
+    ("ffdm_cc", "ffdm_mlo"),
+    (1, 1),
+    (DATASETS["embed"].task("risk1"), TaskSpec("cup", "segmentation", 1, ("cup",))),
+    (4, 4),
+)
 ROWS = {
     KEYS[0]: Row(KEYS[0], "g1", "e1", "l", ("ffdm_cc", "ffdm_mlo")),
     KEYS[1]: Row(KEYS[1], "g2", "e2", "r", ("ffdm_mlo",)),
@@ -33,11 +36,15 @@ MASKS = {(key, "cup"): f"masks/{key}.cup.png" for key in KEYS}
 
 def predictions(probabilities: list[list[float]], routed: bool = True) -> Predictions:
     return Predictions(
-        keys=np.array(KEYS), groups=np.array(["g1", "g2"]), labels={}, dice={}, losses={},
+        keys=np.array(KEYS),
+        groups=np.array(["g1", "g2"]),
+        labels={},
+        dice={},
+        losses={},
         probabilities={"risk1": np.array(probabilities, np.float32)},
         contribution=np.array([[[0.25, 0.75]] * 2, [[0.0, 1.0]] * 2], np.float32) if routed else None,
         token_share=np.array([0.5, 0.5]),
-    )  # fmt: skip
+    )
 
 
 def test_table_and_entries(tmp_path: Path) -> None:

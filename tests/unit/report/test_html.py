@@ -25,8 +25,14 @@ def fill(folder: Path) -> Path:
     count = 24
     keys = np.array([f"embed-{i:016x}-l" for i in range(count)])
     shares = random.dirichlet(np.ones(len(MODALITIES)), (count, len(TASKS))).astype(np.float32)
-    arrays = {"keys": keys, "groups": keys, "tasks": np.array([t.name for t in TASKS]),
-              "modalities": np.array(MODALITIES), "token_share": np.full(4, 0.25), "contribution": shares}  # fmt: skip
+    arrays = {
+        "keys": keys,
+        "groups": keys,
+        "tasks": np.array([t.name for t in TASKS]),
+        "modalities": np.array(MODALITIES),
+        "token_share": np.full(4, 0.25),
+        "contribution": shares,
+    }
     for task in TASKS:
         arrays[f"label_{task.name}"] = random.integers(-1, task.num_classes, count)
         arrays[f"prob_{task.name}"] = random.dirichlet(np.ones(task.num_classes), count)
@@ -35,18 +41,28 @@ def fill(folder: Path) -> Path:
     present = np.ones((2, 4), dtype=bool)
     present[1, 2] = False
     np.savez(
-        folder / "predictions" / "examples.npz", keys=keys[:2], present=present, contribution=shares[:2],
+        folder / "predictions" / "examples.npz",
+        keys=keys[:2],
+        present=present,
+        contribution=shares[:2],
         views=random.integers(0, 255, (2, 4, 16, 14)).astype(np.uint8),
-    )  # fmt: skip
+    )
     metrics = {
         "test": evaluate_split(arrays, TASKS, resamples=20),
         "checkpoint": {"tag": "step-00000003", "selected_by": "loss"},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     records = [
-        {"step": s, "loss": 5.0 - s, "losses": {t.name: None if s == 2 else 1.0 for t in TASKS}, "mi": 0.1, "lr": 1e-4, "grad_norm": 1.0}
+        {
+            "step": s,
+            "loss": 5.0 - s,
+            "losses": {t.name: None if s == 2 else 1.0 for t in TASKS},
+            "mi": 0.1,
+            "lr": 1e-4,
+            "grad_norm": 1.0,
+        }
         for s in (1, 2, 3)
-    ]  # fmt: skip
+    ]
     records.append({"event": "validation", "step": 3, "loss": 4.0, "losses": {}})
     (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     (folder / "environment.json").write_text(

@@ -34,24 +34,32 @@ def test_numbers_on_bars_can_be_read(colour: str) -> None:
 
 def arrays() -> dict[str, np.ndarray]:
     return {
-        "keys": np.array(["a", "b", "c"]), "tasks": np.array(["density", "cup"]), "modalities": np.array(["x", "y"]),
+        "keys": np.array(["a", "b", "c"]),
+        "tasks": np.array(["density", "cup"]),
+        "modalities": np.array(["x", "y"]),
         "prob_density": np.array([[0.1, 0.7, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1], [0.25] * 4]),
-        "label_density": np.array([1, 3, -1]), "dice_cup": np.array([0.5, np.nan, 0.9]),
-    }  # fmt: skip
+        "label_density": np.array([1, 3, -1]),
+        "dice_cup": np.array([0.5, np.nan, 0.9]),
+    }
 
 
 def test_a_sample_says_what_was_answered_and_whether_it_is_right() -> None:
     examples = {
-        "keys": np.array(["b", "a", "c", "gone"]), "present": np.array([[True, False]] * 4),
-        "views": np.zeros((4, 2, 8, 8), dtype=np.uint8), "contribution": np.full((4, 2, 2), 0.5),
-    }  # fmt: skip
+        "keys": np.array(["b", "a", "c", "gone"]),
+        "present": np.array([[True, False]] * 4),
+        "views": np.zeros((4, 2, 8, 8), dtype=np.uint8),
+        "contribution": np.full((4, 2, 2), 0.5),
+    }
     examples["contribution"][0, 1] = np.nan  # a task without slots
     found = patients(examples, arrays(), {}, "embed")
     assert [one["title"] for one in found] == ["Sample 1", "Sample 2", "Sample 3", "Sample 4"]
     answers = [one["answers"][0] for one in found]
     assert [(a["said"], a["truth"], a["right"]) for a in answers] == [
-        ("A (0.40)", "D", False), ("B (0.70)", "B", True), ("A (0.25)", "unknown", None), ("–", "–", None)
-    ]  # fmt: skip
+        ("A (0.40)", "D", False),
+        ("B (0.70)", "B", True),
+        ("A (0.25)", "unknown", None),
+        ("–", "–", None),
+    ]
     assert found[1]["answers"][1]["said"] == "Dice 0.50"
     assert found[0]["answers"][1] == {"task": "cup", "shares": [], "said": "mask", "truth": "–", "right": None}
     assert [share["percent"] for share in answers[0]["shares"]] == [50.0, 50.0]
@@ -61,9 +69,17 @@ def test_a_sample_says_what_was_answered_and_whether_it_is_right() -> None:
 
 def test_the_card_says_what_the_folder_knows_and_nothing_else() -> None:
     environment = {
-        "dataset": "embed", "synthetic": True, "seed": 7, "world": 2, "ep_size": 2, "device": "cpu", "num_parameters": 1000,
-        "num_expert_parameters": 600, "batch": {"train": 32}, "git": {"commit": "0123456789abcdef", "modified": True},
-    }  # fmt: skip
+        "dataset": "embed",
+        "synthetic": True,
+        "seed": 7,
+        "world": 2,
+        "ep_size": 2,
+        "device": "cpu",
+        "num_parameters": 1000,
+        "num_expert_parameters": 600,
+        "batch": {"train": 32},
+        "git": {"commit": "0123456789abcdef", "modified": True},
+    }
     task = {"n": 9, "prior": 0.6, "metrics": {"accuracy": {"value": 0.6}}}
     metrics = {
         "test": {"n": 9, "n_groups": 4, "tasks": {"density": task, "risk1": task | {"prior": 0.5}}},
@@ -82,8 +98,14 @@ def test_the_card_says_what_the_folder_knows_and_nothing_else() -> None:
     for phrase in ("synthetic phantoms", "test 9 samples of 4 patients", "Views: ffdm_cc.", "density (A, B, C, D)."):
         assert phrase in found["Data"], phrase
     assert "risk1" not in found["Data"]
-    for phrase in ("12 optimizer steps in 4 epochs", "seed 7", "AdamW, base learning rate 0.0001", "bf16, ZeRO-2", "experts shared by 2",
-                   "code 0123456789 with uncommitted changes"):  # fmt: skip
+    for phrase in (
+        "12 optimizer steps in 4 epochs",
+        "seed 7",
+        "AdamW, base learning rate 0.0001",
+        "bf16, ZeRO-2",
+        "experts shared by 2",
+        "code 0123456789 with uncommitted changes",
+    ):
         assert phrase in found["Training"], phrase
     assert "by accuracy: density." in found["Limits"]  # risk1 beats its majority
     assert "was not measured" in found["Explanations"]
@@ -95,11 +117,20 @@ def test_the_card_says_what_the_folder_knows_and_nothing_else() -> None:
 def test_the_brightest_token_is_put_into_words() -> None:
     maps = np.zeros((1, 2, 6, 3), dtype=np.float32)
     maps[0, 0, 0, 2], maps[0, 1, 5, 0] = 0.3, 0.2
-    gallery = {"tasks": np.array(["t", "u"]), "modalities": np.array(["x", "y"]), "present": np.array([[True, False]]),
-               "map_0": maps, "map_1": np.ones_like(maps)}  # fmt: skip
+    gallery = {
+        "tasks": np.array(["t", "u"]),
+        "modalities": np.array(["x", "y"]),
+        "present": np.array([[True, False]]),
+        "map_0": maps,
+        "map_1": np.ones_like(maps),
+    }
     assert tables.brightest(gallery, 0) == "t x top right, u x bottom left"
     rows = tables.dispatch_map(gallery, 0)
     assert len(rows) == 2 * 6 * 3
     assert max(rows, key=lambda row: row["weight"]) == {
-        "task": "t", "modality": "x", "row": 0, "column": 2, "weight": pytest.approx(0.3)
-    }  # fmt: skip
+        "task": "t",
+        "modality": "x",
+        "row": 0,
+        "column": 2,
+        "weight": pytest.approx(0.3),
+    }

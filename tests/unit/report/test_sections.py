@@ -20,11 +20,15 @@ from tests.unit.report.test_html import MODALITIES, TASKS, Tags, fill
 def gallery() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     arrays: dict[str, np.ndarray] = {
-        "keys": np.array(["embed-0000000000000001-l", "another"]), "present": np.array([[True] * 4, [True, True, False, True]]),
-        "modalities": np.array(MODALITIES), "tasks": np.array([task.name for task in TASKS]),
-        "expert_usage": np.full(3, 1 / 3), "expert_weight": random.random((3, 2)).astype(np.float32),
-        "expert_source": random.integers(0, 4, (3, 2, 2)), "expert_patch": random.integers(0, 255, (3, 2, 9, 9)).astype(np.uint8),
-    }  # fmt: skip
+        "keys": np.array(["embed-0000000000000001-l", "another"]),
+        "present": np.array([[True] * 4, [True, True, False, True]]),
+        "modalities": np.array(MODALITIES),
+        "tasks": np.array([task.name for task in TASKS]),
+        "expert_usage": np.full(3, 1 / 3),
+        "expert_weight": random.random((3, 2)).astype(np.float32),
+        "expert_source": random.integers(0, 4, (3, 2, 2)),
+        "expert_patch": random.integers(0, 255, (3, 2, 9, 9)).astype(np.uint8),
+    }
     for i in range(4):
         arrays[f"view_{i}"] = random.integers(0, 255, (2, 16, 14)).astype(np.uint8)
         arrays[f"map_{i}"] = random.random((2, len(TASKS), 2, 2)).astype(np.float32) / 16
@@ -74,12 +78,25 @@ def test_everything_is_in_the_report(folder: Path) -> None:
     tags.feed(text)
     assert not tags.open
     assert tags.undescribed == 0
-    for phrase in ("agree weakly with the planted truth of the synthetic data: Spearman coefficient 0.33 [0.20, 0.45]",
-                   "agree not demonstrably with what leaving a view out", "saliency 0.50", "sweep (no sweep given)",
-                   "<td>0.1235</td>", "<td>0.25</td><td>0.125</td>"):  # fmt: skip
+    for phrase in (
+        "agree weakly with the planted truth of the synthetic data: Spearman coefficient 0.33 [0.20, 0.45]",
+        "agree not demonstrably with what leaving a view out",
+        "saliency 0.50",
+        "sweep (no sweep given)",
+        "<td>0.1235</td>",
+        "<td>0.25</td><td>0.125</td>",
+    ):
         assert phrase in text, phrase
-    for phrase in ("Clinical figures, test split", "Operating points", "Calibration", "Subgroups", "Where the experts read",
-                   "not which pixels", "Expert gallery", "Modality utilisation (Fig. 3b, c)"):  # fmt: skip
+    for phrase in (
+        "Clinical figures, test split",
+        "Operating points",
+        "Calibration",
+        "Subgroups",
+        "Where the experts read",
+        "not which pixels",
+        "Expert gallery",
+        "Modality utilisation (Fig. 3b, c)",
+    ):
         assert phrase in text, phrase
     assert text.count("<h3>Modality competition") == 2
     assert "Ablation (Fig. 7)" not in text  # not drawn

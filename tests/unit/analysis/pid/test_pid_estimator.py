@@ -277,9 +277,16 @@ def test_bad_patients_and_conditionals() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"hidden": 0}, {"embedding": 1}, {"held_out": 1.0}, {"permutations": -1}, {"anchor": "x3"}, {"mi": "hard"},
-     {"logit_scale": 10.0}],
-)  # fmt: skip
+    [
+        {"hidden": 0},
+        {"embedding": 1},
+        {"held_out": 1.0},
+        {"permutations": -1},
+        {"anchor": "x3"},
+        {"mi": "hard"},
+        {"logit_scale": 10.0},
+    ],
+)
 def test_bad_settings(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         BatchSettings(**options)

@@ -43,8 +43,11 @@ def brute_force_binary(p: np.ndarray) -> float:
         return float(h[0] + h[1] - h[2])
 
     def inner(t0: float) -> float:
-        return float(minimize_scalar(lambda t1: information(t0, t1), bounds=(low[1], high[1]), method="bounded",
-                                     options={"xatol": 1e-10}).fun)  # fmt: skip
+        return float(
+            minimize_scalar(
+                lambda t1: information(t0, t1), bounds=(low[1], high[1]), method="bounded", options={"xatol": 1e-10}
+            ).fun
+        )
 
     return float(minimize_scalar(inner, bounds=(low[0], high[0]), method="bounded", options={"xatol": 1e-10}).fun)
 
