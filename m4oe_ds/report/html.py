@@ -54,7 +54,7 @@ def _content(folder: Path) -> dict[str, Any]:
     arrays = _arrays(folder / "predictions" / f"{shown}.npz", missing) if shown else {}
     examples = _arrays(folder / "predictions" / "examples.npz", missing)
     config, ds_config = _text(folder / "config.yaml", missing), _text(folder / "ds_config.json", missing)
-    # made by `m4oe analyze`, which nobody has to run: their absence is no gap of the run
+    # made by `m4oe analyze`, which nobody has to run: their absence is not a gap of the run
     clinical = _json(folder / "clinical.json", [])
     gallery = _arrays(folder / "analysis" / "gallery.npz", [])
     analysis = _json(folder / "analysis.json", [])
