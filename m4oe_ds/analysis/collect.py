@@ -1,7 +1,7 @@
 """One streaming pass over a split that gathers everything the analyses need from a trained model.
 
 Population values are running sums over all samples. Values per sample (modality shares; mean-pooled features for probes
-and information decomposition) are kept of at most so many samples, chosen by their keys. So memory does not grow with
+and information decomposition) are kept of a limited number only, chosen by their keys. So memory does not grow with
 the split.
 """
 
@@ -402,7 +402,7 @@ def _forward(model: MultiModalModel, batch: Batch) -> tuple[Tokens, ModelOutput]
 
 
 def _taking_part(output: ModelOutput, present: Tensor) -> Tensor:
-    """``[B, m]`` modalities whose tokens the MToE sees: more than those present where a bank fills in the missing ones."""
+    """``[B, m]`` modalities whose tokens the MToE sees: more than those present where a bank fills in missing ones."""
     routing, of_token = output.routing.get("mtoe"), output.modality_of_token
     if routing is None or routing.token_mask is None or of_token is None:
         return present

@@ -60,7 +60,7 @@ def grids(model: nn.Module, spec: ModelSpec, lengths: list[int]) -> list[Grid]:
         lengths: tokens of each modality, in order.
 
     Raises:
-        DataError: the model has no image embedders, or tokens that form no grid.
+        DataError: the model has no image embedders, or tokens that do not form a grid.
     """
     embedders: Any = getattr(model, "embedders", None)
     if embedders is None:
@@ -74,7 +74,9 @@ def grids(model: nn.Module, spec: ModelSpec, lengths: list[int]) -> list[Grid]:
             step = embedder.backbone.feature_info[-1]["reduction"]
             rows, columns = (-(-side // step) for side in spec.image_size)
         if embedder.num_prefix_tokens + rows * columns != length:
-            raise DataError(f"{length} tokens of {name} are no {rows} x {columns} grid", fix="choose another backbone")
+            raise DataError(
+                f"{length} tokens of {name} are not a {rows} x {columns} grid", fix="choose another backbone"
+            )
         found.append(Grid(start, embedder.num_prefix_tokens, rows, columns))
         start += length
     return found
@@ -208,7 +210,7 @@ class GalleryCollector:
         if self._weights is None or self._usage is None or self._sources is None:
             raise DataError("no sample to show", fix="check that the split has samples")
         if not self._examples["keys"]:
-            raise DataError("none of the samples asked for was added", fix="give keys of the split")
+            raise DataError("none of the chosen samples was added", fix="give keys of the split")
         arrays: dict[str, np.ndarray] = {
             "keys": np.array(self._examples["keys"]),
             "present": np.array(self._examples["present"]),

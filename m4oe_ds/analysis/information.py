@@ -62,7 +62,7 @@ def entropy(p: ArrayLike) -> float:
     """Shannon entropy ``-sum p log2 p`` in bits of a probability table of any shape.
 
     Raises:
-        DataError: ``p`` is no probability table.
+        DataError: ``p`` is not a probability table.
     """
     table = probability_table(p)
     return max(0.0, float(-xlogy(table, table).sum() / LN2))
@@ -72,7 +72,7 @@ def mutual_information(p: ArrayLike) -> float:
     """Mutual information ``I(A;B) = sum p log2 [p(a,b) / (p(a) p(b))]`` in bits of a table ``p[a, b]``.
 
     Raises:
-        DataError: ``p`` is no probability table with two axes.
+        DataError: ``p`` is not a probability table with two axes.
     """
     table = probability_table(p, ndim=2)
     outer = table.sum(1, keepdims=True) * table.sum(0, keepdims=True)

@@ -22,7 +22,7 @@ def sweep_rows(path: Path, metric: str) -> list[dict[str, Any]]:
         prefixed with data set or method where the file holds several.
 
     Raises:
-        DataError: no such file, columns missing, a value that is no number, or no row of the metric.
+        DataError: no such file, columns missing, a value that is not a number, or no row of the metric.
     """
     if not path.is_file():
         raise DataError("no such file", str(path), "make it with `m4oe compare --sweep experts=16,32`")

@@ -200,7 +200,7 @@ def _plain(values: Array) -> list[list[float | None]]:
 
 
 def find_truth(root: str) -> Path | None:
-    """``truth.json`` of the phantom archive that shards in ``root`` were made from, if it is still beside them."""
+    """``truth.json`` of the phantom archive that shards in ``root`` were made from, if it is still next to them."""
     path = Path(root)
     for candidate in (path.with_name(f"{path.name}-archive") / "truth.json", path.with_name(f"{path.name}.truth.json")):
         if candidate.is_file():

@@ -1,4 +1,4 @@
-"""What a compared system says beside its answers: heat-maps, evidence, states, weights; written for every sample."""
+"""What a compared system gives as well as its answers: heat-maps, evidence, states, weights, of every sample."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def collect(run: Run, split: str, limit: int) -> tuple[dict[str, np.ndarray], di
                     table = table.cpu()[keep]
                     rows.setdefault(name, []).append((table.float() if table.is_floating_point() else table).numpy())
             if not rows:
-                raise DataError("the model has no outputs of its own beside its answers")
+                raise DataError("the model has no outputs of its own, only answers")
             rows.setdefault("keys", []).append(np.array([k for k, kept in zip(host.keys, keep, strict=True) if kept]))
             rows.setdefault("present", []).append(host.present[keep].numpy())
             if "asymmetry" in rows:

@@ -132,7 +132,7 @@ def _per_task(layer: str, routing: Routing, tasks: tuple[str, ...], batch: int) 
 
 
 class RoutingSums:
-    """Running sums over batches from which every population value follows; size independent of the number of samples."""
+    """Running sums over batches that give every population value; of one size for any number of samples."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec

@@ -163,7 +163,7 @@ def _contribution(session: Session) -> dict[str, Any]:
 
 
 def _two_samples(session: Session) -> dict[str, int]:
-    """Rows of two samples with every modality, by title: those that the report shows, under its names, if it shows two."""
+    """Rows of two samples with every modality, by title: those of the report, under its names, if it shows two."""
     found = session.split
     whole = np.flatnonzero(found.present.all(1))
     shown = samples_shown(session.run.folder, session.options.split) or []

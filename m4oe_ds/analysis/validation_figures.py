@@ -1,4 +1,4 @@
-"""The figures that TensorBoard gets at every validation during training, in the layout of the report and of the paper."""
+"""Figures for TensorBoard at every validation during training, in the layout of the report and of the paper."""
 
 from __future__ import annotations
 

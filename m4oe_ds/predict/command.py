@@ -90,7 +90,8 @@ def last_line(summary: dict[str, Any], out: Path) -> str:
     if summary["trained_on_synthetic"] and not summary["synthetic"]:
         note = " (by a model trained on synthetic data)"
     partial = sum(bool(sample["missing"]) for sample in samples)
+    exams = len({sample["exam"] for sample in samples})
     return (
-        f"predicted {len(samples)} samples of {len({sample['exam'] for sample in samples})} exams{note}, {partial} with "
-        f"missing views: {out / 'predictions.csv'}, {out / 'predictions.json'}; private: {next_to(out, 'mapping.csv')}"
+        f"predicted {len(samples)} samples of {exams} exams{note}, {partial} with missing views: "
+        f"{out / 'predictions.csv'}, {out / 'predictions.json'}; private: {next_to(out, 'mapping.csv')}"
     )

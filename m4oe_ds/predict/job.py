@@ -61,7 +61,7 @@ def check(job: PredictionJob) -> None:
     dataset, root = config.data.dataset, job.data or config.data.root
     if any(not name.startswith(("ffdm_", "syn_")) for name in DATASETS[dataset].modalities):
         raise ConfigError(
-            f"reads {' and '.join(DATASETS[dataset].modalities)}, which are no DICOM files",
+            f"reads {' and '.join(DATASETS[dataset].modalities)}, which are not DICOM files",
             str(job.run),
             "m4oe predict is for runs on embed, rsna and vindr; use `m4oe evaluate` on converted shards",
         )

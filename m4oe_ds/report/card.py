@@ -14,6 +14,20 @@ import yaml
 from m4oe_ds.data.schema import DATASETS
 
 Entry = tuple[str, str]
+INTENDED_USE = (
+    "Research on multi-modal multi-task learning: comparing architectures, routing and explanations. The answers are "
+    "probabilities per breast (or eye), to be read together with their intervals above."
+)
+NOT_FOR = (
+    "Diagnosis, triage, screening decisions or any other decision about a person. It is not a medical device, and no "
+    "regulator has seen it. Not for images of other scanners, populations or views than those of its training data "
+    "without a new evaluation."
+)
+PRIVACY = (
+    "Neither this page nor the run folder names a person, a date or a source file; rows are keyed by keyed hashes. "
+    "Code: Apache-2.0. Data sets have their own agreements: EMBED's forbids publishing weights or embeddings made from "
+    "it."
+)
 WEAK, MODERATE = 0.4, 0.7  # Spearman coefficients below which an agreement is called weak, or moderate
 
 
@@ -42,17 +56,12 @@ def card(
         ("Model", _model(environment, tree)),
         ("Data", _data(environment, metrics, tree)),
         ("Training", _training(environment, records, tree, engine)),
-        ("Intended use", "Research on multi-modal multi-task learning: comparing architectures, routing and explanations. "
-         "The answers are probabilities per breast (or eye), to be read together with their intervals above."),
-        ("Not for", "Diagnosis, triage, screening decisions or any other decision about a person. It is not a medical "
-         "device, and no regulator has seen it. Not for images of other scanners, populations or views than those of its "
-         "training data without a new evaluation."),
+        ("Intended use", INTENDED_USE),
+        ("Not for", NOT_FOR),
         ("Limits", _limits(environment, metrics)),
         ("Explanations", _explanations(analysis)),
-        ("Privacy and licence", "Neither this page nor the run folder names a person, a date or a source file; rows are keyed "
-         "by keyed hashes. Code: Apache-2.0. Data sets have their own agreements: EMBED's forbids publishing weights or "
-         "embeddings made from it."),
-    ]  # fmt: skip
+        ("Privacy and licence", PRIVACY),
+    ]
 
 
 def _model(environment: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
@@ -149,9 +158,9 @@ def _provenance(environment: Mapping[str, Any]) -> list[str]:
 
 def _limits(environment: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     text = (
-        "One seed: how much the figures would change with another is not known from this run. Labels may be missing, and "
-        "risk labels are censored: a negative counts only as far as follow-up reaches. Accuracy must be read against the "
-        "majority baseline."
+        "One seed: how much the figures would change with another is not known from this run. Labels may be missing, "
+        "and risk labels are censored: a negative counts only as far as follow-up reaches. Accuracy must be read "
+        "against the majority baseline."
     )
     below = [
         name

@@ -35,7 +35,10 @@ def _points(clinical: Mapping[str, Any]) -> Table:
                 continue
             rates = [number(point[name]) for name in ("sensitivity", "specificity", "ppv", "npv")]
             rows.append([task, fixed, point["chosen_on"], f"{point['threshold']:.3f}", *rates])
-    note = "A threshold chosen on the evaluated data is optimistic; one from the validation split is what a user would have."
+    note = (
+        "A threshold chosen on the evaluated data is optimistic; one from the validation split is what a user would "
+        "have."
+    )
     return {
         "title": "Operating points",
         "note": note if rows else "",

@@ -56,7 +56,7 @@ def _content(folder: Path) -> dict[str, Any]:
     arrays = _arrays(files.predictions(shown), missing) if shown else {}
     examples = _arrays(files.examples, missing)
     config, ds_config = _text(files.config, missing), _text(files.ds_config, missing)
-    # made by `m4oe analyze`, which nobody has to run: their absence is no gap of the run
+    # made by `m4oe analyze`, which nobody has to run: their absence is not a gap of the run
     clinical = _json(files.clinical, [])
     gallery = _arrays(files.analysis_arrays("gallery"), [])
     analysis = _json(files.analysis, [])

@@ -15,7 +15,7 @@ import numpy as np
 from m4oe_ds.report import tables
 from m4oe_ds.runs.folder import RunFolder
 
-MOST_ROWS, MOST_COLUMNS = 64, 10  # of the numbers shown under a picture; the CSV beside it has all
+MOST_ROWS, MOST_COLUMNS = 64, 10  # of the numbers shown under a picture; the CSV next to it has all
 # the numbers to show of tables that are too wide to read
 COLUMNS = {
     "fig4_synergy": (
@@ -128,7 +128,7 @@ def run_pictures(
         made["calibration"] = (
             figures.calibration(clinical),
             tables.calibration(clinical),
-            "Reliability curves of every task beside the diagonal of perfect calibration",
+            "Reliability curves of every task next to the diagonal of perfect calibration",
         )
     if gallery:
         made["experts"] = (

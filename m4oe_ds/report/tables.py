@@ -132,6 +132,7 @@ def brightest(gallery: Mapping[str, np.ndarray], row: int) -> str:
             table = gallery[f"map_{i}"][row, k]
             y, x = np.unravel_index(int(table.argmax()), table.shape)
             height, width = table.shape
-            where = f"{('top', 'middle', 'bottom')[min(3 * int(y) // height, 2)]} {('left', 'centre', 'right')[min(3 * int(x) // width, 2)]}"
-            found.append(f"{task} {modalities[i]} {where}")
+            vertical = ("top", "middle", "bottom")[min(3 * int(y) // height, 2)]
+            horizontal = ("left", "centre", "right")[min(3 * int(x) // width, 2)]
+            found.append(f"{task} {modalities[i]} {vertical} {horizontal}")
     return ", ".join(found)

@@ -1,4 +1,4 @@
-"""A headless browser for tests, spoken to over a pipe in the Chrome DevTools protocol; no driver, no port, no network."""
+"""A headless browser for tests, over a pipe in the Chrome DevTools protocol; no driver, no port, no network."""
 
 from __future__ import annotations
 

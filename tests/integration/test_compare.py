@@ -63,7 +63,7 @@ def test_tables_are_those_of_the_predictions(finished: tuple[Path, str]) -> None
             known = arrays["label_density"] >= 0
             right = (arrays["prob_density"].argmax(1) == arrays["label_density"])[known].mean()
         assert by_label[label][column].split(" ")[0] == f"{100 * right:.1f}"
-    assert by_label["Ours"][column + 1] == "84.1"  # the paper's, beside ours
+    assert by_label["Ours"][column + 1] == "84.1"  # the paper's, next to ours
     assert re.search(r"\([+-][\d.]+, p (< 0.01|[\d.]+)\)", by_label["Mirai"][column])
     assert {row[-1] for row in rows[1:]} == {"synthetic"}
     assert (output / "table1.md").read_text().startswith("SYNTHETIC phantoms.")

@@ -21,16 +21,30 @@ OVERFLOW = """[...document.querySelectorAll('main *')].filter(e => {
   return box.right > innerWidth + 0.5 || box.left < -0.5;
 }).map(e => e.tagName + ' ' + e.className + ' ' + e.textContent.slice(0, 40))"""
 IMAGES = "[...document.images].map(i => [i.alt, i.complete && i.naturalWidth > 0, i.getBoundingClientRect().width])"
-SMALL_TEXT = """[...document.querySelectorAll('main *')].filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
+SMALL_TEXT = """[...document.querySelectorAll('main *')]
+  .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
   .filter(e => parseFloat(getComputedStyle(e).fontSize) < 12).map(e => e.tagName + ' ' + e.textContent.slice(0, 40))"""
 # WCAG contrast of every text with the nearest opaque background
 CONTRAST = """(() => {
   const rgb = c => c.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => { const f = [r, g, b].map(v => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
-    return 0.2126 * f[0] + 0.7152 * f[1] + 0.0722 * f[2]; };
-  const behind = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
-  return [...document.querySelectorAll('body *')].filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && e.getClientRects().length)
-    .map(e => { const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x); return [(a + 0.05) / (b + 0.05), e.textContent.slice(0, 40)]; })
+  const light = ([r, g, b]) => {
+    const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const f = [r, g, b].map(v => linear(v / 255));
+    return 0.2126 * f[0] + 0.7152 * f[1] + 0.0722 * f[2];
+  };
+  const behind = e => {
+    for (; e; e = e.parentElement) {
+      const c = rgb(getComputedStyle(e).backgroundColor);
+      if (c.length < 4 || c[3] > 0) return c;
+    }
+    return [255, 255, 255];
+  };
+  return [...document.querySelectorAll('body *')]
+    .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && e.getClientRects().length)
+    .map(e => {
+      const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+      return [(a + 0.05) / (b + 0.05), e.textContent.slice(0, 40)];
+    })
     .filter(([ratio]) => ratio < 4.5);
 })()"""
 
@@ -85,8 +99,9 @@ def test_links_lead_somewhere_and_everything_can_be_reached_by_keyboard(report: 
 def test_the_browser_notices_what_these_tests_look_for(page: browser.Page, tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text(
-        "<!doctype html><meta name=viewport content='width=device-width'><body><main><div style='width: 900px; color: #aaa'>wide"
-        "</div><img alt=x src='missing.png'><script>console.error('oh')</script></main>"
+        "<!doctype html><meta name=viewport content='width=device-width'><body><main>"
+        "<div style='width: 900px; color: #aaa'>wide</div>"
+        "<img alt=x src='missing.png'><script>console.error('oh')</script></main>"
     )
     page.open(bad, *SIZES["phone"], phone=True)
     assert page.evaluate("document.documentElement.scrollWidth") > 390

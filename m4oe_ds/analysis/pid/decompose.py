@@ -1,4 +1,4 @@
-"""Partial information decomposition in one call: ``broja`` for tables, ``batch`` for features; both give R, U1, U2, S."""
+"""Partial information decomposition in one call: ``broja`` for tables, ``batch`` for features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def broja(p: ArrayLike, **options: Any) -> dict[str, float]:
         options: of :func:`m4oe_ds.analysis.pid.solver.broja`.
 
     Raises:
-        DataError: ``p`` is no probability table with three axes.
+        DataError: ``p`` is not a probability table with three axes.
     """
     return solver.broja(p, **options).parts()
 

@@ -28,7 +28,9 @@ _LEAST = {
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """Options of :func:`m4oe_ds.analysis.pid.estimator.batch`; the defaults suit a few thousand cached features on a CPU core.
+    """Options of :func:`m4oe_ds.analysis.pid.estimator.batch`.
+
+    The defaults suit a few thousand cached features on a CPU core.
 
     Attributes:
         hidden: width of the hidden layers of every network.

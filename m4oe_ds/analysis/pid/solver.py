@@ -123,7 +123,7 @@ def broja(
         All informations in bits, the gap, and the minimising table in the shape of ``p``.
 
     Raises:
-        DataError: ``p`` is no probability table with three axes.
+        DataError: ``p`` is not a probability table with three axes.
         ConfigError: unknown solver, or a tolerance that is not positive.
         ArithmeticError: the solver failed so badly that a part came out negative beyond its error bound.
     """

@@ -1,4 +1,4 @@
-"""``m4oe analyze`` from a run folder to files, the readers of what other commands wrote, and figures of awkward data."""
+"""``m4oe analyze`` from a run folder to files, readers of what other commands wrote, figures of awkward data."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def analyze(*arguments: str) -> int:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards, and beside them a truth in which the first two views hold everything."""
+    """Shards, and next to them a truth in which the first two views hold everything."""
     root = tmp_path_factory.mktemp("shards") / "demo"
     shards.write(root, {"train": 40, "val": 8, "test": 30})
     samples, rows = [], []

@@ -1,4 +1,4 @@
-"""Maps add up to contributions, lie where the token lies, and the gallery holds the patches with the largest weights."""
+"""Maps add up to contributions and lie where the token lies; the gallery holds the patches of largest weight."""
 
 from __future__ import annotations
 

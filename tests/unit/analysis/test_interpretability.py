@@ -1,4 +1,4 @@
-"""Correlations against scipy and by hand; a planted truth is recovered, and a mere count of the images is not rewarded."""
+"""Correlations against scipy and by hand; a planted truth is recovered, a mere count of images not rewarded."""
 
 from __future__ import annotations
 

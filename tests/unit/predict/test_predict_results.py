@@ -85,9 +85,13 @@ def found() -> Found:
     spot = Header("p1", "a1", "L", "", reason="spot_or_magnification")
     lost = Header("p2", "a2", "R", "", reason="other_view")
     return Found(
-        [File("x/1.dcm", used, "used"), File("x/2.dcm", spot, "spot_or_magnification"), File("y/3.dcm", lost, "other_view"),
-         File(os.fsdecode(b"\xff.txt"), Header(reason="not_dicom"), "not_dicom")]
-    )  # fmt: skip
+        [
+            File("x/1.dcm", used, "used"),
+            File("x/2.dcm", spot, "spot_or_magnification"),
+            File("y/3.dcm", lost, "other_view"),
+            File(os.fsdecode(b"\xff.txt"), Header(reason="not_dicom"), "not_dicom"),
+        ]
+    )
 
 
 def test_mapping_names_every_file_and_is_private(tmp_path: Path) -> None:

@@ -85,7 +85,10 @@ def test_the_card_says_what_the_folder_knows_and_nothing_else() -> None:
         "test": {"n": 9, "n_groups": 4, "tasks": {"density": task, "risk1": task | {"prior": 0.5}}},
         "checkpoint": {"tag": "x"},
     }
-    config = "model: {name: m4oe, mtoe: {num_experts: 16}}\nloss: {alpha: 0.05}\ndata: {tasks: [density], modalities: [ffdm_cc]}\n"
+    config = (
+        "model: {name: m4oe, mtoe: {num_experts: 16}}\nloss: {alpha: 0.05}\n"
+        "data: {tasks: [density], modalities: [ffdm_cc]}\n"
+    )
     engine = {
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
         "bf16": {"enabled": True},

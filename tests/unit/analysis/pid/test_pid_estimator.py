@@ -1,4 +1,4 @@
-"""The estimator for continuous sources: known tables, identities, null, oracle mode, patients, determinism, bad input."""
+"""The estimator for continuous sources: known tables, identities, null, oracle, patients, determinism, bad input."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_planted_synergy_appears_in_its_cell_only(report: SynergyReport) -> None
     assert pairs["joint", "cc", "mlo"].share_of_information == pytest.approx(1.0, abs=0.02)
 
 
-def test_null_stands_beside_every_value(report: SynergyReport) -> None:
+def test_null_stands_next_to_every_value(report: SynergyReport) -> None:
     mean, q95 = report.matrix("joint", "null_mean"), report.matrix("joint", "null_q95")
     above = ~np.isnan(q95)
     assert above.sum() == 6
