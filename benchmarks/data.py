@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 SYNTAXES = ("ExplicitVRLittleEndian", "JPEG2000Lossless", "JPEGLosslessSV1", "RLELossless", "JPEGLSLossless")
 NO_WINDOW = "JPEG2000Lossless, no window in the header"  # the converter then needs percentiles
+OPENCV_PNG = "PNG-16 through OpenCV"
 SCALE = 8  # the phantom is drawn at an eighth of a full frame
 
 
@@ -127,22 +129,24 @@ def convert_one(path: Path, rows: int, cols: int) -> Any:
     return result
 
 
-def codec_rows(pixels: Sequence[np.ndarray], repeats: int) -> tuple[list[list[str]], dict[str, float]]:
-    """Size and decoding time of the shard codecs on the converted images, per image."""
+Coder = tuple[Callable[[np.ndarray], Any], Callable[[Any], Any]]
+
+
+def coders() -> dict[str, Coder]:
+    """Encoder and decoder of every codec that is installed."""
     import blosc2
 
     from m4oe_ds.data import codecs
 
-    candidates: dict[str, tuple[Callable[[np.ndarray], Any], Callable[[Any], Any]]] = {
+    lz4: dict[str, Any] = {"codec": blosc2.Codec.LZ4, "filters": [blosc2.Filter.BITSHUFFLE]}
+    found: dict[str, Coder] = {
         "b2 (ours): row delta, bit shuffle, zstd": (lambda a: codecs.encode(a, "b2"), lambda d: codecs.decode(d, "b2")),
         "PNG-16 through Pillow (portable option)": (
             lambda a: codecs.encode(a, "png"),
             lambda d: codecs.decode(d, "png"),
         ),
         "Blosc2 bit shuffle, lz4, no delta": (
-            lambda a: blosc2.compress2(
-                a, codec=blosc2.Codec.LZ4, clevel=5, typesize=2, filters=[blosc2.Filter.BITSHUFFLE], nthreads=1
-            ),
+            lambda a: blosc2.compress2(a, clevel=5, typesize=2, nthreads=1, **lz4),
             lambda d: blosc2.decompress2(d, nthreads=1),
         ),
         "raw bytes (memcpy limit)": (lambda a: a.tobytes(), lambda d: np.frombuffer(d, np.uint16).copy()),
@@ -150,16 +154,13 @@ def codec_rows(pixels: Sequence[np.ndarray], repeats: int) -> tuple[list[list[st
     try:
         import cv2
 
-        candidates["PNG-16 through OpenCV"] = (
-            lambda a: cv2.imencode(".png", a)[1],
-            lambda d: cv2.imdecode(d, cv2.IMREAD_UNCHANGED),
-        )
+        found[OPENCV_PNG] = (lambda a: cv2.imencode(".png", a)[1], lambda d: cv2.imdecode(d, cv2.IMREAD_UNCHANGED))
     except ImportError:
         print("OpenCV is not installed: its PNG is left out", file=sys.stderr)
     try:
         import imagecodecs as ic
 
-        candidates |= {
+        found |= {
             "JPEG-LS": (ic.jpegls_encode, ic.jpegls_decode),
             "JPEG XL, effort 1": (lambda a: ic.jpegxl_encode(a, effort=1, lossless=True), ic.jpegxl_decode),
             "HTJ2K": (lambda a: ic.htj2k_encode(a), ic.htj2k_decode),
@@ -167,28 +168,39 @@ def codec_rows(pixels: Sequence[np.ndarray], repeats: int) -> tuple[list[list[st
         }
     except ImportError:
         print("imagecodecs is not installed: its codecs are left out (pip install imagecodecs)", file=sys.stderr)
+    return found
+
+
+def encoded(name: str, coder: Coder, pixels: Sequence[np.ndarray]) -> list[Any]:
+    """The images as a codec stores them, of which it is checked that nothing is lost."""
+    encode, decode = coder
+    data = [encode(image) for image in pixels]
+    for image, one in zip(pixels, data, strict=True):
+        decoded = decode(one)
+        back = np.frombuffer(decoded, np.uint16) if isinstance(decoded, bytes) else np.asarray(decoded)
+        assert np.array_equal(back.reshape(image.shape), image), f"{name} is not lossless"
+    return data
+
+
+def codec_rows(pixels: Sequence[np.ndarray], repeats: int) -> list[list[str]]:
+    """Size and decoding time of the shard codecs on the converted images, per image."""
     rows, seconds = [], {}
-    for name, (encode, decode) in candidates.items():
+    for name, coder in coders().items():
         try:
-            data = [encode(image) for image in pixels]
-            for image, one in zip(pixels, data, strict=True):
-                back = (
-                    np.frombuffer(decode(one), np.uint16) if isinstance(decode(one), bytes) else np.asarray(decode(one))
-                )
-                assert np.array_equal(back.reshape(image.shape), image), f"{name} is not lossless"
+            data = encoded(name, coder, pixels)
         except (RuntimeError, TypeError, ValueError) as error:
             print(f"{name}: left out ({type(error).__name__})", file=sys.stderr)
             continue
         size = statistics.mean(len(one) for one in data) / 1e6
-        encoding = statistics.median(least_seconds(partial(encode, image), repeats) for image in pixels)
-        seconds[name] = statistics.median(least_seconds(partial(decode, one), repeats) for one in data)
+        encoding = statistics.median(least_seconds(partial(coder[0], image), repeats) for image in pixels)
+        seconds[name] = statistics.median(least_seconds(partial(coder[1], one), repeats) for one in data)
         rows.append(
             [name, f"{size:.2f}", f"{1000 * encoding:.1f}", f"{1000 * seconds[name]:.2f}", f"{1 / seconds[name]:.0f}"]
         )
-    png = seconds.get("PNG-16 through OpenCV")
+    png = seconds.get(OPENCV_PNG)
     for row, name in zip(rows, seconds, strict=True):
         row.append("" if png is None else f"{png / seconds[name]:.1f}")
-    return rows, seconds
+    return rows
 
 
 def reading_rows(results: Sequence[Any], pixels: Sequence[np.ndarray], folder: Path, repeats: int) -> list[list[str]]:
@@ -265,8 +277,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def main() -> None:
-    """Measures and prints."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--images", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=5)
@@ -274,74 +286,107 @@ def main() -> None:
     parser.add_argument("--cols", type=int, default=832)
     parser.add_argument("--real", type=Path, default=None, help="folder of DICOM mammograms instead of synthetic ones")
     parser.add_argument("--out", type=Path, default=None, help="also write the tables to this file")
-    options = parser.parse_args()
-    from data_tools.pixels.dicom import quiet
+    return parser.parse_args()
+
+
+def source_seconds(
+    paths: Sequence[Path], methods: dict[str, Callable[[np.ndarray], Any]], options: argparse.Namespace
+) -> dict[str, float]:
+    """Seconds per image of decoding, of decoding and resizing by every method, and of the whole conversion."""
+    names = ("decoding", *methods, "conversion")
+    seconds: dict[str, list[float]] = {of: [] for of in names}
+    for path in paths:  # all of one file after each other: what disturbs one figure disturbs the others
+        calls: list[Callable[[], Any]] = [partial(stored_values, path)]
+        calls += [lambda p=path, r=resize: r(stored_values(p)) for resize in methods.values()]
+        calls.append(partial(convert_one, path, options.rows, options.cols))
+        for of, call in zip(names, calls, strict=True):
+            seconds[of].append(least_seconds(call, options.repeats))
+    return {of: statistics.median(values) for of, values in seconds.items()}
+
+
+def converter_row(name: str, figures: dict[str, float], methods: Sequence[str]) -> list[str]:
+    """The converter next to the least anyone can do."""
+    whole = figures["conversion"]
+    added = whole - min(figures[of] for of in methods)
+    return [
+        name,
+        *(f"{1 / value:.1f}" for value in figures.values()),
+        f"{1000 * added:.0f}",
+        *(f"{100 * figures[of] / whole:.0f} %" for of in methods),
+    ]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Rows of the report.
+
+    Attributes:
+        num_images: that were measured.
+        methods: that resize, next to the converter.
+        reading: of one image, per source.
+        converter: per source.
+        codecs: of the shards.
+    """
+
+    num_images: int
+    methods: Sequence[str]
+    reading: list[list[str]]
+    converter: list[list[str]]
+    codecs: list[list[str]]
+
+
+def measure(options: argparse.Namespace, scratch: Path) -> Tables:
+    """All figures but those of the shuffle."""
     from m4oe_ds.data import codecs
 
-    with tempfile.TemporaryDirectory() as scratch, quiet():
-        if options.real:
-            sources = {
-                "real files": sorted(path for path in options.real.rglob("*") if path.is_file())[: options.images]
-            }
-        else:
-            sources = write_sources(Path(scratch), options.images)
-        results: list[Any] = []
-        pixels: list[np.ndarray] = []
-        rows, reading = [], []
-        methods = resizers(options.rows, options.cols)
-        for name, paths in sources.items():
-            names = ("decoding", *methods, "conversion")
-            seconds: dict[str, list[float]] = {of: [] for of in names}
-            for path in paths:  # all of one file after each other: what disturbs one figure disturbs the others
-                calls: list[Callable[[], Any]] = [partial(stored_values, path)]
-                calls += [lambda p=path, r=resize: r(stored_values(p)) for resize in methods.values()]
-                calls.append(partial(convert_one, path, options.rows, options.cols))
-                for of, call in zip(names, calls, strict=True):
-                    seconds[of].append(least_seconds(call, options.repeats))
-            figures = {of: statistics.median(values) for of, values in seconds.items()}
-            decode, whole = figures["decoding"], figures["conversion"]
-            added = whole - min(figures[of] for of in methods)
-            rows.append(
-                [
-                    name,
-                    *(f"{1 / value:.1f}" for value in figures.values()),
-                    f"{1000 * added:.0f}",
-                    *(f"{100 * figures[of] / whole:.0f} %" for of in methods),
-                ]
-            )
-            reading.append([f"DICOM source, {name}", f"{1000 * decode:.2f}", f"{1 / decode:.1f}"])
-            if not pixels:
-                results = [convert_one(path, options.rows, options.cols) for path in paths]
-                pixels = [codecs.decode(result.members["ffdm_cc.b2"], "b2") for result in results]
-        reading += reading_rows(results, pixels, Path(scratch), options.repeats)
-        codec_table, _ = codec_rows(pixels, options.repeats)
+    if options.real:
+        sources = {"real files": sorted(path for path in options.real.rglob("*") if path.is_file())[: options.images]}
+    else:
+        sources = write_sources(scratch, options.images)
+    methods = resizers(options.rows, options.cols)
+    rows, reading = [], []
+    for name, paths in sources.items():
+        figures = source_seconds(paths, methods, options)
+        decode = figures["decoding"]
+        rows.append(converter_row(name, figures, list(methods)))
+        reading.append([f"DICOM source, {name}", f"{1000 * decode:.2f}", f"{1 / decode:.1f}"])
+    results = [convert_one(path, options.rows, options.cols) for path in next(iter(sources.values()))]
+    pixels = [codecs.decode(result.members["ffdm_cc.b2"], "b2") for result in results]
+    reading += reading_rows(results, pixels, scratch, options.repeats)
+    return Tables(len(pixels), list(methods), reading, rows, codec_rows(pixels, options.repeats))
+
+
+def report(options: argparse.Namespace, found: Tables) -> str:
+    """The tables as Markdown, under what they are of."""
     kind = "files below --real" if options.real else "synthetic mammograms of 3328 x 2704 pixels, 12 bit"
-    text = "\n\n".join(
+    converter = ["source", "decoding", *(f"decoding + resize ({of})" for of in found.methods)]
+    converter += ["whole conversion", "ms added", *(f"of {of}" for of in found.methods)]
+    return "\n\n".join(
         [
             f"Measured {date.today()} on one core of {platform.machine()}, Python {platform.python_version()}, "
-            f"numpy {np.__version__}; {len(pixels)} {kind}; stored size {options.rows} x {options.cols}. "
+            f"numpy {np.__version__}; {found.num_images} {kind}; stored size {options.rows} x {options.cols}. "
             f"Command: `python benchmarks/data.py {' '.join(sys.argv[1:])}`".rstrip(),
             "Figures are CPU time: of every image the fastest of the repetitions, of the images the median.",
             "**Reading one image** (DICOM: full size; shards: the stored size, from the tar)",
-            table(["source", "ms", "images/s/core"], reading),
+            table(["source", "ms", "images/s/core"], found.reading),
             "**Converter** (images per second and core; ms added: to the faster decoding + resizing)",
-            table(
-                [
-                    "source",
-                    "decoding",
-                    *(f"decoding + resize ({of})" for of in methods),
-                    "whole conversion",
-                    "ms added",
-                    *(f"of {of}" for of in methods),
-                ],
-                rows,
-            ),
+            table(converter, found.converter),
             "**Codecs of the shards** (the stored images, lossless, checked)",
-            table(["codec", "MB", "encode ms", "decode ms", "images/s/core", "times PNG-16 OpenCV"], codec_table),
+            table(["codec", "MB", "encode ms", "decode ms", "images/s/core", "times PNG-16 OpenCV"], found.codecs),
             "**Shuffle** (six epochs, shards of 64 samples)",
             table(["samples", "largest rank correlation", "by chance", "spread of a shard", "least"], shuffle_rows()),
         ]
     )
+
+
+def main() -> None:
+    """Measures and prints."""
+    options = parse()
+    from data_tools.pixels.dicom import quiet
+
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        found = measure(options, Path(scratch))
+    text = report(options, found)
     print(text)
     if options.out:
         options.out.write_text(text + "\n", encoding="utf-8")

@@ -181,10 +181,10 @@ def main() -> None:
     torch.manual_seed(0)
     lines = [
         f"Measured {date.today().isoformat()} on {platform.machine()}, {torch.get_num_threads()} threads, device "
-        f"{torch.cuda.get_device_name() if options.device == 'cuda' else 'cpu'}, torch {torch.__version__}, {options.dtype}; "
-        f"{options.tokens} tokens, d = {options.dim}, hidden {4 * options.dim}, {options.tasks} slots per expert; median "
-        f"milliseconds ({options.clock} clock) of forward + backward over {options.rounds} rounds. Command: `python benchmarks/layers.py "
-        f"{' '.join(sys.argv[1:])}`",
+        f"{torch.cuda.get_device_name() if options.device == 'cuda' else 'cpu'}, torch {torch.__version__}, "
+        f"{options.dtype}; {options.tokens} tokens, d = {options.dim}, hidden {4 * options.dim}, {options.tasks} slots "
+        f"per expert; median milliseconds ({options.clock} clock) of forward + backward over {options.rounds} rounds. "
+        f"Command: `python benchmarks/layers.py {' '.join(sys.argv[1:])}`",
         "",
     ]
     header: list[str] = []

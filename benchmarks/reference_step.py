@@ -1,4 +1,4 @@
-"""Training steps of a configuration on random images, beside their roofline floor and the plan's memory.
+"""Training steps of a configuration on random images, next to their roofline floor and the plan's memory.
 
 No data needed.
 
@@ -19,21 +19,25 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
 from m4oe_ds import config_loader, deepspeed_json
+from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import UserError
 from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
 from m4oe_ds.models import spec_for
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.parallel import launch
+from m4oe_ds.parallel.topology import Topology
 from m4oe_ds.planning.memory import Layout, owned, rank_memory
-from m4oe_ds.planning.model_cost import DTYPES, MicroStep, micro_step
+from m4oe_ds.planning.model_cost import DTYPES, MicroStep, Precision, micro_step
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training.step import train_step
 
@@ -99,8 +103,8 @@ def floor_seconds(cost: MicroStep, layout: Layout, device: torch.device, dtype: 
     return layout.accumulation * cost.flops() / flops, moved / bandwidth
 
 
-def main() -> int:
-    """Runs the steps and prints the row on rank 0."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--ds_config", required=True)
     options.add_argument("--config", required=True)
@@ -108,66 +112,125 @@ def main() -> int:
     options.add_argument("--steps", type=int, default=20)
     options.add_argument("--warmup", type=int, default=5)
     options.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
-    arguments = options.parse_args()
+    return options.parse_args()
+
+
+@dataclass(frozen=True)
+class Started:
+    """An engine that is ready to train.
+
+    Attributes:
+        config: of the model and its losses.
+        place: of this process among the ranks.
+        device: of this rank.
+        sizes: of the batches.
+        resident_before: resident set before the engine was there, in bytes.
+        engine: DeepSpeed's.
+        topology: of the ranks.
+    """
+
+    config: Config
+    place: launch.LaunchEnvironment
+    device: torch.device
+    sizes: deepspeed_json.BatchSizes
+    resident_before: int
+    engine: Any
+    topology: Topology
+
+    def memory_gb(self) -> float:
+        """Largest memory so far, in 10^9 bytes: on the CPU, the growth of the resident set."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 1e9
+        return (resident() - self.resident_before) / 1e9
+
+    def num_parameters(self) -> int:
+        """Parameters of the whole model, the experts of other ranks included."""
+        return sum(
+            getattr(p, "ds_numel", p.numel()) * (1 if getattr(p, "allreduce", True) else self.topology.ep_size)
+            for p in self.engine.module.parameters()
+        )
+
+    def cost(self) -> tuple[MicroStep, Layout]:
+        """What the plan knows of a step of it, and its layout."""
+        dtype = engines.compute_dtype(self.engine)
+        precision = cast(Precision, next(name for name, value in DTYPES.items() if value == dtype))
+        layout = Layout(
+            self.place.world,
+            self.topology.ep_size,
+            self.engine.zero_optimization_stage(),
+            self.sizes.micro,
+            self.sizes.accumulation,
+            precision,
+            adam_temporaries=1 if self.device.type == "cuda" else 2,
+        )
+        return micro_step(self.config, precision, self.sizes.micro, self.topology.ep_size), layout
+
+
+def start(arguments: argparse.Namespace) -> Started:
+    """The engine of the configuration, with random weights: a benchmark needs no download.
+
+    Raises:
+        UserError: a configuration that is wrong, or does not fit the ranks.
+    """
+    config = config_loader.load(arguments.config, (*arguments.set, "model.embedder.weights=''"))
+    ds_config = deepspeed_json.read(arguments.ds_config)
+    place = launch.resolve(os.environ)
+    device = launch.start(place)
+    sizes = deepspeed_json.batch_sizes(ds_config, place.world, arguments.ds_config)
+    before = resident()
+    engine, topology = engines.create(config, ds_config, sizes, place.world)
+    return Started(config, place, device, sizes, before, engine, topology)
+
+
+def timed_steps(started: Started, count: int) -> tuple[list[float], list[float]]:
+    """Seconds and loss of every one of ``count`` optimizer steps on random images."""
+    config, engine = started.config, started.engine
+    spec, dtype = spec_for(config), engines.compute_dtype(engine)
+    tasks = {task.name: TaskLoss("cross_entropy") for task in spec.tasks}
+    objective = Objective(spec.tasks, tasks, InformationTerm(alpha=config.loss.alpha), len(spec.modalities))
+    generator = torch.Generator().manual_seed(started.place.rank)
+    batches = [random_batch(spec, started.sizes.micro, generator) for _ in range(started.sizes.accumulation)]
+    engine.train()
+    times, losses = [], []
+    for _ in range(count):
+        begin = time.perf_counter()
+        report = train_step(engine, batches, objective, dtype)
+        if started.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+        losses.append(report.collect(objective)["loss"])
+    return times, losses
+
+
+def main() -> int:
+    """Runs the steps and prints the row on rank 0."""
+    arguments = parse()
     try:
-        # random weights: a benchmark needs no download
-        config = config_loader.load(arguments.config, (*arguments.set, "model.embedder.weights=''"))
-        ds_config = deepspeed_json.read(arguments.ds_config)
-        place = launch.resolve(os.environ)
-        device = launch.start(place)
-        sizes = deepspeed_json.batch_sizes(ds_config, place.world, arguments.ds_config)
-        before = resident()
-        engine, topology = engines.create(config, ds_config, sizes, place.world)
+        started = start(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    spec, dtype = spec_for(config), engines.compute_dtype(engine)
-    losses = {task.name: TaskLoss("cross_entropy") for task in spec.tasks}
-    objective = Objective(spec.tasks, losses, InformationTerm(alpha=config.loss.alpha), len(spec.modalities))
-    generator = torch.Generator().manual_seed(place.rank)
-    batches = [random_batch(spec, sizes.micro, generator) for _ in range(sizes.accumulation)]
-    engine.train()
-    times, losses_seen = [], []
-    for _ in range(arguments.steps):
-        started = time.perf_counter()
-        report = train_step(engine, batches, objective, dtype)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-        losses_seen.append(report.collect(objective)["loss"])
+    times, losses = timed_steps(started, arguments.steps)
     measured = times[arguments.warmup :] or times
     median = statistics.median(measured)
-    count = sum(
-        getattr(p, "ds_numel", p.numel()) * (1 if getattr(p, "allreduce", True) else topology.ep_size)
-        for p in engine.module.parameters()
-    )
-    memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else (resident() - before) / 1e9
-    precision = next(name for name, value in DTYPES.items() if value == dtype)
-    cost = micro_step(config, precision, sizes.micro, topology.ep_size)  # type: ignore[arg-type]
-    layout = Layout(
-        place.world,
-        topology.ep_size,
-        engine.zero_optimization_stage(),
-        sizes.micro,
-        sizes.accumulation,
-        precision,
-        adam_temporaries=1 if device.type == "cuda" else 2,
-    )
+    memory = started.memory_gb()
+    cost, layout = started.cost()
     predicted = rank_memory(cost, layout).peak / 1e9
-    arithmetic, moving = floor_seconds(cost, layout, device, dtype)
+    device, place, sizes = started.device, started.place, started.sizes
+    arithmetic, moving = floor_seconds(cost, layout, device, engines.compute_dtype(started.engine))
     floor = arithmetic + moving
     if place.rank == 0:
         name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
         print(
-            "| configuration | parameters | device x ranks | ep | batch | median step s (min, max) | floor s (arithmetic + memory) "
-            "| step / floor | samples/s | GB | of the plan's | loss |"
+            "| configuration | parameters | device x ranks | ep | batch | median step s (min, max) | "
+            "floor s (arithmetic + memory) | step / floor | samples/s | GB | of the plan's | loss |"
         )
         print("|---|---|---|---|---|---|---|---|---|---|---|---|")
         print(
-            f"| {arguments.config} + {arguments.ds_config} | {count:,} | {name} x {place.world} | {topology.ep_size} | "
-            f"{sizes.train} | {median:.3f} ({min(measured):.3f}, {max(measured):.3f}) | "
+            f"| {arguments.config} + {arguments.ds_config} | {started.num_parameters():,} | {name} x {place.world} | "
+            f"{started.topology.ep_size} | {sizes.train} | {median:.3f} ({min(measured):.3f}, {max(measured):.3f}) | "
             f"{floor:.3f} ({arithmetic:.3f} + {moving:.3f}) | {median / floor:.2f} | {sizes.train / median:.1f} | "
-            f"{memory:.2f} | {memory / predicted:.0%} | {losses_seen[0]:.3f} -> {losses_seen[-1]:.3f} |"
+            f"{memory:.2f} | {memory / predicted:.0%} | {losses[0]:.3f} -> {losses[-1]:.3f} |"
         )
     launch.stop()
     return 0

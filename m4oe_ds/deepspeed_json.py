@@ -61,8 +61,11 @@ def batch_sizes(content: Mapping[str, Any], world: int, path: str) -> BatchSizes
     train: Any = content.get("train_batch_size")
     micro: Any = content.get("train_micro_batch_size_per_gpu")
     accumulation: Any = content.get("gradient_accumulation_steps")
-    for name, value in (("train_batch_size", train), ("train_micro_batch_size_per_gpu", micro),
-                        ("gradient_accumulation_steps", accumulation)):  # fmt: skip
+    for name, value in (
+        ("train_batch_size", train),
+        ("train_micro_batch_size_per_gpu", micro),
+        ("gradient_accumulation_steps", accumulation),
+    ):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ConfigError(f"{name} must be a whole number from 1, got {value!r}", path)
     if train is None and micro is None:

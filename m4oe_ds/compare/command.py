@@ -12,17 +12,18 @@ if TYPE_CHECKING:
     from m4oe_ds.compare.results import Figure
     from m4oe_ds.compare.run import CellPlan
 
-TABLE1_TEXT = """Accuracy in percent (Dice for the cup), test split, mean ± standard deviation over seeds. In parentheses: difference to Ours
-in the same setting and its two-sided p, patients resampled together for both: uncorrected for the number of comparisons, and
-blind to how trainings with other seeds would differ. "majority class" always gives the most frequent
-answer of the test split. "paper, real data" is Table 1 of Wu et al. (ICLR 2025), for the multi-task rows w/o MSoE and w/o MI
-its Table 2, on the real data sets at full size: a reference, not a target. The paper calls all its figures accuracy, but its
-1-year risk lies far below the majority class of EMBED and equals published AUROCs of Mirai and AsymMirai: it is probably
-AUROC x 100."""
-_EXPLAIN_TEXT = """Spearman rank correlation of an explanation with the planted share of the evidence (truth) and with the effect of
-leaving a modality out (ablation), mean ± standard deviation over seeds. sample: over all samples and modalities, after
-subtracting uniform weights; within: over the modalities of one sample; population: over the mean shares of all tasks and
-modalities. "uniform" is what equal weights for all tokens say: a floor. +1 would be full agreement, 0 none."""
+TABLE1_TEXT = """Accuracy in percent (Dice for the cup), test split, mean ± standard deviation over seeds.
+In parentheses: difference to Ours in the same setting and its two-sided p, patients resampled together for both:
+uncorrected for the number of comparisons, and blind to how trainings with other seeds would differ. "majority class"
+always gives the most frequent answer of the test split. "paper, real data" is Table 1 of Wu et al. (ICLR 2025), for the
+multi-task rows w/o MSoE and w/o MI its Table 2, on the real data sets at full size: a reference, not a target. The
+paper calls all its figures accuracy, but its 1-year risk lies far below the majority class of EMBED and equals
+published AUROCs of Mirai and AsymMirai: it is probably AUROC x 100."""
+_EXPLAIN_TEXT = """Spearman rank correlation of an explanation with the planted share of the evidence (truth) and with
+the effect of leaving a modality out (ablation), mean ± standard deviation over seeds.
+sample: over all samples and modalities, after subtracting uniform weights; within: over the modalities of one sample;
+population: over the mean shares of all tasks and modalities. "uniform" is what equal weights for all tokens say: a
+floor. +1 would be full agreement, 0 none."""
 _SWEEP_TEXT = "Ablation sweep in the manner of Fig. 7: mean and standard deviation over seeds, test split."
 
 

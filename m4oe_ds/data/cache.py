@@ -63,9 +63,7 @@ class Cache:
             DataError: the shard does not fit into the cache, cannot be fetched, or arrives damaged twice.
         """
         if size > self.max_bytes:
-            raise DataError(
-                f"has {size} bytes, the whole cache {self.max_bytes}", shown(url), "raise data.cache_gb"
-            )  # fmt: skip
+            raise DataError(f"has {size} bytes, the whole cache {self.max_bytes}", shown(url), "raise data.cache_gb")
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{sha256}.tar"
         if self._good(path, size, sha256):
@@ -80,9 +78,10 @@ class Cache:
                 path.with_suffix(".part").unlink(missing_ok=True)
                 if last:
                     raise DataError(
-                        f"sha256 differs from the manifest (expected {sha256[:8]}..., found {found[:8]}...)", shown(url),
+                        f"sha256 differs from the manifest (expected {sha256[:8]}..., found {found[:8]}...)",
+                        shown(url),
                         "copy the shard there again",
-                    )  # fmt: skip
+                    )
                 _logger.warning("%s arrived damaged and is fetched again", shown(url))
             os.replace(path.with_suffix(".part"), path)
             self._checked.add(sha256)

@@ -62,7 +62,7 @@ def collate(
 def _views(
     found: Sequence[Mapping[str, Tensor]], planes: Mapping[str, int], image_size: tuple[int, int]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """``{modality: [B, C, H, W]}`` of each sample's views, zeros where there is none, and ``[B, m]``: where there is."""
+    """``{modality: [B, C, H, W]}`` of each sample's views, zeros where there is none; ``[B, m]``: where there is."""
     views = {name: torch.zeros(len(found), count, *image_size) for name, count in planes.items()}
     there = torch.zeros(len(found), len(planes), dtype=torch.bool)
     for i, name in enumerate(planes):

@@ -172,9 +172,15 @@ class ShardWriter:
         """
         self._finish_shard()
         manifest = assemble(
-            self.dataset, self.split, self._shards, modalities=self.modalities, tasks=self.tasks,
-            synthetic=self.synthetic, preprocessing=self.preprocessing, pixel_statistics=pixel_statistics,
-        )  # fmt: skip
+            self.dataset,
+            self.split,
+            self._shards,
+            modalities=self.modalities,
+            tasks=self.tasks,
+            synthetic=self.synthetic,
+            preprocessing=self.preprocessing,
+            pixel_statistics=pixel_statistics,
+        )
         manifest.save(self.folder)
         return manifest
 

@@ -175,9 +175,10 @@ def _http_chunks(url: str, start: int, stop: int | None, retry: Retry) -> Iterat
     try:
         if answer.status == 200 and (start or stop is not None):
             raise DataError(
-                "the server does not serve parts of files (no range requests)", shown(url),
+                "the server does not serve parts of files (no range requests)",
+                shown(url),
                 "set data.cache_dir: then whole shards are fetched",
-            )  # fmt: skip
+            )
         yield from answer.stream(_CHUNK, decode_content=False)
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise Transient(type(error).__name__) from None
@@ -201,9 +202,10 @@ def _s3_call(url: str, retry: Retry, operation: str, **arguments: Any) -> Any:
         ) from None
     except (exceptions.NoCredentialsError, exceptions.NoRegionError, exceptions.PartialCredentialsError) as error:
         raise EnvironmentProblem(
-            f"no access to the storage ({type(error).__name__})", shown(url),
+            f"no access to the storage ({type(error).__name__})",
+            shown(url),
             "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION, or a profile",
-        ) from None  # fmt: skip
+        ) from None
     except (exceptions.BotoCoreError, OSError) as error:
         raise Transient(type(error).__name__) from None
 

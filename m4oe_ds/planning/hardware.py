@@ -121,11 +121,13 @@ ACCELERATORS: dict[str, Accelerator] = {
         ),
         Accelerator(
             "H100", 80e9, 989.4e12, 66.9e12, 3350e9, _NVLINK4, _NDR,
-            source="NVIDIA H100 Tensor Core GPU data sheet (SXM5 80 GB; half of the rates with sparsity)", host_link=50e9,
+            source="NVIDIA H100 Tensor Core GPU data sheet (SXM5 80 GB; half of the rates with sparsity)",
+            host_link=50e9,
         ),
         Accelerator(
             "H200", 141e9, 989.4e12, 66.9e12, 4800e9, _NVLINK4, _NDR,
-            source="NVIDIA H200 Tensor Core GPU data sheet (SXM5 141 GB; half of the rates with sparsity)", host_link=50e9,
+            source="NVIDIA H200 Tensor Core GPU data sheet (SXM5 141 GB; half of the rates with sparsity)",
+            host_link=50e9,
         ),
     )
 }  # fmt: skip

@@ -15,8 +15,9 @@ from m4oe_ds.planning.hardware import Accelerator, Cluster
 from m4oe_ds.planning.memory import Layout, owned
 from m4oe_ds.planning.model_cost import MicroStep
 
-# Bytes per owned element of torch's Adam, counted over its element-wise passes on fp32: lerp 3, mul 2, addcmul 4, sqrt 2,
-# div 2, add 2, addcdiv 4 accesses; plus flattening, norm and overflow check of the gradient, and the copy to the model.
+# Bytes per owned element of torch's Adam, counted over its element-wise passes on fp32: lerp 3, mul 2, addcmul 4,
+# sqrt 2, div 2, add 2, addcdiv 4 accesses; plus flattening, norm and overflow check of the gradient, and the copy to
+# the model.
 ADAM_BYTES = 19 * 4 + 6 * 4
 # accesses per held element and reduction: into the bucket, division, out of the bucket
 BUCKET_ACCESSES = 6

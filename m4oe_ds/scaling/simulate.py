@@ -1,4 +1,4 @@
-"""Points beyond this machine by the plan's model: roofline per kernel, alpha-beta per collective, the slowest's pace."""
+"""Points beyond this machine by the plan's model: kernels by roofline, collectives by alpha-beta, pace of the slowest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cells of a comparison are the rows of the paper's tables, each configuration loads, and folders are recognised."""
+"""The cells of a comparison are the rows of the paper's tables, every configuration loads, folders are recognised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agreement of explanations over seeds: gathered from the analyses of cells, undefined ones left out, failures named."""
+"""Agreement of explanations over seeds: gathered from the analyses of cells, undefined ones left out, failed named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's numbers beside ours: complete, consistent with what its text derives from them, and labelled as not ours."""
+"""The paper's numbers next to ours: complete, consistent with what its text derives from them, labelled as not ours."""
 
 from __future__ import annotations
 

@@ -86,8 +86,9 @@ def test_png_is_readable_by_any_image_library() -> None:
 # ------------------------------------------------------------------------------------------------------ refused
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4), np.int16), np.zeros(4, np.uint8),
-                                   np.zeros((2, 2, 2, 2), np.uint8)])  # fmt: skip
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4)), np.zeros((4, 4), np.int16), np.zeros(4, np.uint8), np.zeros((2, 2, 2, 2), np.uint8)]
+)
 def test_other_types_and_dimensions_are_refused(array: np.ndarray) -> None:
     with pytest.raises(ValueError, match="only uint8 and uint16"):
         codecs.encode(array)

@@ -50,9 +50,15 @@ def sample(number: int, modalities: tuple[str, ...] = SPEC.modalities, **labels:
 
 def writer(folder: Path, samples_per_shard: int = 3) -> ShardWriter:
     return ShardWriter(
-        folder, "rsna", "train", modalities=SPEC.modalities, tasks=SPEC.tasks, samples_per_shard=samples_per_shard,
-        synthetic=True, preprocessing={"height": 4},
-    )  # fmt: skip
+        folder,
+        "rsna",
+        "train",
+        modalities=SPEC.modalities,
+        tasks=SPEC.tasks,
+        samples_per_shard=samples_per_shard,
+        synthetic=True,
+        preprocessing={"height": 4},
+    )
 
 
 def views_of(number: int) -> tuple[str, ...]:
@@ -135,9 +141,12 @@ def test_the_shards_are_ordinary_tar_files(tmp_path: Path) -> None:
     folder, _ = split(tmp_path, count=2)
     with tarfile.open(folder / "rsna-train-000000.tar") as tar:
         assert sorted(tar.getnames()) == [
-            f"{key(0)}.ffdm_mlo.b2", f"{key(0)}.meta.json",
-            f"{key(1)}.ffdm_cc.b2", f"{key(1)}.ffdm_mlo.b2", f"{key(1)}.meta.json",
-        ]  # fmt: skip
+            f"{key(0)}.ffdm_mlo.b2",
+            f"{key(0)}.meta.json",
+            f"{key(1)}.ffdm_cc.b2",
+            f"{key(1)}.ffdm_mlo.b2",
+            f"{key(1)}.meta.json",
+        ]
 
 
 def test_the_digest_sees_content_not_formatting(tmp_path: Path) -> None:
@@ -190,9 +199,18 @@ def test_a_geometry_field_outside_the_allow_list_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "rsna-1-l", "rsna-0123456789ABCDEF-l", "rsna-0123456789abcdef-left", "RSNA-0123456789abcdef-l",
-            "../rsna-0123456789abcdef-l", "rsna-0123456789abcdef-l.x", "rsna-0123456789abcdef-l\n"]
-)  # fmt: skip
+    "bad",
+    [
+        "",
+        "rsna-1-l",
+        "rsna-0123456789ABCDEF-l",
+        "rsna-0123456789abcdef-left",
+        "RSNA-0123456789abcdef-l",
+        "../rsna-0123456789abcdef-l",
+        "rsna-0123456789abcdef-l.x",
+        "rsna-0123456789abcdef-l\n",
+    ],
+)
 def test_a_malformed_key_is_refused_and_not_repeated(tmp_path: Path, bad: str) -> None:
     meta, members = sample(0)
     message = refused(tmp_path, {**meta, "key": bad}, members)
@@ -207,8 +225,10 @@ def test_a_key_is_written_once(tmp_path: Path) -> None:
         writing.write(*sample(5))
 
 
-@pytest.mark.parametrize(("task", "code"), [("density", 4), ("density", -2), ("birads", 3), ("density", 1.0),
-                                            ("density", "1"), ("density", None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "code"),
+    [("density", 4), ("density", -2), ("birads", 3), ("density", 1.0), ("density", "1"), ("density", None)],
+)
 def test_a_label_outside_its_classes_is_refused(tmp_path: Path, task: str, code: Any) -> None:
     meta, members = sample(0)
     meta["labels"] = {task: code}

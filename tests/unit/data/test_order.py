@@ -1,4 +1,4 @@
-"""The order of an epoch: a permutation, a pure function of seed and epoch, local in shards; who reads which position."""
+"""The order of an epoch: a permutation, a pure function of seed and epoch, local in shards; who reads what."""
 
 from __future__ import annotations
 

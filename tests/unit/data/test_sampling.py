@@ -1,4 +1,4 @@
-"""Class-balanced and risk-aware sampling, and the correction that undoes at evaluation what it does to probabilities."""
+"""Class-balanced and risk-aware sampling, and the correction that undoes at evaluation its effect on probabilities."""
 
 from __future__ import annotations
 

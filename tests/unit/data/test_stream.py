@@ -47,9 +47,15 @@ def labels_of(number: int) -> dict[str, int]:
 
 def write(folder: Path, count: int = COUNT, statistics: dict[str, Any] | None = None) -> Path:
     writer = ShardWriter(
-        folder, "rsna", "train", modalities=SPEC.modalities, tasks=SPEC.tasks, samples_per_shard=7, synthetic=True,
+        folder,
+        "rsna",
+        "train",
+        modalities=SPEC.modalities,
+        tasks=SPEC.tasks,
+        samples_per_shard=7,
+        synthetic=True,
         preprocessing={},
-    )  # fmt: skip
+    )
     for number in range(count):
         views = modalities_of(number)
         meta = {
@@ -413,14 +419,17 @@ CASES = np.random.default_rng(11)
     ("world", "after", "workers", "micro", "accumulation", "kill"),
     [
         (
-            int(CASES.integers(1, 6)), int(CASES.integers(1, 6)),
+            int(CASES.integers(1, 6)),
+            int(CASES.integers(1, 6)),
             # reader processes cost seconds: a third of the cases, with another number of them after the kill
             (int(CASES.integers(0, 3)), int(CASES.integers(0, 3))) if case % 3 == 0 else (0, 0),
-            int(CASES.integers(1, 4)), int(CASES.integers(1, 3)), float(CASES.random()),
+            int(CASES.integers(1, 4)),
+            int(CASES.integers(1, 3)),
+            float(CASES.random()),
         )
         for case in range(50)
     ],
-)  # fmt: skip
+)
 def test_a_killed_epoch_goes_on_at_any_world_size_with_every_sample_once(
     folder: Path, world: int, after: int, workers: tuple[int, int], micro: int, accumulation: int, kill: float
 ) -> None:
@@ -550,16 +559,31 @@ def test_weighted_epochs_resume_and_leave_out_what_is_not_eligible(folder: Path)
 def test_the_other_breast_of_the_same_exam_comes_along(tmp_path: Path) -> None:
     spec = DATASETS["rsna"]
     writer = ShardWriter(
-        tmp_path, "rsna", "train", modalities=spec.modalities, tasks=spec.tasks, samples_per_shard=2, synthetic=True,
+        tmp_path,
+        "rsna",
+        "train",
+        modalities=spec.modalities,
+        tasks=spec.tasks,
+        samples_per_shard=2,
+        synthetic=True,
         preprocessing={},
-    )  # fmt: skip
+    )
     sides = [(1, "l"), (2, "l"), (1, "r"), (3, "r")]
     for number, (exam, side) in enumerate(sides):
         meta = {
-            "schema_version": SCHEMA_VERSION, "dataset": "rsna", "split": "train", "key": f"rsna-{number:016x}-{side}",
-            "group": f"{exam:016x}", "exam": f"{exam:016x}", "side": side, "labels": {}, "modalities": ["ffdm_cc"],
-            "geometry": {}, "screening": None, "vendor": "other",
-        }  # fmt: skip
+            "schema_version": SCHEMA_VERSION,
+            "dataset": "rsna",
+            "split": "train",
+            "key": f"rsna-{number:016x}-{side}",
+            "group": f"{exam:016x}",
+            "exam": f"{exam:016x}",
+            "side": side,
+            "labels": {},
+            "modalities": ["ffdm_cc"],
+            "geometry": {},
+            "screening": None,
+            "vendor": "other",
+        }
         writer.write(meta, {"ffdm_cc.b2": codecs.encode(pixels(number, 0))})
     writer.close({})
     (batch,) = stream(tmp_path / "train", micro_batch=4, contralateral=True, normalise={}).evaluation()

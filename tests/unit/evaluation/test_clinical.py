@@ -91,7 +91,10 @@ def test_censoring_is_that_of_the_training_split_where_it_is_known() -> None:
     test, train = predictions(160, 0), predictions(400, 3)
     found = clinical_report(test, TASKS, train=train, resamples=0)["risk"]
     assert found["censoring_from"] == "training split"
-    labels = {name: np.stack([part[f"label_risk{k}"] for k in range(1, 6)], 1) for name, part in (("test", test), ("train", train))}  # fmt: skip
+    labels = {
+        name: np.stack([part[f"label_risk{k}"] for k in range(1, 6)], 1)
+        for name, part in (("test", test), ("train", train))
+    }
     data, kept = from_horizon_labels(labels["test"])
     expected = uno_c(
         data, test["prob_risk5"][kept, 1], 5, from_horizon_labels(labels["train"])[0], bootstrap=Bootstrap(0)

@@ -152,8 +152,11 @@ def test_risk_monotonicity_violations() -> None:
 
 def test_dice() -> None:
     cup = DATASETS["gamma"].task("cup")
-    arrays = {"keys": np.array(["a", "b", "c"]), "groups": np.array(["a", "b", "c"]),
-              "dice_cup": np.array([0.5, 1.0, np.nan])}  # fmt: skip
+    arrays = {
+        "keys": np.array(["a", "b", "c"]),
+        "groups": np.array(["a", "b", "c"]),
+        "dice_cup": np.array([0.5, 1.0, np.nan]),
+    }
     entry = metrics.evaluate_split(arrays, [cup], resamples=100)["tasks"]["cup"]
     assert entry["n"] == 2
     assert entry["metrics"]["dice"]["value"] == 0.75

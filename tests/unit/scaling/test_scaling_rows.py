@@ -1,4 +1,4 @@
-"""Rows survive writing and reading, efficiency has its definition, impossible points are named, simulation is marked."""
+"""Rows survive writing and reading, efficiency has its definition, impossible points are named, simulations marked."""
 
 from __future__ import annotations
 
