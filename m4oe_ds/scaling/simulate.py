@@ -1,4 +1,4 @@
-"""Points beyond this machine by the plan's model: kernels by roofline, collectives by alpha-beta, pace of the slowest."""
+"""Points beyond this machine by the plan's model: kernels by roofline, collectives by alpha-beta, the slowest's pace."""
 
 from __future__ import annotations
 

@@ -125,10 +125,7 @@ def run(
     resumed = _resume(loop, store, request)
     facts = _facts(config, engine, topology, manifests["train"], sizes, place)
     if reduce.rank() == 0:
-        files = RunFolder(folder)
-        write_yaml(files.config, to_dict(config))
-        write_json(files.ds_config, ds_config)
-        write_json(files.environment, environment(**facts, resumed_from=resumed))
+        _record(RunFolder(folder), config, ds_config, {**facts, "resumed_from": resumed})
         _announce(facts, loop, folder, resumed)
     outcome = loop.run()
     if outcome.stopped_by:
@@ -213,6 +210,13 @@ def _resume(loop: Loop, store: CheckpointStore, request: Request) -> str | None:
     if tag is not None:
         loop.resume(tag)
     return tag
+
+
+def _record(files: RunFolder, config: Config, ds_config: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Writes what the run was made from."""
+    write_yaml(files.config, to_dict(config))
+    write_json(files.ds_config, ds_config)
+    write_json(files.environment, environment(**facts))
 
 
 def _prepare_folder(folder: Path, request: Request) -> None:

@@ -51,9 +51,17 @@ def samples(spec: ModelSpec, count: int, seed: int) -> Batch:
         for i, (name, channels) in enumerate(zip(spec.modalities, spec.channels, strict=True))
     }
     return Batch(
-        views, present, labels, mask, torch.ones(count, dtype=torch.bool), tuple(f"k{i}" for i in range(count)),
-        tuple(f"g{i}" for i in range(count)), spec.modalities, spec.task_names, _other_breast(views, present, generator),
-    )  # fmt: skip
+        views,
+        present,
+        labels,
+        mask,
+        torch.ones(count, dtype=torch.bool),
+        tuple(f"k{i}" for i in range(count)),
+        tuple(f"g{i}" for i in range(count)),
+        spec.modalities,
+        spec.task_names,
+        _other_breast(views, present, generator),
+    )
 
 
 def _other_breast(
@@ -84,7 +92,7 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def objective(spec: ModelSpec, alpha: float = 0.05) -> Objective:
-    """The objective of a default configuration: cross-entropy for every task (masks: with Dice), and the information."""
+    """The objective of a default configuration: cross-entropy for every task (masks: with Dice), and information."""
     return objective_of_run(config(f"loss.alpha={alpha}"), spec)
 
 

@@ -69,9 +69,15 @@ def _entry(
     stack = open(f"{folder}/stack-{rank}.txt", "w")  # noqa: SIM115  (must stay open for faulthandler)
     faulthandler.dump_traceback_later(max(timeout_s - 2.0, 1.0), file=stack)
     os.environ.update(
-        OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank),
-        LOCAL_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT="1",
-    )  # fmt: skip
+        OMP_NUM_THREADS="1",
+        DS_ACCELERATOR="cpu",
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK=str(rank),
+        LOCAL_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="1",
+    )
     try:
         import logging
 

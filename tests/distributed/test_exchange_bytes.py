@@ -1,4 +1,4 @@
-"""Expert parallelism moves the slots and nothing else: bytes counted at the transport, against ``2 B n p d`` per layer."""
+"""Expert parallelism moves the slots and nothing else: bytes at the transport, against ``2 B n p d`` per layer."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def counted(rank: int, world: int) -> dict[str, Any]:
 def test_no_byte_more_than_the_slots_twice_per_direction(world: int, tmp_path: Path) -> None:
     results = run_ranks(counted, world, folder=tmp_path)
     for result in results:
-        # every layer by itself, in its order: its slots to their experts and as many outputs back, 2 B n p d elements in
-        # the forward pass; their gradients the same way in the backward pass, last layer first or beside another branch
+        # every layer by itself, in its order: its slots to their experts and as many outputs back, 2 B n p d elements
+        # in the forward pass; their gradients the same way in the backward pass, last layer first or next to a branch
         twice = [size for size in result["slots"] for _ in range(2)]
         assert len(result["slots"]) >= 3  # MSoE, MToE and fusion
         assert result["forward"] == twice

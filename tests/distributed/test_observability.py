@@ -90,9 +90,18 @@ def test_profile_of_a_run(tmp_path: Path) -> None:
     data, run = shards.write(tmp_path / "shards"), tmp_path / "run"
     settings = [f"--set={item}" for item in (*shards.SMALL, "run.num_epochs=2", "run.log_every_steps=2")]
     result = commands.train(
-        ["--ds_config", "ds_configs/zero2.json", "--output", str(run), "--profile", "2", f"--set=data.root={data}", *settings],
+        [
+            "--ds_config",
+            "ds_configs/zero2.json",
+            "--output",
+            str(run),
+            "--profile",
+            "2",
+            f"--set=data.root={data}",
+            *settings,
+        ],
         ranks=2,
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert (run / "profile" / "trace-rank0.json.gz").stat().st_size > 1000
     assert (run / "profile" / "trace-rank1.json.gz").stat().st_size > 1000

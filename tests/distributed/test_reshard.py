@@ -31,7 +31,7 @@ CHAINS = {
 
 
 def leg(rank: int, world: int, folder: str, ep: int, stage: int, first: int, steps: int, extra: dict[str, Any]) -> Any:
-    """Loads the newest checkpoint of ``folder`` if there is one, trains, saves; losses and the experts' fingerprints."""
+    """Loads the newest checkpoint of ``folder`` if there is one, trains, saves; losses and fingerprints of experts."""
     from m4oe_ds import deepspeed_json
     from m4oe_ds.models import spec_for
     from m4oe_ds.training import engine as engines
@@ -149,7 +149,7 @@ def test_chain_of_layouts_continues_the_trajectory(name: str, reference: list[fl
 
 
 def test_masters_survive_a_change_of_precision(tmp_path: Path) -> None:
-    """fp32 to bf16 and back: the masters stay fp32, so the first loss after the return is that of the bf16 run's end."""
+    """fp32 to bf16 and back: the masters stay fp32, so the first loss after the return is that of the bf16 end."""
     checkpoints = tmp_path / "checkpoints"
     bf16 = {"bf16": {"enabled": True}}
     run_leg(checkpoints, 0, (2, 2, 2), STEPS, tmp_path)

@@ -86,7 +86,8 @@ class Cluster:
         # jobs take their rendezvous port from their number: two clusters on one machine must not count alike
         first_job = random.randint(1, 15000)
         nodes = "\n".join(
-            f"NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 Features={kind} Gres=gpu:{kind}:2"
+            f"NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 "
+            f"Features={kind} Gres=gpu:{kind}:2"
             for i, port, kind in ((1, first, "a100"), (2, second, "l40"))
         )
         (self.folder / "slurm.conf").write_text(
@@ -146,9 +147,15 @@ PartitionName=urgent Nodes=n1,n2 MaxTime=UNLIMITED State=UP PriorityTier=10 Pree
         key.chmod(0o400)
         self.folder.chmod(0o755)
         self._daemon(
-            "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={self.folder}/munge.sock",
-            f"--pid-file={self.folder}/munge.pid", f"--log-file={self.folder}/munge.log", f"--seed-file={self.folder}/munge.seed",
-        )  # fmt: skip
+            "munged",
+            "--foreground",
+            "--force",
+            f"--key-file={key}",
+            f"--socket={self.folder}/munge.sock",
+            f"--pid-file={self.folder}/munge.pid",
+            f"--log-file={self.folder}/munge.log",
+            f"--seed-file={self.folder}/munge.seed",
+        )
         self._wait(lambda: (self.folder / "munge.sock").exists(), "munged")
         conf = str(self.folder / "slurm.conf")
         self._daemon("slurmctld", "-D", "-f", conf)
@@ -192,9 +199,13 @@ PartitionName=urgent Nodes=n1,n2 MaxTime=UNLIMITED State=UP PriorityTier=10 Pree
     def submit(self, script: Path, *options: str, **variables: str) -> str:
         """Job id of ``sbatch OPTIONS script`` with these variables exported."""
         done = subprocess.run(
-            ["sbatch", "--parsable", *options, str(script)], env={**self.environment, **variables}, cwd=script.parents[1],
-            capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
+            ["sbatch", "--parsable", *options, str(script)],
+            env={**self.environment, **variables},
+            cwd=script.parents[1],
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
         if done.returncode:
             raise AssertionError(f"sbatch {script.name}: {done.stdout}{done.stderr}")
         return done.stdout.strip().split(";")[0]

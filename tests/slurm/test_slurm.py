@@ -61,9 +61,12 @@ def explain(log: Path, run: Path) -> str:
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sbatch")))
 def test_every_script_is_accepted(cluster: Cluster, script: str) -> None:
     done = subprocess.run(
-        ["sbatch", "--test-only", *SIZE, str(SCRIPTS / script)], env=cluster.environment, capture_output=True, text=True,
+        ["sbatch", "--test-only", *SIZE, str(SCRIPTS / script)],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
         timeout=900,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert "to start at" in done.stderr
 
@@ -79,9 +82,12 @@ def test_every_script_is_accepted(cluster: Cluster, script: str) -> None:
 )
 def test_mixed_nodes_are_chosen_as_the_script_says(cluster: Cluster, options: tuple[str, ...], accepted: bool) -> None:
     done = subprocess.run(
-        ["sbatch", "--test-only", *SIZE, *options, str(SCRIPTS / "train_multinode.sbatch")], env=cluster.environment,
-        capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        ["sbatch", "--test-only", *SIZE, *options, str(SCRIPTS / "train_multinode.sbatch")],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert (done.returncode == 0) == accepted, done.stderr
 
 
@@ -301,9 +307,13 @@ def test_an_array_of_expert_counts(cluster: Cluster, tmp_path: Path) -> None:
     job = submit(cluster, "scaling_study.sbatch", log, *SIZE, "--array=0-1", **exported, EXPERTS="8 16", EP_SIZE="2")
     assert cluster.wait(job) == ["COMPLETED", "COMPLETED"], explain(tmp_path / "job-0.out", study)
     done = subprocess.run(
-        [sys.executable, "-m", "m4oe_ds", "scale", "collect", str(study)], cwd=commands.ROOT, env=commands.environment(),
-        capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        [sys.executable, "-m", "m4oe_ds", "scale", "collect", str(study)],
+        cwd=commands.ROOT,
+        env=commands.environment(),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stderr
     lines = (study / "scaling.csv").read_text().splitlines()
     assert len(lines) == 3
@@ -325,9 +335,13 @@ def test_an_array_of_compared_systems(cluster: Cluster, data: Path, tmp_path: Pa
         assert (facts["world"], facts["launched_by"]) == (2, "slurm")
     collect = ["--preset", "smoke", "--output", str(comparison), "--ds_config", exported["DS_CONFIG"], "--collect"]
     done = subprocess.run(
-        [sys.executable, "-m", "m4oe_ds", "compare", *collect, *exported["ARGUMENTS"].split()], cwd=commands.ROOT,
-        env=commands.environment(), capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        [sys.executable, "-m", "m4oe_ds", "compare", *collect, *exported["ARGUMENTS"].split()],
+        cwd=commands.ROOT,
+        env=commands.environment(),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 cells" in done.stdout
 
