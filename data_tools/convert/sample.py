@@ -15,7 +15,7 @@ from m4oe_ds.data.codecs import encode
 
 @dataclass(frozen=True)
 class SampleJob:
-    """Work of one sample; a task is a question, not this.
+    """Work of one sample.
 
     Attributes:
         meta: fields of META_FIELDS but modalities and geometry.

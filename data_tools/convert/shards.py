@@ -159,14 +159,14 @@ def make_shards(out: Path, jobs: Sequence[ShardJob], spec: DatasetSpec, rules: R
         logger.warning("%d of %d shards are there already and are kept", done, len(jobs))
     planned = sum(job.num_images for job in jobs)
     bad = [item for record in records.values() if record is not None for item in record.quarantine]
-    tasks = [task for job in todo for task in job.tasks]
-    results = converted(tasks, workers)
-    with tqdm(total=len(tasks), desc="samples", unit="sample") as progress:
+    samples = [sample for job in todo for sample in job.samples]
+    results = converted(samples, workers)
+    with tqdm(total=len(samples), desc="samples", unit="sample") as progress:
         for job in todo:
             record = Record(job.name, planned=job.num_images)
             writer = OpenShard(out / job.split / job.name, spec.modalities, spec.tasks)
             try:
-                for _ in job.tasks:
+                for _ in job.samples:
                     _take(next(results), record, writer, spec, rules)
                     _check_quarantine(bad + record.quarantine, planned, rules)
                     progress.update()
