@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path, PurePosixPath
 
 from data_tools.archives.plan import Options, Plan, Sample
+from data_tools.archives.tables import read_table
 from m4oe_ds.data.schema import DATASETS, MISSING
 from m4oe_ds.errors import DataError
 
@@ -196,39 +197,20 @@ def local_path(text: str) -> PurePosixPath | None:
 
 
 def _read_table(root: Path, name: str, required: Sequence[str], optional: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a table as text, with the columns asked for; absent optional ones are empty."""
-    import pandas as pd
-
+    """Rows of the whole table or, where that is not there, of the reduced one."""
     folder = root / "tables"
     paths = [folder / f"EMBED_OpenData_{name}{suffix}.csv" for suffix in ("", "_reduced")]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise DataError(f"neither {paths[0].name} nor {paths[1].name} is here", str(folder), "check --root")
-    try:
-        header = list(pd.read_csv(path, nrows=0, dtype=str).columns)
-    except (ValueError, OSError) as error:
-        raise DataError(f"is not a readable table ({type(error).__name__})", str(path), "download it again") from None
-    absent = [column for column in required if column not in header]
-    if absent:
-        raise DataError(f"columns missing: {', '.join(absent)}", str(path), "use the table of the open-data release")
-    used = [column for column in (*required, *optional) if column in header]
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=used)
-    except (ValueError, OSError) as error:
-        raise DataError(f"is not a readable table ({type(error).__name__})", str(path), "download it again") from None
-    for column in optional:
-        if column not in frame.columns:
-            frame[column] = ""
-    for column in ("empi_anon", "acc_anon"):
-        frame[column] = frame[column].str.strip()
-        damaged = int((~frame[column].str.fullmatch(r"\d*")).sum())
-        if damaged:
-            raise DataError(
-                f"{damaged} values of {column} are not whole numbers: the table was saved with rounded identifiers",
-                str(path),
-                "use the original table, read as text",
-            )
-    return frame.to_dict("records")  # type: ignore[return-value]
+    return read_table(
+        path,
+        required,
+        optional,
+        identifiers=("empi_anon", "acc_anon"),
+        damaged=r"\D",
+        original="use the table of the open-data release",
+    )
 
 
 def read_tables(root: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from data_tools.archives.tables import number
 from m4oe_ds.data.schema import MISSING, SPLITS
 
 SHARE_TOLERANCE = 0.02  # of a class among the known labels
@@ -43,11 +44,11 @@ class Published:
 def _coded(counts: Mapping[str, int], codes: Mapping[Any, int], key: Any = str, times: int = 1) -> dict[str, float]:
     """Counts by our codes from counts by the archive's values; values without a code are left out."""
     out: Counter[str] = Counter()
-    for value, number in counts.items():
+    for value, count in counts.items():
         code = codes.get(key(value), MISSING)
         if code != MISSING:
-            out[str(code)] += times * number
-    return {code: float(number) for code, number in sorted(out.items())}
+            out[str(code)] += times * count
+    return {code: float(count) for code, count in sorted(out.items())}
 
 
 def published(dataset: str, preprocessing: Mapping[str, Any]) -> list[Published]:
@@ -60,7 +61,7 @@ def published(dataset: str, preprocessing: Mapping[str, Any]) -> list[Published]
         labels = {
             # a patient's density counts for both breasts
             "density": _coded(rsna.EXPECTED["density_by_patient"], rsna.DENSITY, times=2),
-            "birads": _coded(rsna.EXPECTED[f"birads_by_breast{part}"], rsna.BIRADS_SCHEMES[scheme], _number),
+            "birads": _coded(rsna.EXPECTED[f"birads_by_breast{part}"], rsna.BIRADS_SCHEMES[scheme], number),
         }
         return [Published("published", SPLITS, labels, counted=True)]
     if dataset == "vindr":
@@ -90,13 +91,6 @@ def published(dataset: str, preprocessing: Mapping[str, Any]) -> list[Published]
     return []
 
 
-def _number(value: str) -> float | None:
-    try:
-        return float(value)
-    except ValueError:
-        return None
-
-
 def unlike_published(dataset: str, preprocessing: Mapping[str, Any], histograms: Histograms) -> Counter[str]:
     """Classes that are rarer or more frequent than published, by kind of statement; empty if none.
 
@@ -109,11 +103,11 @@ def unlike_published(dataset: str, preprocessing: Mapping[str, Any], histograms:
             for split in source.splits:
                 counts.update({c: n for c, n in histograms.get(split, {}).get(task, {}).items() if c != str(MISSING)})
             total, whole = sum(counts.values()), sum(numbers.values())
-            for code, number in numbers.items():
+            for code, expected in numbers.items():
                 if total:
-                    apart = abs(counts[code] / total - number / whole)
+                    apart = abs(counts[code] / total - expected / whole)
                     found["label_shares_unlike_published"] += apart > SHARE_TOLERANCE
                 if source.counted:
-                    apart = abs(counts[code] - number)
-                    found["label_counts_unlike_published"] += apart > COUNT_TOLERANCE * number + COUNT_SLACK
+                    apart = abs(counts[code] - expected)
+                    found["label_counts_unlike_published"] += apart > COUNT_TOLERANCE * expected + COUNT_SLACK
     return +found

@@ -7,16 +7,27 @@ from pathlib import Path
 
 from m4oe_ds.errors import DataError
 
+ROUNDED = r"[eE]\+|\.\d*$"  # what a number that was read as a floating-point one looks like as text
+
 
 def read_table(
-    path: Path, required: Sequence[str], optional: Sequence[str] = (), identifiers: Sequence[str] = ()
+    path: Path,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    identifiers: Sequence[str] = (),
+    *,
+    damaged: str = ROUNDED,
+    original: str = "use the table as it was published",
 ) -> list[dict[str, str]]:
     """Rows of a CSV file, every value as stripped text; absent optional columns are empty.
 
     Args:
+        path: of the file.
         required: columns that must be there.
         optional: columns that are read if they are there.
         identifiers: columns that must not have been rounded.
+        damaged: pattern found in an identifier that was.
+        original: what to do where a column is missing.
 
     Raises:
         DataError: missing file or column, unreadable, or identifiers such as ``123.0`` or ``1e+16``.
@@ -29,7 +40,7 @@ def read_table(
         header = list(pd.read_csv(path, nrows=0, dtype=str).columns)
         absent = [column for column in required if column not in header]
         if absent:
-            raise DataError(f"columns missing: {', '.join(absent)}", str(path), "use the table as it was published")
+            raise DataError(f"columns missing: {', '.join(absent)}", str(path), original)
         used = [column for column in (*required, *optional) if column in header]
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=used)
     except (ValueError, OSError) as error:
@@ -40,10 +51,10 @@ def read_table(
     for column in frame.columns:
         frame[column] = frame[column].fillna("").astype(str).str.strip()
     for column in identifiers:
-        damaged = int(frame[column].str.contains(r"[eE]\+|\.\d*$", regex=True).sum())
-        if damaged:
+        rounded = int(frame[column].str.contains(damaged, regex=True).sum())
+        if rounded:
             raise DataError(
-                f"{damaged} values of {column} are not whole numbers: the table was saved with rounded identifiers",
+                f"{rounded} values of {column} are not whole numbers: the table was saved with rounded identifiers",
                 str(path),
                 "use the original table, read as text",
             )

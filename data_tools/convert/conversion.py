@@ -74,7 +74,7 @@ def convert_archive(options: ConvertOptions) -> dict[str, Any]:
             f"no sample to convert ({reasons or 'no exam'})", str(options.root), "look at it with --dry-run"
         )
     if options.dataset != "gamma":
-        _check_decoders([task for job in jobs for task in job.tasks])
+        _check_decoders([sample for job in jobs for sample in job.samples])
     return _convert(_Conversion(options, plan, jobs, synthetic)) or summary
 
 
@@ -117,7 +117,7 @@ def _secret(options: ConvertOptions, synthetic: bool) -> bytes:
     return load_secret(path)
 
 
-def _check_decoders(tasks: Sequence[SampleJob]) -> None:
+def _check_decoders(samples: Sequence[SampleJob]) -> None:
     """Fails before hours of work if a transfer syntax of the archive has no decoder here.
 
     Where every syntax of the documentation can be decoded there is nothing to find; otherwise all headers are read.
@@ -126,7 +126,7 @@ def _check_decoders(tasks: Sequence[SampleJob]) -> None:
     if not lacking:
         return
     logger.warning("%d transfer syntaxes have no decoder here: every header is read to see if they occur", len(lacking))
-    for path in (path for task in tasks for candidates in task.images.values() for path in candidates):
+    for path in (path for sample in samples for candidates in sample.images.values() for path in candidates):
         try:
             syntax = transfer_syntax(Path(path))
         except BadImage as bad:
@@ -252,17 +252,17 @@ def _check_made(partial: Path, manifests: Mapping[str, Manifest]) -> None:
 def _mapping(jobs: Sequence[ShardJob], records: Sequence[shards.Record]) -> list[dict[str, str]]:
     """Which key is which exam, for every sample that was written, in order of the keys."""
     written = {key for record in records for key in record.keys}
-    tasks = sorted((task for job in jobs for task in job.tasks), key=lambda task: task.meta["key"])
+    samples = sorted((sample for job in jobs for sample in job.samples), key=lambda sample: sample.meta["key"])
     return [
         {
-            "key": task.meta["key"],
-            "patient": task.source[0],
-            "exam": task.source[1],
-            "side": task.meta["side"],
-            "split": task.meta["split"],
+            "key": sample.meta["key"],
+            "patient": sample.source[0],
+            "exam": sample.source[1],
+            "side": sample.meta["side"],
+            "split": sample.meta["split"],
         }
-        for task in tasks
-        if task.meta["key"] in written
+        for sample in samples
+        if sample.meta["key"] in written
     ]
 
 

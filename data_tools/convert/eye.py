@@ -163,26 +163,26 @@ def convert_volume(folder: Path, rows: int, cols: int) -> tuple[NDArray[np.uint8
     return volume, geometry
 
 
-def _convert(modality: str, task: SampleJob, result: SampleResult) -> dict[str, Any]:
-    path = Path(task.images[modality][0])
+def _convert(modality: str, job: SampleJob, result: SampleResult) -> dict[str, Any]:
+    path = Path(job.images[modality][0])
     if modality == "fundus":
-        pixels, geometry = convert_fundus(path, task.rows, task.cols)
+        pixels, geometry = convert_fundus(path, job.rows, job.cols)
     else:
-        pixels, geometry = convert_volume(path, task.rows, task.cols)
+        pixels, geometry = convert_volume(path, job.rows, job.cols)
     shape = geometry["original_shape"]
     result.count(f"{modality}_size", f"{shape[0]}x{shape[1]}")
-    result.add(modality, pixels, "b2" if modality == "oct" else task.codec)  # PNG holds no volumes
+    result.add(modality, pixels, "b2" if modality == "oct" else job.codec)  # PNG holds no volumes
     return geometry
 
 
-def convert_eye(task: SampleJob) -> SampleResult:
+def convert_eye(job: SampleJob) -> SampleResult:
     """Converts both modalities and the mask of an eye; a bad one is noted and the others go on."""
-    result = SampleResult({**task.meta, "vendor": task.meta["vendor"] or "other"})
-    result.meta["labels"] = dict(task.meta["labels"])
+    result = SampleResult({**job.meta, "vendor": job.meta["vendor"] or "other"})
+    result.meta["labels"] = dict(job.meta["labels"])
     geometry: dict[str, Any] = {}
-    for modality in task.images:
+    for modality in job.images:
         try:
-            geometry[modality] = _convert(modality, task, result)
+            geometry[modality] = _convert(modality, job, result)
         except BadImage as bad:
             result.bad.append((modality, bad.reason))
         except UserError:
@@ -190,10 +190,10 @@ def convert_eye(task: SampleJob) -> SampleResult:
         except Exception as error:  # as for mammograms: one file may not end a conversion
             result.bad.append((modality, f"unexpected_{type(error).__name__}"))
     result.meta["labels"]["cup"] = MISSING
-    if "cup" in task.masks and "fundus" in geometry:
+    if "cup" in job.masks and "fundus" in geometry:
         try:
-            mask = convert_mask(Path(task.masks["cup"]), geometry["fundus"], result)
-            result.members[f"cup.{task.codec}"] = encode(mask, task.codec)
+            mask = convert_mask(Path(job.masks["cup"]), geometry["fundus"], result)
+            result.members[f"cup.{job.codec}"] = encode(mask, job.codec)
             result.meta["labels"]["cup"] = 1  # a mask is there; what it shows is in its member
         except BadImage as bad:
             result.bad.append(("cup", bad.reason))

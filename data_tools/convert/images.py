@@ -9,20 +9,20 @@ from data_tools.convert.mammogram import best_view
 from data_tools.convert.sample import SampleJob, SampleResult
 
 
-def convert_sample(task: SampleJob) -> SampleResult:
+def convert_sample(job: SampleJob) -> SampleResult:
     """Converts all images of a sample; a bad one is noted and the others go on."""
-    if task.meta["dataset"] == "gamma":
-        return convert_eye(task)
-    result = SampleResult(dict(task.meta))
+    if job.meta["dataset"] == "gamma":
+        return convert_eye(job)
+    result = SampleResult(dict(job.meta))
     geometry: dict[str, Any] = {}
-    for modality in task.images:
-        view = best_view(modality, task, result)
+    for modality in job.images:
+        view = best_view(modality, job, result)
         if view is None:
             continue
         for name, value in view.facts.items():
             result.count(name, value)
         result.meta["vendor"] = result.meta["vendor"] or view.facts["vendor"]
-        result.add(modality, view.stored.pixels, task.codec)
+        result.add(modality, view.stored.pixels, job.codec)
         geometry[modality] = view.stored.geometry
     result.meta["vendor"] = result.meta["vendor"] or "other"
     result.meta["modalities"] = list(geometry)

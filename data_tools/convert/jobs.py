@@ -34,12 +34,12 @@ class ShardJob:
     split: str
     index: int
     name: str
-    tasks: tuple[SampleJob, ...]
+    samples: tuple[SampleJob, ...]
 
     @property
     def num_images(self) -> int:
         """Images planned, counting one per modality."""
-        return sum(len(task.images) for task in self.tasks)
+        return sum(len(sample.images) for sample in self.samples)
 
 
 def assign_splits(samples: Sequence[Sample], secret: bytes, shares: Sequence[int]) -> dict[str, str]:
@@ -89,7 +89,7 @@ def assign_splits(samples: Sequence[Sample], secret: bytes, shares: Sequence[int
     return out
 
 
-def _task(sample: Sample, split: str, root: Path, storing: Storing, secret: bytes) -> SampleJob:
+def _sample_job(sample: Sample, split: str, root: Path, storing: Storing, secret: bytes) -> SampleJob:
     side = sample.side.lower()
     name = hash16(secret, "sample", storing.dataset, sample.patient, sample.exam, side)
     meta = {
@@ -124,17 +124,17 @@ def make_jobs(
         DataError: a patient in two official splits, or two samples with one key.
     """
     splits = assign_splits(plan.samples, secret, shares)
-    tasks = [_task(sample, splits[sample.patient], root, storing, secret) for sample in plan.samples]
-    tasks.sort(key=lambda task: task.meta["key"])
-    repeated = len(tasks) - len({task.meta["key"] for task in tasks})
+    samples = [_sample_job(sample, splits[sample.patient], root, storing, secret) for sample in plan.samples]
+    samples.sort(key=lambda sample: sample.meta["key"])
+    repeated = len(samples) - len({sample.meta["key"] for sample in samples})
     if repeated:
         raise DataError(
             f"{repeated} samples are planned twice", "tables", "report this: it is an error of this package"
         )
-    tasks = tasks[:limit]
+    samples = samples[:limit]
     jobs = []
     for split in SPLITS:
-        mine = [task for task in tasks if task.meta["split"] == split]
+        mine = [sample for sample in samples if sample.meta["split"] == split]
         for index, start in enumerate(range(0, len(mine), storing.samples_per_shard)):
             part = tuple(mine[start : start + storing.samples_per_shard])
             jobs.append(ShardJob(split, index, shard_name(storing.dataset, split, index), part))
@@ -142,10 +142,13 @@ def make_jobs(
 
 
 def fingerprint(jobs: Sequence[ShardJob], preprocessing: Mapping[str, object]) -> str:
-    """Digest of everything that decides the bytes of the shards but the images: an unfinished conversion may only be
-    continued under the same one."""
-    content = [
-        [job.name, [[task.meta, {name: len(paths) for name, paths in task.images.items()}] for task in job.tasks]]
-        for job in jobs
-    ]
+    """Digest of everything that decides the bytes of the shards but the images.
+
+    An unfinished conversion may only be continued under the same one.
+    """
+
+    def planned(sample: SampleJob) -> list[object]:
+        return [sample.meta, {name: len(paths) for name, paths in sample.images.items()}]
+
+    content = [[job.name, [planned(sample) for sample in job.samples]] for job in jobs]
     return hashlib.sha256(json.dumps([content, dict(preprocessing)], sort_keys=True).encode()).hexdigest()

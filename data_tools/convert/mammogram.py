@@ -22,7 +22,7 @@ class _View:
     facts: dict[str, str]
 
 
-def _convert_view(path: Path, side: str, task: SampleJob) -> _View:
+def _convert_view(path: Path, side: str, job: SampleJob) -> _View:
     """One image from file to stored pixels.
 
     Raises:
@@ -41,8 +41,8 @@ def _convert_view(path: Path, side: str, task: SampleJob) -> _View:
         raise BadImage("breast_area_too_small")
     if area > MAX_AREA:
         raise BadImage("breast_area_too_large")
-    view = canonicalise(graded.part, mask, task.rows, task.cols)
-    vendor = task.meta["vendor"] or vendor_family(str(ds.get("Manufacturer") or ""))
+    view = canonicalise(graded.part, mask, job.rows, job.cols)
+    vendor = job.meta["vendor"] or vendor_family(str(ds.get("Manufacturer") or ""))
     facts = {
         "transfer_syntax": syntax_name(ds.file_meta.TransferSyntaxUID),
         "bits_stored": str(int(ds.get("BitsStored") or 16)),
@@ -56,13 +56,13 @@ def _convert_view(path: Path, side: str, task: SampleJob) -> _View:
     return _View(view, facts)
 
 
-def best_view(modality: str, task: SampleJob, result: SampleResult) -> _View | None:
+def best_view(modality: str, job: SampleJob, result: SampleResult) -> _View | None:
     """The candidate to use; those that cannot be read are noted."""
     best: _View | None = None
-    for path in task.images[modality]:
+    for path in job.images[modality]:
         try:
             with quiet():
-                view = _convert_view(Path(path), task.meta["side"], task)
+                view = _convert_view(Path(path), job.meta["side"], job)
         except BadImage as bad:
             result.bad.append((modality, bad.reason))
             continue
@@ -75,6 +75,6 @@ def best_view(modality: str, task: SampleJob, result: SampleResult) -> _View | N
             continue
         if best is None or view.stored.area > best.stored.area:
             best = view
-        if task.choose == "first":
+        if job.choose == "first":
             break
     return best

@@ -44,11 +44,11 @@ def print_plan(plan: Plan, jobs: Sequence[ShardJob]) -> None:
     for name, number in sorted(plan.violations.items()):
         print(f"not as documented, {name}: {number}")
     for split in SPLITS:
-        mine = [task for job in jobs if job.split == split for task in job.tasks]
-        groups = {task.meta["group"] for task in mine}
+        mine = [sample for job in jobs if job.split == split for sample in job.samples]
+        groups = {sample.meta["group"] for sample in mine}
         print(f"{split}: {len(mine)} samples of {len(groups)} patients, {sum(len(t.images) for t in mine)} images")
         for name in mine[0].meta["labels"] if mine else ():
-            codes = Counter(task.meta["labels"][name] for task in mine)
+            codes = Counter(sample.meta["labels"][name] for sample in mine)
             print(
                 f"  {name}: " + " ".join(f"{'missing' if code < 0 else code}:{n}" for code, n in sorted(codes.items()))
             )

@@ -15,7 +15,7 @@ from m4oe_ds.data.codecs import encode
 
 @dataclass(frozen=True)
 class SampleJob:
-    """Work of one sample; a task is a question, not this.
+    """Work of one sample.
 
     Attributes:
         meta: fields of META_FIELDS but modalities and geometry.
@@ -38,6 +38,40 @@ class SampleJob:
     source: tuple[str, str] = ("", "")
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Sums over stored pixels: whole numbers are exact, and so do not depend on the order of the samples.
+
+    Attributes:
+        pixels: how many.
+        total: sum of their values.
+        squares: sum of the squares of their values.
+        full: largest value their type holds, 255 or 65535.
+    """
+
+    pixels: int
+    total: int
+    squares: int
+    full: int
+
+    @classmethod
+    def of(cls, pixels: NDArray[Any]) -> Sums:
+        """Of an array of uint8 or uint16."""
+        total = squares = 0
+        flat = pixels.ravel()
+        # as float64 the sums stay below 2^53 for a million pixels at a time
+        for start in range(0, flat.size, 1 << 20):
+            part = flat[start : start + (1 << 20)].astype(np.float64)
+            total += int(part.sum())
+            squares += int(np.dot(part, part))
+        return cls(int(pixels.size), total, squares, int(np.iinfo(pixels.dtype).max))
+
+    def __add__(self, other: Sums) -> Sums:
+        if self.full != other.full:
+            raise ValueError("pixels of different types have no common mean")
+        return Sums(self.pixels + other.pixels, self.total + other.total, self.squares + other.squares, self.full)
+
+
 @dataclass
 class SampleResult:
     """A sample ready for a shard.
@@ -47,7 +81,7 @@ class SampleResult:
         members: encoded pixels by member name.
         bad: (modality, reason) of images that were not used.
         facts: counts for the histograms of the report.
-        sums: per modality (number, sum, sum of squares) of stored pixels.
+        sums: per modality.
         digests: of the members, to find an image that belongs to two patients.
     """
 
@@ -55,7 +89,7 @@ class SampleResult:
     members: dict[str, bytes] = field(default_factory=dict)
     bad: list[tuple[str, str]] = field(default_factory=list)
     facts: dict[str, Counter[str]] = field(default_factory=dict)
-    sums: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    sums: dict[str, Sums] = field(default_factory=dict)
     digests: list[str] = field(default_factory=list)
 
     def count(self, name: str, value: object) -> None:
@@ -67,12 +101,4 @@ class SampleResult:
         self.members[f"{modality}.{codec}"] = encode(pixels, codec)
         # what is equal as a member is equal for every use, and is a fraction of the decoded pixels
         self.digests.append(hashlib.blake2b(self.members[f"{modality}.{codec}"], digest_size=16).hexdigest())
-        # sums of whole numbers are exact and so do not depend on the order of the samples; as float64 they stay below
-        # 2^53 for a million pixels at a time
-        total = squares = 0
-        flat = pixels.ravel()
-        for start in range(0, flat.size, 1 << 20):
-            part = flat[start : start + (1 << 20)].astype(np.float64)
-            total += int(part.sum())
-            squares += int(np.dot(part, part))
-        self.sums[modality] = (int(pixels.size), total, squares)
+        self.sums[modality] = Sums.of(pixels)

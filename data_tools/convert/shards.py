@@ -7,8 +7,10 @@ several jobs may share the work, and whichever finds all records present writes 
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import logging
+import operator
 import os
 import shutil
 from collections import Counter
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.convert.jobs import ShardJob
-from data_tools.convert.sample import SampleResult
+from data_tools.convert.sample import SampleResult, Sums
 from data_tools.convert.workers import converted
 from m4oe_ds.data.manifest import Manifest, Shard, assemble
 from m4oe_ds.data.schema import DATASETS, SPLITS, DatasetSpec
@@ -38,17 +40,16 @@ class Record:
     Attributes:
         shard: None if no sample was left.
         keys: written.
-        sums: ``{modality: [pixels, sum, sum of squares]}``.
+        sums: of the stored pixels per modality.
         quarantine: key, modality and reason of images that were not used.
         facts: histograms.
         digests: ``[digest of the decoded pixels, patient pseudonym]`` of every image.
-        sheet: a few small pictures for the contact sheet, as PNG in base64, with their captions.
     """
 
     name: str
     shard: Shard | None = None
     keys: list[str] = field(default_factory=list)
-    sums: dict[str, list[int]] = field(default_factory=dict)
+    sums: dict[str, Sums] = field(default_factory=dict)
     quarantine: list[dict[str, str]] = field(default_factory=list)
     facts: dict[str, dict[str, int]] = field(default_factory=dict)
     digests: list[list[str]] = field(default_factory=list)
@@ -69,10 +70,8 @@ class Record:
         """Counts a sample that goes into the shard."""
         self.keys.append(result.meta["key"])
         self.images += len(result.sums)
-        for name, numbers in result.sums.items():
-            total = self.sums.setdefault(name, [0, 0, 0])
-            for place, number in enumerate(numbers):
-                total[place] += number
+        for name, sums in result.sums.items():
+            self.sums[name] = self.sums[name] + sums if name in self.sums else sums
 
     def save(self, folder: Path) -> None:
         """Writes the record in one go: its presence says that the shard is complete."""
@@ -90,10 +89,11 @@ class Record:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             content["shard"] = None if content["shard"] is None else Shard(**content["shard"])
+            content["sums"] = {name: Sums(**sums) for name, sums in content["sums"].items()}
             record = cls(**content)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             logger.warning("the record of shard %s is damaged: the shard is made again", job.name)
             return None
         if record.shard is not None:
@@ -159,14 +159,14 @@ def make_shards(out: Path, jobs: Sequence[ShardJob], spec: DatasetSpec, rules: R
         logger.warning("%d of %d shards are there already and are kept", done, len(jobs))
     planned = sum(job.num_images for job in jobs)
     bad = [item for record in records.values() if record is not None for item in record.quarantine]
-    tasks = [task for job in todo for task in job.tasks]
-    results = converted(tasks, workers)
-    with tqdm(total=len(tasks), desc="samples", unit="sample") as progress:
+    samples = [sample for job in todo for sample in job.samples]
+    results = converted(samples, workers)
+    with tqdm(total=len(samples), desc="samples", unit="sample") as progress:
         for job in todo:
             record = Record(job.name, planned=job.num_images)
             writer = OpenShard(out / job.split / job.name, spec.modalities, spec.tasks)
             try:
-                for _ in job.tasks:
+                for _ in job.samples:
                     _take(next(results), record, writer, spec, rules)
                     _check_quarantine(bad + record.quarantine, planned, rules)
                     progress.update()
@@ -191,15 +191,15 @@ def all_records(out: Path, jobs: Sequence[ShardJob]) -> list[Record] | None:
 
 
 def _statistics(records: Sequence[Record], modalities: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of stored pixels / full range per modality present."""
+    """Mean and standard deviation of stored pixels / full range of their type, per modality present."""
     out = {}
     for name in modalities:
         parts = [record.sums[name] for record in records if name in record.sums]
-        count, total, squares = (sum(part[i] for part in parts) for i in range(3))
-        if count:
-            variance = (count * squares - total * total) / (count * count)  # exact: whole numbers until here
-            full = 255 if name in ("fundus", "oct") else 65535
-            out[name] = {"mean": total / count / full, "std": variance**0.5 / full}
+        if parts:
+            sums = functools.reduce(operator.add, parts)
+            # exact: whole numbers until here
+            variance = (sums.pixels * sums.squares - sums.total * sums.total) / (sums.pixels * sums.pixels)
+            out[name] = {"mean": sums.total / sums.pixels / sums.full, "std": variance**0.5 / sums.full}
     return out
 
 

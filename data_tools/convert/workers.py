@@ -30,14 +30,14 @@ class _Failure:
 
 
 def _serve(pipe: Any) -> None:
-    """Loop of a worker process: a task in, a result or an exception out."""
+    """Loop of a worker process: a job in, a result or an exception out."""
     while True:
         try:
-            task = pipe.recv()
+            job = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            pipe.send(convert_sample(task))
+            pipe.send(convert_sample(job))
         except KeyboardInterrupt:
             return
         except Exception as error:  # not of one image: those are quarantined inside. It stops the conversion
@@ -64,9 +64,9 @@ class _Worker:
         self.number: int | None = None
         self.since = 0.0
 
-    def begin(self, number: int, task: SampleJob) -> None:
+    def begin(self, number: int, job: SampleJob) -> None:
         self.number, self.since = number, time.monotonic()
-        self.pipe.send(task)
+        self.pipe.send(job)
 
     def result(self) -> Any:
         """What the process sent, or a failure if it died."""
@@ -81,11 +81,11 @@ class _Worker:
         self.pipe.close()
 
 
-def _alone(task: SampleJob, seconds: float) -> SampleResult | _Failure:
-    """One task in a process of its own."""
+def _alone(job: SampleJob, seconds: float) -> SampleResult | _Failure:
+    """One job in a process of its own."""
     worker = _Worker()
     try:
-        worker.begin(0, task)
+        worker.begin(0, job)
         outcome = worker.result() if worker.pipe.poll(seconds) else _Failure("decoder_hung")
     finally:
         worker.stop()
@@ -94,27 +94,27 @@ def _alone(task: SampleJob, seconds: float) -> SampleResult | _Failure:
     return outcome  # type: ignore[no-any-return]
 
 
-def _without_the_guilty(task: SampleJob, seconds: float) -> SampleResult:
+def _without_the_guilty(job: SampleJob, seconds: float) -> SampleResult:
     """Tries every candidate image by itself, then converts the sample with those that can be read."""
     kept: dict[str, tuple[str, ...]] = {}
     bad = []
-    for modality, paths in task.images.items():
+    for modality, paths in job.images.items():
         for path in paths:
-            outcome = _alone(replace(task, images={modality: (path,)}), seconds)
+            outcome = _alone(replace(job, images={modality: (path,)}), seconds)
             if isinstance(outcome, _Failure):
                 bad.append((modality, outcome.reason))
             else:
                 kept[modality] = (*kept.get(modality, ()), path)
-    outcome = _alone(replace(task, images=kept), seconds)
+    outcome = _alone(replace(job, images=kept), seconds)
     if isinstance(outcome, _Failure):  # only together: give the sample up
-        bad = [(modality, outcome.reason) for modality in task.images]
-        outcome = SampleResult({**task.meta, "modalities": [], "geometry": {}})
-    logger.warning("%d images of sample %s crash or hang their decoder", len(bad), task.meta["key"])
+        bad = [(modality, outcome.reason) for modality in job.images]
+        outcome = SampleResult({**job.meta, "modalities": [], "geometry": {}})
+    logger.warning("%d images of sample %s crash or hang their decoder", len(bad), job.meta["key"])
     outcome.bad += bad
     return outcome
 
 
-def converted(tasks: Sequence[SampleJob], workers: int, seconds: float = SECONDS_PER_SAMPLE) -> Iterator[SampleResult]:
+def converted(jobs: Sequence[SampleJob], workers: int, seconds: float = SECONDS_PER_SAMPLE) -> Iterator[SampleResult]:
     """Converts the samples and yields the results in order, few at a time in memory.
 
     Args:
@@ -125,17 +125,17 @@ def converted(tasks: Sequence[SampleJob], workers: int, seconds: float = SECONDS
         UserError: what concerns every image, such as a missing decoder.
     """
     if workers <= 0:
-        yield from map(convert_sample, tasks)
+        yield from map(convert_sample, jobs)
         return
-    pool = [_Worker() for _ in range(min(workers, max(1, len(tasks))))]
+    pool = [_Worker() for _ in range(min(workers, max(1, len(jobs))))]
     done: dict[int, SampleResult] = {}
-    next_task = next_out = 0
+    next_job = next_out = 0
     try:
-        while next_out < len(tasks):
+        while next_out < len(jobs):
             for worker in pool:
-                if worker.number is None and next_task < min(len(tasks), next_out + 4 * len(pool)):
-                    worker.begin(next_task, tasks[next_task])
-                    next_task += 1
+                if worker.number is None and next_job < min(len(jobs), next_out + 4 * len(pool)):
+                    worker.begin(next_job, jobs[next_job])
+                    next_job += 1
             busy = [worker for worker in pool if worker.number is not None]
             ready = connection.wait([worker.pipe for worker in busy], timeout=1.0)
             for worker in busy:
@@ -150,7 +150,7 @@ def converted(tasks: Sequence[SampleJob], workers: int, seconds: float = SECONDS
                 if isinstance(outcome, _Failure):
                     worker.stop()
                     pool[pool.index(worker)] = _Worker()
-                    outcome = _without_the_guilty(tasks[number], seconds)
+                    outcome = _without_the_guilty(jobs[number], seconds)
                 elif isinstance(outcome, Exception):
                     raise outcome
                 worker.number = None

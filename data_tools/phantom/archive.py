@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 LAYOUTS = ("embed", "rsna", "vindr", "gamma")
-Task = tuple[str, str, int, int, bool, float]
+Job = tuple[str, str, int, int, bool, float]
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -37,17 +37,17 @@ def _write_table(path: Path, columns: Sequence[str], rows: list[dict[str, str]])
         csv.DictWriter(stream, columns, lineterminator="\n").writerows(rows)
 
 
-def _make_one(task: Task) -> dict[str, Any]:
+def _make_one(job: Job) -> dict[str, Any]:
     """Makes one patient in a worker process."""
-    layout, root, *rest = task
+    layout, root, *rest = job
     made: dict[str, Any] = importlib.import_module(f"data_tools.phantom.{layout}").make_patient(Path(root), *rest)
     return made
 
 
-def _results(tasks: list[Task], workers: int) -> Iterator[dict[str, Any]]:
+def _results(jobs: list[Job], workers: int) -> Iterator[dict[str, Any]]:
     """Makes the patients in ``workers`` processes and yields them in order."""
     if workers <= 1:
-        yield from map(_make_one, tasks)
+        yield from map(_make_one, jobs)
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
@@ -57,7 +57,7 @@ def _results(tasks: list[Task], workers: int) -> Iterator[dict[str, Any]]:
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(_make_one, tasks, chunksize=2)
+            yield from pool.map(_make_one, jobs, chunksize=2)
     finally:
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
@@ -134,11 +134,11 @@ def generate(
     out.mkdir(parents=True, exist_ok=True)
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if patients > 8 else 1
-    tasks = [(layout, str(out), seed, index, faults == "full", risk_prevalence) for index in range(patients)]
-    return {**_make(layout, out, tasks, workers, arguments), "reused": False}
+    jobs = [(layout, str(out), seed, index, faults == "full", risk_prevalence) for index in range(patients)]
+    return {**_make(layout, out, jobs, workers, arguments), "reused": False}
 
 
-def _make(layout: str, out: Path, tasks: list[Task], workers: int, arguments: dict[str, Any]) -> dict[str, Any]:
+def _make(layout: str, out: Path, jobs: list[Job], workers: int, arguments: dict[str, Any]) -> dict[str, Any]:
     from tqdm import tqdm
 
     module = importlib.import_module(f"data_tools.phantom.{layout}")
@@ -148,7 +148,7 @@ def _make(layout: str, out: Path, tasks: list[Task], workers: int, arguments: di
     counts: Counter[str] = Counter(dict.fromkeys(module.FAULTS, 0))
     variety: Counter[str] = Counter()
     files = 0
-    for result in tqdm(_results(tasks, workers), total=len(tasks), desc="synthetic patients", unit="patient"):
+    for result in tqdm(_results(jobs, workers), total=len(jobs), desc="synthetic patients", unit="patient"):
         for path, rows in result["tables"].items():
             tables[path] += rows
         sheet += [result["sheet"]] if "sheet" in result else []

@@ -54,6 +54,13 @@ class DicomFacts:
     voi_lut: bool = False  # a VOI LUT sequence with 12-bit entries in a 16-bit table
 
 
+def uid(*parts: object) -> str:
+    """A UID that follows from the parts."""
+    from pydicom.uid import generate_uid
+
+    return str(generate_uid(entropy_srcs=["phantom", *(str(part) for part in parts)]))
+
+
 def burn_in_marker(pixels: NDArray[np.uint16], text: str, side: str, top: int) -> NDArray[np.uint16]:
     """Writes e.g. ``R MLO`` into the air beside the breast, in grey value ``top``; the chest wall of R is at right."""
     dots = np.zeros((7, 6 * len(text)), np.uint16)

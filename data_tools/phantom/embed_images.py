@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.phantom.breast import MODALITIES, Breast, Lesion, information_shares, make_breast, render
-from data_tools.phantom.dicom import DicomFacts, burn_in_marker, write_mammogram
+from data_tools.phantom.dicom import DicomFacts, burn_in_marker, uid, write_mammogram
 from data_tools.phantom.embed_plan import (
     FINDING_CONTRAST,
     METADATA_COLUMNS,
@@ -120,12 +120,6 @@ def plan_lesions(seed: int, patient: Patient, exam: Exam, side: str) -> tuple[di
     return {"risk": sign, "birads": finding}, tuple(drawn)
 
 
-def _uid(*parts: object) -> str:
-    from pydicom.uid import generate_uid
-
-    return str(generate_uid(entropy_srcs=["phantom", *(str(part) for part in parts)]))
-
-
 def _spoil(pixels: NDArray[np.uint16], spot: bool) -> NDArray[np.uint16]:
     """A take that must not be used: a magnified centre, or a breast cut off by bad positioning."""
     if spot:
@@ -150,9 +144,9 @@ def _facts(seed: int, patient: Patient, exam: Exam, take: Take, number: int) -> 
     return DicomFacts(
         patient.empi,
         exam.accession,
-        _uid("study", *ids),
-        _uid("series", *ids, number),
-        _uid("image", *ids, number),
+        uid("study", *ids),
+        uid("series", *ids, number),
+        uid("image", *ids, number),
         exam.day.isoformat(),
         take.time,
         exam.desc,

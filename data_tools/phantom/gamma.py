@@ -7,6 +7,7 @@ it. A rule per eye says which of them shows it. Everything about an eye follows 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from data_tools.archives.gamma import BACKGROUND, CLASSES, CUP, NUM_SLICES, RIM,
 COLUMNS: dict[str, list[str]] = {}  # its only table is a spreadsheet: see write_sheet
 TRAINING = Path("Glaucoma_grading/training")
 MASKS = Path("task3_disc_cup_segmentation/training/Disc_Cup_Mask")
-FUNDUS_SHAPE, OCT_SHAPE = (200, 299), (62, 32)  # the real ones divided by 10 and 16
+FUNDUS_SHAPE, OTHER_SHAPE = (200, 299), (193, 196)  # of the two cameras, the real ones divided by 10
+OCT_SHAPE = (62, 32)  # the real one divided by 16
 FAULT_PERIOD = 20
 FAULT_SLOTS: tuple[tuple[str, ...], ...] = (
     ("scrambled_slices",),
@@ -113,15 +115,13 @@ def write_sheet(root: Path, rows: list[dict[str, Any]]) -> None:
     frame.to_excel(root / TRAINING / f"{SHEET}.xlsx", index=False)
 
 
-def _write_volume(
-    folder: Path, rng: np.random.Generator, layer: float, faults: frozenset[str], shape: tuple[int, int]
-) -> None:
+def _write_volume(folder: Path, rng: np.random.Generator, layer: float, faults: frozenset[str]) -> None:
     order = np.arange(NUM_SLICES)
     if "scrambled_slices" in faults:  # the order in which files are made is what some readers get to see
         order = rng.permutation(NUM_SLICES)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".DS_Store").write_bytes(b"\0")
-    scans = {number: draw_scan(rng, shape, layer, number / (NUM_SLICES - 1)) for number in range(NUM_SLICES)}
+    scans = {number: draw_scan(rng, OCT_SHAPE, layer, number / (NUM_SLICES - 1)) for number in range(NUM_SLICES)}
     for number in order:
         if "missing_slice" in faults and number == 100:
             continue
@@ -140,73 +140,126 @@ def _smooth(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return out.astype(np.uint8)
 
 
-def make_patient(
-    root: Path, seed: int, index: int, faults: bool, risk_prevalence: float, real_size: bool = False
-) -> dict[str, Any]:
-    """Writes the images of one eye below ``root`` and returns the rest.
+@dataclass(frozen=True)
+class _Eye:
+    """One eye as planned, before images.
 
-    Args:
-        risk_prevalence: 0.35 gives the class shares of the archive; other values scale the share of glaucoma.
-        real_size: images of 2000 x 2992 and B-scans of 992 x 512 instead of small ones.
-
-    Returns:
-        ``sheet`` (its row), ``tables`` (none), ``samples`` of the truth, ``faults`` and ``variety`` counts, ``files``.
+    Attributes:
+        number: in the sheet.
+        faults: planted in its images and its row.
+        grade: class of glaucoma, 0..2.
+        rule: one of RULES.
+        ratio: of the cup's diameter to the disc's.
+        layer: thickness of the nerve-fibre layer, of the height of a B-scan.
     """
+
+    number: int
+    faults: frozenset[str]
+    grade: int
+    rule: str
+    ratio: float
+    layer: float
+
+    @property
+    def name(self) -> str:
+        """Of its folder and files."""
+        return f"{self.number:04d}"
+
+
+def _plan(rng: np.random.Generator, index: int, faults: bool, risk_prevalence: float) -> _Eye:
+    """Draws one eye: its grade and what shows it."""
     slot = index % FAULT_PERIOD
-    mine = frozenset(FAULT_SLOTS[slot]) if faults and slot < len(FAULT_SLOTS) else frozenset()
-    rng = np.random.default_rng([seed, index, 7])
     ill = min(1.0, (1 - GRADE_SHARES[0]) * risk_prevalence / 0.35)
     grade = int(rng.choice(3, p=[1 - ill, ill * 0.52, ill * 0.48]))
     rule = tuple(RULES)[int(rng.integers(len(RULES)))]
     in_fundus, in_oct = RULES[rule]
-    name = f"{index + 1:04d}"
-    shape = (2000, 2992) if real_size else FUNDUS_SHAPE
-    if "other_camera" in mine:
-        shape = (1934, 1956) if real_size else (193, 196)
-    ratio = (CUP_RATIO[grade] if in_fundus else MIDDLE_RATIO) + rng.uniform(-0.03, 0.03)
-    layer = (LAYER[grade] if in_oct else MIDDLE_LAYER) + rng.uniform(-0.012, 0.012)
-    fundus, mask = draw_fundus(rng, shape, ratio)
-    folder = root / TRAINING / "multi-modality_images" / name
-    _save(fundus, folder / f"{name}.jpg")
-    if "truncated_fundus" in mine:
-        path = folder / f"{name}.jpg"
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    if "missing_oct" not in mine:
-        _write_volume(folder / name, rng, layer, mine, (992, 512) if real_size else OCT_SHAPE)
-    stored = (
-        _smooth(mask)
-        if "smooth_mask" in mine
-        else mask[: mask.shape[0] // 2]
-        if "mask_of_another_size" in mine
-        else mask
+    return _Eye(
+        number=index + 1,
+        faults=frozenset(FAULT_SLOTS[slot]) if faults and slot < len(FAULT_SLOTS) else frozenset(),
+        grade=grade,
+        rule=rule,
+        ratio=(CUP_RATIO[grade] if in_fundus else MIDDLE_RATIO) + rng.uniform(-0.03, 0.03),
+        layer=(LAYER[grade] if in_oct else MIDDLE_LAYER) + rng.uniform(-0.012, 0.012),
     )
-    if "missing_mask" not in mine:
-        _save(stored, root / MASKS / f"{name}.png")
-    present = [
-        modality
-        for modality, bad in (("fundus", {"truncated_fundus"}), ("oct", {"missing_oct", "missing_slice"}))
-        if not mine & bad
-    ]
-    sheet = {"data": index + 1, **{column: int(code == grade) for code, column in enumerate(CLASSES)}}
-    if "row_with_two_ones" in mine:
-        sheet[CLASSES[(grade + 1) % 3]] = 1
-    label = -1 if "row_with_two_ones" in mine else grade
-    has_mask = "fundus" in present and not mine & {"missing_mask", "mask_of_another_size"}
-    shown = {
-        modality: float(there) for modality, there in (("fundus", in_fundus), ("oct", in_oct)) if modality in present
+
+
+def _write_images(root: Path, rng: np.random.Generator, eye: _Eye) -> int:
+    """Draws and writes fundus, mask and volume of an eye; returns the pixels of its cup."""
+    folder = root / TRAINING / "multi-modality_images" / eye.name
+    fundus, mask = draw_fundus(rng, OTHER_SHAPE if "other_camera" in eye.faults else FUNDUS_SHAPE, eye.ratio)
+    path = folder / f"{eye.name}.jpg"
+    _save(fundus, path)
+    if "truncated_fundus" in eye.faults:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    if "missing_oct" not in eye.faults:
+        _write_volume(folder / eye.name, rng, eye.layer, eye.faults)
+    stored = mask
+    if "smooth_mask" in eye.faults:
+        stored = _smooth(mask)
+    elif "mask_of_another_size" in eye.faults:
+        stored = mask[: mask.shape[0] // 2]
+    if "missing_mask" not in eye.faults:
+        _save(stored, root / MASKS / f"{eye.name}.png")
+    return int((mask == CUP).sum())
+
+
+def _sheet_row(eye: _Eye) -> dict[str, int]:
+    row = {"data": eye.number, **{column: int(code == eye.grade) for code, column in enumerate(CLASSES)}}
+    if "row_with_two_ones" in eye.faults:
+        row[CLASSES[(eye.grade + 1) % 3]] = 1
+    return row
+
+
+def _truth(eye: _Eye, cup_pixels: int) -> dict[str, Any]:
+    """What a conversion must make of an eye, and the share of the evidence in each modality."""
+    spoilt = {"fundus": {"truncated_fundus"}, "oct": {"missing_oct", "missing_slice"}}
+    present = [modality for modality, faults in spoilt.items() if not eye.faults & faults]
+    has_mask = "fundus" in present and not eye.faults & {"missing_mask", "mask_of_another_size"}
+    evidence = dict(zip(spoilt, map(float, RULES[eye.rule]), strict=True))
+    total = sum(evidence[modality] for modality in present)
+    labels = {
+        "glaucoma": -1 if "row_with_two_ones" in eye.faults else eye.grade,
+        "cup": 1 if has_mask else -1,
     }
-    total = sum(shown.values())
-    labels = {"glaucoma": label, "cup": 1 if has_mask else -1}
-    sample = {
-        "patient": name, "exam": name, "side": "e",
-        "expected": {
-            "labels": dict.fromkeys(("triage", "release"), labels), "modalities": present, "dropped": None, "split": "",
-            "mask_pixels": int((mask == CUP).sum()) if has_mask else 0,
-        },
-        "information": {"glaucoma": {key: value / total if total else 1 / len(shown) for key, value in shown.items()}},
-    }  # fmt: skip
-    files = 1 + (0 if "missing_oct" in mine else NUM_SLICES - ("missing_slice" in mine))
     return {
-        "tables": {}, "sheet": sheet, "samples": [sample], "faults": Counter(dict.fromkeys(mine, 1)),
-        "variety": Counter({rule: 1}), "files": files,
-    }  # fmt: skip
+        "patient": eye.name,
+        "exam": eye.name,
+        "side": "e",
+        "expected": {
+            "labels": dict.fromkeys(("triage", "release"), labels),
+            "modalities": present,
+            "dropped": None,
+            "split": "",
+            "mask_pixels": cup_pixels if has_mask else 0,
+        },
+        "information": {
+            "glaucoma": {name: evidence[name] / total if total else 1 / len(present) for name in present},
+        },
+    }
+
+
+def make_patient(root: Path, seed: int, index: int, faults: bool, risk_prevalence: float) -> dict[str, Any]:
+    """Writes the images of one eye below ``root`` and returns the rest.
+
+    Args:
+        root: folder of the archive.
+        seed: of the archive.
+        index: of the eye.
+        faults: whether the known faults are planted.
+        risk_prevalence: 0.35 gives the class shares of the archive; other values scale the share of glaucoma.
+
+    Returns:
+        ``sheet`` (its row), ``tables`` (none), ``samples`` of the truth, ``faults`` and ``variety`` counts, ``files``.
+    """
+    rng = np.random.default_rng([seed, index, 7])
+    eye = _plan(rng, index, faults, risk_prevalence)
+    cup_pixels = _write_images(root, rng, eye)
+    slices = 0 if "missing_oct" in eye.faults else NUM_SLICES - ("missing_slice" in eye.faults)
+    return {
+        "tables": {},
+        "sheet": _sheet_row(eye),
+        "samples": [_truth(eye, cup_pixels)],
+        "faults": Counter(eye.faults),
+        "variety": Counter([eye.rule]),
+        "files": 1 + slices,
+    }

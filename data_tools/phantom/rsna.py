@@ -14,11 +14,21 @@ from typing import Any
 import numpy as np
 
 from data_tools.archives.rsna import COLUMNS as TABLE_COLUMNS
-from data_tools.phantom.dicom import DicomFacts
-from data_tools.phantom.screening import MODALITIES, Side, cut_off, draw_sides, uid, write_fated
+from data_tools.phantom.dicom import DicomFacts, uid
+from data_tools.phantom.screening import (
+    FAULT_PERIOD,
+    Image,
+    Side,
+    Take,
+    cut_off,
+    draw_sides,
+    ordinary_takes,
+    planted,
+    truth,
+    write_takes,
+)
 
 COLUMNS = {"train.csv": list(TABLE_COLUMNS)}
-FAULT_PERIOD = 24
 FAULT_SLOTS: tuple[tuple[str, ...], ...] = (
     ("second_take",),
     ("other_views",),
@@ -44,32 +54,48 @@ EXPECTED = {
 
 
 @dataclass(frozen=True)
-class _Take:
-    """One image file. ``usable``: a CC or MLO view; ``spoilt``: shows less of the breast than another take."""
+class _Patient:
+    """One woman as planned, before images.
 
-    side: str
-    modality: str
-    view: str
-    number: int
-    fate: str = "ok"
-    spoilt: bool = False
+    Attributes:
+        number: as in the table.
+        first_image: number of her first image.
+        site: 1 knows all labels, 2 only recalls.
+        density: 0..3.
+        sides: her breasts.
+        codes: BI-RADS planted, per side.
+        texts: BI-RADS in the table, per side.
+        faults: planted in her images and rows.
+        variety: what is unusual but valid about her images.
+        takes: her images in the order of the table.
+        markers: numbers of the takes with letters burnt in.
+    """
 
-    @property
-    def usable(self) -> bool:
-        return self.view in ("CC", "MLO")
+    number: str
+    first_image: int
+    site: int
+    density: int
+    sides: dict[str, Side]
+    codes: dict[str, float]
+    texts: dict[str, str]
+    faults: frozenset[str]
+    variety: str | None
+    takes: tuple[Take, ...]
+    markers: frozenset[int]
+
+    def image(self, take: Take) -> str:
+        """Number of the image of a take."""
+        return str(self.first_image + take.number)
 
 
-def _plan_takes(faults: frozenset[str]) -> list[_Take]:
-    takes = [
-        _Take(side, name, name.split("_")[1].upper(), number)
-        for number, (side, name) in enumerate((side, name) for side in "LR" for name in MODALITIES)
-    ]
+def _plan_takes(faults: frozenset[str]) -> list[Take]:
+    takes = ordinary_takes()
     if "second_take" in faults:  # the better take has the higher number, so the area decides, not the order
         takes[0] = replace(takes[0], spoilt=True)
-        takes.append(_Take("L", "ffdm_cc", "CC", 10))
-        takes.append(_Take("R", "ffdm_mlo", "MLO", 11, spoilt=True))
+        takes.append(Take("L", "ffdm_cc", "CC", 10))
+        takes.append(Take("R", "ffdm_mlo", "MLO", 11, spoilt=True))
     if "other_views" in faults:
-        takes += [_Take("L", "ffdm_mlo", view, 10 + n) for n, view in enumerate(("AT", "LM", "ML", "LMO"))]
+        takes += [Take("L", "ffdm_mlo", view, 10 + n) for n, view in enumerate(("AT", "LM", "ML", "LMO"))]
     if "missing_file" in faults:
         takes[1] = replace(takes[1], fate="missing")
     if "truncated_file" in faults:
@@ -79,33 +105,31 @@ def _plan_takes(faults: frozenset[str]) -> list[_Take]:
     return takes
 
 
-def _facts(patient: str, image: str, take: _Take, variety: str | None) -> DicomFacts:
-    window: tuple[tuple[int, int], ...] = ((2047, 4096),)
-    if variety == "several_windows":
-        window = (*window, (2300, 2048), (1800, 3000))
-    return DicomFacts(
-        patient, "", uid("rsna study", patient), uid("rsna series", patient), uid("rsna", image), "2000-01-01", "101500",
-        "", "", take.side, take.view if take.usable else "MLO", "F", "HOLOGIC, Inc.", "Selenia Dimensions", 12, window,
-        syntax=variety if variety and variety.startswith("JPEG") else "ExplicitVRLittleEndian",
-        monochrome1=variety == "monochrome1",
-        voi_function=variety if variety in ("SIGMOID", "LINEAR_EXACT") else "",
-    )  # fmt: skip
-
-
-def _row(
-    site: int, patient: str, image: str, take: _Take, side: Side, birads: str, density: str, faults: frozenset[str]
-) -> dict[str, str]:
-    machines = MACHINES[site]
-    return dict(
-        zip(
-            TABLE_COLUMNS,
-            (
-                str(site), patient, image, take.side, take.view, "" if "missing_age" in faults else "58.0", "0", "0", "0",
-                birads, str(int("implant" in faults)), density, machines[side.index % len(machines)], "False",
-            ),
-            strict=True,
-        )
-    )  # fmt: skip
+def _plan(seed: int, index: int, faults: bool, risk_prevalence: float) -> _Patient:
+    """Draws one patient: her breasts, what the table says of them, and her images."""
+    slot = index % FAULT_PERIOD
+    mine = planted(FAULT_SLOTS, index, faults)
+    site = 2 if faults and slot >= len(FAULT_SLOTS) and slot % 4 == 3 else 1
+    density, sides = draw_sides(seed, index, risk_prevalence)
+    rng = np.random.default_rng([seed, index, 6])
+    codes = {name: BIRADS[side.finding] for name, side in sides.items()}
+    recalled = {name: codes["R" if name == "L" else "L"] == 0.0 and rng.random() < 0.5 for name in "LR"}
+    if "contradictory_birads" in mine:
+        recalled["L"] = False  # an empty field contradicts nothing
+    takes = tuple(_plan_takes(mine))
+    return _Patient(
+        number=str(10000 + index * 7 + seed % 7),
+        first_image=1_000_000_000 + index * 100,
+        site=site,
+        density=density,
+        sides=sides,
+        codes=codes,
+        texts={name: _birads_text(codes[name], site, recalled[name]) for name in "LR"},
+        faults=mine,
+        variety=VARIETY_SLOTS.get(slot),
+        takes=takes,
+        markers=frozenset(take.number for take in takes if rng.random() < 0.3),
+    )
 
 
 def _birads_text(code: float, site: int, other_is_recalled: bool) -> str:
@@ -115,77 +139,111 @@ def _birads_text(code: float, site: int, other_is_recalled: bool) -> str:
     return "" if other_is_recalled and code != 0.0 else str(code)
 
 
+def _facts(patient: _Patient, take: Take) -> DicomFacts:
+    variety = patient.variety
+    window: tuple[tuple[int, int], ...] = ((2047, 4096),)
+    if variety == "several_windows":
+        window = (*window, (2300, 2048), (1800, 3000))
+    return DicomFacts(
+        patient=patient.number,
+        accession="",
+        study_uid=uid("rsna study", patient.number),
+        series_uid=uid("rsna series", patient.number),
+        sop_uid=uid("rsna", patient.image(take)),
+        date="2000-01-01",
+        time="101500",
+        study_description="",
+        series_description="",
+        side=take.side,
+        view=take.view if take.usable else "MLO",
+        sex="F",
+        manufacturer="HOLOGIC, Inc.",
+        model="Selenia Dimensions",
+        bits=12,
+        window=window,
+        syntax=variety if variety and variety.startswith("JPEG") else "ExplicitVRLittleEndian",
+        monochrome1=variety == "monochrome1",
+        voi_function=variety if variety in ("SIGMOID", "LINEAR_EXACT") else "",
+    )
+
+
+def _draw(root: Path, patient: _Patient, take: Take) -> Image:
+    pixels = patient.sides[take.side].image(take.modality, take.number, marker=take.number in patient.markers)
+    if take.spoilt:
+        pixels = cut_off(pixels)
+    if "low_dynamic_range" in patient.faults:
+        pixels = pixels // 40 + 3000  # a hundred grey levels high up in the range
+    path = root / "train_images" / patient.number / f"{patient.image(take)}.dcm"
+    return Image(path, _facts(patient, take), pixels)
+
+
+def _row(patient: _Patient, take: Take) -> dict[str, str]:
+    letter = "" if patient.site == 2 else "ABCD"[patient.density]
+    if "contradictory_density" in patient.faults and take.number == 3:
+        letter = "ABCD"[(patient.density + 1) % 4]
+    birads = patient.texts[take.side]
+    if "contradictory_birads" in patient.faults and take.number == 1:
+        birads = "2.0" if birads != "2.0" else "1.0"
+    machines = MACHINES[patient.site]
+    return {
+        "site_id": str(patient.site),
+        "patient_id": patient.number,
+        "image_id": patient.image(take),
+        "laterality": take.side,
+        "view": take.view,
+        "age": "" if "missing_age" in patient.faults else "58.0",
+        "cancer": "0",
+        "biopsy": "0",
+        "invasive": "0",
+        "BIRADS": birads,
+        "implant": str(int("implant" in patient.faults)),
+        "density": letter,
+        "machine_id": machines[patient.sides[take.side].index % len(machines)],
+        "difficult_negative_case": "False",
+    }
+
+
+def _truth(patient: _Patient, side: Side, present: set[str]) -> dict[str, Any]:
+    contradictory = "contradictory_birads" in patient.faults and side.side == "L"
+    no_birads = patient.texts[side.side] == "" or patient.site == 2 or contradictory
+    no_density = patient.site == 2 or "contradictory_density" in patient.faults
+    labels = {
+        scheme: {
+            "density": -1 if no_density else patient.density,
+            "birads": -1 if no_birads else codes[patient.codes[side.side]],
+        }
+        for scheme, codes in EXPECTED.items()
+    }
+    return truth(patient.number, side, present, labels)
+
+
+def _count_faults(patient: _Patient) -> Counter[str]:
+    counts: Counter[str] = Counter(patient.faults - {"other_views", "second_take"})
+    counts["other_views"] = sum(not take.usable for take in patient.takes)
+    counts["second_take"] = sum(take.number >= 10 and take.usable for take in patient.takes)
+    counts["site_without_labels"] = int(patient.site == 2)
+    return counts
+
+
 def make_patient(root: Path, seed: int, index: int, faults: bool, risk_prevalence: float) -> dict[str, Any]:
     """Writes the images of one patient below ``root`` and returns the rest.
 
     Returns:
         ``tables`` (rows by path), ``samples`` of the truth, ``faults`` and ``variety`` counts, ``files``.
     """
-    slot = index % FAULT_PERIOD
-    mine = frozenset(FAULT_SLOTS[slot]) if faults and slot < len(FAULT_SLOTS) else frozenset()
-    variety = VARIETY_SLOTS.get(slot)
-    site = 2 if faults and slot >= len(FAULT_SLOTS) and slot % 4 == 3 else 1
-    patient = str(10000 + index * 7 + seed % 7)
-    density, sides = draw_sides(seed, index, risk_prevalence)
-    rng = np.random.default_rng([seed, index, 6])
-    codes = {name: BIRADS[side.finding] for name, side in sides.items()}
-    recalled = {name: codes["R" if name == "L" else "L"] == 0.0 and rng.random() < 0.5 for name in "LR"}
-    if "contradictory_birads" in mine:
-        recalled["L"] = False  # an empty field contradicts nothing
-    texts = {name: _birads_text(codes[name], site, recalled[name]) for name in "LR"}
-    counts: Counter[str] = Counter({name: 1 for name in mine if name not in ("other_views", "second_take")})
-    counts["site_without_labels"] += site == 2
-    shown: Counter[str] = Counter()
-    rows: list[dict[str, str]] = []
-    present: dict[str, set[str]] = {"L": set(), "R": set()}
-    files = 0
-    for take in _plan_takes(mine):
-        image = str(1_000_000_000 + index * 100 + take.number)
-        side = sides[take.side]
-        pixels = side.image(take.modality, take.number, marker=bool(rng.random() < 0.3))
-        if take.spoilt:
-            pixels = cut_off(pixels)
-        if "low_dynamic_range" in mine:
-            pixels = pixels // 40 + 3000  # a hundred grey levels high up in the range
-        facts = _facts(patient, image, take, variety)
-        write_fated(root / "train_images" / patient / f"{image}.dcm", pixels, facts, take.fate)
-        files += take.fate != "missing"
-        letter = "" if site == 2 else "ABCD"[density]
-        if "contradictory_density" in mine and take.number == 3:
-            letter = "ABCD"[(density + 1) % 4]
-        text = texts[take.side]
-        if "contradictory_birads" in mine and take.number == 1:
-            text = "2.0" if text != "2.0" else "1.0"
-        rows.append(_row(site, patient, image, take, side, text, letter, mine))
-        counts["other_views"] += not take.usable
-        counts["second_take"] += take.number >= 10 and take.usable
-        shown[facts.syntax] += 1
-        shown[variety or "plain"] += 1
-        if take.usable and take.fate == "ok":
-            present[take.side].add(take.modality)
-    samples = []
-    for name, side in sides.items():
-        known = tuple(sorted(present[name]))
-        contradictory = "contradictory_birads" in mine and name == "L"
-        birads = {
-            scheme: -1 if texts[name] == "" or site == 2 or contradictory else table[codes[name]]
-            for scheme, table in EXPECTED.items()
-        }
-        unknown = site == 2 or "contradictory_density" in mine
-        samples.append(
-            {
-                "patient": patient, "exam": patient, "side": name.lower(),
-                "expected": {
-                    "labels": {
-                        scheme: {"density": -1 if unknown else density, "birads": code} for scheme, code in birads.items()
-                    },
-                    "modalities": [modality for modality in MODALITIES if modality in known],
-                    "dropped": None,
-                    "split": "",
-                },
-                "information": side.shares(known),
-            }
-        )  # fmt: skip
+    patient = _plan(seed, index, faults, risk_prevalence)
+    variety: Counter[str] = Counter()
+
+    def draw(take: Take) -> Image:
+        image = _draw(root, patient, take)
+        variety.update([image.facts.syntax, patient.variety or "plain"])
+        return image
+
+    written = write_takes(patient.takes, draw, lambda take, image: {"train.csv": _row(patient, take)})
     return {
-        "tables": {"train.csv": rows}, "samples": samples, "faults": counts, "variety": shown, "files": files
-    }  # fmt: skip
+        "tables": written.tables,
+        "samples": [_truth(patient, side, written.present[name]) for name, side in patient.sides.items()],
+        "faults": _count_faults(patient),
+        "variety": variety,
+        "files": written.files,
+    }

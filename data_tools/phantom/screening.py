@@ -1,9 +1,13 @@
-"""Breasts of synthetic screening exams with one finding each, for archives whose labels are density and BI-RADS."""
+"""Synthetic screening exams with one finding per breast, for archives whose labels are density and BI-RADS.
+
+Also what their layouts have in common: takes are planned, drawn and written one after the other, with a row per table,
+and the truth has the same form.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ MODALITIES = ("ffdm_cc", "ffdm_mlo")
 RULES = ("even", "hidden_cc", "hidden_mlo")  # which views show the finding, and so inform BI-RADS
 FINDINGS = ("none", "smooth", "spiculated")
 FINDING_SHARES = (0.45, 0.25, 0.30)
+FAULT_PERIOD = 24  # patients after which the faults of a layout begin again
 _VISIBILITY = {**VISIBILITY, "even": (1.0, 1.0, 1.0, 1.0)}
 
 
@@ -67,6 +72,118 @@ class Side:
         return {task: {name: round(value, 6) for name, value in one.items()} for task, one in found.items()}
 
 
+@dataclass(frozen=True)
+class Take:
+    """One image file of an exam.
+
+    Attributes:
+        side: ``L`` or ``R``.
+        modality: what is drawn.
+        view: what the table calls it; only CC and MLO are used.
+        number: of the file within the exam.
+        fate: see :func:`write_fated`.
+        spoilt: shows less of the breast than another take.
+    """
+
+    side: str
+    modality: str
+    view: str
+    number: int
+    fate: str = "ok"
+    spoilt: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is a CC or MLO view."""
+        return self.view in ("CC", "MLO")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A take as drawn: where its file goes, what the header says, and the pixels."""
+
+    path: Path
+    facts: DicomFacts
+    pixels: NDArray[np.uint16]
+
+
+@dataclass
+class Written:
+    """What was written of an exam.
+
+    Attributes:
+        tables: rows by path of the table.
+        files: how many.
+        present: per side the modalities of which there is an image that can be used.
+    """
+
+    tables: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    files: int = 0
+    present: dict[str, set[str]] = field(default_factory=lambda: {"L": set(), "R": set()})
+
+
+def planted(slots: Sequence[tuple[str, ...]], index: int, faults: bool) -> frozenset[str]:
+    """The faults of a patient: one slot each for the first ones of every ``FAULT_PERIOD``."""
+    slot = index % FAULT_PERIOD
+    return frozenset(slots[slot]) if faults and slot < len(slots) else frozenset()
+
+
+def ordinary_takes() -> list[Take]:
+    """The four images of an exam without faults, left before right and CC before MLO."""
+    order = [(side, name) for side in "LR" for name in MODALITIES]
+    return [Take(side, name, name.split("_")[1].upper(), number) for number, (side, name) in enumerate(order)]
+
+
+def write_takes(
+    takes: Sequence[Take], draw: Callable[[Take], Image], rows: Callable[[Take, Image], Mapping[str, dict[str, str]]]
+) -> Written:
+    """Draws and writes the images of an exam, one at a time.
+
+    Args:
+        takes: in the order of the tables.
+        draw: makes the image of a take.
+        rows: what the tables say of it, by path of the table.
+    """
+    written = Written()
+    for take in takes:
+        image = draw(take)
+        write_fated(image.path, image.pixels, image.facts, take.fate)
+        written.files += take.fate != "missing"
+        for path, row in rows(take, image).items():
+            written.tables.setdefault(path, []).append(row)
+        if take.usable and take.fate == "ok":
+            written.present[take.side].add(take.modality)
+    return written
+
+
+def truth(
+    patient: str,
+    side: Side,
+    present: Collection[str],
+    labels: Mapping[str, dict[str, int]],
+    dropped: str | None = None,
+    split: str = "",
+) -> dict[str, Any]:
+    """What a conversion must make of a breast.
+
+    Args:
+        patient: of the archive; the exam has the same number.
+        side: as planned.
+        present: modalities of which there is an image that can be used.
+        labels: per BI-RADS scheme.
+        dropped: why the sample must be left out; None if it is kept.
+        split: the official one, where a conversion must keep it.
+    """
+    known = [name for name in MODALITIES if name in present]
+    return {
+        "patient": patient,
+        "exam": patient,
+        "side": side.side.lower(),
+        "expected": {"labels": dict(labels), "modalities": known, "dropped": dropped, "split": split},
+        "information": side.shares(known),
+    }
+
+
 def draw_sides(seed: int, index: int, prevalence: float) -> tuple[int, dict[str, Side]]:
     """Density of a woman (0..3) and her two breasts; ``prevalence`` scales how often there is a finding."""
     rng = np.random.default_rng([seed, index, 1])
@@ -80,13 +197,6 @@ def draw_sides(seed: int, index: int, prevalence: float) -> tuple[int, dict[str,
         rule = RULES[int(rng.integers(len(RULES)))]
         sides[side] = Side(seed, index, side, density, finding, rule)
     return density, sides
-
-
-def uid(*parts: object) -> str:
-    """A UID that follows from the parts."""
-    from pydicom.uid import generate_uid
-
-    return str(generate_uid(entropy_srcs=["phantom", *(str(part) for part in parts)]))
 
 
 def write_fated(path: Path, pixels: NDArray[np.uint16], facts: DicomFacts, fate: str) -> None:

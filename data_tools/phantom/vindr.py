@@ -14,8 +14,18 @@ from typing import Any
 import numpy as np
 
 from data_tools.archives.vindr import BREAST_COLUMNS, FINDING_COLUMNS
-from data_tools.phantom.dicom import DicomFacts
-from data_tools.phantom.screening import MODALITIES, Side, draw_sides, uid, write_fated
+from data_tools.phantom.dicom import DicomFacts, uid
+from data_tools.phantom.screening import (
+    FAULT_PERIOD,
+    Image,
+    Side,
+    Take,
+    draw_sides,
+    ordinary_takes,
+    planted,
+    truth,
+    write_takes,
+)
 
 METADATA_COLUMNS = [
     "SOP Instance UID", "Series Instance UID", "SOP Instance UID.1", "Patient's Age", "View Position", "Image Laterality",
@@ -28,7 +38,6 @@ COLUMNS = {
     "finding_annotations.csv": list(FINDING_COLUMNS),
     "metadata.csv": METADATA_COLUMNS,
 }
-FAULT_PERIOD = 24
 FAULT_SLOTS: tuple[tuple[str, ...], ...] = (
     ("left_without_mlo",),
     ("three_images",),
@@ -52,22 +61,42 @@ EXPECTED = {"triage": {1: 0, 2: 1, 3: 2, 4: 2, 5: 2}, "release": {1: 0, 2: 1, 3:
 
 
 @dataclass(frozen=True)
-class _Take:
-    side: str
-    modality: str
-    number: int
-    fate: str = "ok"
+class _Study:
+    """One study as planned, before images.
+
+    Attributes:
+        name: as in the tables.
+        series: as in the tables.
+        density: 0..3.
+        sides: the two breasts.
+        birads: category 1..5 per side.
+        split: official.
+        faults: planted in its images and rows.
+        variety: what is unusual but valid about its images.
+        takes: its images in the order of the tables.
+        images: names by the number of the take.
+    """
+
+    name: str
+    series: str
+    density: int
+    sides: dict[str, Side]
+    birads: dict[str, int]
+    split: str
+    faults: frozenset[str]
+    variety: str | None
+    takes: tuple[Take, ...]
+    images: dict[int, str]
 
 
 def _hex(*parts: object) -> str:
     return hashlib.md5("/".join(map(str, parts)).encode(), usedforsecurity=False).hexdigest()
 
 
-def _plan_takes(faults: frozenset[str]) -> list[_Take]:
-    order = [(side, name) for side in "LR" for name in MODALITIES]
-    takes = [_Take(side, name, number) for number, (side, name) in enumerate(order)]
+def _plan_takes(faults: frozenset[str]) -> list[Take]:
+    takes = ordinary_takes()
     if "left_without_mlo" in faults:  # the one known study: L-CC twice, no L-MLO
-        takes[1] = replace(takes[1], modality="ffdm_cc")
+        takes[1] = replace(takes[1], modality="ffdm_cc", view="CC")
     if "three_images" in faults:
         takes = takes[:3]
     if "truncated_file" in faults:
@@ -77,85 +106,99 @@ def _plan_takes(faults: frozenset[str]) -> list[_Take]:
     return takes
 
 
-def _facts(study: str, image: str, take: _Take, variety: str | None) -> DicomFacts:
-    machine = {"planmed": PLANMED, "giotto": GIOTTO}.get(variety or "", SIEMENS)
-    full = 2 ** machine[2]
-    return DicomFacts(
-        study, "", uid("vindr study", study), uid("vindr series", study), uid("vindr", image), "2000-01-01", "101500", "",
-        "", take.side, take.modality.split("_")[1].upper(), "F", machine[0], machine[1], machine[2],
-        ((full // 2 - 1, full),),
-        syntax=variety if variety and variety.endswith("Lossless") else "ExplicitVRLittleEndian",
-        monochrome1=variety == "planmed",
-        padding=full - 1 if variety == "padding" else None,
-        voi_function="SIGMOID" if variety == "SIGMOID" else "",
-        voi_lut=variety == "voi_lut",
-    )  # fmt: skip
-
-
-def _pixels(side: Side, take: _Take, facts: DicomFacts, variety: str | None) -> np.ndarray:
-    pixels = side.image(take.modality, take.number, marker=False)
-    if facts.bits == 14:
-        pixels = pixels * np.uint16(4)
-    top = 2**facts.bits - 1
-    if variety == "bright_frame":  # two bright pixels along every border, as some collimators leave
-        pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:] = top, top, top, top
-    if facts.padding is not None:
-        pixels = np.minimum(pixels, facts.padding - 1)
-        pixels[:10] = facts.padding
-        pixels[-10:] = facts.padding
-    return pixels
-
-
-def make_patient(root: Path, seed: int, index: int, faults: bool, risk_prevalence: float) -> dict[str, Any]:
-    """Writes the images of one study below ``root`` and returns the rest.
-
-    Returns:
-        ``tables`` (rows by path), ``samples`` of the truth, ``faults`` and ``variety`` counts, ``files``.
-    """
-    slot = index % FAULT_PERIOD
-    mine = frozenset(FAULT_SLOTS[slot]) if faults and slot < len(FAULT_SLOTS) else frozenset()
-    variety = VARIETY_SLOTS.get(slot)
-    study, series = _hex("study", seed, index), _hex("series", seed, index)
+def _plan(seed: int, index: int, faults: bool, risk_prevalence: float) -> _Study:
+    """Draws one study: its breasts, what the tables say of them, and its images."""
+    mine = planted(FAULT_SLOTS, index, faults)
     density, sides = draw_sides(seed, index, risk_prevalence)
     rng = np.random.default_rng([seed, index, 6])
     birads = {
         name: int(rng.integers(BIRADS_OF[side.finding][0], BIRADS_OF[side.finding][1] + 1))
         for name, side in sides.items()
     }
-    split = "test" if rng.random() < 0.2 else "training"
-    tables: dict[str, list[dict[str, str]]] = {path: [] for path in COLUMNS}
-    counts: Counter[str] = Counter(dict.fromkeys(mine, 1))
-    shown: Counter[str] = Counter()
-    present: dict[str, set[str]] = {"L": set(), "R": set()}
-    files = 0
-    for take in _plan_takes(mine):
-        image, side = _hex("image", seed, index, take.number), sides[take.side]
-        facts = _facts(study, image, take, variety)
-        pixels = _pixels(side, take, facts, variety)
-        write_fated(root / "images" / study / f"{image}.dicom", pixels, facts, take.fate)
-        files += take.fate != "missing"
-        shown[variety or "plain"] += 1
-        here = "test" if "study_in_both_splits" in mine and take.number == 3 else split
-        if "study_in_both_splits" in mine and take.number == 0:
-            here = "training"
-        level = birads[take.side]
-        if "contradictory_birads" in mine and take.number == 1:
-            level = level % 5 + 1
-        row = {
-            "study_id": study, "series_id": series, "image_id": image, "laterality": take.side,
-            "view_position": facts.view, "height": str(pixels.shape[0]), "width": str(pixels.shape[1]),
-            "breast_birads": f"BI-RADS {level}", "breast_density": f"DENSITY {'ABCD'[density]}", "split": here,
-        }  # fmt: skip
-        tables["breast-level_annotations.csv"].append(row)
-        tables["finding_annotations.csv"].append(_finding(row, side, "box_beyond_image" in mine))
-        tables["metadata.csv"].append(_metadata(row, facts))
-        if take.fate == "ok":
-            present[take.side].add(take.modality)
-    dropped = "in_both_splits" if "study_in_both_splits" in mine else None
-    samples = [
-        _sample(study, side, present[name], birads[name], density, mine, dropped, split) for name, side in sides.items()
-    ]
-    return {"tables": tables, "samples": samples, "faults": counts, "variety": shown, "files": files}
+    takes = tuple(_plan_takes(mine))
+    return _Study(
+        name=_hex("study", seed, index),
+        series=_hex("series", seed, index),
+        density=density,
+        sides=sides,
+        birads=birads,
+        split="test" if rng.random() < 0.2 else "training",
+        faults=mine,
+        variety=VARIETY_SLOTS.get(index % FAULT_PERIOD),
+        takes=takes,
+        images={take.number: _hex("image", seed, index, take.number) for take in takes},
+    )
+
+
+def _facts(study: _Study, take: Take) -> DicomFacts:
+    variety = study.variety
+    manufacturer, model, bits = {"planmed": PLANMED, "giotto": GIOTTO}.get(variety or "", SIEMENS)
+    full = 2**bits
+    return DicomFacts(
+        patient=study.name,
+        accession="",
+        study_uid=uid("vindr study", study.name),
+        series_uid=uid("vindr series", study.name),
+        sop_uid=uid("vindr", study.images[take.number]),
+        date="2000-01-01",
+        time="101500",
+        study_description="",
+        series_description="",
+        side=take.side,
+        view=take.view,
+        sex="F",
+        manufacturer=manufacturer,
+        model=model,
+        bits=bits,
+        window=((full // 2 - 1, full),),
+        syntax=variety if variety and variety.endswith("Lossless") else "ExplicitVRLittleEndian",
+        monochrome1=variety == "planmed",
+        padding=full - 1 if variety == "padding" else None,
+        voi_function="SIGMOID" if variety == "SIGMOID" else "",
+        voi_lut=variety == "voi_lut",
+    )
+
+
+def _draw(root: Path, study: _Study, take: Take) -> Image:
+    facts = _facts(study, take)
+    pixels = study.sides[take.side].image(take.modality, take.number, marker=False)
+    if facts.bits == 14:
+        pixels = pixels * np.uint16(4)
+    top = 2**facts.bits - 1
+    if study.variety == "bright_frame":  # two bright pixels along every border, as some collimators leave
+        pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:] = top, top, top, top
+    if facts.padding is not None:
+        pixels = np.minimum(pixels, facts.padding - 1)
+        pixels[:10] = facts.padding
+        pixels[-10:] = facts.padding
+    return Image(root / "images" / study.name / f"{study.images[take.number]}.dicom", facts, pixels)
+
+
+def _rows(study: _Study, take: Take, image: Image) -> dict[str, dict[str, str]]:
+    """What the three tables say of an image."""
+    split = study.split
+    if "study_in_both_splits" in study.faults and take.number in (0, 3):
+        split = "test" if take.number == 3 else "training"
+    level = study.birads[take.side]
+    if "contradictory_birads" in study.faults and take.number == 1:
+        level = level % 5 + 1
+    row = {
+        "study_id": study.name,
+        "series_id": study.series,
+        "image_id": study.images[take.number],
+        "laterality": take.side,
+        "view_position": take.view,
+        "height": str(image.pixels.shape[0]),
+        "width": str(image.pixels.shape[1]),
+        "breast_birads": f"BI-RADS {level}",
+        "breast_density": f"DENSITY {'ABCD'[study.density]}",
+        "split": split,
+    }
+    return {
+        "breast-level_annotations.csv": row,
+        "finding_annotations.csv": _finding(row, study.sides[take.side], "box_beyond_image" in study.faults),
+        "metadata.csv": _metadata(row, image.facts),
+    }
 
 
 def _finding(row: dict[str, str], side: Side, beyond: bool) -> dict[str, str]:
@@ -189,22 +232,30 @@ def _metadata(row: dict[str, str], facts: DicomFacts) -> dict[str, str]:
     return out
 
 
-def _sample(
-    study: str, side: Side, present: set[str], birads: int, density: int, faults: frozenset[str], dropped: str | None,
-    split: str,
-) -> dict[str, Any]:  # fmt: skip
-    known = [name for name in MODALITIES if name in present]
-    contradictory = "contradictory_birads" in faults and side.side == "L"
+def _truth(study: _Study, side: Side, present: set[str]) -> dict[str, Any]:
+    contradictory = "contradictory_birads" in study.faults and side.side == "L"
+    labels = {
+        scheme: {"density": study.density, "birads": -1 if contradictory else codes[study.birads[side.side]]}
+        for scheme, codes in EXPECTED.items()
+    }
+    dropped = "in_both_splits" if "study_in_both_splits" in study.faults else None
+    return truth(study.name, side, present, labels, dropped, "test" if study.split == "test" else "")
+
+
+def make_patient(root: Path, seed: int, index: int, faults: bool, risk_prevalence: float) -> dict[str, Any]:
+    """Writes the images of one study below ``root`` and returns the rest.
+
+    Returns:
+        ``tables`` (rows by path), ``samples`` of the truth, ``faults`` and ``variety`` counts, ``files``.
+    """
+    study = _plan(seed, index, faults, risk_prevalence)
+    written = write_takes(
+        study.takes, lambda take: _draw(root, study, take), lambda take, image: _rows(study, take, image)
+    )
     return {
-        "patient": study, "exam": study, "side": side.side.lower(),
-        "expected": {
-            "labels": {
-                scheme: {"density": density, "birads": -1 if contradictory else codes[birads]}
-                for scheme, codes in EXPECTED.items()
-            },
-            "modalities": known,
-            "dropped": dropped,
-            "split": "test" if split == "test" else "",
-        },
-        "information": side.shares(known),
-    }  # fmt: skip
+        "tables": written.tables,
+        "samples": [_truth(study, side, written.present[name]) for name, side in study.sides.items()],
+        "faults": Counter(study.faults),
+        "variety": Counter({study.variety or "plain": len(study.takes)}),
+        "files": written.files,
+    }

@@ -76,20 +76,6 @@ class CoarseMask:
         """Share of the image."""
         return float(self.blocks.sum()) * self.factor**2 / (self.shape[0] * self.shape[1])
 
-    def part(self, top: int, left: int, height: int, width: int) -> Mask:
-        """The mask of a rectangle, one value per pixel."""
-        factor = self.factor
-        first_row, first_col = top // factor, left // factor
-        blocks = self.blocks[first_row : -(-(top + height) // factor), first_col : -(-(left + width) // factor)]
-        above, before = top - first_row * factor, left - first_col * factor
-        wide = np.repeat(blocks, factor, axis=1)[:, before : before + width]
-        tall = np.repeat(wide, factor, axis=0)[above : above + height]
-        if tall.shape == (height, width):
-            return tall
-        out = np.zeros((height, width), bool)  # pixels behind the last whole block belong to no block
-        out[: tall.shape[0], : tall.shape[1]] = tall
-        return out
-
     def gaps(self, width: int) -> list[list[tuple[int, int]]]:
         """Per row of blocks the stretches of columns, out of ``width``, that are not breast."""
         framed = np.ones((len(self.blocks), self.blocks.shape[1] + 2), bool)
@@ -111,10 +97,6 @@ class CoarseMask:
         rows, cols = (np.arange(0, n * self.factor, stride) // self.factor for n in self.blocks.shape)
         out[: len(rows), : len(cols)] = self.blocks[rows[:, None], cols]  # behind the last whole block: in no block
         return out
-
-    def full(self) -> Mask:
-        """The mask of the whole image."""
-        return self.part(0, 0, *self.shape)
 
 
 def block_factor(shape: tuple[int, ...]) -> int:
@@ -176,9 +158,3 @@ def chest_wall_at_right(image: Unit) -> bool:
     """Whether the right third holds more intensity than the left third of a masked, uncropped image."""
     third = max(1, image.shape[1] // 3)
     return bool(image[:, -third:].sum(dtype=np.float64) > image[:, :third].sum(dtype=np.float64))
-
-
-def breast_mask(image: Unit) -> CoarseMask:
-    """:func:`coarse_mask` of a full float image [rows, cols] in 0..1."""
-    factor = block_factor(image.shape)
-    return coarse_mask(block_mean(image, factor), factor, (image.shape[0], image.shape[1]))

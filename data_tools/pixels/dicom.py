@@ -142,12 +142,6 @@ def check_kind(ds: Any) -> None:
         raise BadImage("colour")
 
 
-def read_mammogram(path: Path) -> tuple[Any, NDArray[Any]]:
-    """Header and stored values of one file: the first two of :func:`decode`, which see."""
-    ds, stored, _ = decode(path)
-    return ds, stored
-
-
 def decode(path: Path) -> tuple[Any, NDArray[Any], tuple[int, int]]:
     """Header and stored values of one file.
 

@@ -1,8 +1,8 @@
-"""From a graded image and its mask to the stored one: crop, chest wall to the left, aspect, size; and back."""
+"""From a graded image and its mask to the stored one: crop, chest wall to the left, aspect, size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class Stored:
 
     Attributes:
         pixels: uint16 [rows, cols], chest wall at the left, 0 outside the breast.
-        geometry: the fields of GEOMETRY_FIELDS; :func:`to_source` reads them.
+        geometry: the fields of GEOMETRY_FIELDS, from which a position in the source follows.
         area: share of the source image covered by the breast.
     """
 
@@ -137,20 +137,3 @@ def canonicalise(render: Callable[[int, int, int, int], Unit], mask: CoarseMask,
         "stored_shape": [rows, cols],
     }
     return Stored(pixels, geometry, mask.area)
-
-
-def from_image(image: Unit) -> Callable[[int, int, int, int], Unit]:
-    """What :func:`canonicalise` wants, from a full image."""
-    return lambda top, left, height, width: image[top : top + height, left : left + width].copy()
-
-
-def to_source(geometry: Mapping[str, Any], row: float, col: float) -> tuple[float, float]:
-    """Position in the source image of a position in the stored one; pixel centres are whole numbers in both."""
-    top, left, height, width = geometry["crop"]
-    full_height, full_width = geometry["padded_shape"]
-    rows, cols = geometry["stored_shape"]
-    y = (row + 0.5) * full_height / rows - 0.5 - (full_height - height) // 2
-    x = (col + 0.5) * full_width / cols - 0.5
-    if geometry["flipped"]:
-        x = width - 1 - x
-    return top + y, left + x

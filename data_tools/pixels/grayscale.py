@@ -47,12 +47,7 @@ class Graded:
 
     def part(self, top: int, left: int, height: int, width: int) -> Unit:
         """Grey values float32 [height, width] of a rectangle."""
-        return self._grey(self.stored[top : top + height, left : left + width])
-
-    @property
-    def image(self) -> Unit:
-        """Grey values of the whole image, float32 [H, W]."""
-        return self._grey(self.stored)
+        return _look_up(self.stored[top : top + height, left : left + width], self.low, self.table, self.ramp)
 
     def mask(self) -> CoarseMask:
         """The breast, found on some pixels of every block."""
@@ -62,9 +57,6 @@ class Graded:
     def ramp(self) -> tuple[float, float] | None:
         """Slope and intercept if the table is a straight line cut at 0 and 1, as windows and percentiles make it."""
         return _ramp(self.table)
-
-    def _grey(self, stored: NDArray[Any]) -> Unit:
-        return _look_up(stored, self.low, self.table, self.ramp)
 
 
 def _ramp(table: Unit) -> tuple[float, float] | None:

@@ -34,7 +34,7 @@ from m4oe_ds.parallel import launch
 from m4oe_ds.predict import results
 from m4oe_ds.predict.exams import Found, collect
 from m4oe_ds.predict.job import PredictionJob, check
-from m4oe_ds.predict.samples import Rules, Tally, limited, make_tasks, mark_beyond, read_samples, storing
+from m4oe_ds.predict.samples import Rules, Tally, limited, mark_beyond, plan_samples, read_samples, storing
 from m4oe_ds.predict.wording import REASONS_SHOWN, counted
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import Run, open_run
@@ -91,9 +91,9 @@ def predict(job: PredictionJob) -> dict[str, Any]:
         raise nothing_usable(found.reasons(), len(found.files), job.dicom)
     synthetic = (job.dicom / "phantom.json").is_file()
     with _folder(out) as folder, _secret(job, synthetic) as secret:
-        tasks = make_tasks(found, job.dicom.absolute(), prepared.store, secret)
-        kept, keys = limited(tasks, job.limit, rules.contralateral)
-        mark_beyond(found, tasks, keys)
+        planned = plan_samples(found, job.dicom.absolute(), prepared.store, secret)
+        kept, keys = limited(planned, job.limit, rules.contralateral)
+        mark_beyond(found, planned, keys)
         before = found.reasons()
         tally = Tally()
         predictions, masks = _infer(prepared, found, kept, keys, tally, folder)
@@ -163,14 +163,14 @@ def nothing_usable(reasons: Counter[str], files: int, dicom: Path) -> DataError:
 
 
 def _infer(
-    prepared: _Prepared, found: Found, tasks: list[SampleJob], keys: set[str], tally: Tally, folder: Path
+    prepared: _Prepared, found: Found, jobs: list[SampleJob], keys: set[str], tally: Tally, folder: Path
 ) -> tuple[Predictions, dict[tuple[str, str], str]]:
     """Predictions and the mask files by (key, task).
 
     Args:
         prepared: the job and its run.
         found: files, whose outcomes are noted.
-        tasks: samples to convert.
+        jobs: samples to convert.
         keys: of those to predict.
         tally: takes what became of samples and images.
         folder: for the masks.
@@ -193,7 +193,7 @@ def _infer(
         return output
 
     with tqdm(total=len(keys), desc="samples", unit="sample") as progress:
-        samples = read_samples(tasks, keys, found, reading, rules, workers, tally)
+        samples = read_samples(jobs, keys, found, reading, rules, workers, tally)
         batches = _batches(samples, reading, size, rules.contralateral, tally, progress)
         first = next(batches, None)
         if first is None:

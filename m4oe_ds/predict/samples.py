@@ -86,39 +86,39 @@ def storing(manifest: Manifest, where: str) -> Storing:
     return Storing(manifest.dataset, int(stored["rows"]), int(stored["cols"]), str(stored["codec"]), 1)
 
 
-def make_tasks(found: Found, root: Path, store: Storing, secret: bytes) -> list[SampleJob]:
-    """The converter's work items, the breasts of an exam beside each other.
+def plan_samples(found: Found, root: Path, store: Storing, secret: bytes) -> list[SampleJob]:
+    """The samples as jobs of the converter, the breasts of an exam next to each other.
 
     Keys and pseudonyms are the converter's, so the same exam has the same key under the same secret.
     """
     jobs = make_jobs(found.plan, root, store, secret, (0, 0, 100), None)
-    tasks = [task for job in jobs for task in job.tasks]
-    return sorted(tasks, key=lambda task: (task.meta["exam"], task.meta["side"]))
+    samples = [sample for job in jobs for sample in job.samples]
+    return sorted(samples, key=lambda sample: (sample.meta["exam"], sample.meta["side"]))
 
 
-def limited(tasks: Sequence[SampleJob], limit: int, contralateral: bool) -> tuple[list[SampleJob], set[str]]:
-    """The tasks to convert and the keys to predict: at most ``limit`` samples (0 = all).
+def limited(jobs: Sequence[SampleJob], limit: int, contralateral: bool) -> tuple[list[SampleJob], set[str]]:
+    """The jobs to convert and the keys to predict: at most ``limit`` samples (0 = all).
 
     A model that compares breasts reads the other one of the last exam although it is beyond the limit.
     """
-    kept = list(tasks[: limit or None])
-    keys = {task.meta["key"] for task in kept}
-    rest = tasks[len(kept) :]
+    kept = list(jobs[: limit or None])
+    keys = {job.meta["key"] for job in kept}
+    rest = jobs[len(kept) :]
     if contralateral and kept:
-        kept += [task for task in rest if task.meta["exam"] == kept[-1].meta["exam"]]
+        kept += [job for job in rest if job.meta["exam"] == kept[-1].meta["exam"]]
     return kept, keys
 
 
-def mark_beyond(found: Found, tasks: Sequence[SampleJob], keys: set[str]) -> None:
+def mark_beyond(found: Found, jobs: Sequence[SampleJob], keys: set[str]) -> None:
     """Marks the files of samples beyond the limit."""
-    for task in tasks:
-        if task.meta["key"] not in keys:
-            for file in _files(found, task, task.images):
+    for job in jobs:
+        if job.meta["key"] not in keys:
+            for file in _files(found, job, job.images):
                 file.outcome = BEYOND_LIMIT
 
 
 def read_samples(
-    tasks: Sequence[SampleJob],
+    jobs: Sequence[SampleJob],
     keys: set[str],
     found: Found,
     reading: Reading,
@@ -126,29 +126,29 @@ def read_samples(
     workers: int,
     tally: Tally,
 ) -> Iterator[Sample]:
-    """Decoded samples of ``keys`` in the order of the tasks; what cannot be used goes into ``tally`` and ``found``.
+    """Decoded samples of ``keys`` in the order of the jobs; what cannot be used goes into ``tally`` and ``found``.
 
     Args:
         workers: processes that convert; 0 converts in this one, without protection against decoders that crash.
     """
-    pairs = zip(tasks, converted(tasks, workers), strict=True)
+    pairs = zip(jobs, converted(jobs, workers), strict=True)
     for _, exam in itertools.groupby(pairs, key=lambda pair: str(pair[0].meta["exam"])):
         stored: dict[str, Sample] = {}
         wanted = []
-        for task, result in exam:
-            mine = task.meta["key"] in keys
+        for job, result in exam:
+            mine = job.meta["key"] in keys
             reason = _problem(result, rules)
             if mine:
-                _note(task, result, reason, found, tally)
+                _note(job, result, reason, found, tally)
             if reason not in ("", "modalities_missing_for_the_run"):
                 continue
-            stored[task.meta["side"]] = decode(result, reading)
+            stored[job.meta["side"]] = decode(result, reading)
             if mine and not reason:
-                wanted.append((task, result))
-        for task, result in wanted:
-            sample = stored[task.meta["side"]]
+                wanted.append((job, result))
+        for job, result in wanted:
+            sample = stored[job.meta["side"]]
             if rules.contralateral:
-                other = stored.get("r" if task.meta["side"] == "l" else "l")
+                other = stored.get("r" if job.meta["side"] == "l" else "l")
                 sample.contralateral = {} if other is None else other.views
             present = tuple(name for name in rules.modalities if name in sample.views)
             meta = result.meta
@@ -173,16 +173,16 @@ def _problem(result: SampleResult, rules: Rules) -> str:
     return "" if ready else "modalities_missing_for_the_run"
 
 
-def _files(found: Found, task: SampleJob, modalities: Mapping[str, Any] | Sequence[str]) -> Iterator[File]:
-    patient, exam = task.source
+def _files(found: Found, job: SampleJob, modalities: Mapping[str, Any] | Sequence[str]) -> Iterator[File]:
+    patient, exam = job.source
     for name in modalities:
-        yield from found.candidates[patient, exam, task.meta["side"].upper(), name]
+        yield from found.candidates[patient, exam, job.meta["side"].upper(), name]
 
 
-def _note(task: SampleJob, result: SampleResult, reason: str, found: Found, tally: Tally) -> None:
+def _note(job: SampleJob, result: SampleResult, reason: str, found: Found, tally: Tally) -> None:
     """Books every file of a sample under one outcome, so that the counts add up."""
-    for name in task.images:
-        files = list(_files(found, task, [name]))
+    for name in job.images:
+        files = list(_files(found, job, [name]))
         reasons = [why for modality, why in result.bad if modality == name]
         if name not in result.meta["modalities"]:
             reasons += reasons[-1:] * (len(files) - len(reasons))  # images that crash a decoder only together
@@ -199,9 +199,9 @@ def _note(task: SampleJob, result: SampleResult, reason: str, found: Found, tall
     if reason:
         tally.failed.append(
             {
-                "key": task.meta["key"],
-                "exam": task.meta["exam"],
-                "side": task.meta["side"],
+                "key": job.meta["key"],
+                "exam": job.meta["exam"],
+                "side": job.meta["side"],
                 "reason": reason,
                 "images": dict(sorted(Counter(why for _, why in result.bad).items())),
             }

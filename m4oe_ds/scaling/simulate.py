@@ -1,4 +1,4 @@
-"""Points beyond this machine by the plan's model: kernels by roofline, collectives by alpha-beta, the slowest's pace."""
+"""Points beyond this machine by the plan's model: kernels by roofline, collectives by alpha-beta, slowest rank."""
 
 from __future__ import annotations
 

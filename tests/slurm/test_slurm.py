@@ -348,11 +348,9 @@ def test_an_array_of_compared_systems(cluster: Cluster, data: Path, tmp_path: Pa
 
 def test_an_archive_is_converted_in_parts(cluster: Cluster, tmp_path: Path) -> None:
     archive, whole, parts = tmp_path / "archive", tmp_path / "whole", tmp_path / "parts"
-    for command in (
-        ["data_tools.phantom", "--layout", "vindr", "--out", str(archive), "--patients", "6", "--seed", "0"],
-        ["data_tools.convert", "--dataset", "vindr", "--root", str(archive), "--out", str(whole), "--rows", "64", "--cols", "52",
-         "--samples-per-shard", "4", "--workers", "1"],
-    ):  # fmt: skip
+    make = f"data_tools.phantom --layout vindr --out {archive} --patients 6 --seed 0"
+    convert = f"data_tools.convert --dataset vindr --root {archive} --out {whole} --rows 64 --cols 52"
+    for command in (make.split(), [*convert.split(), "--samples-per-shard", "4", "--workers", "1"]):
         done = subprocess.run(
             [sys.executable, "-m", *command],
             cwd=commands.ROOT,

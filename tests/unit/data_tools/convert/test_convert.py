@@ -248,9 +248,9 @@ def test_a_shard_with_an_identifier_is_never_published(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A field of the allow-list with a patient's number in it: the scan at the end does not let the folder appear."""
-    from data_tools.convert import jobs as tasks
+    from data_tools.convert import jobs
 
-    monkeypatch.setattr(tasks, "vendor_family", lambda _: "27770")
+    monkeypatch.setattr(jobs, "vendor_family", lambda _: "27770")
     with pytest.raises(
         DataError, match=r"problems, the first: .* has a value of vendor that no shard may have"
     ) as caught:

@@ -17,7 +17,7 @@ from data_tools.convert.images import convert_sample
 from data_tools.convert.sample import SampleJob, SampleResult
 
 
-def task(number: int, *files: str) -> SampleJob:
+def sample_job(number: int, *files: str) -> SampleJob:
     meta = {
         "key": f"embed-{number:016x}-l", "group": f"{number:016x}", "dataset": "embed", "side": "l", "vendor": "",
         "labels": {},
@@ -33,15 +33,15 @@ def behaviour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "get_context", lambda _: __import__("multiprocessing").get_context("fork"))
 
 
-def read(work: SampleJob) -> SampleResult:
-    for paths in work.images.values():
+def read(job: SampleJob) -> SampleResult:
+    for paths in job.images.values():
         for path in paths:
             if path == "crash":
                 faulthandler.disable()  # its report would look like a failure of the tests
                 os.kill(os.getpid(), signal.SIGSEGV)
             if path == "hang":
                 time.sleep(900)
-    meta: dict[str, Any] = {**work.meta, "modalities": list(work.images), "geometry": {}}
+    meta: dict[str, Any] = {**job.meta, "modalities": list(job.images), "geometry": {}}
     return SampleResult(meta)
 
 
@@ -51,10 +51,10 @@ def read(work: SampleJob) -> SampleResult:
     [("crash", "decoder_crashed", 900.0), ("hang", "decoder_hung", 5.0)],  # others must be done within the limit
 )
 def test_one_bad_file_costs_one_image(file: str, reason: str, seconds: float) -> None:
-    tasks = [task(n, "good", "good") for n in range(6)]
-    tasks[2] = task(2, file, "good")
-    results = list(workers.converted(tasks, 2, seconds=seconds))
-    assert [result.meta["key"] for result in results] == [work.meta["key"] for work in tasks]
+    jobs = [sample_job(n, "good", "good") for n in range(6)]
+    jobs[2] = sample_job(2, file, "good")
+    results = list(workers.converted(jobs, 2, seconds=seconds))
+    assert [result.meta["key"] for result in results] == [job.meta["key"] for job in jobs]
     assert results[2].bad == [("ffdm_cc", reason)]
     assert results[2].meta["modalities"] == ["ffdm_mlo"]
     assert all(result.meta["modalities"] == ["ffdm_cc", "ffdm_mlo"] for n, result in enumerate(results) if n != 2)
@@ -63,8 +63,8 @@ def test_one_bad_file_costs_one_image(file: str, reason: str, seconds: float) ->
 
 def test_processes_give_what_this_process_gives(tmp_path: Path) -> None:
     path = tmp_path / "absent.dcm"
-    tasks = [task(n, str(path)) for n in range(5)]
-    alone = [convert_sample(work) for work in tasks]
-    spread = list(workers.converted(tasks, 2))
+    jobs = [sample_job(n, str(path)) for n in range(5)]
+    alone = [convert_sample(job) for job in jobs]
+    spread = list(workers.converted(jobs, 2))
     assert [result.bad for result in spread] == [result.bad for result in alone] == [[("ffdm_cc", "missing_file")]] * 5
     assert np.array_equal([r.meta["key"] for r in spread], [r.meta["key"] for r in alone])
