@@ -48,7 +48,7 @@ def test_tokens_lie_where_the_patches_are() -> None:
     found = grids(model, spec, [5, 5])  # 16 x 16 pixels, patches of 8: class token and 2 x 2
     assert [(g.start, g.prefix, g.rows, g.columns) for g in found] == [(0, 1, 2, 2), (5, 1, 2, 2)]
     torch.testing.assert_close(found[1].place(torch.arange(10.0)), torch.tensor([[6.0, 7.0], [8.0, 9.0]]))
-    with pytest.raises(DataError, match="no 2 x 2 grid"):
+    with pytest.raises(DataError, match="not a 2 x 2 grid"):
         grids(model, spec, [6, 5])
 
 
@@ -66,7 +66,7 @@ def test_examples_may_be_chosen() -> None:
     np.testing.assert_allclose(arrays["map_0"].sum((2, 3)), expected[..., 1:5].sum(2).numpy(), rtol=1e-5)
     nothing = GalleryCollector(model, spec, keys=["absent"])
     nothing.add(batch, output)
-    with pytest.raises(DataError, match="none of the samples"):
+    with pytest.raises(DataError, match="none of the chosen samples"):
         nothing.result()
 
 
