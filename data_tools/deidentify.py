@@ -56,9 +56,10 @@ def load_secret(path: Path) -> bytes:
             raise DataError(f"cannot be read ({error.strerror})", str(path), "check --salt-file") from None
         if len(secret) < MIN_SECRET_BYTES:
             raise DataError(
-                f"holds {len(secret)} bytes, a secret needs at least {MIN_SECRET_BYTES}", str(path),
+                f"holds {len(secret)} bytes, a secret needs at least {MIN_SECRET_BYTES}",
+                str(path),
                 "delete it to have one made, or write a longer one",
-            ) from None  # fmt: skip
+            ) from None
         return secret
     except OSError as error:
         raise DataError(f"cannot be made ({error.strerror})", str(path), "check --salt-file and --out") from None

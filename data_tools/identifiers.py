@@ -27,19 +27,35 @@ _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _B2_MAGIC = b"M4B2"
 _EMBEDDED_PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
-# Little-endian tag and VR of identifying attributes, as they stand in any explicit-VR DICOM header: name, id, birth date,
-# sex, age, accession, dates and times, institution, physicians, station, study and series description, the three UIDs
+# Little-endian tag and VR of identifying attributes, as they stand in any explicit-VR DICOM header: name, id, birth
+# date, sex, age, accession, dates and times, institution, physicians, station, study and series description,
+# the three UIDs
 _DICOM_TAGS = tuple(
     group.to_bytes(2, "little") + element.to_bytes(2, "little") + vr
     for group, element, vr in (
-        (0x0010, 0x0010, b"PN"), (0x0010, 0x0020, b"LO"), (0x0010, 0x0030, b"DA"), (0x0010, 0x0040, b"CS"),
-        (0x0010, 0x1010, b"AS"), (0x0008, 0x0050, b"SH"), (0x0008, 0x0020, b"DA"), (0x0008, 0x0021, b"DA"),
-        (0x0008, 0x0022, b"DA"), (0x0008, 0x0023, b"DA"), (0x0008, 0x0030, b"TM"), (0x0008, 0x0080, b"LO"),
-        (0x0008, 0x0090, b"PN"), (0x0008, 0x1010, b"SH"), (0x0008, 0x1030, b"LO"), (0x0008, 0x103E, b"LO"),
-        (0x0008, 0x1070, b"PN"), (0x0008, 0x0018, b"UI"), (0x0020, 0x000D, b"UI"), (0x0020, 0x000E, b"UI"),
+        (0x0010, 0x0010, b"PN"),
+        (0x0010, 0x0020, b"LO"),
+        (0x0010, 0x0030, b"DA"),
+        (0x0010, 0x0040, b"CS"),
+        (0x0010, 0x1010, b"AS"),
+        (0x0008, 0x0050, b"SH"),
+        (0x0008, 0x0020, b"DA"),
+        (0x0008, 0x0021, b"DA"),
+        (0x0008, 0x0022, b"DA"),
+        (0x0008, 0x0023, b"DA"),
+        (0x0008, 0x0030, b"TM"),
+        (0x0008, 0x0080, b"LO"),
+        (0x0008, 0x0090, b"PN"),
+        (0x0008, 0x1010, b"SH"),
+        (0x0008, 0x1030, b"LO"),
+        (0x0008, 0x103E, b"LO"),
+        (0x0008, 0x1070, b"PN"),
+        (0x0008, 0x0018, b"UI"),
+        (0x0020, 0x000D, b"UI"),
+        (0x0020, 0x000E, b"UI"),
         (0x0018, 0x1000, b"LO"),
     )
-)  # fmt: skip
+)
 
 
 def _texts(value: Any, key: str = "") -> Iterator[str]:
@@ -150,7 +166,7 @@ def _scan_meta(scan: _Scan, place: str, data: bytes) -> None:
 
 
 def _png_chunks(data: bytes) -> Iterator[bytes]:
-    """Types of the chunks of a PNG; ``trailer`` for bytes behind its end, ``damaged`` where the lengths do not add up."""
+    """Types of the chunks of a PNG; ``trailer`` for bytes behind its end, ``damaged`` where lengths do not add up."""
     place = len(_PNG_SIGNATURE)
     while place + 12 <= len(data):
         length = int.from_bytes(data[place : place + 4], "big")

@@ -155,8 +155,10 @@ def contact_sheet(folder: Path, manifests: dict[str, Manifest], path: Path | Bin
     strips = []
     for split, manifest in manifests.items():
         places = [
-            (shard, shard.offsets[i], shard.offsets[i + 1]) for shard in manifest.shards for i in range(shard.num_samples)
-        ]  # fmt: skip
+            (shard, shard.offsets[i], shard.offsets[i + 1])
+            for shard in manifest.shards
+            for i in range(shard.num_samples)
+        ]
         for shard, start, stop in places[:SHEET_SAMPLES]:
             members = read_sample(Path(folder) / split / shard.name, start, stop)
             tiles = {}

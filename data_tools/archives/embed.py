@@ -53,7 +53,7 @@ _SCREEN_DETECTED_DAYS = 183  # a cancer found within six months was found by the
 
 
 def density_label(values: Iterable[str]) -> int:
-    """Code 0..3 of BI-RADS density A..D from all ``tissueden`` of an exam; MISSING if absent, 5 (male) or in conflict."""
+    """Code 0..3 of density A..D from all ``tissueden`` of an exam; MISSING if absent, male (5) or in conflict."""
     found = {number for number in map(_number, values) if number in (1.0, 2.0, 3.0, 4.0)}
     return int(found.pop()) - 1 if len(found) == 1 else MISSING
 
@@ -186,7 +186,7 @@ def image_exclusion(row: Row) -> tuple[str, str]:
 
 
 def local_path(text: str) -> PurePosixPath | None:
-    """Path below ``images/`` of an ``anon_dicom_path``: all up to ``anon_dicom/`` or ``images/`` is the curators' own."""
+    """Path below ``images/`` of an ``anon_dicom_path``: all before it is the curators' own."""
     text = text.strip().replace("\\", "/")
     rest = re.split(r"(?:^|/)(?:anon_dicom|images)/", text)[-1]
     path = PurePosixPath(rest)
@@ -369,9 +369,16 @@ def _earliest(rows: Sequence[Row]) -> date | None:
 
 
 def _add_exam(
-    plan: Plan, patient: str, exam: str, findings: Sequence[Row], rows: Sequence[Row],
-    events: Sequence[tuple[date, str]], dates: Sequence[date], modalities: Sequence[str], options: Options,
-) -> None:  # fmt: skip
+    plan: Plan,
+    patient: str,
+    exam: str,
+    findings: Sequence[Row],
+    rows: Sequence[Row],
+    events: Sequence[tuple[date, str]],
+    dates: Sequence[date],
+    modalities: Sequence[str],
+    options: Options,
+) -> None:
     """Adds the samples of one exam to the plan, or counts why it has none."""
     reason = _exam_drop_reason(findings, rows)
     # the day of acquisition; the clinical table has the day the report was signed

@@ -120,10 +120,15 @@ def build_plan(
         plan.notes["eyes_without_mask"] += not have_mask
         plan.samples.append(
             Sample(
-                name, name, "E", {"glaucoma": grades[name]}, found, split=_split(folds[name], options.fold),
+                name,
+                name,
+                "E",
+                {"glaucoma": grades[name]},
+                found,
+                split=_split(folds[name], options.fold),
                 masks={"cup": str(mask.relative_to(root))} if have_mask and mask is not None else {},
             )
-        )  # fmt: skip
+        )
     plan.notes, plan.violations = +plan.notes, +plan.violations
     plan.count_planned()
     return plan

@@ -74,10 +74,11 @@ def published(dataset: str, preprocessing: Mapping[str, Any]) -> list[Published]
                     vindr.EXPECTED[f"density_by_breast_{official}"], vindr.DENSITY, lambda value: f"DENSITY {value}"
                 ),
                 "birads": _coded(
-                    vindr.EXPECTED[f"birads_by_breast_{official}"], vindr.BIRADS_SCHEMES[scheme],
+                    vindr.EXPECTED[f"birads_by_breast_{official}"],
+                    vindr.BIRADS_SCHEMES[scheme],
                     lambda value: f"BI-RADS {value}",
                 ),
-            }  # fmt: skip
+            }
             found.append(Published(f"published, {name}", splits, labels, counted=True))
         return found
     if dataset == "gamma":

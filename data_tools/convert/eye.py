@@ -157,9 +157,12 @@ def convert_volume(folder: Path, rows: int, cols: int) -> tuple[NDArray[np.uint8
     if shape is None or int(volume.min()) == int(volume.max()):
         raise BadImage("constant")
     geometry = {
-        "original_shape": list(shape), "crop": [0, 0, *shape], "flipped": False, "padded_shape": list(shape),
+        "original_shape": list(shape),
+        "crop": [0, 0, *shape],
+        "flipped": False,
+        "padded_shape": list(shape),
         "stored_shape": [rows, cols],
-    }  # fmt: skip
+    }
     return volume, geometry
 
 

@@ -1,4 +1,4 @@
-"""The report of a conversion: ``conversion.json`` (numbers), ``quarantine.json`` (by hashed key), ``conversion.html``."""
+"""A conversion's report: ``conversion.json`` (numbers), ``quarantine.json`` (by hashed key), ``conversion.html``."""
 
 from __future__ import annotations
 
@@ -90,9 +90,13 @@ def _image_violations(facts: Mapping[str, Counter[str]], quarantined: Mapping[st
 
 
 def build(
-    plan: Plan, records: Sequence[Record], manifests: Mapping[str, Manifest], dataset: str, synthetic: bool,
+    plan: Plan,
+    records: Sequence[Record],
+    manifests: Mapping[str, Manifest],
+    dataset: str,
+    synthetic: bool,
     whole: bool = True,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Content of ``conversion.json``: numbers only.
 
     Args:

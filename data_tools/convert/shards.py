@@ -121,8 +121,9 @@ def _check_quarantine(bad: list[dict[str, str]], planned: int, rules: Rules) -> 
         raise DataError(
             f"{len(bad)} of {planned} images are bad so far ({common}), more than --max-quarantine "
             f"{rules.max_quarantine}",
-            rules.archive, "check that the archive is complete, or raise --max-quarantine",
-        )  # fmt: skip
+            rules.archive,
+            "check that the archive is complete, or raise --max-quarantine",
+        )
 
 
 def _take(result: SampleResult, record: Record, writer: OpenShard, spec: DatasetSpec, rules: Rules) -> None:
@@ -204,9 +205,13 @@ def _statistics(records: Sequence[Record], modalities: Sequence[str]) -> dict[st
 
 
 def write_manifests(
-    out: Path, jobs: Sequence[ShardJob], records: Sequence[Record], dataset: str, synthetic: bool,
+    out: Path,
+    jobs: Sequence[ShardJob],
+    records: Sequence[Record],
+    dataset: str,
+    synthetic: bool,
     preprocessing: Mapping[str, Any],
-) -> dict[str, Manifest]:  # fmt: skip
+) -> dict[str, Manifest]:
     """One manifest per split; the records are removed afterwards."""
     spec = DATASETS[dataset]
     by_name = {record.name: record for record in records}
@@ -214,10 +219,15 @@ def write_manifests(
     for split in SPLITS:
         mine = [by_name[job.name] for job in jobs if job.split == split]
         manifests[split] = assemble(
-            dataset, split, [record.shard for record in mine if record.shard is not None],
-            modalities=spec.modalities, tasks=spec.tasks, synthetic=synthetic, preprocessing=preprocessing,
+            dataset,
+            split,
+            [record.shard for record in mine if record.shard is not None],
+            modalities=spec.modalities,
+            tasks=spec.tasks,
+            synthetic=synthetic,
+            preprocessing=preprocessing,
             pixel_statistics=_statistics(mine, spec.modalities),
-        )  # fmt: skip
+        )
         manifests[split].save(out / split)
     return manifests
 

@@ -126,8 +126,12 @@ def generate(
         )
     out = Path(out)
     arguments = {
-        "layout": layout, "patients": patients, "seed": seed, "faults": faults, "risk_prevalence": risk_prevalence
-    }  # fmt: skip
+        "layout": layout,
+        "patients": patients,
+        "seed": seed,
+        "faults": faults,
+        "risk_prevalence": risk_prevalence,
+    }
     found = _already_made(out, arguments)
     if found is not None:
         return {**found, "reused": True}
@@ -187,9 +191,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         made = generate(
-            options.layout, options.out, options.patients, options.seed, options.workers, options.faults,
+            options.layout,
+            options.out,
+            options.patients,
+            options.seed,
+            options.workers,
+            options.faults,
             options.risk_prevalence,
-        )  # fmt: skip
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -262,9 +262,7 @@ def write_exam(root: Path, seed: int, patient: Patient, exam: Exam) -> dict[str,
     Returns:
         ``metadata`` rows, ``samples`` of the truth, ``faults`` and ``variety`` counts and the number of ``files``.
     """
-    result: dict[str, Any] = {
-        "metadata": [], "samples": [], "faults": Counter(), "variety": Counter(), "files": 0
-    }  # fmt: skip
+    result: dict[str, Any] = {"metadata": [], "samples": [], "faults": Counter(), "variety": Counter(), "files": 0}
     takes = plan_takes(patient, exam)
     for side in exam.letters:
         breast = make_breast(np.random.default_rng([seed, patient.index, 4, "LR".index(side)]), patient.density)

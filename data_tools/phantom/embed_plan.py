@@ -88,9 +88,14 @@ FAULT_SLOTS: tuple[tuple[str, ...], ...] = (
 FAULTS = tuple(name for slot in FAULT_SLOTS for name in slot)
 # Formats that are unusual but valid; present whether or not faults are asked for
 VARIETY_SLOTS = {
-    1: "monochrome1", 3: "JPEG2000Lossless", 4: "RLELossless", 6: "JPEGLSLossless", 8: "several_windows",
-    9: "JPEGLosslessSV1", 13: "padding",
-}  # fmt: skip
+    1: "monochrome1",
+    3: "JPEG2000Lossless",
+    4: "RLELossless",
+    6: "JPEGLSLossless",
+    8: "several_windows",
+    9: "JPEGLosslessSV1",
+    13: "padding",
+}
 DENSITY_SHARES = (0.15, 0.35, 0.35, 0.15)
 BIRADS = {
     "triage": {"N": 0, "B": 1, "A": 2, "P": 2, "S": 2, "X": -1},
@@ -262,9 +267,16 @@ def _add_screening(
     desc = "MG Screen Bilat w/Tomo/CAD Stnd Protocol" if patient.synthesised else "MG Screening Bilateral w/CAD"
     letters = _letters(patient, rng, years)
     exam = Exam(
-        number, _accession(patient, number), day, day + timedelta(days=int(late)), True, desc, letters, years,
+        number,
+        _accession(patient, number),
+        day,
+        day + timedelta(days=int(late)),
+        True,
+        desc,
+        letters,
+        years,
         "male" if patient.male else dropped,
-    )  # fmt: skip
+    )
     if letters["L"] == letters["R"]:
         exam.rows.append(_row(patient, exam, letters["L"], "" if letters["L"] in "NX" else "B"))
     else:
@@ -308,9 +320,15 @@ def _add_outcome(patient: Patient, rng: np.random.Generator) -> None:
     day = patient.event if style > 0.8 else max(patient.event - timedelta(days=9), before + timedelta(days=2))
     side = patient.event_side
     exam = Exam(
-        8, _accession(patient, 8), day, day, False, f"MG Diagnostic {'Left' if side == 'L' else 'Right'} w/CAD",
-        {side: "M"}, None,
-    )  # fmt: skip
+        8,
+        _accession(patient, 8),
+        day,
+        day,
+        False,
+        f"MG Diagnostic {'Left' if side == 'L' else 'Right'} w/CAD",
+        {side: "M"},
+        None,
+    )
     invasive = rng.random() < 0.75
     known = {"path_severity": "0.0" if invasive else "1.0", "type": "B", "path1": "ID" if invasive else "DC"}
     known["bside"] = side if rng.random() < 0.8 else ""

@@ -43,14 +43,21 @@ FAULT_SLOTS: tuple[tuple[str, ...], ...] = (
 )
 FAULTS = (*(name for slot in FAULT_SLOTS for name in slot), "site_without_labels")
 VARIETY_SLOTS = {
-    0: "JPEG2000Lossless", 1: "JPEGLosslessSV1", 3: "monochrome1", 5: "several_windows", 8: "SIGMOID", 9: "LINEAR_EXACT",
+    0: "JPEG2000Lossless",
+    1: "JPEGLosslessSV1",
+    3: "monochrome1",
+    5: "several_windows",
+    8: "SIGMOID",
+    9: "LINEAR_EXACT",
     10: "JPEG2000Lossless",
-}  # fmt: skip
+}
 MACHINES = {1: ("49", "93", "170"), 2: ("21", "29", "48")}
 BIRADS = {"none": 1.0, "smooth": 2.0, "spiculated": 0.0}
 EXPECTED = {
-    "triage": {1.0: 0, 2.0: 1, 0.0: 2}, "release": {1.0: 0, 2.0: 1, 0.0: -1}, "native_rsna": {1.0: 1, 2.0: 2, 0.0: 0}
-}  # fmt: skip
+    "triage": {1.0: 0, 2.0: 1, 0.0: 2},
+    "release": {1.0: 0, 2.0: 1, 0.0: -1},
+    "native_rsna": {1.0: 1, 2.0: 2, 0.0: 0},
+}
 
 
 @dataclass(frozen=True)

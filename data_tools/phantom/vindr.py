@@ -28,10 +28,10 @@ from data_tools.phantom.screening import (
 )
 
 METADATA_COLUMNS = [
-    "SOP Instance UID", "Series Instance UID", "SOP Instance UID.1", "Patient's Age", "View Position", "Image Laterality",
-    "Manufacturer", "Manufacturer's Model Name", "Photometric Interpretation", "Rows", "Columns", "Imager Pixel Spacing",
-    "Pixel Spacing", "Pixel Padding Value", "Pixel Padding Range Limit", "Window Center", "Window Width",
-    "Rescale Intercept", "Rescale Slope", "Rescale Type", "Window Center & Width Explanation",
+    "SOP Instance UID", "Series Instance UID", "SOP Instance UID.1", "Patient's Age", "View Position",
+    "Image Laterality", "Manufacturer", "Manufacturer's Model Name", "Photometric Interpretation", "Rows", "Columns",
+    "Imager Pixel Spacing", "Pixel Spacing", "Pixel Padding Value", "Pixel Padding Range Limit", "Window Center",
+    "Window Width", "Rescale Intercept", "Rescale Slope", "Rescale Type", "Window Center & Width Explanation",
 ]  # fmt: skip
 COLUMNS = {
     "breast-level_annotations.csv": list(BREAST_COLUMNS),
@@ -220,15 +220,24 @@ def _metadata(row: dict[str, str], facts: DicomFacts) -> dict[str, str]:
     out = dict.fromkeys(METADATA_COLUMNS, "")
     out.update(
         {
-            "SOP Instance UID": row["image_id"], "Series Instance UID": row["series_id"],
-            "SOP Instance UID.1": row["image_id"], "View Position": facts.view, "Image Laterality": facts.side,
-            "Manufacturer": facts.manufacturer, "Manufacturer's Model Name": facts.model, "Rows": row["height"],
-            "Columns": row["width"], "Patient's Age": "055Y",
+            "SOP Instance UID": row["image_id"],
+            "Series Instance UID": row["series_id"],
+            "SOP Instance UID.1": row["image_id"],
+            "View Position": facts.view,
+            "Image Laterality": facts.side,
+            "Manufacturer": facts.manufacturer,
+            "Manufacturer's Model Name": facts.model,
+            "Rows": row["height"],
+            "Columns": row["width"],
+            "Patient's Age": "055Y",
             "Photometric Interpretation": "MONOCHROME1" if facts.monochrome1 else "MONOCHROME2",
-            "Window Center": str(facts.window[0][0]), "Window Width": str(facts.window[0][1]),
-            "Rescale Intercept": "0", "Rescale Slope": "1", "Rescale Type": "US",
+            "Window Center": str(facts.window[0][0]),
+            "Window Width": str(facts.window[0][1]),
+            "Rescale Intercept": "0",
+            "Rescale Slope": "1",
+            "Rescale Type": "US",
         }
-    )  # fmt: skip
+    )
     return out
 
 

@@ -44,8 +44,11 @@ def crop_box(mask: CoarseMask) -> tuple[int, int, int, int]:
 
 def padded_shape(height: int, width: int, rows: int, cols: int) -> tuple[int, int]:
     """Smallest shape of aspect ``rows : cols`` that holds ``height x width``."""
-    return (height, max(width, round(height * cols / rows))) if height * cols >= width * rows else (
-        max(height, round(width * rows / cols)), width)  # fmt: skip
+    return (
+        (height, max(width, round(height * cols / rows)))
+        if height * cols >= width * rows
+        else (max(height, round(width * rows / cols)), width)
+    )
 
 
 def _edges(full: int, parts: int) -> NDArray[np.intp]:
@@ -54,9 +57,14 @@ def _edges(full: int, parts: int) -> NDArray[np.intp]:
 
 
 def _masked(
-    render: Callable[[int, int, int, int], Unit], gaps: list[list[tuple[int, int]]], factor: int,
-    top: int, left: int, height: int, width: int,
-) -> Unit:  # fmt: skip
+    render: Callable[[int, int, int, int], Unit],
+    gaps: list[list[tuple[int, int]]],
+    factor: int,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+) -> Unit:
     """A freshly made rectangle of the image, 0 where it is not breast."""
     part = np.array(render(top, left, height, width), np.float32, copy=None)
     for row in range(top // factor, -(-(top + height) // factor)):
@@ -80,9 +88,13 @@ def _sums(part: Unit, starts: NDArray[np.intp], counts: NDArray[np.intp]) -> Uni
 
 
 def _average(
-    render: Callable[[int, int, int, int], Unit], mask: CoarseMask, box: tuple[int, int, int, int],
-    padded: tuple[int, int], rows: int, cols: int,
-) -> Unit:  # fmt: skip
+    render: Callable[[int, int, int, int], Unit],
+    mask: CoarseMask,
+    box: tuple[int, int, int, int],
+    padded: tuple[int, int],
+    rows: int,
+    cols: int,
+) -> Unit:
     """Averages over areas, [rows, cols]: what Pillow's box filter gives, without making the full grey image.
 
     Rows are averaged first, a few at a time; the columns of what is left, a third, are Pillow's work.

@@ -204,7 +204,7 @@ def _percentile_table(
 
 
 def _percentiles(values: Unit, counts: NDArray[np.intp]) -> tuple[float, float]:
-    """``PERCENTILES`` of values that occur so many times each: as ``np.percentile`` gives them, without sorting pixels."""
+    """``PERCENTILES`` of values with these counts: as ``np.percentile`` gives them, without sorting pixels."""
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(counts[order])
     found = []

@@ -17,7 +17,7 @@ def labelled_binary(
 
     Args:
         labels: ``[N]``, 0, 1 or -1 for missing.
-        columns: ``[N, ...]`` scores, made float64.
+        *columns: ``[N, ...]`` scores, made float64.
         groups: ``[N]`` patients; None = every row its own.
 
     Returns:

@@ -52,7 +52,7 @@ def run_in_step(blocks: Sequence[Block], *tokens: Tensor) -> list[tuple[Tensor, 
     """Blocks that do not depend on each other: the slots of all of them travel in one exchange.
 
     Args:
-        tokens: per block ``[B, l_i, d]``, none masked.
+        *tokens: per block ``[B, l_i, d]``, none masked.
 
     Returns:
         per block what its forward would return.

@@ -101,6 +101,6 @@ def most_sharers(counts: Sequence[int], *divided: int) -> int:
 
     Args:
         counts: experts of every kind of layer.
-        divided: what the number has to divide besides, e.g. the ranks.
+        *divided: what the number has to divide besides, e.g. the ranks.
     """
     return math.gcd(*divided, *counts) if counts else 1

@@ -20,8 +20,8 @@ from data_tools.pixels.dicom import BadImage, check_kind, quiet, read_header
 TAGS = (
     "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PresentationIntentType", "NumberOfFrames",
     "SamplesPerPixel", "PatientID", "PatientSex", "AccessionNumber", "StudyInstanceUID", "AcquisitionTime",
-    "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence", "ViewModifierCodeSequence", "SeriesDescription",
-    "PaddleDescription", "EstimatedRadiographicMagnificationFactor", "LossyImageCompression",
+    "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence", "ViewModifierCodeSequence",
+    "SeriesDescription", "PaddleDescription", "EstimatedRadiographicMagnificationFactor", "LossyImageCompression",
 )  # fmt: skip
 FOR_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.2"
 FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
@@ -100,9 +100,7 @@ def read(path: Path, name: str) -> Header:
 
 def describe(ds: Any, name: str) -> Header:
     """:func:`read` from a pydicom Dataset with file meta information."""
-    patient, study, accession = (
-        _identifier(ds, tag) for tag in ("PatientID", "StudyInstanceUID", "AccessionNumber")
-    )  # fmt: skip
+    patient, study, accession = (_identifier(ds, tag) for tag in ("PatientID", "StudyInstanceUID", "AccessionNumber"))
     exam = accession or study
     patient = patient or study  # de-identified files may name no patient
     row = table_row(ds, name)
@@ -116,10 +114,17 @@ def describe(ds: Any, name: str) -> Header:
     if not reason and not syntax:
         reason = "no_transfer_syntax"
     return Header(
-        patient, exam, side if side in ("L", "R") else "", "" if reason else modality, row, _text(ds, "SOPInstanceUID"),
-        syntax, _text(ds, "PatientSex").upper() in ("M", "MALE"),
-        _text(ds, "LossyImageCompression") == "01" or syntax in LOSSY_SYNTAXES, reason,
-    )  # fmt: skip
+        patient,
+        exam,
+        side if side in ("L", "R") else "",
+        "" if reason else modality,
+        row,
+        _text(ds, "SOPInstanceUID"),
+        syntax,
+        _text(ds, "PatientSex").upper() in ("M", "MALE"),
+        _text(ds, "LossyImageCompression") == "01" or syntax in LOSSY_SYNTAXES,
+        reason,
+    )
 
 
 def table_row(ds: Any, name: str) -> dict[str, str]:

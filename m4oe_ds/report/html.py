@@ -16,8 +16,14 @@ from m4oe_ds.report.patients import patients
 from m4oe_ds.runs.folder import RunFolder
 
 _TEMPLATES = Path(__file__).parent / "templates"
-METRICS = (("accuracy", "accuracy"), ("balanced_accuracy", "balanced acc."), ("macro_f1", "macro-F1"),
-           ("auroc", "AUROC"), ("auprc", "AUPRC (chance)"), ("kappa", "kappa"))  # fmt: skip
+METRICS = (
+    ("accuracy", "accuracy"),
+    ("balanced_accuracy", "balanced acc."),
+    ("macro_f1", "macro-F1"),
+    ("auroc", "AUROC"),
+    ("auprc", "AUPRC (chance)"),
+    ("kappa", "kappa"),
+)
 
 
 def render(folder: Path) -> Path:

@@ -36,9 +36,20 @@ def test_recipes_train_on_the_device(recipe: str, tmp_path: Path) -> None:
     data = shards.write(tmp_path / "shards")
     settings = [f"--set={item}" for item in (*shards.SMALL, "run.num_epochs=1")]
     result = subprocess.run(
-        [sys.executable, "train.py", "--ds_config", f"ds_configs/{recipe}.json", "--output", str(tmp_path / "run"),
-         f"--set=data.root={data}", *settings],
-        cwd=commands.ROOT, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "train.py",
+            "--ds_config",
+            f"ds_configs/{recipe}.json",
+            "--output",
+            str(tmp_path / "run"),
+            f"--set=data.root={data}",
+            *settings,
+        ],
+        cwd=commands.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "run" / "report.html").is_file()

@@ -17,7 +17,7 @@ def broja(p: ArrayLike, **options: Any) -> dict[str, float]:
 
     Args:
         p: probabilities, sum 1.
-        options: of :func:`m4oe_ds.analysis.pid.solver.broja`.
+        **options: of :func:`m4oe_ds.analysis.pid.solver.broja`.
 
     Raises:
         DataError: ``p`` is not a probability table with three axes.
@@ -29,7 +29,7 @@ def batch(x1: ArrayLike, x2: ArrayLike, y: ArrayLike, **options: Any) -> dict[st
     """Estimated R, U1, U2, S of features ``x1 [N, d1]``, ``x2 [N, d2]`` about labels ``y [N]``, in bits, clipped at 0.
 
     Args:
-        options: fields of :class:`m4oe_ds.analysis.pid.settings.BatchSettings`, or ``patients``, ``settings``,
+        **options: fields of :class:`m4oe_ds.analysis.pid.settings.BatchSettings`, or ``patients``, ``settings``,
             ``conditionals`` of :func:`m4oe_ds.analysis.pid.estimator.batch`.
 
     Raises:

@@ -29,10 +29,19 @@ def meta_of(split: str, patient: int, side: str, modality: str) -> dict[str, Any
         "stored_shape": [20, 16],
     }  # fmt: skip
     return {
-        "schema_version": 2, "dataset": "embed", "split": split, "key": f"embed-{group}-{side}", "group": group,
-        "exam": group, "side": side, "labels": {task.name: patient % 2 for task in SPEC.tasks},
-        "modalities": [modality], "geometry": {modality: geometry}, "screening": True, "vendor": "ge",
-    }  # fmt: skip
+        "schema_version": 2,
+        "dataset": "embed",
+        "split": split,
+        "key": f"embed-{group}-{side}",
+        "group": group,
+        "exam": group,
+        "side": side,
+        "labels": {task.name: patient % 2 for task in SPEC.tasks},
+        "modalities": [modality],
+        "geometry": {modality: geometry},
+        "screening": True,
+        "vendor": "ge",
+    }
 
 
 @pytest.fixture
@@ -41,9 +50,15 @@ def shards(tmp_path: Path) -> Path:
     out = tmp_path / "shards"
     for split in SPLITS:
         writer = ShardWriter(
-            out, "embed", split, modalities=SPEC.modalities, tasks=SPEC.tasks, samples_per_shard=4, synthetic=True,
+            out,
+            "embed",
+            split,
+            modalities=SPEC.modalities,
+            tasks=SPEC.tasks,
+            samples_per_shard=4,
+            synthetic=True,
             preprocessing={},
-        )  # fmt: skip
+        )
         for patient in range(3):
             for side in "lr":
                 pixels = np.full((20, 16), 20000 * (patient + 1), np.uint16)
@@ -90,9 +105,15 @@ def test_damage_is_found(shards: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_a_patient_in_two_splits_is_found(shards: Path) -> None:
     shutil.rmtree(shards / "test")
     writer = ShardWriter(
-        shards, "embed", "test", modalities=SPEC.modalities, tasks=SPEC.tasks, samples_per_shard=4, synthetic=True,
+        shards,
+        "embed",
+        "test",
+        modalities=SPEC.modalities,
+        tasks=SPEC.tasks,
+        samples_per_shard=4,
+        synthetic=True,
         preprocessing={},
-    )  # fmt: skip
+    )
     meta = meta_of("train", 1, "l", "ffdm_cc") | {"split": "test"}
     writer.write(meta, {"ffdm_cc.b2": encode(np.zeros((20, 16), np.uint16), "b2")})
     writer.close()
@@ -149,7 +170,7 @@ def test_ordinary_content_is_not_suspected(shards: Path, text: str) -> None:
     ],
 )  # fmt: skip
 def test_short_numbers_of_patients_are_found_by_their_place(shards: Path, field: str, value: Any) -> None:
-    """RSNA numbers its patients with five digits: no pattern tells those from sizes, but no field of a shard holds any."""
+    """RSNA numbers its patients with five digits: no pattern tells those from sizes; no field of a shard holds any."""
     meta = meta_of("train", 7, "l", "ffdm_cc") | {field: value}
     key = meta_of("train", 7, "l", "ffdm_cc")["key"]
     assert inspect.scan_identifiers(shards) == []
@@ -186,9 +207,15 @@ def test_a_manifest_that_tells_of_other_samples_is_found(shards: Path) -> None:
 def test_risk_that_falls_with_the_horizon_is_found(shards: Path, tmp_path: Path) -> None:
     shutil.rmtree(shards / "test")
     writer = ShardWriter(
-        shards, "embed", "test", modalities=SPEC.modalities, tasks=SPEC.tasks, samples_per_shard=4, synthetic=True,
+        shards,
+        "embed",
+        "test",
+        modalities=SPEC.modalities,
+        tasks=SPEC.tasks,
+        samples_per_shard=4,
+        synthetic=True,
         preprocessing={},
-    )  # fmt: skip
+    )
     risks = [(0, 0, -1, 1, 1), (0, 1, -1, 0, 1), (1, -1, -1, -1, 0)]
     for number, codes in enumerate(risks):
         labels = {"birads": 0, "density": 1, **{f"risk{k + 1}": code for k, code in enumerate(codes)}}
@@ -241,9 +268,23 @@ def dicom_header() -> bytes:
     from data_tools.phantom.dicom import DicomFacts, write_mammogram
 
     facts = DicomFacts(
-        "90000001", "9999000000000001", "1.2.3.4.5.6.7", "1.2.3.4.5.6.8", "1.2.3.4.5.6.9", "2014-03-02", "101500", "", "",
-        "L", "CC", "F", "X", "Y", 12, ((2047, 4096),),
-    )  # fmt: skip
+        "90000001",
+        "9999000000000001",
+        "1.2.3.4.5.6.7",
+        "1.2.3.4.5.6.8",
+        "1.2.3.4.5.6.9",
+        "2014-03-02",
+        "101500",
+        "",
+        "",
+        "L",
+        "CC",
+        "F",
+        "X",
+        "Y",
+        12,
+        ((2047, 4096),),
+    )
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

@@ -71,9 +71,11 @@ def test_thresholds_come_from_validation_and_from_the_data_itself(report: tuple[
     found, _, validation = report
     points = found["tasks"]["risk4"]["operating_points"]
     assert [(p["target"], p["chosen_on"]) for p in points] == [
-        ("specificity", "validation split"), ("specificity", "evaluated data"),
-        ("sensitivity", "validation split"), ("sensitivity", "evaluated data"),
-    ]  # fmt: skip
+        ("specificity", "validation split"),
+        ("specificity", "evaluated data"),
+        ("sensitivity", "validation split"),
+        ("sensitivity", "evaluated data"),
+    ]
     expected = threshold_for(validation["label_risk4"], validation["prob_risk4"][:, 1], "specificity", 0.9)
     assert points[0]["threshold"] == expected
     assert points[1]["specificity"]["value"] >= 0.9

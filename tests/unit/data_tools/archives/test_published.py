@@ -22,14 +22,16 @@ def whole(dataset: str, **options: str) -> Labels:
 
 def test_the_counts_of_the_fact_sheets_in_our_codes() -> None:
     assert whole("vindr")["test"] == {
-        "density": {"0": 10, "1": 190, "2": 1530, "3": 270}, "birads": {"0": 1341, "1": 467, "2": 192},
-    }  # fmt: skip
+        "density": {"0": 10, "1": 190, "2": 1530, "3": 270},
+        "birads": {"0": 1341, "1": 467, "2": 192},
+    }
     assert whole("vindr")["train"]["birads"] == {"0": 5362, "1": 1871, "2": 767}
     both = [whole("vindr", birads_scheme="release")[split]["birads"] for split in ("train", "test")]
     assert [sum(part[code] for part in both) for code in "012"] == [6703, 2803, 494]
     assert whole("rsna")["train"] == {
-        "density": {"0": 1106, "1": 5022, "2": 4872, "3": 618}, "birads": {"0": 6280, "1": 850, "2": 2218},
-    }  # fmt: skip
+        "density": {"0": 1106, "1": 5022, "2": 4872, "3": 618},
+        "birads": {"0": 6280, "1": 850, "2": 2218},
+    }
     assert whole("rsna", birads_sites="all")["train"]["birads"] == {"0": 6280, "1": 850, "2": 3475}
     assert whole("rsna", birads_scheme="native_rsna")["train"]["birads"] == {"0": 2218, "1": 6280, "2": 850}
     assert whole("gamma")["train"]["glaucoma"] == {"0": 50, "1": 26, "2": 24}

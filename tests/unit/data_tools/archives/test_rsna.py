@@ -40,11 +40,23 @@ def four(patient: int, birads: tuple[str, str] = ("1.0", "1.0"), density: str = 
     """The rows of a patient with one image per view; birads of L and R."""
     return [
         [
-            str(site), str(patient), str(patient * 10 + number), side, view, "58.0", "0", "0", "0",
-            birads["LR".index(side)], "0", density, "49", "False",
+            str(site),
+            str(patient),
+            str(patient * 10 + number),
+            side,
+            view,
+            "58.0",
+            "0",
+            "0",
+            "0",
+            birads["LR".index(side)],
+            "0",
+            density,
+            "49",
+            "False",
         ]
         for number, (side, view) in enumerate((side, view) for side in "LR" for view in ("CC", "MLO"))
-    ]  # fmt: skip
+    ]
 
 
 BIRADS, DENSITY, IMPLANT, VIEW, SIDE, IMAGE, SITE = 9, 11, 10, 4, 3, 2, 0

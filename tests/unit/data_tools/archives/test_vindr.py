@@ -29,11 +29,19 @@ def study(
     """The four rows of a study; birads and density of L and R. Images are number * 256 + 0..3."""
     return [
         [
-            name(number), name(number + 4096), name(number * 256 + at), side, view, "3518", "2800",
-            f"BI-RADS {birads['LR'.index(side)]}", f"DENSITY {density['LR'.index(side)]}", split,
+            name(number),
+            name(number + 4096),
+            name(number * 256 + at),
+            side,
+            view,
+            "3518",
+            "2800",
+            f"BI-RADS {birads['LR'.index(side)]}",
+            f"DENSITY {density['LR'.index(side)]}",
+            split,
         ]
         for at, (side, view) in enumerate((side, view) for side in "LR" for view in ("CC", "MLO"))
-    ]  # fmt: skip
+    ]
 
 
 def planned(root: Path, rows: list[list[str]], header: str = HEADER, **options: str) -> Plan:

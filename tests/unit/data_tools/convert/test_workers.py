@@ -19,9 +19,13 @@ from data_tools.convert.sample import SampleJob, SampleResult
 
 def sample_job(number: int, *files: str) -> SampleJob:
     meta = {
-        "key": f"embed-{number:016x}-l", "group": f"{number:016x}", "dataset": "embed", "side": "l", "vendor": "",
+        "key": f"embed-{number:016x}-l",
+        "group": f"{number:016x}",
+        "dataset": "embed",
+        "side": "l",
+        "vendor": "",
         "labels": {},
-    }  # fmt: skip
+    }
     images = dict(zip(("ffdm_cc", "ffdm_mlo"), ((name,) for name in files), strict=False))
     return SampleJob(meta, images, 16, 12, "b2")
 

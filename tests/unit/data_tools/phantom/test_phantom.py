@@ -1,4 +1,4 @@
-"""The phantom archive: valid files, tables with the faults promised, and a truth that an independent reading confirms."""
+"""The phantom archive: valid files, tables with the promised faults, a truth that an independent reading confirms."""
 
 from __future__ import annotations
 

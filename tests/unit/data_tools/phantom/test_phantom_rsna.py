@@ -169,8 +169,8 @@ def test_formats(archive: Made) -> None:
         seen[str(ds.get("VOILUTFunction", "no function"))] += 1
         seen["several windows"] += isinstance(ds.WindowCenter, pydicom.multival.MultiValue)
     wanted = (
-        "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.1", "MONOCHROME1", "MONOCHROME2", "SIGMOID",
-        "LINEAR_EXACT", "no function", "several windows",
+        "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.1", "MONOCHROME1", "MONOCHROME2",
+        "SIGMOID", "LINEAR_EXACT", "no function", "several windows",
     )  # fmt: skip
     assert {name for name in wanted if seen[name]} == set(wanted)
 

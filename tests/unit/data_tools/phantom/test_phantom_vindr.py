@@ -100,8 +100,10 @@ def test_modalities_are_those_whose_files_can_be_read(archive: Made) -> None:
 def test_violations_are_those_planted(archive: Made) -> None:
     plan = planned(archive)
     assert plan.violations == {
-        "study_without_four_images": 1, "birads_not_constant_within_breast": 1, "study_in_both_splits": 1
-    }  # fmt: skip
+        "study_without_four_images": 1,
+        "birads_not_constant_within_breast": 1,
+        "study_in_both_splits": 1,
+    }
     assert plan.excluded["exams"] == {"in_both_splits": 1}
     assert plan.notes["breasts_without_mlo"] == 2  # the known study, and the one with three images
     assert plan.notes["finding_boxes_beyond_the_image"] == 4
@@ -110,8 +112,11 @@ def test_violations_are_those_planted(archive: Made) -> None:
 def test_the_known_study_without_a_left_mlo(archive: Made) -> None:
     rows = archive[1][0]["tables"][BREASTS]
     assert [(row["laterality"], row["view_position"]) for row in rows] == [
-        ("L", "CC"), ("L", "CC"), ("R", "CC"), ("R", "MLO")
-    ]  # fmt: skip
+        ("L", "CC"),
+        ("L", "CC"),
+        ("R", "CC"),
+        ("R", "MLO"),
+    ]
     left = planned(archive, require="any").samples
     sample = next(s for s in left if s.patient == rows[0]["study_id"] and s.side == "L")
     assert list(sample.images) == ["ffdm_cc"]
@@ -143,8 +148,10 @@ def test_manufacturers_come_from_the_metadata(archive: Made) -> None:
 def test_planmed_is_stored_inverted_with_14_bits(archive: Made) -> None:
     for ds in headers(archive, "planmed"):
         assert (ds.PhotometricInterpretation, ds.BitsStored, ds.ManufacturerModelName) == (
-            "MONOCHROME1", 14, "Planmed Nuance"
-        )  # fmt: skip
+            "MONOCHROME1",
+            14,
+            "Planmed Nuance",
+        )
         pixels = ds.pixel_array
         wall = pixels[:, :40] if ds.ImageLaterality == "L" else pixels[:, -40:]
         air = pixels[250:, -40:] if ds.ImageLaterality == "L" else pixels[250:, :40]

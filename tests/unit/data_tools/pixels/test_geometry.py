@@ -31,7 +31,7 @@ def breast(rows: int = 400, cols: int = 300, *, right: bool = False, level: floa
 
 
 def graded(image: Image) -> Graded:
-    """An image as after decoding, with a table that changes nothing: mask and parts are then made as in a conversion."""
+    """An image as after decoding, with a table that changes nothing: mask and parts are made as in a conversion."""
     return Graded(
         np.rint(image * 65535).astype(np.uint16), 0, np.linspace(0, 1, 65536, dtype=np.float32), "window", False
     )
@@ -121,7 +121,7 @@ def test_aspect_is_kept_and_background_is_zero() -> None:
 def test_averaging_in_parts_is_pillows_box_filter_of_the_whole(
     size: tuple[int, int], shape: tuple[int, int], right: bool
 ) -> None:
-    """The crop, made in full, masked, mirrored, padded and given to Pillow at once: the slow way to the same picture."""
+    """The crop, made in full, masked, mirrored, padded, given to Pillow at once: the slow way to the same picture."""
     from PIL import Image as Pillow
 
     image, _ = breast(*size, right=right)
@@ -189,9 +189,11 @@ def test_downsampling_averages_whole_blocks() -> None:
 
 
 @given(
-    row=st.integers(120, 270), col=st.integers(10, 150), right=st.booleans(),
+    row=st.integers(120, 270),
+    col=st.integers(10, 150),
+    right=st.booleans(),
     shape=st.sampled_from([(512, 416), (256, 256), (300, 520)]),
-)  # fmt: skip
+)
 @settings(max_examples=15, deadline=None)
 def test_a_point_is_found_again_in_the_source(row: int, col: int, right: bool, shape: tuple[int, int]) -> None:
     image, _ = breast()
