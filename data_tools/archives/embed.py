@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path, PurePosixPath
 
-from data_tools.archives.plan import Options, Plan, Sample
+from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Row, Sample
 from data_tools.archives.tables import read_table
 from m4oe_ds.data.schema import DATASETS, MISSING
 from m4oe_ds.errors import DataError
-
-Row = Mapping[str, str]
 
 CLINICAL_REQUIRED = (
     "empi_anon", "acc_anon", "study_date_anon", "desc", "asses", "tissueden", "side", "path_severity", "bside",
@@ -228,7 +226,7 @@ def read_tables(root: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]
     )
 
 
-def plan_archive(root: Path, options: Options) -> Plan:
+def plan_archive(root: Path, options: ArchiveOptions) -> ArchivePlan:
     """What the tables of an EMBED archive say.
 
     Raises:
@@ -248,7 +246,7 @@ def take_order(row: Row) -> tuple[float, str]:
     return (-1.0 if math.isnan(time) else time), row["anon_dicom_path"]
 
 
-def _group_images(metadata: Sequence[Row], plan: Plan) -> dict[tuple[str, str], list[Row]]:
+def _group_images(metadata: Sequence[Row], plan: ArchivePlan) -> dict[tuple[str, str], list[Row]]:
     """Metadata rows with identifiers and a usable path, each path once, per (patient, exam); others are counted."""
     excluded = plan.excluded["images"]
     exams: dict[tuple[str, str], list[Row]] = defaultdict(list)
@@ -284,7 +282,7 @@ def _exam_drop_reason(findings: Sequence[Row], images: Sequence[Row]) -> str:
     return "male" if male or any(_number(row["tissueden"]) == 5.0 for row in findings) else ""
 
 
-def _count_unknown(clinical: Sequence[Row], metadata: Sequence[Row], plan: Plan) -> None:
+def _count_unknown(clinical: Sequence[Row], metadata: Sequence[Row], plan: ArchivePlan) -> None:
     """Counts values that the archive's documentation does not have."""
     found = plan.violations
     for row in metadata:
@@ -301,7 +299,7 @@ def _count_unknown(clinical: Sequence[Row], metadata: Sequence[Row], plan: Plan)
     plan.violations = +found  # only what occurred
 
 
-def _exam_views(images: Sequence[Row], plan: Plan) -> dict[str, dict[str, Row]]:
+def _exam_views(images: Sequence[Row], plan: ArchivePlan) -> dict[str, dict[str, Row]]:
     """Chosen image row per side and modality of an exam."""
     excluded = plan.excluded["images"]
     chosen: dict[str, dict[str, Row]] = {"L": {}, "R": {}}
@@ -320,7 +318,7 @@ def _exam_views(images: Sequence[Row], plan: Plan) -> dict[str, dict[str, Row]]:
     return chosen
 
 
-def _count_findings(findings: Sequence[Row], density: int, plan: Plan) -> None:
+def _count_findings(findings: Sequence[Row], density: int, plan: ArchivePlan) -> None:
     """Notes what is odd in the clinical rows of a kept exam."""
     if density == MISSING and len({_number(row["tissueden"]) for row in findings} & {1.0, 2.0, 3.0, 4.0}) > 1:
         plan.notes["density_conflict"] += 1
@@ -331,7 +329,9 @@ def _count_findings(findings: Sequence[Row], density: int, plan: Plan) -> None:
         plan.notes["contralateral_negative_added"] += 1
 
 
-def build_plan(clinical: Sequence[Row], metadata: Sequence[Row], modalities: Sequence[str], options: Options) -> Plan:
+def build_plan(
+    clinical: Sequence[Row], metadata: Sequence[Row], modalities: Sequence[str], options: ArchiveOptions
+) -> ArchivePlan:
     """Samples with labels and images from the rows of both tables, in order of patient, exam, side.
 
     Args:
@@ -339,7 +339,7 @@ def build_plan(clinical: Sequence[Row], metadata: Sequence[Row], modalities: Seq
         metadata: as from :func:`read_tables`.
         modalities: in the order samples list them.
     """
-    plan = Plan(steps={"clinical_rows": len(clinical), "metadata_rows": len(metadata)})
+    plan = ArchivePlan(steps={"clinical_rows": len(clinical), "metadata_rows": len(metadata)})
     _count_unknown(clinical, metadata, plan)
     images = _group_images(metadata, plan)
     by_patient: dict[str, list[Row]] = defaultdict(list)
@@ -369,7 +369,7 @@ def _earliest(rows: Sequence[Row]) -> date | None:
 
 
 def _add_exam(
-    plan: Plan,
+    plan: ArchivePlan,
     patient: str,
     exam: str,
     findings: Sequence[Row],
@@ -377,7 +377,7 @@ def _add_exam(
     events: Sequence[tuple[date, str]],
     dates: Sequence[date],
     modalities: Sequence[str],
-    options: Options,
+    options: ArchiveOptions,
 ) -> None:
     """Adds the samples of one exam to the plan, or counts why it has none."""
     reason = _exam_drop_reason(findings, rows)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.archives.plan import Options, Plan, Sample
+from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Sample
 from m4oe_ds.data.schema import MISSING
 from m4oe_ds.errors import DataError
 
@@ -83,10 +83,10 @@ def _split(fold: int, test: int) -> str:
 
 
 def build_plan(
-    root: Path, rows: Sequence[Mapping[str, str]], images: Path, masks: Path | None, options: Options
-) -> Plan:
+    root: Path, rows: Sequence[Mapping[str, str]], images: Path, masks: Path | None, options: ArchiveOptions
+) -> ArchivePlan:
     """Samples from the rows of the sheet; ``images`` and ``masks`` are the folders of the two parts."""
-    plan = Plan(steps={"sheet_rows": len(rows)})
+    plan = ArchivePlan(steps={"sheet_rows": len(rows)})
     grades: dict[str, int] = {}
     for row in rows:
         if not row["data"].isdigit():
@@ -134,7 +134,7 @@ def build_plan(
     return plan
 
 
-def plan_archive(root: Path, options: Options) -> Plan:
+def plan_archive(root: Path, options: ArchiveOptions) -> ArchivePlan:
     """What an archive of the grading part, with or without the segmentation part, holds.
 
     Raises:

@@ -46,7 +46,7 @@ class Sample:
 
 
 @dataclass
-class Plan:
+class ArchivePlan:
     """What the tables say should be converted, and what was left out and why.
 
     Attributes:
@@ -72,7 +72,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Options:
+class ArchiveOptions:
     """How labels are made and samples chosen: see the command line of ``data_tools.convert``.
 
     Attributes:
@@ -92,7 +92,7 @@ class Options:
     exclude_screen_detected: bool = False
 
 
-def usable_rows(rows: Sequence[Row], exclusions: Sequence[Exclusion], plan: Plan) -> list[Row]:
+def usable_rows(rows: Sequence[Row], exclusions: Sequence[Exclusion], plan: ArchivePlan) -> list[Row]:
     """Rows of images to which no exclusion applies; the others are counted under the first that does."""
     out: list[Row] = []
     seen: set[str] = set()
@@ -113,8 +113,8 @@ def breasts(
     files: Mapping[tuple[str, str], Mapping[str, Sequence[str]]],
     make: Callable[[str, str, Images], Sample],
     modalities: Sequence[str],
-    options: Options,
-    plan: Plan,
+    options: ArchiveOptions,
+    plan: ArchivePlan,
 ) -> None:
     """Adds a sample for every breast, or counts it and its images as incomplete.
 

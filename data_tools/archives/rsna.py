@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_tools.archives.plan import Exclusion, Images, Options, Plan, Row, Sample, breasts, usable_rows
+from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Exclusion, Images, Row, Sample, breasts, usable_rows
 from data_tools.archives.tables import number, read_table
 from m4oe_ds.data.schema import DATASETS, MISSING
 from m4oe_ds.errors import DataError
@@ -47,7 +47,7 @@ EXPECTED: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-def _one(values: Sequence[str], known: Mapping[object, int], plan: Plan, what: str, unit: str) -> str | None:
+def _one(values: Sequence[str], known: Mapping[object, int], plan: ArchivePlan, what: str, unit: str) -> str | None:
     """The one value of a patient or breast; None if unknown or contradictory, which is counted."""
     keys = {value: number(value) if what == "birads" else value for value in values if value}
     found = set(keys.values())  # 1 and 1.0 are the same
@@ -74,7 +74,7 @@ _EXCLUSIONS: tuple[Exclusion, ...] = (
 )
 
 
-def _usable(rows: Sequence[Row], plan: Plan) -> dict[tuple[str, str], dict[str, list[str]]]:
+def _usable(rows: Sequence[Row], plan: ArchivePlan) -> dict[tuple[str, str], dict[str, list[str]]]:
     """Image numbers per (patient, side) and modality, in their order; what is left out is counted."""
     found: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in usable_rows(rows, _EXCLUSIONS, plan):
@@ -84,7 +84,7 @@ def _usable(rows: Sequence[Row], plan: Plan) -> dict[tuple[str, str], dict[str, 
 
 
 def _densities(
-    rows: Sequence[Row], views: Mapping[tuple[str, str], Mapping[str, object]], plan: Plan
+    rows: Sequence[Row], views: Mapping[tuple[str, str], Mapping[str, object]], plan: ArchivePlan
 ) -> dict[str, int]:
     """Density per patient; every statement about patients is checked."""
     by_patient: dict[str, list[Row]] = defaultdict(list)
@@ -102,7 +102,7 @@ def _densities(
 
 
 def _birads(
-    by_breast: Mapping[tuple[str, str], Sequence[Row]], rows: Sequence[Row], options: Options, plan: Plan
+    by_breast: Mapping[tuple[str, str], Sequence[Row]], rows: Sequence[Row], options: ArchiveOptions, plan: ArchivePlan
 ) -> dict[tuple[str, str], int]:
     """BI-RADS per breast under the scheme of the options, without that of sites that only recall."""
     values_of_site: dict[str, set[float | None]] = defaultdict(set)
@@ -120,7 +120,7 @@ def _birads(
     return out
 
 
-def build_plan(rows: Sequence[Row], options: Options) -> Plan:
+def build_plan(rows: Sequence[Row], options: ArchiveOptions) -> ArchivePlan:
     """Samples with labels and candidate images from the rows of ``train.csv``.
 
     Raises:
@@ -128,7 +128,7 @@ def build_plan(rows: Sequence[Row], options: Options) -> Plan:
     """
     if options.birads_scheme not in BIRADS_SCHEMES:
         raise DataError(f"{options.birads_scheme!r} is not defined for RSNA", "--birads-scheme", "use triage")
-    plan = Plan(steps={"table_rows": len(rows)})
+    plan = ArchivePlan(steps={"table_rows": len(rows)})
     views = _usable(rows, plan)
     density = _densities(rows, views, plan)
     # also rows of images that are not used say what a breast's label is
@@ -157,7 +157,7 @@ def build_plan(rows: Sequence[Row], options: Options) -> Plan:
     return plan
 
 
-def plan_archive(root: Path, options: Options) -> Plan:
+def plan_archive(root: Path, options: ArchiveOptions) -> ArchivePlan:
     """What ``train.csv`` of an archive says.
 
     Raises:

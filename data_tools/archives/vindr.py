@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_tools.archives.plan import Exclusion, Images, Options, Plan, Row, Sample, breasts, usable_rows
+from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Exclusion, Images, Row, Sample, breasts, usable_rows
 from data_tools.archives.tables import number, read_table
 from m4oe_ds.data.schema import DATASETS, MISSING
 from m4oe_ds.errors import DataError
@@ -42,7 +42,7 @@ EXPECTED: dict[str, dict[str, int]] = {
 }
 
 
-def _label(rows: Sequence[Row], column: str, known: Mapping[str, int], plan: Plan, what: str) -> int:
+def _label(rows: Sequence[Row], column: str, known: Mapping[str, int], plan: ArchivePlan, what: str) -> int:
     """Code of the one value all rows of a breast have; MISSING if unknown or contradictory, which is counted."""
     values = {row[column].upper() for row in rows}
     if len(values) > 1:
@@ -68,7 +68,7 @@ _EXCLUSIONS: tuple[Exclusion, ...] = (
 )
 
 
-def _studies(rows: Sequence[Row], plan: Plan) -> dict[str, list[Row]]:
+def _studies(rows: Sequence[Row], plan: ArchivePlan) -> dict[str, list[Row]]:
     """Usable rows per study that is in one split; every statement about studies is checked."""
     short = sum(count != 4 for count in Counter(row["study_id"] for row in rows).values())
     if short:
@@ -87,7 +87,7 @@ def _studies(rows: Sequence[Row], plan: Plan) -> dict[str, list[Row]]:
     return out
 
 
-def _breast_rows(studies: Mapping[str, Sequence[Row]], plan: Plan) -> dict[tuple[str, str], list[Row]]:
+def _breast_rows(studies: Mapping[str, Sequence[Row]], plan: ArchivePlan) -> dict[tuple[str, str], list[Row]]:
     """Rows per (study, side), in the order of their images; a side without any is counted."""
     out: dict[tuple[str, str], list[Row]] = {}
     for study, mine in studies.items():
@@ -100,7 +100,7 @@ def _breast_rows(studies: Mapping[str, Sequence[Row]], plan: Plan) -> dict[tuple
     return out
 
 
-def build_plan(rows: Sequence[Row], options: Options, vendors: Mapping[str, str] | None = None) -> Plan:
+def build_plan(rows: Sequence[Row], options: ArchiveOptions, vendors: Mapping[str, str] | None = None) -> ArchivePlan:
     """Samples with labels and images from the rows of ``breast-level_annotations.csv``.
 
     Args:
@@ -113,7 +113,7 @@ def build_plan(rows: Sequence[Row], options: Options, vendors: Mapping[str, str]
         raise DataError(
             f"{options.birads_scheme!r} is not defined for VinDr-Mammo", "--birads-scheme", "use triage or release"
         )
-    plan = Plan(steps={"table_rows": len(rows)})
+    plan = ArchivePlan(steps={"table_rows": len(rows)})
     studies = _studies(rows, plan)
     by_breast = _breast_rows(studies, plan)
     worst = {study: max(row["breast_birads"] for row in mine) for study, mine in studies.items()}
@@ -150,7 +150,7 @@ def build_plan(rows: Sequence[Row], options: Options, vendors: Mapping[str, str]
     return plan
 
 
-def _count_findings(path: Path, plan: Plan) -> None:
+def _count_findings(path: Path, plan: ArchivePlan) -> None:
     """Notes about the finding table, which is optional and not used for labels."""
     rows = read_table(path, ("image_id", "height", "width", "xmin", "ymin", "xmax", "ymax"))
     plan.steps["finding_rows"] = len(rows)
@@ -165,7 +165,7 @@ def _count_findings(path: Path, plan: Plan) -> None:
     plan.notes = +plan.notes
 
 
-def plan_archive(root: Path, options: Options) -> Plan:
+def plan_archive(root: Path, options: ArchiveOptions) -> ArchivePlan:
     """What the tables of an archive say; ``metadata.csv`` and ``finding_annotations.csv`` may be absent.
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.archives import embed, gamma, rsna, vindr
-from data_tools.archives.plan import Options, Plan
+from data_tools.archives.plan import ArchiveOptions, ArchivePlan
 from data_tools.convert import report as conversion_report
 from data_tools.convert import shards
 from data_tools.convert.jobs import ShardJob, Storing, fingerprint, make_jobs
@@ -29,7 +29,7 @@ from m4oe_ds.errors import DataError, UserError
 
 logger = logging.getLogger(__name__)
 
-PLANNERS: dict[str, Callable[[Path, Options], Plan]] = {
+PLANNERS: dict[str, Callable[[Path, ArchiveOptions], ArchivePlan]] = {
     "embed": embed.plan_archive,
     "rsna": rsna.plan_archive,
     "vindr": vindr.plan_archive,
@@ -50,7 +50,7 @@ class _Conversion:
     """
 
     options: ConvertOptions
-    plan: Plan
+    plan: ArchivePlan
     jobs: Sequence[ShardJob]
     synthetic: bool
 
@@ -78,13 +78,13 @@ def convert_archive(options: ConvertOptions) -> dict[str, Any]:
     return _convert(_Conversion(options, plan, jobs, synthetic)) or summary
 
 
-def _plan(options: ConvertOptions) -> Plan:
+def _plan(options: ConvertOptions) -> ArchivePlan:
     """What the tables of the archive say.
 
     Raises:
         DataError: an archive, table, column or option that cannot be used; with ``--strict`` also violations.
     """
-    how = Options(
+    how = ArchiveOptions(
         birads_scheme=options.birads_scheme,
         risk_scope=options.risk_scope,
         require=options.require,
@@ -188,7 +188,7 @@ def _convert(work: _Conversion) -> dict[str, Any] | None:
     preprocessing = _preprocessing(options)
     partial = _partial_folder(options.out, fingerprint(jobs, preprocessing))
     mine = [job for place, job in enumerate(jobs) if options.part.has(place)]
-    rules = shards.Rules(options.require, options.max_quarantine, str(options.root))
+    rules = shards.ShardRules(options.require, options.max_quarantine, str(options.root))
     try:
         shards.make_shards(partial, mine, DATASETS[options.dataset], rules, options.processes)
     except UserError:

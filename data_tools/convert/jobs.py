@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.archives.plan import Plan, Sample
+from data_tools.archives.plan import ArchivePlan, Sample
 from data_tools.convert.sample import SampleJob
 from data_tools.deidentify import hash16, split_of, vendor_family
 from m4oe_ds.data.schema import SCHEMA_VERSION, SPLITS, shard_name
@@ -112,7 +112,7 @@ def _sample_job(sample: Sample, split: str, root: Path, storing: Storing, secret
 
 
 def make_jobs(
-    plan: Plan, root: Path, storing: Storing, secret: bytes, shares: Sequence[int], limit: int | None
+    plan: ArchivePlan, root: Path, storing: Storing, secret: bytes, shares: Sequence[int], limit: int | None
 ) -> list[ShardJob]:
     """All shards of an archive, in order of split and number.
 

@@ -14,7 +14,7 @@ from data_tools.archives.published import Published, published, unlike_published
 from m4oe_ds.data.schema import DATASETS, SPLITS
 
 if TYPE_CHECKING:
-    from data_tools.archives.plan import Plan
+    from data_tools.archives.plan import ArchivePlan
     from data_tools.convert.jobs import ShardJob
     from data_tools.convert.shards import Record
     from m4oe_ds.data.manifest import Manifest
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FLIP_AGREEMENT = 0.99  # chest wall by content against laterality; less says that sides or images are mixed up
 
 
-def table_summary(plan: Plan) -> dict[str, Any]:
+def table_summary(plan: ArchivePlan) -> dict[str, Any]:
     """Counts of the tables: steps, exclusions by reason, notes, violations."""
     return {
         "steps": plan.steps,
@@ -32,7 +32,7 @@ def table_summary(plan: Plan) -> dict[str, Any]:
     }
 
 
-def print_plan(plan: Plan, jobs: Sequence[ShardJob]) -> None:
+def print_plan(plan: ArchivePlan, jobs: Sequence[ShardJob]) -> None:
     """Prints what a conversion would make and leave out."""
     for name, number in plan.steps.items():
         print(f"{name}: {number}")
@@ -90,7 +90,7 @@ def _image_violations(facts: Mapping[str, Counter[str]], quarantined: Mapping[st
 
 
 def build(
-    plan: Plan,
+    plan: ArchivePlan,
     records: Sequence[Record],
     manifests: Mapping[str, Manifest],
     dataset: str,

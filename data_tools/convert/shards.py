@@ -105,7 +105,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Rules:
+class ShardRules:
     """What decides whether a sample is kept and when to give up. ``require``: ``any`` or ``complete``."""
 
     require: str
@@ -113,7 +113,7 @@ class Rules:
     archive: str
 
 
-def _check_quarantine(bad: list[dict[str, str]], planned: int, rules: Rules) -> None:
+def _check_quarantine(bad: list[dict[str, str]], planned: int, rules: ShardRules) -> None:
     """Stops as soon as more images are bad than accepted: the number never falls again."""
     if len(bad) > rules.max_quarantine * planned:
         reasons = Counter(item["reason"] for item in bad)
@@ -126,7 +126,7 @@ def _check_quarantine(bad: list[dict[str, str]], planned: int, rules: Rules) -> 
         )
 
 
-def _take(result: SampleResult, record: Record, writer: OpenShard, spec: DatasetSpec, rules: Rules) -> None:
+def _take(result: SampleResult, record: Record, writer: OpenShard, spec: DatasetSpec, rules: ShardRules) -> None:
     """Counts one converted sample and writes it if it is kept."""
     record.add(result)
     if not result.meta["modalities"]:
@@ -138,7 +138,9 @@ def _take(result: SampleResult, record: Record, writer: OpenShard, spec: Dataset
         writer.add(result.meta, result.members)
 
 
-def make_shards(out: Path, jobs: Sequence[ShardJob], spec: DatasetSpec, rules: Rules, workers: int) -> list[Record]:
+def make_shards(
+    out: Path, jobs: Sequence[ShardJob], spec: DatasetSpec, rules: ShardRules, workers: int
+) -> list[Record]:
     """Makes the shards that have no record yet; returns the records of all ``jobs``.
 
     Args:

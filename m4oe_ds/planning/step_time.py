@@ -28,7 +28,7 @@ SMALL_REDUCTIONS = 2
 
 
 @dataclass(frozen=True)
-class Place:
+class RankDevice:
     """A rank's device and node."""
 
     device: Accelerator
@@ -71,13 +71,13 @@ class StepTime:
         return self.compute + self.exchange + self.reduction + self.gather + self.optimizer + self.other
 
 
-def places(cluster: Cluster) -> list[Place]:
+def places(cluster: Cluster) -> list[RankDevice]:
     """Rank to device and node, pool by pool."""
-    result: list[Place] = []
+    result: list[RankDevice] = []
     node = 0
     for pool in cluster.pools:
         for index in range(pool.count):
-            result.append(Place(pool.device, node + index // pool.device.per_node))
+            result.append(RankDevice(pool.device, node + index // pool.device.per_node))
         node += pool.nodes
     return result
 
@@ -98,13 +98,13 @@ def kernel_seconds(cost: MicroStep, device: Accelerator) -> tuple[float, float]:
     return total, arithmetic / total if total else 0.0
 
 
-def collective(members: Sequence[Place], rounds: float, share: float, volume: float) -> float:
+def collective(members: Sequence[RankDevice], rounds: float, share: float, volume: float) -> float:
     """Seconds of a ring or tree collective in which ``share * volume`` bytes pass every rank's link."""
     if len(members) < 2:
         return 0.0
     latency = max(member.device.link.latency for member in members)
     bandwidth = min(member.device.link.bandwidth for member in members)
-    nodes: dict[int, list[Place]] = {}
+    nodes: dict[int, list[RankDevice]] = {}
     for member in members:
         nodes.setdefault(member.node, []).append(member)
     if len(nodes) > 1:
@@ -115,7 +115,7 @@ def collective(members: Sequence[Place], rounds: float, share: float, volume: fl
     return rounds * latency + share * volume / bandwidth
 
 
-def all_to_all(members: Sequence[Place], volume: float) -> float:
+def all_to_all(members: Sequence[RankDevice], volume: float) -> float:
     """Seconds of an equal-split all-to-all in which every rank sends ``volume`` bytes in all, its own part included."""
     size = len(members)
     if size < 2:
@@ -177,14 +177,14 @@ def _optimizer_seconds(cost: MicroStep, layout: Layout, device: Accelerator, own
     return buckets + ADAM_BYTES * own / bandwidth
 
 
-def _groups(ranks: Sequence[Place], ep: int) -> tuple[list[Sequence[Place]], list[Sequence[Place]]]:
+def _groups(ranks: Sequence[RankDevice], ep: int) -> tuple[list[Sequence[RankDevice]], list[Sequence[RankDevice]]]:
     """Expert-parallel groups (neighbours) and groups of replicas (strided), as DeepSpeed makes them."""
     sharing = [ranks[start : start + ep] for start in range(0, len(ranks), ep)]
     replicas = [ranks[first::ep] for first in range(ep)]
     return sharing, replicas
 
 
-def _distinct(groups: list[Sequence[Place]]) -> list[Sequence[Place]]:
+def _distinct(groups: list[Sequence[RankDevice]]) -> list[Sequence[RankDevice]]:
     """One group of each shape; thousands of equal groups take equal time."""
     shapes = {}
     for group in groups:
@@ -193,7 +193,7 @@ def _distinct(groups: list[Sequence[Place]]) -> list[Sequence[Place]]:
     return list(shapes.values())
 
 
-def _exchange_seconds(cost: MicroStep, layout: Layout, ranks: Sequence[Place]) -> tuple[float, float]:
+def _exchange_seconds(cost: MicroStep, layout: Layout, ranks: Sequence[RankDevice]) -> tuple[float, float]:
     """Seconds and bytes leaving a rank of all all-to-alls of a step; every exchange runs forward and backward."""
     if layout.ep == 1:
         return 0.0, 0.0
@@ -207,7 +207,7 @@ def _exchange_seconds(cost: MicroStep, layout: Layout, ranks: Sequence[Place]) -
     return layout.accumulation * seconds, layout.accumulation * sent
 
 
-def _reduction_seconds(cost: MicroStep, layout: Layout, ranks: Sequence[Place]) -> tuple[float, float, float]:
+def _reduction_seconds(cost: MicroStep, layout: Layout, ranks: Sequence[RankDevice]) -> tuple[float, float, float]:
     """Seconds of gradient reduction, of weight gathering, and bytes leaving a rank.
 
     ZeRO-1 and 2 reduce buckets by all-reduce and keep the own part (``allreduce_and_scatter``), 2 after every

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_tools.archives.embed import take_order
-from data_tools.archives.plan import Plan, Sample
+from data_tools.archives.plan import ArchivePlan, Sample
 from data_tools.pixels.dicom import require_decoders
 from m4oe_ds.errors import EnvironmentProblem
 from m4oe_ds.predict.headers import Header, read
@@ -47,7 +47,7 @@ class Found:
     """
 
     files: list[File]
-    plan: Plan = field(default_factory=Plan)
+    plan: ArchivePlan = field(default_factory=ArchivePlan)
     candidates: dict[tuple[str, str, str, str], list[File]] = field(default_factory=dict)
     lacking: list[str] = field(default_factory=list)
 

@@ -19,7 +19,7 @@ from m4oe_ds.errors import CheckpointError
 from m4oe_ds.evaluation.inference import Predictions
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.predict.exams import BEYOND_LIMIT, Found
-from m4oe_ds.predict.samples import Row
+from m4oe_ds.predict.samples import KnownSample
 from m4oe_ds.runs.folder import write_json
 
 # Below the precision of float32 that matters; eight digits could look like a date to a search for identifiers
@@ -33,7 +33,7 @@ def class_names(task: TaskSpec) -> tuple[str, ...]:
 
 
 def entries(
-    predictions: Predictions, rows: Mapping[str, Row], spec: ModelSpec, masks: Mapping[tuple[str, str], str]
+    predictions: Predictions, rows: Mapping[str, KnownSample], spec: ModelSpec, masks: Mapping[tuple[str, str], str]
 ) -> list[dict[str, Any]]:
     """One entry per sample, in the order of the keys.
 

@@ -34,7 +34,7 @@ from m4oe_ds.parallel import launch
 from m4oe_ds.predict import results
 from m4oe_ds.predict.exams import Found, collect
 from m4oe_ds.predict.job import PredictionJob, check
-from m4oe_ds.predict.samples import Rules, Tally, limited, mark_beyond, plan_samples, read_samples, storing
+from m4oe_ds.predict.samples import SampleRules, Tally, limited, mark_beyond, plan_samples, read_samples, storing
 from m4oe_ds.predict.wording import REASONS_SHOWN, counted
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import Run, open_run
@@ -61,7 +61,7 @@ class _Prepared:
     run: Run
     store: Storing
     reading: Reading
-    rules: Rules
+    rules: SampleRules
     batch_size: int
 
     @property
@@ -129,7 +129,7 @@ def _prepare(job: PredictionJob) -> _Prepared:
     where = sources.shown(sources.join(run.config.data.root, "train"))
     store = storing(manifest, where)
     complete = DATASETS[manifest.dataset].modalities if manifest.preprocessing.get("require") == "complete" else ()
-    rules = Rules(complete, run.spec.modalities, run.config.data.complete_only, run.config.data.contralateral)
+    rules = SampleRules(complete, run.spec.modalities, run.config.data.complete_only, run.config.data.contralateral)
     batch_size = job.batch_size or run.micro_batch
     # the stream is never started: it says how evaluation reads a sample, and refuses what evaluation refuses
     reading = assemble.stream(run.config, "train", run.spec, batch_size, 1, run.manifests).reading

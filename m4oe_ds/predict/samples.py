@@ -25,7 +25,7 @@ from m4oe_ds.predict.exams import BEYOND_LIMIT, USED, File, Found
 
 
 @dataclass(frozen=True)
-class Row:
+class KnownSample:
     """What is known of a sample besides its prediction: pseudonyms, side, modalities present."""
 
     key: str
@@ -46,14 +46,14 @@ class Tally:
         bad: reasons of images that could not be, and of takes that lost by area.
     """
 
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, KnownSample] = field(default_factory=dict)
     failed: list[dict[str, Any]] = field(default_factory=list)
     used: int = 0
     bad: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
-class Rules:
+class SampleRules:
     """What a sample needs to be predicted.
 
     Attributes:
@@ -122,7 +122,7 @@ def read_samples(
     keys: set[str],
     found: Found,
     reading: Reading,
-    rules: Rules,
+    rules: SampleRules,
     workers: int,
     tally: Tally,
 ) -> Iterator[Sample]:
@@ -152,7 +152,7 @@ def read_samples(
                 sample.contralateral = {} if other is None else other.views
             present = tuple(name for name in rules.modalities if name in sample.views)
             meta = result.meta
-            tally.rows[sample.key] = Row(sample.key, sample.group, meta["exam"], meta["side"], present)
+            tally.rows[sample.key] = KnownSample(sample.key, sample.group, meta["exam"], meta["side"], present)
             yield sample
 
 
@@ -161,7 +161,7 @@ def decode(result: SampleResult, reading: Reading) -> Sample:
     return reading.sample({"meta.json": json.dumps(result.meta).encode(), **result.members}, epoch=0)
 
 
-def _problem(result: SampleResult, rules: Rules) -> str:
+def _problem(result: SampleResult, rules: SampleRules) -> str:
     """Why a converted sample is not predicted; empty if it is. The order is that of conversion, then training."""
     names = result.meta["modalities"]
     if not names:

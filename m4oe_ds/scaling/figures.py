@@ -12,7 +12,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from m4oe_ds.report.figures import COLOURS, STYLE, save
-from m4oe_ds.scaling.rows import Row, efficiency
+from m4oe_ds.scaling.rows import StudyRow, efficiency
 
 PARTS = (
     ("compute_ms", "compute"),
@@ -24,7 +24,7 @@ PARTS = (
 LARGEST = 40  # bars of the split
 
 
-def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+def draw(rows: Sequence[StudyRow], folder: Path) -> list[Path]:
     """Writes ``throughput``, ``efficiency``, ``memory`` and ``split`` as PNG and SVG; returns the PNG paths."""
     made = {
         "throughput": _lines(rows, lambda row: row.samples_per_s, "samples per second", both=True),
@@ -39,13 +39,13 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     return [folder / f"{name}.png" for name in made]
 
 
-def _lines(rows: Sequence[Row], value: Callable[[Row], float | None], label: str, *, both: bool) -> Any:
+def _lines(rows: Sequence[StudyRow], value: Callable[[StudyRow], float | None], label: str, *, both: bool) -> Any:
     """One panel per mode, one line per study over the ranks; measured points also one per ep, hollow from 2."""
     modes = sorted({row.mode for row in rows})
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(modes), figsize=(6.2 * len(modes), 4), squeeze=False)
         for axis, mode in zip(axes.flat, modes, strict=True):
-            lines: dict[tuple[int, str, bool, int, str], list[Row]] = {}
+            lines: dict[tuple[int, str, bool, int, str], list[StudyRow]] = {}
             for row in rows:
                 if row.mode == mode:
                     ep = row.ep if row.measured else 0  # simulated: whatever a node allows
@@ -77,7 +77,7 @@ def _lines(rows: Sequence[Row], value: Callable[[Row], float | None], label: str
         return figure
 
 
-def _split(rows: Sequence[Row]) -> Any:
+def _split(rows: Sequence[StudyRow]) -> Any:
     """Milliseconds of every part, one bar per point."""
     known = [row for row in rows if row.compute_ms is not None]
     known.sort(key=lambda row: (not row.measured, row.mode, row.device, row.experts, row.world, row.ep))

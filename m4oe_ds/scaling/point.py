@@ -23,7 +23,7 @@ from m4oe_ds.parallel import exchange, launch, reduce
 from m4oe_ds.planning.model_cost import zero_batch
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.objective import objective
-from m4oe_ds.scaling.rows import Row
+from m4oe_ds.scaling.rows import StudyRow
 from m4oe_ds.scaling.study import described, digest
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training import profiling
@@ -90,7 +90,7 @@ def resolve(request: PointRequest) -> Config:
     return config
 
 
-def measure(request: PointRequest) -> Row | None:
+def measure(request: PointRequest) -> StudyRow | None:
     """Runs the point in this process group; the row on rank 0, None elsewhere.
 
     Data come from the shards of ``data.root`` where there are any; else random tensors of the same shape are made
@@ -146,7 +146,7 @@ def measure(request: PointRequest) -> Row | None:
     row["data"] = "random tensors" if stream is None else f"shards of {config.data.root}"
     if stream is None:
         row["data_ms"] = None
-    result = Row(**row) if reduce.rank() == 0 else None
+    result = StudyRow(**row) if reduce.rank() == 0 else None
     launch.stop()
     return result
 

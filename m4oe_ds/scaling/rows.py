@@ -15,7 +15,7 @@ DOES_NOT_FIT = "DOES NOT FIT"  # in the source of a simulated point that needs m
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """A point of a study.
 
     Attributes:
@@ -84,10 +84,10 @@ class Row:
         return f"e{self.experts}-ep{self.ep}-w{self.world}-{self.mode}-b{self.batch}-{self.digest}"
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
+COLUMNS = tuple(field.name for field in fields(StudyRow))
 
 
-def write_point(row: Row, folder: Path) -> Path:
+def write_point(row: StudyRow, folder: Path) -> Path:
     """Writes ``points/<name>.json``."""
     path = folder / "points" / f"{row.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def write_point(row: Row, folder: Path) -> Path:
     return path
 
 
-def read_points(folder: Path) -> list[Row]:
+def read_points(folder: Path) -> list[StudyRow]:
     """All points of a study, in order.
 
     Raises:
@@ -109,7 +109,7 @@ def read_points(folder: Path) -> list[Row]:
     rows = []
     for path in paths:
         try:
-            rows.append(Row(**json.loads(path.read_text(encoding="utf-8"))))
+            rows.append(StudyRow(**json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError) as error:
             raise DataError(f"not a point of a study ({error})", str(path), "delete it and measure it again") from None
     return sorted(rows, key=lambda row: (row.mode, row.experts, row.world, row.ep))
@@ -127,7 +127,7 @@ def read_left_out(folder: Path) -> list[tuple[str, str]]:
     return [(point, reason) for path in paths for point, reason in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def write_csv(rows: Iterable[Row], path: Path) -> None:
+def write_csv(rows: Iterable[StudyRow], path: Path) -> None:
     """Every column of every row; empty where a value is None."""
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS)
@@ -135,7 +135,7 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
         writer.writerows(asdict(row) for row in rows)
 
 
-def read_csv(path: Path) -> list[Row]:
+def read_csv(path: Path) -> list[StudyRow]:
     """Rows that :func:`write_csv` wrote.
 
     Raises:
@@ -145,7 +145,8 @@ def read_csv(path: Path) -> list[Row]:
         lines = list(csv.DictReader(stream))
     try:
         return [
-            Row(**{field.name: _parse(line[field.name], str(field.type)) for field in fields(Row)}) for line in lines
+            StudyRow(**{field.name: _parse(line[field.name], str(field.type)) for field in fields(StudyRow)})
+            for line in lines
         ]
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"not a table of a study ({error!r})", str(path), "simulate again") from None
@@ -159,7 +160,7 @@ def _parse(text: str, kind: str) -> Any:
     return {"int": int, "str": str}.get(kind, float)(text)
 
 
-def efficiency(row: Row, rows: Sequence[Row]) -> float | None:
+def efficiency(row: StudyRow, rows: Sequence[StudyRow]) -> float | None:
     """Throughput per rank relative to the smallest world of the same study.
 
     That is: same experts, mode, device, origin, setting, ZeRO stage and precision, and the same samples per rank (weak)
@@ -171,12 +172,12 @@ def efficiency(row: Row, rows: Sequence[Row]) -> float | None:
     return (row.samples_per_s / row.world) / (base.samples_per_s / base.world)
 
 
-def _study(row: Row) -> tuple[object, ...]:
+def _study(row: StudyRow) -> tuple[object, ...]:
     size = row.micro if row.mode == "weak" else row.batch
     return (row.experts, row.mode, row.device, row.measured, row.digest, row.stage, row.precision, size)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[StudyRow]) -> str:
     """Markdown; simulated rows say so, and the setting is named where there are several."""
     several = len({row.digest for row in rows if row.measured}) > 1
     header = (

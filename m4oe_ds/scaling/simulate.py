@@ -12,7 +12,7 @@ from m4oe_ds.planning.candidates import Candidate, Costs, evaluate, most_sharers
 from m4oe_ds.planning.hardware import ASSUMPTIONS, Cluster, Pool, accelerator
 from m4oe_ds.planning.memory import Layout
 from m4oe_ds.planning.model_cost import Precision
-from m4oe_ds.scaling.rows import DOES_NOT_FIT, Row
+from m4oe_ds.scaling.rows import DOES_NOT_FIT, StudyRow
 
 SOURCE = "simulated: data-sheet peaks and links with the efficiencies assumed in `m4oe plan`, nothing overlapped"
 
@@ -98,7 +98,7 @@ def impossible(point: SimulatedPoint, batch: int) -> str:
 
 def simulate(
     options: Simulation, say: Callable[[str], None] = lambda _: None
-) -> tuple[list[Row], list[tuple[str, str]]]:
+) -> tuple[list[StudyRow], list[tuple[str, str]]]:
     """A row for every combination, and those that cannot be with the reason; ep is that of :func:`largest_ep`.
 
     Args:
@@ -108,7 +108,7 @@ def simulate(
     Raises:
         ConfigError: unknown device, or numbers that do not fit.
     """
-    rows: list[Row] = []
+    rows: list[StudyRow] = []
     left_out: list[tuple[str, str]] = []
     costs = {
         count: Costs(config_loader.load(options.config, [*options.overrides, f"model.mtoe.num_experts={count}"]))
@@ -127,7 +127,7 @@ def simulate(
     return rows, left_out
 
 
-def _simulated(point: SimulatedPoint, cluster: Cluster, costs: Costs, options: Simulation) -> Row:
+def _simulated(point: SimulatedPoint, cluster: Cluster, costs: Costs, options: Simulation) -> StudyRow:
     config = costs.config
     samples = options.micro if point.mode == "weak" else options.batch // point.world
     ep = largest_ep(cluster, expert_counts(config))
@@ -136,10 +136,10 @@ def _simulated(point: SimulatedPoint, cluster: Cluster, costs: Costs, options: S
     return _row(point.experts, point.mode, layout, found, " ".join([options.config, *options.overrides]))
 
 
-def _row(experts: int, mode: str, layout: Layout, found: Candidate, setting: str) -> Row:
+def _row(experts: int, mode: str, layout: Layout, found: Candidate, setting: str) -> StudyRow:
     time = found.time
     fits = "" if found.fits else f" {DOES_NOT_FIT};"
-    return Row(
+    return StudyRow(
         experts=experts,
         ep=layout.ep,
         world=layout.world,

@@ -158,7 +158,7 @@ def run(
 
 
 def path_of(folder: Path, cell: GridPoint, micro: int, batch: int, digest: str) -> Path:
-    """Where the point of a cell is, as :attr:`m4oe_ds.scaling.rows.Row.name` calls it."""
+    """Where the point of a cell is, as :attr:`m4oe_ds.scaling.rows.StudyRow.name` calls it."""
     size = micro * cell.world if cell.mode == "weak" else batch
     return folder / "points" / f"e{cell.experts}-ep{cell.ep}-w{cell.world}-{cell.mode}-b{size}-{digest}.json"
 

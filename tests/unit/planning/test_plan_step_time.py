@@ -10,7 +10,7 @@ from m4oe_ds.errors import ConfigError
 from m4oe_ds.planning.hardware import ACCELERATORS, Accelerator, Cluster, Link, Pool, accelerator, parse_cluster
 from m4oe_ds.planning.memory import Layout
 from m4oe_ds.planning.model_cost import MicroStep, Operation
-from m4oe_ds.planning.step_time import Place, all_to_all, collective, kernel_seconds, places, step_time
+from m4oe_ds.planning.step_time import RankDevice, all_to_all, collective, kernel_seconds, places, step_time
 
 TOY = Accelerator(
     "toy",
@@ -64,17 +64,17 @@ def test_a_kernel_takes_the_longest_of_arithmetic_traffic_and_launch() -> None:
 
 
 def test_all_to_all_by_hand() -> None:
-    near = [Place(TOY, 0), Place(TOY, 0)]
+    near = [RankDevice(TOY, 0), RankDevice(TOY, 0)]
     assert all_to_all(near, 1e6) == pytest.approx(1e-3 + 0.5 * 1e6 / 1e8)
-    far = [Place(TOY, node) for node in (0, 0, 1, 1)]
+    far = [RankDevice(TOY, node) for node in (0, 0, 1, 1)]
     assert all_to_all(far, 1e6) == pytest.approx(2 * 2e-3 + max(0.25 * 1e6 / 1e8, 0.5 * 1e6 / 1e7))
     assert all_to_all(near[:1], 1e6) == 0
 
 
 def test_collectives_share_the_ports_of_a_node() -> None:
-    two_nodes = [Place(TOY, node) for node in (0, 0, 1, 1)]
+    two_nodes = [RankDevice(TOY, node) for node in (0, 0, 1, 1)]
     assert collective(two_nodes, 4, 1.5, 1e6) == pytest.approx(4 * 2e-3 + 1.5e6 / 2e7)
-    strided = [Place(TOY, 0), Place(TOY, 1)]
+    strided = [RankDevice(TOY, 0), RankDevice(TOY, 1)]
     assert collective(strided, 2, 1.0, 1e6) == pytest.approx(2 * 2e-3 + 1e6 / 1e7)
     assert collective(two_nodes[:2], 2, 1.0, 1e6) == pytest.approx(2 * 1e-3 + 1e6 / 1e8)
 

@@ -18,7 +18,7 @@ from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.predict import results
 from m4oe_ds.predict.exams import File, Found
 from m4oe_ds.predict.headers import Header
-from m4oe_ds.predict.samples import Row
+from m4oe_ds.predict.samples import KnownSample
 
 KEYS = ("embed-00000000000000aa-l", "embed-00000000000000bb-r")
 SPEC = ModelSpec(
@@ -28,8 +28,8 @@ SPEC = ModelSpec(
     (4, 4),
 )
 ROWS = {
-    KEYS[0]: Row(KEYS[0], "g1", "e1", "l", ("ffdm_cc", "ffdm_mlo")),
-    KEYS[1]: Row(KEYS[1], "g2", "e2", "r", ("ffdm_mlo",)),
+    KEYS[0]: KnownSample(KEYS[0], "g1", "e1", "l", ("ffdm_cc", "ffdm_mlo")),
+    KEYS[1]: KnownSample(KEYS[1], "g2", "e2", "r", ("ffdm_mlo",)),
 }
 MASKS = {(key, "cup"): f"masks/{key}.cup.png" for key in KEYS}
 

@@ -14,7 +14,7 @@ from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.scaling import rows, simulate, study
 from m4oe_ds.scaling.command import numbers
 
-ROW = rows.Row(
+ROW = rows.StudyRow(
     experts=16,
     ep=1,
     world=1,
@@ -52,7 +52,7 @@ TINY = (
 )
 
 
-def other(**changes: object) -> rows.Row:
+def other(**changes: object) -> rows.StudyRow:
     return dataclasses.replace(ROW, **changes)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_tools.archives.plan import Options, Plan
+from data_tools.archives.plan import ArchiveOptions, ArchivePlan
 from data_tools.convert import ConvertOptions, convert
 from data_tools.convert.eye import unmap_mask
 from data_tools.convert.options import Shares
@@ -210,8 +210,10 @@ def test_folds_are_disjoint_cover_everything_and_are_stratified() -> None:
 # ------------------------------------------------------------------- every statement, on a phantom that violates it
 
 
-def plan_of(layout: str, root: Path, **options: Any) -> Plan:
-    plan: Plan = importlib.import_module(f"data_tools.archives.{layout}").plan_archive(root, Options(**options))
+def plan_of(layout: str, root: Path, **options: Any) -> ArchivePlan:
+    plan: ArchivePlan = importlib.import_module(f"data_tools.archives.{layout}").plan_archive(
+        root, ArchiveOptions(**options)
+    )
     return plan
 
 

@@ -73,8 +73,8 @@ def invented_tables() -> tuple[list[dict], list[dict]]:
     return clinical, metadata
 
 
-def plan_of(clinical: list[dict], metadata: list[dict], **options: str) -> embed.Plan:
-    return embed.build_plan(clinical, metadata, MODALITIES, embed.Options(**options))
+def plan_of(clinical: list[dict], metadata: list[dict], **options: str) -> embed.ArchivePlan:
+    return embed.build_plan(clinical, metadata, MODALITIES, embed.ArchiveOptions(**options))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.archives import rsna
-from data_tools.archives.plan import Options, Plan
+from data_tools.archives.plan import ArchiveOptions, ArchivePlan
 from m4oe_ds.errors import DataError
 
 HEADER = (
@@ -62,14 +62,14 @@ def four(patient: int, birads: tuple[str, str] = ("1.0", "1.0"), density: str = 
 BIRADS, DENSITY, IMPLANT, VIEW, SIDE, IMAGE, SITE = 9, 11, 10, 4, 3, 2, 0
 
 
-def planned(root: Path, rows: list[list[str]] | str, header: str = HEADER, **options: str) -> Plan:
+def planned(root: Path, rows: list[list[str]] | str, header: str = HEADER, **options: str) -> ArchivePlan:
     """The plan of an archive with these rows."""
     body = rows if isinstance(rows, str) else "".join(",".join(row) + "\n" for row in rows)
     (root / "train.csv").write_text(header + "\n" + body, encoding="utf-8")
-    return rsna.plan_archive(root, Options(**options))  # type: ignore[arg-type]
+    return rsna.plan_archive(root, ArchiveOptions(**options))  # type: ignore[arg-type]
 
 
-def labels(plan: Plan, task: str) -> dict[tuple[str, str], int]:
+def labels(plan: ArchivePlan, task: str) -> dict[tuple[str, str], int]:
     return {(sample.patient, sample.side): sample.labels[task] for sample in plan.samples}
 
 
@@ -214,7 +214,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="BIRADS, density"):
         planned(tmp_path, four(1), header=header)
     with pytest.raises(DataError, match="not here"):
-        rsna.plan_archive(tmp_path / "elsewhere", Options())
+        rsna.plan_archive(tmp_path / "elsewhere", ArchiveOptions())
 
 
 def test_complete_samples_only(tmp_path: Path) -> None:

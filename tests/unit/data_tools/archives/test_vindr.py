@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.archives import vindr
-from data_tools.archives.plan import Options, Plan
+from data_tools.archives.plan import ArchiveOptions, ArchivePlan
 from m4oe_ds.errors import DataError
 
 HEADER = "study_id,series_id,image_id,laterality,view_position,height,width,breast_birads,breast_density,split"
@@ -44,14 +44,14 @@ def study(
     ]
 
 
-def planned(root: Path, rows: list[list[str]], header: str = HEADER, **options: str) -> Plan:
+def planned(root: Path, rows: list[list[str]], header: str = HEADER, **options: str) -> ArchivePlan:
     """The plan of an archive with these rows."""
     text = header + "\n" + "".join(",".join(row) + "\n" for row in rows)
     (root / "breast-level_annotations.csv").write_text(text, encoding="utf-8")
-    return vindr.plan_archive(root, Options(**options))  # type: ignore[arg-type]
+    return vindr.plan_archive(root, ArchiveOptions(**options))  # type: ignore[arg-type]
 
 
-def labels(plan: Plan, task: str) -> list[int]:
+def labels(plan: ArchivePlan, task: str) -> list[int]:
     return [sample.labels[task] for sample in plan.samples]
 
 
@@ -185,7 +185,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="breast_birads, split"):
         planned(tmp_path, study(1), header=header)
     with pytest.raises(DataError, match="not here"):
-        vindr.plan_archive(tmp_path / "elsewhere", Options())
+        vindr.plan_archive(tmp_path / "elsewhere", ArchiveOptions())
 
 
 @pytest.mark.parametrize("repeated", ["SOP Instance UID", "SOP Instance UID.1"])

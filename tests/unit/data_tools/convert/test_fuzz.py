@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data_tools.archives import embed
-from data_tools.archives.plan import Options
+from data_tools.archives.plan import ArchiveOptions
 from data_tools.convert import ConvertOptions, convert
 from data_tools.convert.images import convert_sample
 from data_tools.convert.options import Shares
@@ -101,7 +101,7 @@ def test_damaged_tables_are_planned_or_refused_in_one_line(archive: Path, tmp_pa
     root = tmp_path / "archive"
     (root / "tables").mkdir(parents=True)
     names = ("EMBED_OpenData_clinical.csv", "EMBED_OpenData_metadata.csv")
-    whole = len(embed.plan_archive(archive, Options()).samples)
+    whole = len(embed.plan_archive(archive, ArchiveOptions()).samples)
     outcomes: Counter[str] = Counter()
     for number in range(TABLES):
         for name in names:
@@ -116,7 +116,7 @@ def test_damaged_tables_are_planned_or_refused_in_one_line(archive: Path, tmp_pa
             with victim.open("w", newline="") as stream:
                 csv.writer(stream).writerows(rows)
         try:
-            plan = embed.plan_archive(root, Options())
+            plan = embed.plan_archive(root, ArchiveOptions())
         except DataError as error:
             outcomes["in several lines" if "\n" in str(error) else "refused"] += 1
             continue

@@ -13,7 +13,7 @@ import pytest
 from pydicom.pixels import pixel_array
 
 from data_tools.archives import rsna
-from data_tools.archives.plan import Options, Plan
+from data_tools.archives.plan import ArchiveOptions, ArchivePlan
 from data_tools.phantom import rsna as phantom_rsna
 from data_tools.phantom.screening import draw_sides
 
@@ -48,8 +48,8 @@ def of(archive: Made, fault: str) -> list[tuple[dict[str, str], Path]]:
     return [(row, root / "train_images" / row["patient_id"] / f"{row['image_id']}.dcm") for row in rows]
 
 
-def planned(archive: Made, **options: str) -> Plan:
-    return rsna.plan_archive(archive[0], Options(**options))  # type: ignore[arg-type]
+def planned(archive: Made, **options: str) -> ArchivePlan:
+    return rsna.plan_archive(archive[0], ArchiveOptions(**options))  # type: ignore[arg-type]
 
 
 def test_every_fault_is_planted(archive: Made) -> None:

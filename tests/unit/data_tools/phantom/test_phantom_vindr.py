@@ -14,7 +14,7 @@ import pydicom
 import pytest
 
 from data_tools.archives import vindr
-from data_tools.archives.plan import Options, Plan
+from data_tools.archives.plan import ArchiveOptions, ArchivePlan
 from data_tools.phantom import vindr as phantom_vindr
 
 SEED, STUDIES = 4, 12
@@ -43,8 +43,8 @@ def truth_of(archive: Made) -> dict[tuple[str, str], dict[str, Any]]:
     return {(s["patient"], s["side"].upper()): s for one in archive[1] for s in one["samples"]}
 
 
-def planned(archive: Made, **options: str) -> Plan:
-    return vindr.plan_archive(archive[0], Options(**options))  # type: ignore[arg-type]
+def planned(archive: Made, **options: str) -> ArchivePlan:
+    return vindr.plan_archive(archive[0], ArchiveOptions(**options))  # type: ignore[arg-type]
 
 
 def headers(archive: Made, variety: str) -> list[Any]:
