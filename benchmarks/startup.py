@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py [--rounds 5] [--out FILE]
 
-Each figure is the median over fresh processes, beside that of an empty interpreter in the same run.
+Each figure is the median over fresh processes, next to that of an empty interpreter in the same run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def seconds(command: list[str]) -> float:
-    """Of one run.
+    """Seconds of one run of a command.
 
     Raises:
         RuntimeError: it failed.

@@ -18,8 +18,8 @@ def ensure_phantom_shards(
         root: shard folder.
         dataset: archive layout.
         patients: 0 = never make any.
-        seed: of the archive.
-        risk_prevalence: of the archive.
+        seed: seed of the archive.
+        risk_prevalence: share of the archive's women with cancer within five years.
         image_size: rows and columns of the stored images.
 
     Returns:

@@ -84,7 +84,7 @@ until_done() {
     ranks "$@" &
     child=$!
     [ -n "$early" ] && kill -s "$early" "$$"
-    while :; do # a trapped signal ends wait early; the child's own status is kept until it is asked for again
+    while :; do # a trapped signal ends wait early; the child's own status is kept until wait is called again
         signalled=
         wait "$child"
         status=$?

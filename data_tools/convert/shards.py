@@ -1,6 +1,6 @@
 """Makes the shards of an archive: parallel over samples, resumable and divisible by shard, then one manifest per split.
 
-Every finished shard leaves a record beside it. A conversion that was killed goes on behind the records it finds;
+Every finished shard leaves a record next to it. A conversion that was killed continues after the records it finds;
 several jobs may share the work, and whichever finds all records present writes the manifests.
 """
 
@@ -40,7 +40,7 @@ class Record:
     Attributes:
         shard: None if no sample was left.
         keys: written.
-        sums: of the stored pixels per modality.
+        sums: sums of the stored pixels per modality.
         quarantine: key, modality and reason of images that were not used.
         facts: histograms.
         digests: ``[digest of the decoded pixels, patient pseudonym]`` of every image.

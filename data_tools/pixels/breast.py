@@ -62,7 +62,7 @@ class CoarseMask:
     Attributes:
         blocks: bool [rows / factor, cols / factor].
         factor: pixels per block and side.
-        shape: of the full image.
+        shape: shape of the full image.
         right_heavy: the right third of the masked image holds more intensity than the left third.
     """
 
@@ -109,7 +109,7 @@ def coarse_mask(small: Unit, factor: int, shape: tuple[int, int]) -> CoarseMask:
 
     Args:
         small: float [rows / factor, cols / factor] in 0..1: block means of an image with bright tissue on dark air.
-        shape: of that image.
+        shape: shape of that image.
 
     Returns:
         A mask that is False everywhere where nothing is brighter than air.

@@ -124,8 +124,8 @@ def canonicalise(render: Callable[[int, int, int, int], Unit], mask: CoarseMask,
         render: ``(top, left, height, width) -> float32 [height, width]`` in 0..1, an array of its own: only the parts
             that are kept are ever made, some rows at a time.
         mask: not empty.
-        rows: of the result.
-        cols: of the result.
+        rows: height of the result.
+        cols: width of the result.
     """
     from PIL import Image
 

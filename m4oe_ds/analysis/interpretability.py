@@ -136,8 +136,9 @@ def score(
         present: ``[N, m]`` bool.
         tasks: p names.
         groups: ``[N]`` patients.
-        resamples: of the patients, for the interval of the sample-level Spearman coefficient over all tasks.
-        seed: of the resampling.
+        resamples: bootstrap resamples of patients, for the interval of the sample-level Spearman coefficient over all
+            tasks.
+        seed: seed of the resampling.
 
     Returns:
         ``sample`` and ``within``: coefficients by task and ``all`` (mean over the tasks that have them; ``sample`` also

@@ -17,7 +17,7 @@ class Point:
 
     Attributes:
         label: ``experts=32``.
-        override: of the configuration, ``model.mtoe.num_experts=32``.
+        override: override of the configuration, e.g. ``model.mtoe.num_experts=32``.
     """
 
     label: str
@@ -80,11 +80,11 @@ class SweepRow:
 
     Attributes:
         option: the swept option, ``experts`` or ``alpha``.
-        value: of the option.
+        value: value of the swept option.
         dataset: evaluated on.
         method: trained.
         task: evaluated.
-        metric: of the task.
+        metric: metric of the task.
         mean: over the seeds.
         spread: standard deviation over the seeds; None for one seed.
         seeds: how many.
@@ -111,7 +111,7 @@ class SweepRow:
         """The row that was written as :meth:`cells`, by column.
 
         Raises:
-            ValueError: a value that is no number.
+            ValueError: a value that is not a number.
         """
         option, value, dataset, method, task, metric, mean, spread, seeds = (row[name] for name in SWEEP_COLUMNS)
         deviation = float(spread) if spread else None

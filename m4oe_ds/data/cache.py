@@ -27,8 +27,8 @@ class Cache:
 
     Attributes:
         folder: made if absent; several jobs may share it.
-        max_bytes: of all shards in it together, files being fetched included.
-        retry: of the downloads.
+        max_bytes: most bytes that all shards in it may take together, files being fetched included.
+        retry: how downloads are repeated.
     """
 
     folder: Path

@@ -141,7 +141,7 @@ def paired_mean_difference(
         groups: ``[N]`` patients.
 
     Raises:
-        DataError: for unequal lengths, or a value that only one system has.
+        DataError: unequal lengths, or a value that only one system has.
     """
     a, b, owner = np.asarray(first, dtype=float), np.asarray(second, dtype=float), np.asarray(groups)
     if a.ndim != 1 or a.shape != b.shape or owner.shape != a.shape:

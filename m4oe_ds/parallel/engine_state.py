@@ -33,9 +33,9 @@ class Place:
 
     Attributes:
         name: module path.
-        shape: of the global tensor, all experts included.
-        start: of this rank's part.
-        numel: of this rank's part before ZeRO cuts it.
+        shape: shape of the global tensor, all experts included.
+        start: start of this rank's part.
+        numel: number of elements of this rank's part before ZeRO cuts it.
     """
 
     name: str
@@ -50,8 +50,8 @@ class Piece:
 
     Attributes:
         kind: ``master`` or an optimizer state such as ``exp_avg``.
-        name: of the parameter.
-        start: of the interval.
+        name: name of the parameter.
+        start: start of the interval.
         values: 1-D.
     """
 

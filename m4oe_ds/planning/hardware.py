@@ -44,13 +44,13 @@ class Accelerator:
     """One kind of device and the node it usually sits in.
 
     Attributes:
-        name: as written in a cluster description.
+        name: name as written in a cluster description.
         memory: bytes.
         half_peak: dense bf16/fp16 operations per second.
         single_peak: fp32 operations per second (without TF32, which PyTorch leaves off for matrix products).
         bandwidth: memory bytes per second.
         link: between two devices of a node.
-        port: to other nodes, per device.
+        port: link to other nodes, per device.
         source: where the figures come from.
         host_link: bytes per second one way to host memory.
         arithmetic: achievable share of peak.

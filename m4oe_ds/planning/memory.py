@@ -25,7 +25,7 @@ class Layout:
     Attributes:
         world: ranks.
         ep: ranks that share the experts; must divide ``world``.
-        stage: of ZeRO, 1 to 3.
+        stage: ZeRO stage, 1 to 3.
         micro: samples per forward and rank.
         accumulation: micro-steps per optimizer step.
         precision: fp32, bf16 or fp16.
@@ -64,9 +64,9 @@ class RankMemory:
         weights: bytes that stay (stage 3: with what is gathered at once).
         gradients: bytes that stay.
         optimizer: bytes of its state, which stays.
-        activations: peak of forward and backward beside them, inputs and exchange buffers included.
+        activations: peak of forward and backward besides them, inputs and exchange buffers included.
         buffers: communication buckets.
-        step: most bytes beside weights and optimizer state while it steps.
+        step: most bytes besides weights and optimizer state while it steps.
         host: bytes in host memory per rank.
         peak: device bytes at the worst moment.
         worst: ``backward`` or ``step``.
@@ -149,7 +149,7 @@ def _groups(cost: MicroStep, layout: Layout) -> list[tuple[float, float]]:
 
 
 def _step_bytes(cost: MicroStep, layout: Layout) -> float:
-    """Most bytes beside weights and optimizer state while groups are stepped one by one.
+    """Most bytes besides weights and optimizer state while groups are stepped one by one.
 
     Gradients of the groups still to come, the flattened fp32 gradient of this one, and its unflattened form or Adam's
     temporaries, whichever is more.

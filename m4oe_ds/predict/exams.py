@@ -73,8 +73,8 @@ def collect(root: Path, dataset: str, modalities: Sequence[str], *, lossy: bool 
 
     Args:
         root: folder.
-        dataset: of the run.
-        modalities: to choose.
+        dataset: name of the run's data set.
+        modalities: names of the modalities to choose.
         lossy: take images compressed with loss, too.
     """
     from tqdm import tqdm

@@ -86,7 +86,7 @@ def read(path: Path, name: str) -> Header:
 
     Args:
         path: file.
-        name: its path below the folder given, which decides between takes of the same time.
+        name: path of the file below the folder given, which decides between takes of the same time.
     """
     try:
         with quiet():
@@ -231,7 +231,7 @@ def _codes(ds: Any, name: str) -> Iterator[str]:
 
 
 def _modifiers(ds: Any) -> Iterator[str]:
-    """Codes of view modifiers: inside the items of the view code, and beside it as some machines write them."""
+    """Codes of view modifiers: inside the items of the view code, and next to it as some machines write them."""
     for item in _items(ds, "ViewCodeSequence"):
         yield from _codes(item, "ViewModifierCodeSequence")
     yield from _codes(ds, "ViewModifierCodeSequence")

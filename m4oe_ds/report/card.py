@@ -43,9 +43,9 @@ def card(
 
     Args:
         environment: content of ``environment.json``, empty if missing.
-        metrics: of ``metrics.json``, likewise.
-        analysis: of the analysis, likewise.
-        records: of ``log.jsonl``.
+        metrics: content of ``metrics.json``, likewise.
+        analysis: content of ``analysis.json``, likewise.
+        records: records of ``log.jsonl``.
         config: text of the configuration, empty if missing.
         ds_config: text of the DeepSpeed JSON, empty if missing.
     """

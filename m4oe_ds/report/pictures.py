@@ -39,11 +39,11 @@ class Picture:
 
     Attributes:
         image: data address.
-        width: in pixels.
-        height: in pixels.
+        width: width in pixels.
+        height: height in pixels.
         alt: what it shows, in words.
         header: names of the columns of its numbers.
-        rows: its numbers as text, or empty where they are too many to read.
+        rows: numbers behind it as text, or empty where they are too many to read.
     """
 
     image: str

@@ -79,11 +79,11 @@ def stream(
 
     Args:
         config: resolved tree.
-        split: to read.
-        spec: of the model.
+        split: name of the split to read.
+        spec: specification of the model.
         micro: samples per batch.
         accumulation: batches per optimizer step.
-        manifests: of this split and of ``train``.
+        manifests: manifests of this split and of ``train``.
 
     Raises:
         ConfigError: the model compares breasts and the other one is not read.

@@ -42,7 +42,7 @@ class PointRequest:
         config: path of the configuration.
         ds_config: path of the DeepSpeed JSON.
         overrides: ``--set`` options.
-        experts: of the MToE; 0 = the configuration's.
+        experts: experts of the MToE; 0 = as in the configuration.
         ep: 0 = as many as fit.
         mode: weak or strong.
         micro: samples per rank (weak).
@@ -215,7 +215,7 @@ def attribute(events: Iterable[Any], phases: Mapping[str, float], steps: int) ->
     """Takes the collectives out of the phases they ran in: compute, all-to-all, reduction and optimizer in ms per step.
 
     Args:
-        events: of the profiler, over ``steps`` steps.
+        events: events of the profiler, over ``steps`` steps.
         phases: ms per step of forward, backward and optimizer, all included.
     """
     ranges: list[tuple[str, float, float]] = []

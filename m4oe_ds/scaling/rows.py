@@ -19,16 +19,16 @@ class StudyRow:
     """A point of a study.
 
     Attributes:
-        experts: of the MToE.
+        experts: number of experts of the MToE.
         ep: ranks that share the experts.
         world: ranks.
         mode: ``weak`` (samples per rank fixed) or ``strong`` (samples per step fixed).
         batch: samples per step.
         micro: samples per forward and rank.
-        stage: of ZeRO.
+        stage: ZeRO stage.
         precision: fp32, bf16 or fp16.
         device: kind of every rank.
-        parameters: of the whole model, all experts.
+        parameters: parameters of the whole model, all experts included.
         step_ms: median over steps of the slowest rank.
         step_ms_low: lower quartile.
         step_ms_high: upper quartile.
@@ -42,7 +42,7 @@ class StudyRow:
         reduction_ms: every other collective.
         optimizer_ms: optimizer, without collectives.
         data_ms: waiting for data.
-        all_to_all_bytes: that leave a rank per step.
+        all_to_all_bytes: bytes of the all-to-alls that leave a rank per step.
         measured: False = simulated by the plan's model.
         source: date and versions, or the assumptions.
         setting: configuration files and overrides.

@@ -79,7 +79,7 @@ def run_cell(
 
     Args:
         options: more for ``m4oe scale point``.
-        timeout_s: kill the processes after so long.
+        timeout_s: kill the processes after this time.
         command: what to start instead of this interpreter's ``m4oe scale point`` (tests).
         more: further environment variables.
     """
@@ -140,7 +140,7 @@ def run(
 
     Args:
         done: whether the point of a cell is there.
-        timeout_s: for one point.
+        timeout_s: most seconds that one point may take.
         say: prints a line.
     """
     failures = []

@@ -52,10 +52,10 @@ class Loop:
 
     Args:
         config: resolved tree.
-        engine: from :func:`m4oe_ds.training.engine.create`.
-        spec: of the model.
+        engine: the engine that :func:`m4oe_ds.training.engine.create` made.
+        spec: specification of the model.
         objective: what is trained.
-        manifests: by split, ``train`` required.
+        manifests: manifests by split, ``train`` required.
         store: checkpoints.
         folder: run folder.
         micro: samples of a micro-batch.

@@ -56,7 +56,7 @@ class StepProfiler:
     Args:
         folder: run folder; writes ``profile/trace-rank<r>.json.gz`` (for Perfetto or chrome://tracing) on every rank,
             and ``profile/summary.json`` on rank 0.
-        steps: to record.
+        steps: number of steps to record.
         say: prints a line on rank 0.
 
     Collectives wait for their end while recording, so the split is that of a step without overlap.

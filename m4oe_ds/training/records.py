@@ -60,7 +60,7 @@ class Recorder:
 
     Args:
         folder: run folder.
-        total_steps: of the whole run.
+        total_steps: number of steps of the whole run.
         enabled: False on all other ranks.
         tensorboard: write events.
         first_step: step a resumed run starts from; later lines of an earlier run are cut off.

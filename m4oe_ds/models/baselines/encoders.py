@@ -22,14 +22,14 @@ class ViewEncoders(nn.Module):
     the convolutional network of the original, with grey images repeated to three channels.
 
     Args:
-        spec: of the model.
-        config: of the model.
+        spec: specification of the model.
+        config: configuration of the model.
         native: timm name for every modality, or one per modality.
         share: one encoder for all modalities in the native regime (the vit regime follows ``model.embedder.share``).
 
     Attributes:
         widths: channels of the last map, per modality.
-        pyramid_widths: of all maps, fine to coarse.
+        pyramid_widths: channels of all maps, fine to coarse.
 
     Raises:
         ConfigError: regime vit with a backbone that is none; shared encoders for unequal channels.
