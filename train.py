@@ -11,7 +11,7 @@ from pathlib import Path
 
 from m4oe_ds.errors import UserError
 
-STOPPED = 75  # EX_TEMPFAIL: a signal stopped training, a checkpoint was saved, the same command goes on
+STOPPED = 75  # EX_TEMPFAIL: a signal stopped training, a checkpoint was saved, the same command continues
 DEFAULT_CONFIG = str(Path(__file__).resolve().parent / "configs" / "demo.yaml")
 
 

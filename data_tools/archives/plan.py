@@ -1,4 +1,4 @@
-"""What an archive's tables say should be converted: one form for every archive, filled in by the archive's module."""
+"""What an archive's tables say should be converted, in one form that the module of every archive fills in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a compared system gives as well as its answers: heat-maps, evidence, states, weights, of every sample."""
+"""What a compared system gives besides its answers, for every sample: heat-maps, evidence, states, weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``m4oe analyze`` can be told, as a value that Python code can make too."""
+"""The options of ``m4oe analyze``, as a value that Python code can make too."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AnalysisOptions:
         limit: most samples of a split; 0 = all.
         truth: ``truth.json`` of a phantom archive; None = the one next to the shards, if any.
         mapping: ``mapping.csv`` of the conversion; None = the one next to the shards.
-        data: other shards than those the run was trained on; empty = those.
+        data: folder of shards; empty = the one the run was trained on.
         unimodal: ``MODALITY=RUN`` texts: models trained on that modality alone, for the modality competition.
         baseline: another run, analysed before, to draw next to this one.
         sweep: ``sweep.csv`` of ``m4oe compare --sweep``, for the ablation figure.

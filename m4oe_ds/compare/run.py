@@ -25,7 +25,7 @@ from m4oe_ds.errors import ConfigError
 from m4oe_ds.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-STOPPED = "stopped by a signal; the same command goes on"
+STOPPED = "stopped by a signal; the same command continues"
 _STOPPED_STATUS = 75  # of train.py, which saved a checkpoint
 
 
@@ -141,7 +141,7 @@ def run_cell(cell: Cell, plan: CellPlan, children: Children | None = None) -> st
     if task != 0:
         return f"rank {task} ended with status {code}"
     printed = (folder / "output.txt").read_text(errors="replace").strip().splitlines()[-3:]
-    ended = f"not done after {plan.timeout_s:.0f} s" if code is None else f"ended with status {code}"
+    ended = f"not finished after {plan.timeout_s:.0f} s" if code is None else f"ended with status {code}"
     last = "\n".join([ended, *printed] if printed and code is not None else [*printed, ended])
     _write(folder / "error.txt", last + "\n")
     return last

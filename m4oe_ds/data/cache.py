@@ -51,7 +51,7 @@ class Cache:
                     raise
                 # another process needed the room between the two calls: fetch it again
         raise DataError(
-            "is thrown out of the cache as fast as it is fetched",
+            "is evicted from the cache as fast as it is fetched",
             shown(url),
             "raise data.cache_gb: it must hold some shards",
         )

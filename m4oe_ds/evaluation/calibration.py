@@ -79,7 +79,7 @@ def bin_edges(probability: np.ndarray, bins: int, strategy: str) -> np.ndarray:
     """Edges ``[B + 1]`` of bins of equal counts (``quantile``, B <= ``bins`` where values tie) or width (``uniform``).
 
     Raises:
-        DataError: another strategy, or less than one bin.
+        DataError: another strategy, or fewer than one bin.
     """
     if strategy not in STRATEGIES or bins < 1:
         raise DataError(f"{bins} bins by {strategy!r}", fix=f"use one or more bins by {' or '.join(STRATEGIES)}")
@@ -205,8 +205,8 @@ def calibration_report(
         labels: ``[N]`` 0, 1, -1 missing.
         probability: ``[N]`` P(y = 1).
         groups: ``[N]`` patients.
-        bins: see :func:`bin_edges`; bins are cut anew in every resample.
-        strategy: see :func:`bin_edges`; bins are cut anew in every resample.
+        bins: see :func:`bin_edges`; bins are cut again in every resample.
+        strategy: see :func:`bin_edges`; bins are cut again in every resample.
 
     Raises:
         DataError: other labels, or values that are not probabilities.

@@ -121,7 +121,7 @@ def at_target(
 ) -> OperatingPoint:
     """The best point of this data with a fixed specificity or sensitivity (Fawcett 2006, sec. 5): optimistic.
 
-    The threshold is chosen anew in every resample, so that the interval includes the choice.
+    The threshold is chosen again in every resample, so that the interval includes the choice.
 
     Args:
         labels: see :func:`threshold_for`.

@@ -203,7 +203,7 @@ def restore_working(engine: Any, read: Read) -> None:
 
 
 def _refresh_persistent(engine: Any) -> None:
-    """ZeRO-3 keeps small parameters gathered on every rank: partition and gather them anew, as its own load does."""
+    """ZeRO-3 keeps small parameters gathered on every rank: partition and gather them again, as its load does."""
     persistent = getattr(engine.optimizer, "persistent_parameters", None)
     if persistent:
         persistent[0].partition(persistent)

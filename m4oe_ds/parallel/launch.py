@@ -193,7 +193,7 @@ def _integer(environ: Mapping[str, str], name: str) -> int:
     try:
         return int(environ[name])
     except ValueError:
-        raise EnvironmentProblem(f"{name}={environ[name]!r} is not a number", fix="unset it or start anew") from None
+        raise EnvironmentProblem(f"{name}={environ[name]!r} is not a number", fix="unset it and start again") from None
 
 
 def _tasks_here(environ: Mapping[str, str]) -> int:

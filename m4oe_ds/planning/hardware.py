@@ -1,4 +1,4 @@
-"""Accelerators and the links between them: data-sheet figures, and the machine at hand measured.
+"""Accelerators and the links between them: data-sheet figures, or measured ones for this machine.
 
 Peak rates are *dense* (the sheets advertise twice as much with structured sparsity). Efficiencies and latencies are not
 on any sheet; they are assumptions of this module, named as such in :data:`ASSUMPTIONS` and printed with every plan.

@@ -67,9 +67,9 @@ def check(job: PredictionJob) -> None:
         )
     if not sources.is_remote(root) and not (Path(root) / "train" / "manifest.json").is_file():
         raise DataError(
-            "the run's train/manifest.json is not here, which says how its pixels were treated",
+            "the run's train/manifest.json, which says how its pixels were treated, is not here",
             root or "data.root",
-            "copy it and name its parent's parent folder as --data",
+            "copy it to DIR/train/ and give --data DIR",
         )
     if not job.dicom.is_dir():
         raise DataError("is not a folder", str(job.dicom), "give the folder of the DICOM files as --dicom")

@@ -20,7 +20,7 @@ INTENDED_USE = (
 )
 NOT_FOR = (
     "Diagnosis, triage, screening decisions or any other decision about a person. It is not a medical device, and no "
-    "regulator has seen it. Not for images of other scanners, populations or views than those of its training data "
+    "regulator has assessed it. Not for images of other scanners, populations or views than those of its training data "
     "without a new evaluation."
 )
 PRIVACY = (

@@ -126,7 +126,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path], ti
         if all(code == 0 for code in codes):
             return ""
         time.sleep(0.05)
-    return f"not done after {timeout_s:.0f} s"
+    return f"not finished after {timeout_s:.0f} s"
 
 
 def run(
@@ -146,7 +146,7 @@ def run(
     failures = []
     for number, cell in enumerate(cells, 1):
         if done(cell):
-            say(f"[{number}/{len(cells)}] {cell}: there already")
+            say(f"[{number}/{len(cells)}] {cell}: measured already")
             continue
         say(f"[{number}/{len(cells)}] {cell}")
         problem = run_cell(cell, options, timeout_s)

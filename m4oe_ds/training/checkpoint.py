@@ -293,7 +293,7 @@ class CheckpointStore:
                 "use its configuration and data, or --resume never",
             )
         if different and reduce.rank() == 0:
-            _logger.warning("checkpoint %s was written with %s and goes on with %s", tag, then, now)
+            _logger.warning("checkpoint %s was written with %s and continues with %s", tag, then, now)
 
     def _restore_generators(self, reader: state_files.StateReader, manifest: dict[str, Any]) -> None:
         rank = reduce.rank()

@@ -283,7 +283,7 @@ class _Meter:
         self._steps += 1
 
     def read(self, work: Arithmetic | None) -> dict[str, float]:
-        """``samples_per_s`` over all ranks; bytes sent by all-to-alls per step and FLOP/s of this rank; starts anew."""
+        """``samples_per_s`` over all ranks; bytes of all-to-alls per step and FLOP/s of this rank, since last read."""
         seconds = max(time.monotonic() - self._clock, 1e-9)
         figures = {
             "samples_per_s": self._samples / seconds,

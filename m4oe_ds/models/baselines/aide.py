@@ -1,7 +1,7 @@
 """AIDE: view features through a transformer, fused adaptively or by cross-attention between image types, linear heads.
 
 Yang et al., "AIDE: a vision-driven multi-view, multi-modal, multi-tasking dataset for assistive driving perception",
-ICCV 2023. Fidelity: reconstructed. No model code is public; the abstract speaks of two fusion strategies, which are
+ICCV 2023. Fidelity: reconstructed. No model code is public; the abstract mentions two fusion strategies, which are
 built here from what is known of such baselines: attention weights over the views, or queries of one image type on the
 other. Hard parameter sharing, equally weighted tasks.
 """

@@ -32,7 +32,7 @@ class ViewEncoders(nn.Module):
         pyramid_widths: channels of all maps, fine to coarse.
 
     Raises:
-        ConfigError: regime vit with a backbone that is none; shared encoders for unequal channels.
+        ConfigError: regime vit with a backbone that is not a ViT; shared encoders for unequal channels.
     """
 
     def __init__(self, spec: ModelSpec, config: ModelConfig, native: str | Mapping[str, str], share: bool) -> None:
@@ -44,7 +44,7 @@ class ViewEncoders(nn.Module):
             for name in self.embedders.by_modality:
                 if not self.embedders.of(name).is_transformer:
                     raise ConfigError(
-                        f"regime vit needs a vision transformer, {config.embedder.backbone} of {name} is none",
+                        f"regime vit needs a vision transformer, {config.embedder.backbone} of {name} is not one",
                         "model.embedder.backbone",
                         "set model.regime: native for convolutional encoders",
                     )

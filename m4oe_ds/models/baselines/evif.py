@@ -2,8 +2,8 @@
 
 Geng et al., "Event-based visible and infrared fusion via multi-task collaboration", CVPR 2024. Fidelity: reconstructed
 from the abstract; no code is public and the network here is our own: classification and masks instead of images from
-events and infrared. The private codes of two modalities shall share little information (vCLUB), the fused code and each
-shared code much (InfoNCE).
+events and infrared. The private codes of two modalities should share little information (vCLUB), the fused code and
+each shared code much (InfoNCE).
 
 Optimised in two levels that alternate (:meth:`Evif.inner_level`): in every forward that is trained the estimators
 q_theta of the upper bound first take one step of Adam along their likelihood on the codes of all ranks, everything else
