@@ -166,7 +166,7 @@ def _scan_meta(scan: _Scan, place: str, data: bytes) -> None:
 
 
 def _png_chunks(data: bytes) -> Iterator[bytes]:
-    """Types of the chunks of a PNG; ``trailer`` for bytes behind its end, ``damaged`` where lengths do not add up."""
+    """Types of the chunks of a PNG; ``trailer`` for bytes after its end, ``damaged`` where lengths do not add up."""
     place = len(_PNG_SIGNATURE)
     while place + 12 <= len(data):
         length = int.from_bytes(data[place : place + 4], "big")

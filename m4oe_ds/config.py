@@ -75,7 +75,7 @@ def section(cls: type, sentence: str) -> Any:
 class CheckpointConfig:
     every_steps: int = option(0, "Save every N optimizer steps; 0 = at the end of each epoch only.", at_least=0)
     keep_last: int = option(2, "Newest checkpoints to keep; the best one is always kept.", at_least=1)
-    background: bool = option(True, "Write in a thread while training goes on; needs host memory for one copy.")
+    background: bool = option(True, "Write in a thread while training continues; needs host memory for one copy.")
     metric: Literal["loss", "auroc", "balanced_accuracy"] = option(
         "loss", "Validation figure that decides the best: `loss`, `auroc` or `balanced_accuracy`."
     )

@@ -92,15 +92,15 @@ class ConvertOptions:
 
     Attributes:
         dataset: one of ``DATASETS``: the layout of the archive.
-        root: archive: the folder with its tables and images.
+        root: folder of the archive, with its tables and images.
         out: folder to make; must not exist.
-        workers: processes; None takes the processors, at most ``MOST_PROCESSES``; 0 converts in this one.
+        workers: worker processes; None = one per processor, at most ``MOST_PROCESSES``; 0 = convert in this process.
         rows: height of the stored images; None takes 1024, for GAMMA 512.
         cols: width of the stored images; None takes 832, for GAMMA 512.
         codec: codec of the pixels: ``b2`` or ``png``.
         samples_per_shard: most samples in one shard.
         birads_scheme: ``triage``, ``release`` or ``native_rsna``.
-        birads_sites: RSNA: BI-RADS of which sites: ``labelled`` or ``all``.
+        birads_sites: RSNA: sites whose BI-RADS is used, ``labelled`` or ``all``.
         risk_scope: EMBED: ``exam`` (both breasts) or ``side``.
         exclude_screen_detected: EMBED: leave out exams within six months before a diagnosis.
         require: images a sample needs: ``any`` or ``complete``.
@@ -162,7 +162,7 @@ class ConvertOptions:
         return min(MOST_PROCESSES, os.cpu_count() or 1) if self.workers is None else self.workers
 
     def check(self) -> None:
-        """Refuses what cannot be.
+        """Refuses impossible options.
 
         Raises:
             DataError: a value out of its range, an archive that is not there, or an output that is.

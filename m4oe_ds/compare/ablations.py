@@ -25,7 +25,7 @@ class Point:
 
 
 def parse_sweep(text: str) -> list[Point]:
-    """Points of ``experts=16,32`` or ``alpha=0,0.1,...,0.5`` (an ellipsis goes on in the step before it).
+    """Points of ``experts=16,32`` or ``alpha=0,0.1,...,0.5`` (an ellipsis continues with the step before it).
 
     Raises:
         ConfigError: another option, no numbers, experts that are not whole and positive, a negative alpha, or an

@@ -44,8 +44,8 @@ class Method:
         label: name as printed.
         overrides: overrides of the configuration.
         datasets: where it makes sense.
-        single: it has single-task rows in the paper.
-        paper: it has a multi-task row in the paper's Table 1.
+        single: whether the paper has single-task rows of it.
+        paper: whether the paper's Table 1 has a multi-task row of it.
     """
 
     label: str

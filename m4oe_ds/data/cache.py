@@ -107,7 +107,7 @@ class Cache:
         return True
 
     def _download(self, url: str, path: Path, size: int) -> str:
-        """Fetches into ``.part``, going on behind what has arrived after a failure; returns the checksum."""
+        """Fetches into ``.part``; after a failure it continues where that ended. Returns the checksum."""
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
         self._make_room(size)

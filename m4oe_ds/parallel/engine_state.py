@@ -3,7 +3,7 @@
 ZeRO cuts every parameter into pieces and expert parallelism cuts stacked experts along their first axis. Seen as an
 interval of the flattened *global* tensor (all experts in order of their id) each piece has a place that does not depend
 on the number of ranks, ``ep_size`` or the stage. Every rank can therefore write exactly what it holds and read exactly
-what it needs, with no communication, and a run can go on in any other layout.
+what it needs, with no communication, and a run can continue in any other layout.
 
 All knowledge of where DeepSpeed keeps these tensors is in this module and covered by contract tests.
 """
@@ -46,7 +46,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Piece:
-    """One interval held by this rank: a view into the engine's own memory.
+    """One interval held by this rank: a view into the engine's memory.
 
     Attributes:
         kind: ``master`` or an optimizer state such as ``exp_avg``.

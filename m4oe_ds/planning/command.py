@@ -42,7 +42,7 @@ def main(options: argparse.Namespace) -> int:
     """Plans and prints; returns 0 if the job fits, else 1.
 
     Raises:
-        ConfigError: configuration, cluster or wishes contradict each other.
+        ConfigError: configuration, cluster or options contradict each other.
     """
     from pathlib import Path
 

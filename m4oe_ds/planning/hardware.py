@@ -142,7 +142,7 @@ class Pool:
 
     @property
     def nodes(self) -> int:
-        """Nodes they fill."""
+        """Number of nodes that the devices fill."""
         return -(-self.count // self.device.per_node)
 
 
@@ -159,7 +159,7 @@ class Cluster:
 
     @property
     def mixed(self) -> bool:
-        """More than one kind of device."""
+        """Whether there is more than one kind of device."""
         return len({pool.device.name for pool in self.pools}) > 1
 
     @property

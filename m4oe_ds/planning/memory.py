@@ -83,7 +83,7 @@ class RankMemory:
     worst: str
 
     def fits(self, device: Accelerator) -> bool:
-        """The peak is within what the device leaves to tensors."""
+        """Whether the peak is within what the device leaves to tensors."""
         return self.peak <= device.usable
 
 

@@ -29,7 +29,7 @@ class Plan:
 
     Attributes:
         chosen: the fastest that fits, or the one nearest to fitting.
-        fits: yes or no.
+        fits: whether it fits.
         reasons: (choice, reason) pairs.
         candidates: everything compared.
         ds_config: DeepSpeed JSON for ``chosen``.

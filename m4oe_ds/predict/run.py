@@ -66,7 +66,7 @@ class _Prepared:
 
     @property
     def manifest(self) -> Manifest:
-        """Of the training split."""
+        """Manifest of the training split."""
         return self.run.manifests["train"]
 
 

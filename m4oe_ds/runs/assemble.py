@@ -78,7 +78,7 @@ def stream(
     """This rank's stream of a split, standardised with the pixel statistics of the training split.
 
     Args:
-        config: resolved tree.
+        config: the resolved configuration.
         split: name of the split to read.
         spec: specification of the model.
         micro: samples per batch.

@@ -25,7 +25,7 @@ def objective(config: Config, spec: ModelSpec, labels_of: LabelsOf | None, devic
     """Task losses, with class weights from the training labels, and the mutual-information term.
 
     Args:
-        config: resolved.
+        config: the resolved configuration.
         spec: specification of the model.
         labels_of: labels of the training split, :meth:`m4oe_ds.data.manifest.Manifest.sample_labels`; None where only
             shapes matter: class weights and the prior of the data set, which change no shape, are then left out.

@@ -122,7 +122,7 @@ def write_left_out(left_out: Iterable[tuple[str, str]], path: Path) -> None:
 
 
 def read_left_out(folder: Path) -> list[tuple[str, str]]:
-    """Those of every ``left-out-*.json`` of a study."""
+    """The left-out points in every ``left-out-*.json`` of a study."""
     paths = sorted(folder.glob("left-out-*.json"))
     return [(point, reason) for path in paths for point, reason in json.loads(path.read_text(encoding="utf-8"))]
 

@@ -221,7 +221,7 @@ def _record(files: RunFolder, config: Config, ds_config: dict[str, Any], facts: 
 
 def _prepare_folder(folder: Path, request: Request) -> None:
     if request.resume == "never" and RunFolder(folder).log.is_file():
-        raise ConfigError("already holds a run", str(folder), "choose another --output, or --resume auto to go on")
+        raise ConfigError("already holds a run", str(folder), "choose another --output, or --resume auto to continue")
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Atomic, verified checkpoints that any layout can load, written behind training.
+"""Atomic, verified checkpoints that any layout can load, written in the background of training.
 
 DeepSpeed's own files are written in place, tied to the number of ranks, and with another ``ep_size`` load permuted
 without an error. So here every rank writes the intervals of the global state it holds

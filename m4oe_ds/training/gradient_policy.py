@@ -49,7 +49,7 @@ class GradientPolicy:
         Args:
             task_losses: scalar per task, in the order of ``counts``, scaled so that the mean over the ranks is the
                 global mean; with their graphs.
-            model: unwrapped.
+            model: the model without the engine around it.
             output: output of ``model``.
             counts: ``[p]`` labels of the step over all ranks.
         """
@@ -158,7 +158,7 @@ class CalibratedPolicy(GradientPolicy):
         number, so no collective depends on the order in which autograd reaches the branches.
 
         Args:
-            loss: the loss about to be differentiated, behind :meth:`spread`.
+            loss: the loss about to be differentiated, after :meth:`spread`.
             output: a model output with ``extras["features.<modality>"]``.
             trained: the output whose backward is to be scaled, if it comes from another forward than ``output``.
 

@@ -39,7 +39,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """How training ended: ``finished``, or ``stopped`` by a signal (a checkpoint was saved; resume goes on)."""
+    """How training ended: ``finished``, or ``stopped`` by a signal (a checkpoint to resume from was saved)."""
 
     position: Position
     stopped_by: int
@@ -51,7 +51,7 @@ class Loop:
     """Training of one engine on one set of shards.
 
     Args:
-        config: resolved tree.
+        config: the resolved configuration.
         engine: the engine that :func:`m4oe_ds.training.engine.create` made.
         spec: specification of the model.
         objective: what is trained.
@@ -107,7 +107,7 @@ class Loop:
         )
 
     def resume(self, tag: str, store: CheckpointStore | None = None) -> None:
-        """Continues from a checkpoint; the data stream goes on behind the last sample it used."""
+        """Continues from a checkpoint; the data stream continues after the last sample it used."""
         self.position, progress = (store or self.store).load(self.engine, tag)
         if progress["global_batch"] != self.global_batch:
             raise CheckpointError(

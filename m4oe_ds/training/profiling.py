@@ -77,7 +77,7 @@ class StepProfiler:
                 return
 
     def step(self) -> None:
-        """To be called after every optimizer step. Collectives: a barrier when a recording starts."""
+        """Must be called after every optimizer step. Collectives: a barrier when a recording starts."""
         if not self.steps:
             return
         self._seen += 1
