@@ -125,7 +125,7 @@ class Started:
         device: device of this rank.
         sizes: sizes of the batches.
         resident_before: resident set before the engine was there, in bytes.
-        engine: DeepSpeed's.
+        engine: the DeepSpeed engine.
         topology: topology of the ranks.
     """
 

@@ -23,7 +23,7 @@ def seconds(command: list[str]) -> float:
     """Seconds of one run of a command.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the command failed.
     """
     started = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

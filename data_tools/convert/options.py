@@ -71,7 +71,7 @@ class Part(NamedTuple):
         """The part in ``k/n`` with 1 <= k <= n.
 
         Raises:
-            DataError: anything else.
+            DataError: a text of another form.
         """
         first, _, second = text.partition("/")
         if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):

@@ -43,7 +43,7 @@ class Sums:
     """Sums over stored pixels: whole numbers are exact, and so do not depend on the order of the samples.
 
     Attributes:
-        pixels: how many.
+        pixels: number of pixels.
         total: sum of their values.
         squares: sum of the squares of their values.
         full: largest value their type holds, 255 or 65535.
@@ -81,7 +81,7 @@ class SampleResult:
         members: encoded pixels by member name.
         bad: (modality, reason) of images that were not used.
         facts: counts for the histograms of the report.
-        sums: per modality.
+        sums: sums of the stored pixels per modality.
         digests: digests of the members, to find an image that belongs to two patients.
     """
 

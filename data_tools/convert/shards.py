@@ -39,10 +39,10 @@ class Record:
 
     Attributes:
         shard: None if no sample was left.
-        keys: written.
+        keys: keys of the samples that were written.
         sums: sums of the stored pixels per modality.
         quarantine: key, modality and reason of images that were not used.
-        facts: histograms.
+        facts: counts for the histograms of the report.
         digests: ``[digest of the decoded pixels, patient pseudonym]`` of every image.
     """
 

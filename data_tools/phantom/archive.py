@@ -101,7 +101,7 @@ def generate(
     Args:
         layout: one of ``LAYOUTS``.
         out: an absent or empty folder; one with an archive of the same arguments is left as it is.
-        patients: how many.
+        patients: number of patients.
         seed: seed of everything; the bytes of the archive depend on nothing else, in particular not on ``workers`` (but
             GAMMA's spreadsheet holds the time at which it was written).
         workers: processes; None takes the processors of this machine, at most 8.

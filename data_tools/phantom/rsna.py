@@ -68,7 +68,7 @@ class _Patient:
         number: number of the patient in the table.
         first_image: number of her first image.
         site: 1 knows all labels, 2 only recalls.
-        density: 0..3.
+        density: BI-RADS density A..D as 0..3.
         sides: her breasts.
         codes: BI-RADS planted, per side.
         texts: BI-RADS in the table, per side.

@@ -113,7 +113,7 @@ class Written:
 
     Attributes:
         tables: rows by path of the table.
-        files: how many.
+        files: number of files.
         present: per side the modalities of which there is an image that can be used.
     """
 

@@ -67,10 +67,10 @@ class _Study:
     Attributes:
         name: name of the study in the tables.
         series: name of the series in the tables.
-        density: 0..3.
+        density: BI-RADS density A..D as 0..3.
         sides: the two breasts.
         birads: category 1..5 per side.
-        split: official.
+        split: official split.
         faults: planted in its images and rows.
         variety: what is unusual but valid about its images.
         takes: images of the study, in the order of the tables.

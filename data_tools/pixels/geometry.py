@@ -123,7 +123,7 @@ def canonicalise(render: Callable[[int, int, int, int], Unit], mask: CoarseMask,
     Args:
         render: ``(top, left, height, width) -> float32 [height, width]`` in 0..1, an array of its own: only the parts
             that are kept are ever made, some rows at a time.
-        mask: not empty.
+        mask: the breast; not empty.
         rows: height of the result.
         cols: width of the result.
     """

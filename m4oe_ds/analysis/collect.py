@@ -71,8 +71,8 @@ class Collected:
         labels: ``{task: [N]}``, -1 missing.
         predicted: ``{task: [N]}``, -1 missing.
         contribution: ``[N, p, m]`` routing shares, or None.
-        rollout: likewise.
-        saliency: ``[N, p, m]``.
+        rollout: ``[N, p, m]`` attention-rollout shares, or None.
+        saliency: ``[N, p, m]`` saliency shares.
         divergence: ``[N, p, m]`` of :class:`m4oe_ds.analysis.attribution.Ablation`.
         loss_increase: ``[N, p, m]`` of :class:`m4oe_ds.analysis.attribution.Ablation`.
         routing: population values of :meth:`RoutingSums.result`, or None.

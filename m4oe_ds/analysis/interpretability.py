@@ -134,7 +134,7 @@ def score(
         explanation: ``[N, p, m]`` shares; NaN = unknown.
         reference: ``[N, p, m]`` shares it is held against; NaN = unknown.
         present: ``[N, m]`` bool.
-        tasks: p names.
+        tasks: names of the p tasks.
         groups: ``[N]`` patients.
         resamples: bootstrap resamples of patients, for the interval of the sample-level Spearman coefficient over all
             tasks.

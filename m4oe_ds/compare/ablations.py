@@ -81,13 +81,13 @@ class SweepRow:
     Attributes:
         option: the swept option, ``experts`` or ``alpha``.
         value: value of the swept option.
-        dataset: evaluated on.
-        method: trained.
-        task: evaluated.
+        dataset: data set evaluated on.
+        method: trained method.
+        task: evaluated task.
         metric: metric of the task.
         mean: over the seeds.
         spread: standard deviation over the seeds; None for one seed.
-        seeds: how many.
+        seeds: number of seeds.
     """
 
     option: str

@@ -114,7 +114,7 @@ class Cell:
     """One training run.
 
     Attributes:
-        dataset: data set.
+        dataset: name of the data set.
         method: key of METHODS.
         setting: ``multi``, or the one task that is trained.
         seed: seed of the run.
@@ -157,7 +157,7 @@ def enumerate_cells(
     """All runs that the tables need.
 
     Args:
-        datasets: names.
+        datasets: names of the data sets.
         methods: names; a method is left out where it makes no sense.
         seeds: one run each.
         settings: ``single`` (one run per column, of the methods with single-task rows), ``multi``.

@@ -37,7 +37,7 @@ class Figure:
         mean: over the seeds.
         spread: standard deviation over the seeds (n - 1); None with one.
         majority: accuracy of always answering the most frequent class; None for Dice and AUROC.
-        n: test samples.
+        n: number of test samples.
         difference: this minus M4oE ("Ours") in the same setting: the mean over the seeds that both have; None for
             M4oE itself, or where it is missing or undefined.
         low: lower bound of the difference, patients resampled together for both and for all seeds; None as there.

@@ -112,8 +112,8 @@ class ShardWriter:
         modalities: names of the modalities of the data set.
         tasks: tasks of the data set.
         samples_per_shard: 64 to 512 for views of this size.
-        synthetic: phantoms.
-        preprocessing: recorded as it is.
+        synthetic: whether the samples are phantoms.
+        preprocessing: how pixels were made; recorded as it is.
 
     Raises:
         DataError: the split folder already holds shards.

@@ -228,8 +228,8 @@ def chunks(url: str, start: int = 0, stop: int | None = None, retry: Retry = DEF
     """One attempt at the bytes of a remote file.
 
     Raises:
-        Transient: may pass.
-        DataError: will not.
+        Transient: the failure may pass.
+        DataError: the failure will not pass.
         EnvironmentProblem: a package or credentials missing.
     """
     if url.startswith(("s3://", "gs://")):

@@ -32,7 +32,7 @@ class Bin:
     Attributes:
         low: lower end of the probabilities; only the first bin includes it.
         high: upper end; every bin includes it.
-        n: cases.
+        n: number of cases.
         mean_predicted: mean probability; None in an empty bin.
         observed: share of positives; None in an empty bin.
     """

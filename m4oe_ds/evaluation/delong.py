@@ -51,14 +51,14 @@ class AurocComparison:
     """Paired test of two AUROCs on the same cases; None with ``reason`` where undefined.
 
     Attributes:
-        first: one system.
-        second: the other.
+        first: AUROC of one system.
+        second: AUROC of the other system.
         difference: first - second.
         variance: variance of the difference.
         low: lower bound of the Wald interval of the difference.
         high: upper bound.
         z: difference / standard error.
-        p: two-sided, normal.
+        p: two-sided p-value by the normal distribution.
     """
 
     first: AurocEstimate

@@ -28,8 +28,8 @@ class PairedDifference:
         low: lower bound of the percentile interval of the difference.
         high: upper bound.
         p: two-sided bootstrap value.
-        n: rows.
-        n_groups: patients.
+        n: number of rows.
+        n_groups: number of patients.
         undefined_resamples: left out of interval and p.
         delong: fields of :class:`m4oe_ds.evaluation.delong.AurocComparison` for the AUROC of a binary task, with a
             ``note`` where patients have several rows; None for other metrics.

@@ -30,7 +30,7 @@ class SubgroupRow:
     Attributes:
         attribute: e.g. ``manufacturer``; ``all`` for the whole.
         group: e.g. ``hologic``; ``all`` for the whole.
-        n: labelled rows.
+        n: number of labelled rows.
         n_groups: patients of the labelled rows.
         class_counts: rows per class.
         positives: cases of class 1 in a binary task, else None.

@@ -242,7 +242,7 @@ def horizon_auc(
     Args:
         data: follow-up.
         scores: ``[N]``, higher = event more likely.
-        horizon: years.
+        horizon: time in years.
         train: where the censoring distribution is estimated; None = ``data`` itself.
         groups: ``[N]`` patients.
 

@@ -64,7 +64,7 @@ class Objective:
     Attributes:
         tasks: all tasks, in the order of ``label_mask``.
         losses: loss options by task name.
-        information: the regulariser.
+        information: the mutual-information term.
         num_modalities: m.
         model_loss: losses that come with the model and take the place of some generic ones.
     """

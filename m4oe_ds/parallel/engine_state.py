@@ -52,7 +52,7 @@ class Piece:
         kind: ``master`` or an optimizer state such as ``exp_avg``.
         name: name of the parameter.
         start: start of the interval.
-        values: 1-D.
+        values: the elements, 1-D.
     """
 
     kind: str

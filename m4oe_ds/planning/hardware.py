@@ -45,7 +45,7 @@ class Accelerator:
 
     Attributes:
         name: name as written in a cluster description.
-        memory: bytes.
+        memory: bytes of device memory.
         half_peak: dense bf16/fp16 operations per second.
         single_peak: fp32 operations per second (without TF32, which PyTorch leaves off for matrix products).
         bandwidth: memory bytes per second.

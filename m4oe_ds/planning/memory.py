@@ -23,7 +23,7 @@ class Layout:
     """How a job is spread.
 
     Attributes:
-        world: ranks.
+        world: number of ranks.
         ep: ranks that share the experts; must divide ``world``.
         stage: ZeRO stage, 1 to 3.
         micro: samples per forward and rank.
@@ -65,7 +65,7 @@ class RankMemory:
         gradients: bytes that stay.
         optimizer: bytes of its state, which stays.
         activations: peak of forward and backward besides them, inputs and exchange buffers included.
-        buffers: communication buckets.
+        buffers: bytes of communication buckets.
         step: most bytes besides weights and optimizer state while it steps.
         host: bytes in host memory per rank.
         peak: device bytes at the worst moment.

@@ -46,7 +46,7 @@ class Operation:
         phase: ``forward``, ``backward`` or ``loss``.
         width: bytes per element of the result.
         products: matrix products in it (a batched one holds many).
-        attention: fused attention.
+        attention: whether it is fused attention.
     """
 
     name: str
@@ -64,7 +64,7 @@ class MicroStep:
     """What one rank does with one micro-batch.
 
     Attributes:
-        micro: samples.
+        micro: number of samples.
         ep: ranks that share the experts.
         precision: precision of parameters and activations.
         parameters: elements of the whole model by part (all experts).

@@ -31,7 +31,7 @@ class Plan:
         chosen: the fastest that fits, or the one nearest to fitting.
         fits: whether it fits.
         reasons: (choice, reason) pairs.
-        candidates: everything compared.
+        candidates: all layouts that were compared.
         ds_config: DeepSpeed JSON for ``chosen``.
         overrides: ``--set`` options that belong to it.
     """

@@ -41,8 +41,8 @@ class StepTime:
 
     Attributes:
         compute: forward and backward, all micro-steps.
-        exchange: expert all-to-alls.
-        reduction: gradients.
+        exchange: the expert all-to-alls.
+        reduction: reducing the gradients.
         gather: weights after the step (ZeRO-3: before use).
         optimizer: the update.
         other: input copies, small reductions.

@@ -43,7 +43,7 @@ def main(options: argparse.Namespace) -> int:
         ConfigError: an option, or a run that does not read DICOM.
         DataError: no usable image, or a folder that is not there or not empty.
         CheckpointError: weights missing or of another model.
-        EnvironmentProblem: several ranks.
+        EnvironmentProblem: it was started with several ranks.
     """
     from m4oe_ds.predict.job import PredictionJob, check
 

@@ -58,7 +58,7 @@ class Header:
 
     Attributes:
         patient: identifier, for grouping and the private mapping alone; empty if the file has none.
-        exam: likewise.
+        exam: identifier of the exam, likewise.
         side: ``L`` or ``R``.
         modality: e.g. ``ffdm_cc``; both empty if unknown.
         row: the columns that :mod:`data_tools.archives.embed` reads.
@@ -85,7 +85,7 @@ def read(path: Path, name: str) -> Header:
     """The header of a file; never raises for what the file holds.
 
     Args:
-        path: file.
+        path: path of the file.
         name: path of the file below the folder given, which decides between takes of the same time.
     """
     try:

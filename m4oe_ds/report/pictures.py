@@ -38,7 +38,7 @@ class Picture:
     """One figure.
 
     Attributes:
-        image: data address.
+        image: the PNG as a data address.
         width: width in pixels.
         height: height in pixels.
         alt: what it shows, in words.

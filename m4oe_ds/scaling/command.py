@@ -145,7 +145,7 @@ def numbers(text: str, option: str) -> list[int]:
     """``16,32`` as whole numbers from 1.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: a text of another form.
     """
     from m4oe_ds.option_lists import comma_list
 

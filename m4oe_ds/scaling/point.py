@@ -47,9 +47,9 @@ class PointRequest:
         mode: weak or strong.
         micro: samples per rank (weak).
         batch: samples per step (strong).
-        steps: timed.
-        warm_up: before them.
-        profiled: after them, for the split; 0 = no split.
+        steps: number of timed steps.
+        warm_up: number of steps before them.
+        profiled: number of profiled steps after them, for the split; 0 = no split.
 
     Raises:
         ConfigError: a number below its smallest.

@@ -21,7 +21,7 @@ class StudyRow:
     Attributes:
         experts: number of experts of the MToE.
         ep: ranks that share the experts.
-        world: ranks.
+        world: number of ranks.
         mode: ``weak`` (samples per rank fixed) or ``strong`` (samples per step fixed).
         batch: samples per step.
         micro: samples per forward and rank.
@@ -30,8 +30,8 @@ class StudyRow:
         device: kind of every rank.
         parameters: parameters of the whole model, all experts included.
         step_ms: median over steps of the slowest rank.
-        step_ms_low: lower quartile.
-        step_ms_high: upper quartile.
+        step_ms_low: lower quartile of the same.
+        step_ms_high: upper quartile of the same.
         samples_per_s: batch / step.
         memory_bytes: peak of a rank (CPU: growth of the resident set since before the model).
         compute_ms: forward and backward of a step, without collectives; None where the split was not measured. The
@@ -48,7 +48,7 @@ class StudyRow:
         setting: configuration files and overrides.
         digest: hash of what they say without the varied numbers; points of different digests are not compared with each
             other.
-        data: what was trained on.
+        data: what the point was trained on.
     """
 
     experts: int

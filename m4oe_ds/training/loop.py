@@ -56,7 +56,7 @@ class Loop:
         spec: specification of the model.
         objective: what is trained.
         manifests: manifests by split, ``train`` required.
-        store: checkpoints.
+        store: where checkpoints are kept.
         folder: run folder.
         micro: samples of a micro-batch.
         accumulation: micro-batches of a step.

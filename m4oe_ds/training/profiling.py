@@ -113,7 +113,7 @@ def summarise(
     """Milliseconds per step by phase, bytes per step by collective, and the kernels that cost most.
 
     Args:
-        profiler: finished recording.
+        profiler: the profiler with a finished recording.
         wall: seconds of all ``steps``.
         waited: seconds of waiting for data.
         exchanged: collectives of all steps.

@@ -62,7 +62,7 @@ class Recorder:
         folder: run folder.
         total_steps: number of steps of the whole run.
         enabled: False on all other ranks.
-        tensorboard: write events.
+        tensorboard: whether TensorBoard events are written.
         first_step: step a resumed run starts from; later lines of an earlier run are cut off.
     """
 

@@ -157,7 +157,7 @@ def train_step(
     Args:
         engine: DeepSpeed engine in training mode.
         batches: one per accumulation step, equal sizes on all ranks.
-        objective: the loss.
+        objective: the loss that is trained.
         dtype: dtype of the views.
         policy: how task gradients are put together.
         conflict: also measure the agreement of the tasks' gradients. For this, as for a policy that measures, a

@@ -46,7 +46,7 @@ class BatchSettings:
         embedding: entries ``e`` of the vectors whose inner product is the log coupling.
         logit_scale: factor of that inner product, default ``1/sqrt(e)``; ``|logit| <= logit_scale (e - 1)`` or so.
         evaluation_batch: samples coupled at once at evaluation (memory: its square times the number of classes).
-        sinkhorn_rounds: most rounds.
+        sinkhorn_rounds: most rounds of Sinkhorn scaling.
         sinkhorn_tolerance: largest marginal error at which to stop in training, relative to the mass 1 of a sample.
         evaluation_tolerance: the same at evaluation.
         balance_mass: rescale both marginals of a label to their mean mass (see :mod:`m4oe_ds.analysis.pid.estimator`).

@@ -83,7 +83,7 @@ class ChannelMatrix(nn.Module):
     """E <- A E at every position, A = I + N(0, 0.01^2) at first.
 
     Args:
-        width: channels.
+        width: number of channels.
     """
 
     def __init__(self, width: int) -> None:
