@@ -13,7 +13,8 @@ demo: $(READY)
 	@bash tools/demo.sh $(BIN)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	# files in the order of their names: the slow ones (distributed, integration) start first, none is left for the end
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest tests/unit
