@@ -11,7 +11,7 @@ from pathlib import Path
 
 from m4oe_ds.errors import UserError
 
-STOPPED = 75  # EX_TEMPFAIL: a signal stopped training, a checkpoint was saved, the same command goes on
+STOPPED = 75  # EX_TEMPFAIL: a signal stopped training, a checkpoint was saved, the same command continues
 DEFAULT_CONFIG = str(Path(__file__).resolve().parent / "configs" / "demo.yaml")
 
 
@@ -27,7 +27,8 @@ def parser() -> argparse.ArgumentParser:
         "--resume",
         default="auto",
         metavar="auto|never|PATH",
-        help="go on from the newest checkpoint, if there is one (default: auto); from none; or from this one",
+        help="auto: continue from the newest checkpoint, if there is one (default); never: refuse to touch an old run; "
+        "PATH: start from this checkpoint",
     )
     options.add_argument("--output", default="", metavar="DIR", help="run folder (default: runs/<run.name>)")
     options.add_argument(
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         const=3,
         default=0,
         metavar="STEPS",
-        help="record this many steps (default 3) with the torch profiler, after two of warm-up, into <output>/profile",
+        help="record STEPS steps (default 3) with the torch profiler, after two of warm-up, into <output>/profile",
     )
     options.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
     options.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it

@@ -318,14 +318,14 @@ def converter_row(name: str, figures: dict[str, float], methods: Sequence[str]) 
 
 @dataclass(frozen=True)
 class Tables:
-    """Rows of the report.
+    """Tables of the report, as rows of text.
 
     Attributes:
-        num_images: that were measured.
-        methods: that resize, next to the converter.
-        reading: of one image, per source.
-        converter: per source.
-        codecs: of the shards.
+        num_images: number of images that were measured.
+        methods: names of the libraries that resize, next to the converter.
+        reading: time of reading one image, a row per source.
+        converter: time of converting one image, a row per source.
+        codecs: sizes and times of the codecs, a row per codec.
     """
 
     num_images: int

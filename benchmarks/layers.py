@@ -1,4 +1,4 @@
-"""Soft-MoE and MToE layers, forward + backward, beside the alternatives, in one run.
+"""Soft-MoE and MToE layers, forward + backward, next to the alternatives, in one run.
 
     python benchmarks/layers.py [--device cpu|cuda] [--batches 1 4 16 32] [--experts 16 32 64 128] [--out FILE]
 
@@ -10,8 +10,8 @@ round, so that a machine that slows down slows all of them down; the figure is t
     DeepSpeed MoE      top-1 gating, as many experts of the same size (it does less: one expert per token)
     dense MLP          one MLP of the expert's size on every token
 
-Ours come twice on CPUs where they use oneDNN (m4oe_ds/layers/products.py): "(MKL)" is the same layer with PyTorch's own
-products, as the peers have them. On a machine that is busy use one thread and ``--clock cpu``.
+Our layers come twice on CPUs where they use oneDNN (m4oe_ds/layers/products.py): "(MKL)" is the same layer with
+PyTorch's default products, as the peers have them. On a machine that is busy use one thread and ``--clock cpu``.
 """
 
 from __future__ import annotations

@@ -120,13 +120,13 @@ class Started:
     """An engine that is ready to train.
 
     Attributes:
-        config: of the model and its losses.
-        place: of this process among the ranks.
-        device: of this rank.
-        sizes: of the batches.
+        config: configuration of the model and its losses.
+        place: place of this process among the ranks.
+        device: device of this rank.
+        sizes: sizes of the batches.
         resident_before: resident set before the engine was there, in bytes.
-        engine: DeepSpeed's.
-        topology: of the ranks.
+        engine: the DeepSpeed engine.
+        topology: topology of the ranks.
     """
 
     config: Config

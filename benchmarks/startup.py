@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py [--rounds 5] [--out FILE]
 
-Each figure is the median over fresh processes, beside that of an empty interpreter in the same run.
+Each figure is the median over fresh processes, next to that of an empty interpreter in the same run.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def seconds(command: list[str]) -> float:
-    """Of one run.
+    """Seconds of one run of a command.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the command failed.
     """
     started = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

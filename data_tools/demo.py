@@ -15,11 +15,11 @@ def ensure_phantom_shards(
     only its planted truth stays, as ``<root>.truth.json``, against which ``m4oe analyze`` scores explanations.
 
     Args:
-        root: shard folder.
-        dataset: archive layout.
+        root: folder of the shards.
+        dataset: layout of the archive.
         patients: 0 = never make any.
-        seed: of the archive.
-        risk_prevalence: of the archive.
+        seed: seed of the archive.
+        risk_prevalence: share of the archive's women with cancer within five years.
         image_size: rows and columns of the stored images.
 
     Returns:

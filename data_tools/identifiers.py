@@ -121,7 +121,7 @@ def _whole(value: Any, top: int) -> bool:
 
 
 def _odd_values(meta: dict[str, Any]) -> list[str]:
-    """Fields whose value is none that the converter writes: numbers of patients look like nothing in particular."""
+    """Fields with a value that the converter cannot have written: patient numbers have no pattern to search for."""
     spec = DATASETS.get(str(meta.get("dataset")))
     modalities = set(spec.modalities) if spec else set()
     geometries = meta.get("geometry")
@@ -166,7 +166,7 @@ def _scan_meta(scan: _Scan, place: str, data: bytes) -> None:
 
 
 def _png_chunks(data: bytes) -> Iterator[bytes]:
-    """Types of the chunks of a PNG; ``trailer`` for bytes behind its end, ``damaged`` where lengths do not add up."""
+    """Types of the chunks of a PNG; ``trailer`` for bytes after its end, ``damaged`` where lengths do not add up."""
     place = len(_PNG_SIGNATURE)
     while place + 12 <= len(data):
         length = int.from_bytes(data[place : place + 4], "big")
@@ -221,7 +221,7 @@ def _scan_tar(scan: _Scan, path: Path, place: str, pixels: bool) -> None:
         with path.open("rb") as raw:
             raw.seek(end)
             if raw.read().strip(b"\0"):
-                scan.report(place, "has data behind its last member")
+                scan.report(place, "has data after its last member")
     except (tarfile.TarError, OSError, EOFError) as error:
         scan.report(place, f"is not a readable tar ({type(error).__name__}); copy it again")
 

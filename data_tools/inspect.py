@@ -211,9 +211,9 @@ def inspect(folder: Path, phi: bool = False, sheet: Path | None = None) -> tuple
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m data_tools.inspect", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("folder", type=Path, help="the --out folder of data_tools.convert")
+    parser.add_argument("folder", type=Path, help="folder of shards, made by data_tools.convert")
     parser.add_argument("--contact-sheet", type=Path, default=None, help="PNG to write with the first samples")
-    parser.add_argument("--phi", action="store_true", help="search for identifying content")
+    parser.add_argument("--phi", action="store_true", help="search every byte for identifying content")
     options = parser.parse_args(arguments)
     try:
         lines, problems = inspect(options.folder, options.phi, options.contact_sheet)

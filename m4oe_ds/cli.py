@@ -12,14 +12,18 @@ from m4oe_ds.errors import UserError
 
 def parser() -> argparse.ArgumentParser:
     """All sub-commands and their options."""
-    top = argparse.ArgumentParser(prog="m4oe", description="Multi-modal multi-task mixture of experts: after training.")
+    top = argparse.ArgumentParser(
+        prog="m4oe", description="Multi-modal multi-task mixture of experts: everything but training (train.py)."
+    )
     top.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     evaluate = commands.add_parser("evaluate", help="evaluate a finished run on a split, at any number of ranks")
     evaluate.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
     evaluate.add_argument("--split", default="test", help="split to evaluate (default: test)")
-    evaluate.add_argument("--data", default="", metavar="DIR", help="other shards than those it was trained on")
+    evaluate.add_argument(
+        "--data", default="", metavar="DIR", help="folder of shards (default: the one the run was trained on)"
+    )
     evaluate.set_defaults(work=_evaluate)
 
     from m4oe_ds.predict import command as prediction
@@ -50,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
     from m4oe_ds.scaling import command as scaling
 
-    scale = commands.add_parser("scale", help="scaling studies on expert count: measured here, simulated beyond")
+    scale = commands.add_parser("scale", help="scaling studies on expert count, measured or simulated")
     scaling.add_arguments(scale)
     scale.set_defaults(work=scaling.main)
 
@@ -69,10 +73,20 @@ def parser() -> argparse.ArgumentParser:
 def _add_export_models_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     export = commands.add_parser("export", help="consolidate a checkpoint into safetensors, every expert included")
     export.add_argument("run", metavar="RUN", help="run folder, or one of its step-* checkpoints")
-    export.add_argument("--checkpoint", default="best", metavar="best|latest|TAG", help="which one (default: best)")
+    export.add_argument(
+        "--checkpoint", default="best", metavar="best|latest|TAG", help="checkpoint to export (default: best)"
+    )
     export.add_argument("--out", default="", metavar="FILE", help="default: RUN/weights/model.safetensors")
-    export.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="of the weights")
-    export.add_argument("--max-file-gb", type=float, default=0.0, metavar="GB", help="split into files of this size")
+    export.add_argument(
+        "--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="type of the weights (default: fp32)"
+    )
+    export.add_argument(
+        "--max-file-gb",
+        type=float,
+        default=0.0,
+        metavar="GB",
+        help="largest size of a file, 10^9 bytes (default: one file)",
+    )
     export.set_defaults(work=_export)
 
     models = commands.add_parser("models", help="list the registered models")
@@ -81,7 +95,9 @@ def _add_export_models_config(commands: argparse._SubParsersAction[argparse.Argu
     config = commands.add_parser("config", help="check a configuration and print it with all defaults")
     config.add_argument("config", metavar="YAML", help="configuration file")
     config.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
-    config.add_argument("--count", action="store_true", help="also count the model's parameters, allocating none")
+    config.add_argument(
+        "--count", action="store_true", help="also count the model's parameters, without allocating them"
+    )
     config.set_defaults(work=_config)
 
 

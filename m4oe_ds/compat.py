@@ -8,10 +8,10 @@ _LIBRARY = None  # keeps the operator schemas registered
 
 
 def declare_torchvision_operators() -> None:
-    """Makes ``import torchvision`` (hence ``import timm``) work beside a CPU-only torch.
+    """Makes ``import torchvision`` (hence ``import timm``) work with a CPU-only torch.
 
     Symptom: ``RuntimeError: operator torchvision::nms does not exist``.
-    Cause: the registry's torchvision wheel is built for CUDA torch; its native library does not load beside a CPU
+    Cause: the registry's torchvision wheel is built for CUDA torch; its native library does not load with a CPU
     torch, and torchvision 0.28 registers shape functions for operators that then do not exist. Seen with torch 2.13.0
     (CPU) and torchvision 0.28.0. Remove when a CPU torchvision wheel is what the registry serves. Does nothing where
     the native operators are present. Only the schemas are declared: calling the operators still fails, and nothing in

@@ -75,7 +75,7 @@ def section(cls: type, sentence: str) -> Any:
 class CheckpointConfig:
     every_steps: int = option(0, "Save every N optimizer steps; 0 = at the end of each epoch only.", at_least=0)
     keep_last: int = option(2, "Newest checkpoints to keep; the best one is always kept.", at_least=1)
-    background: bool = option(True, "Write in a thread while training goes on; needs host memory for one copy.")
+    background: bool = option(True, "Write in a thread while training continues; needs host memory for one copy.")
     metric: Literal["loss", "auroc", "balanced_accuracy"] = option(
         "loss", "Validation figure that decides the best: `loss`, `auroc` or `balanced_accuracy`."
     )
@@ -156,7 +156,7 @@ class DataConfig:
     image_size: tuple[int, ...] = option((224, 224), "Height and width fed to the embedders, in pixels.", at_least=8)
     complete_only: bool = option(False, "Use only samples that have every modality (what the paper implies).")
     last_batch: Literal["pad", "drop"] = option(
-        "pad", "`pad`: every sample once per epoch, the last batch filled with padding; `drop`: leave a remainder out."
+        "pad", "`pad`: every sample once per epoch, the last batch filled with padding; `drop`: leave out a remainder."
     )
     sampling: SamplingConfig = section(SamplingConfig, "How often samples come during training.")
     contralateral: bool = option(False, "Also read the other breast of the same exam (AsymMirai needs it).")
@@ -166,15 +166,17 @@ class DataConfig:
         0.001, "Stop when more than this share of the samples of a split is unreadable.", at_least=0, at_most=1
     )
     augment: AugmentConfig = section(AugmentConfig, "Training-time augmentation.")
-    phantom: PhantomConfig = section(PhantomConfig, "Synthetic data to make where there is none (demo).")
+    phantom: PhantomConfig = section(PhantomConfig, "Synthetic data, made where there are no shards (demo).")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedderConfig:
-    backbone: str = option("vit_base_patch16_224", "Any timm model name, ViT or convolutional.")
+    backbone: str = option("vit_base_patch16_224", "Name of any timm model, ViT or convolutional.")
     options: dict[str, Any] = option({}, "Further keyword arguments for timm, e.g. {patch_size: 8, depth: 2}.")
     weights: str = option("", "Empty = random; a path to local weights; or `hub` to download (needs a network).")
-    replicate_grey: bool = option(False, "Repeat grey images to three identical channels, as the release does.")
+    replicate_grey: bool = option(
+        False, "Repeat grey images to three identical channels, as the authors' release does."
+    )
     share: bool = option(False, "One embedder for all modalities instead of one each; adds a modality embedding.")
     freeze: bool = option(False, "Do not train the embedders.")
     modality_embed: bool = option(False, "Add a learned vector per modality to its tokens.")
@@ -222,7 +224,7 @@ class ModelConfig:
     use_mtoe: bool = option(True, "Ablation switch: without it a learned task query takes the place of g_k.")
     use_msoe: bool = option(True, "Ablation switch: without it pooled embedder tokens take the place of z_i.")
     missing_modality: Literal["mask", "bank"] = option(
-        "mask", "`m4oe`: leave the tokens of an absent modality out, or learn some for each combination (Flex-MoE)."
+        "mask", "`m4oe`: leave out the tokens of an absent modality, or learn some for each combination (Flex-MoE)."
     )
     embedder: EmbedderConfig = section(EmbedderConfig, "Image embedders.")
     router: RouterConfig = section(RouterConfig, "Router of every mixture layer.")
@@ -231,10 +233,11 @@ class ModelConfig:
     fusion: FusionConfig = section(FusionConfig, "Fusion tower.")
     activation_checkpointing: bool = option(False, "Recompute block activations in backward to save memory.")
     regime: Literal["vit", "native"] = option(
-        "vit", "Compared systems: encoders of `model.embedder` (like for like), or what the original used."
+        "vit",
+        "Compared systems: encoders of `model.embedder` (`vit`, like for like), or those of the original (`native`).",
     )
     attach_mtoe: Literal["none", "replace", "append"] = option(
-        "none", "Compared systems: put an MToE in place of their fusion, or add it to that."
+        "none", "Compared systems: put an MToE in place of the fusion (`replace`), or add it to that (`append`)."
     )
     options: dict[str, Any] = option({}, "Options of the named model; its documentation lists them.")
 
@@ -242,13 +245,15 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class MutualInformationConfig:
     source: Literal["dispatch", "gate", "joint", "combine", "official"] = option(
-        "dispatch", "Softmax of the router logits that defines P(M,E|T); `official` is the release's own term."
+        "dispatch", "Softmax of the router logits that defines P(M,E|T); `official`: the term of the authors' release."
     )
     aggregate: Literal["batch", "sample"] = option(
         "batch", "Average P over the global micro-batch before the information, or the information over samples."
     )
     task_weight: Literal["prior", "sum"] = option("prior", "Weight tasks by P(T), or add them up as eq. 6 prints it.")
-    task_prior: Literal["batch", "dataset", "uniform"] = option("batch", "Where P(T) comes from: label counts or 1/p.")
+    task_prior: Literal["batch", "dataset", "uniform"] = option(
+        "batch", "P(T): the share of labels in the `batch` or in the training split (`dataset`), or 1/p (`uniform`)."
+    )
     mask_by_label: bool = option(True, "A sample counts for task k only if it has that label.")
 
 
@@ -268,7 +273,9 @@ class TaskLossConfig:
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
     alpha: float = option(0.05, "Weight of the mutual information, subtracted from the loss (paper: 0.05).", at_least=0)
-    mutual_information: MutualInformationConfig = section(MutualInformationConfig, "The term's definition.")
+    mutual_information: MutualInformationConfig = section(
+        MutualInformationConfig, "Definition of the mutual-information term."
+    )
     gradient_policy: Literal["sum", "calibrated"] = option(
         "sum",
         "`calibrated`: bring the gradients of tasks and modalities to one level (FULLER); a second forward per step.",
@@ -304,13 +311,13 @@ class EvaluationConfig:
     resamples: int = option(1000, "Patient-clustered bootstrap resamples for the intervals.", at_least=0)
     micro_batch: int = option(0, "Samples per forward and rank; 0 = as in training.", at_least=0)
     num_examples: int = option(
-        6, "Patients shown with their views and modality contributions in the report.", at_least=0
+        6, "Samples shown with their views and modality contributions in the report.", at_least=0
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    config_version: int = option(CONFIG_VERSION, "Version of this tree.")
+    config_version: int = option(CONFIG_VERSION, "Version of the layout of these options.")
     run: RunConfig = section(RunConfig, "Length, cadence, seed.")
     data: DataConfig = section(DataConfig, "Shards and what is read from them.")
     model: ModelConfig = section(ModelConfig, "Architecture.")

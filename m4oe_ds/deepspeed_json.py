@@ -1,7 +1,7 @@
 """The DeepSpeed JSON: read, checked against the run, passed on as it is.
 
 It owns precision, ZeRO, batch sizes, optimizer (with the base learning rate) and clipping. Only the few keys this
-trainer relies on are checked; the rest is DeepSpeed's own validation. Nothing is copied between it and our YAML.
+trainer relies on are checked; the rest is left to DeepSpeed. Nothing is copied between it and the YAML.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def comma_list(
     """The items of ``a,b,c`` in their order; blanks around them and empty ones between commas do not count.
 
     Args:
-        text: as the user wrote it.
+        text: the list as the user wrote it.
         option: it was written for, such as ``--seeds``.
         kind: ``str``, ``int``, ``float``, or any function that raises ValueError for what it cannot convert.
         choices: the items there are; None = any.

@@ -84,7 +84,7 @@ until_done() {
     ranks "$@" &
     child=$!
     [ -n "$early" ] && kill -s "$early" "$$"
-    while :; do # a trapped signal ends wait early; the child's own status is kept until it is asked for again
+    while :; do # a trapped signal ends wait early; the child's own status is kept until wait is called again
         signalled=
         wait "$child"
         status=$?
@@ -101,7 +101,7 @@ until_done() {
     fi
     job_is 'JobState=RUNNING' || return "$status" # cancelled, or requeued by SLURM itself
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "${MAX_RESTARTS:-100}" ]; then
-        echo "already restarted ${SLURM_RESTART_COUNT:-0} times: submit again to go on" >&2
+        echo "already restarted ${SLURM_RESTART_COUNT:-0} times: submit again to continue" >&2
         return 75
     fi
     echo "requeueing job $job"

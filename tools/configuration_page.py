@@ -31,13 +31,14 @@ def _section(cls: type, path: str, lines: list[str]) -> None:
     for field in dataclasses.fields(cls):
         name = f"{path}.{field.name}" if path else field.name
         sentence = field.metadata["doc"]
+        escaped = sentence.replace("|", "\\|")
         if dataclasses.is_dataclass(hints[field.name]):
             nested.append((hints[field.name], name, sentence))
             continue
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
         shown = list(default) if isinstance(default, tuple) else default
         allowed = _allowed(hints[field.name], field.metadata["bounds"])
-        rows.append(f"| `{name}` | `{shown!r}` | {allowed} | {sentence.replace('|', '/')} |")
+        rows.append(f"| `{name}` | `{shown!r}` | {allowed} | {escaped} |")
     if rows:
         lines += ["| option | default | allowed | meaning |", "|---|---|---|---|", *rows, ""]
     for child, name, sentence in nested:

@@ -184,7 +184,7 @@ def image_exclusion(row: Row) -> tuple[str, str]:
 
 
 def local_path(text: str) -> PurePosixPath | None:
-    """Path below ``images/`` of an ``anon_dicom_path``: all before it is the curators' own."""
+    """Path below ``images/`` of an ``anon_dicom_path``; what stands before it is a folder of the curators."""
     text = text.strip().replace("\\", "/")
     rest = re.split(r"(?:^|/)(?:anon_dicom|images)/", text)[-1]
     path = PurePosixPath(rest)
@@ -335,9 +335,9 @@ def build_plan(
     """Samples with labels and images from the rows of both tables, in order of patient, exam, side.
 
     Args:
-        clinical: as from :func:`read_tables`.
-        metadata: as from :func:`read_tables`.
-        modalities: in the order samples list them.
+        clinical: rows of the clinical table, as :func:`read_tables` returns them.
+        metadata: rows of the metadata table, as :func:`read_tables` returns them.
+        modalities: names of the modalities, in the order in which samples list them.
     """
     plan = ArchivePlan(steps={"clinical_rows": len(clinical), "metadata_rows": len(metadata)})
     _count_unknown(clinical, metadata, plan)

@@ -1,4 +1,4 @@
-"""What an archive's tables say should be converted: the same for every archive, filled in by its own module."""
+"""What an archive's tables say should be converted, in one form that the module of every archive fills in."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Sample:
     """One breast of one exam, or one eye.
 
     Attributes:
-        patient: of the archive; leaves it only as a keyed hash.
-        exam: of the archive; leaves it only as a keyed hash.
+        patient: the archive's id of the patient; leaves the archive only as a keyed hash.
+        exam: the archive's id of the exam; leaves the archive only as a keyed hash.
         side: ``L``, ``R`` (GAMMA: ``E``).
         labels: code per classification task, MISSING where unknown; scheme and rules as in the options.
         images: per modality the candidate files, relative to the archive's root, preferred first. One is used: the
             first, or under ``choose="area"`` the one that shows the largest breast (a tie goes to the first).
         screening: whether the exam was a screening exam; None where the archive does not say.
-        manufacturer: as in the tables, empty where only the images say it.
+        manufacturer: name as in the tables, empty where only the images say it.
         split: ``train`` or ``test`` where the archive has an official split (validation is carved out of train).
         stratum: patients are split within strata of this name (same share of each in every split).
         masks: per segmentation task its file, relative to the root.
@@ -50,7 +50,7 @@ class ArchivePlan:
     """What the tables say should be converted, and what was left out and why.
 
     Attributes:
-        samples: in order of patient, exam, side.
+        samples: all samples, in order of patient, exam, side.
         steps: counts at each step, in order.
         excluded: reasons per unit (``images``, ``exams``, ``samples``).
         notes: what is odd but used.
@@ -122,9 +122,9 @@ def breasts(
         files: candidate files per modality of every breast, by (patient, side).
         make: the sample of a patient, a side and the images in the order of the modalities; called only for breasts
             that are kept.
-        modalities: of the data set.
+        modalities: names of the modalities of the data set.
         options: say whether a breast needs them all.
-        plan: to add to.
+        plan: the plan to add to.
     """
     for (patient, side), candidates in files.items():
         images = {name: tuple(candidates[name]) for name in modalities if candidates.get(name)}

@@ -1,4 +1,4 @@
-"""Label counts of the whole public archives, to hold a conversion against: as counts where they are known, else as
+"""Label counts of the whole public archives, to compare a conversion with: as counts where they are known, else as
 shares.
 """
 
@@ -25,7 +25,7 @@ class Published:
 
     Attributes:
         name: shown in the report.
-        splits: of ours that it covers.
+        splits: those of our splits that the numbers cover.
         labels: ``{task: {code: number}}`` per sample (breast or eye).
         counted: whether the numbers are counts; otherwise they are shares.
     """

@@ -22,7 +22,7 @@ def read_table(
     """Rows of a CSV file, every value as stripped text; absent optional columns are empty.
 
     Args:
-        path: of the file.
+        path: path of the table.
         required: columns that must be there.
         optional: columns that are read if they are there.
         identifiers: columns that must not have been rounded.
@@ -62,7 +62,7 @@ def read_table(
 
 
 def number(text: str) -> float | None:
-    """The number in a field; None if it is empty or no number."""
+    """The number in a field; None if it is empty or not a number."""
     try:
         return float(text)
     except ValueError:

@@ -2,7 +2,7 @@
 
 Reads the tables, decides labels, images and splits, then decodes every image, cuts it to the breast and writes shards
 without anything that names a person. The bytes of the shards depend on the archive, the options and the secret, not on
-the number of processes. A conversion that was killed goes on where it stopped when the command is given again; with
+the number of processes. A conversion that was killed continues where it stopped when the command is given again; with
 ``--part 3/16`` sixteen jobs share the work and the last one finishes it. Next to ``--out`` it leaves
 ``<out>.mapping.csv`` (which key is which exam) and, unless ``--salt-file`` is given, ``<out>.secret``: both stay
 private.

@@ -43,7 +43,7 @@ class _Conversion:
     """What is to be done.
 
     Attributes:
-        options: of the command.
+        options: options of the command.
         plan: what the tables say.
         jobs: all shards, also those of other parts.
         synthetic: whether the archive is a phantom.

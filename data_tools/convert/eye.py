@@ -179,7 +179,7 @@ def _convert(modality: str, job: SampleJob, result: SampleResult) -> dict[str, A
 
 
 def convert_eye(job: SampleJob) -> SampleResult:
-    """Converts both modalities and the mask of an eye; a bad one is noted and the others go on."""
+    """Converts both modalities and the mask of an eye; a bad one is noted and left out."""
     result = SampleResult({**job.meta, "vendor": job.meta["vendor"] or "other"})
     result.meta["labels"] = dict(job.meta["labels"])
     geometry: dict[str, Any] = {}

@@ -142,7 +142,7 @@ def make_jobs(
 
 
 def fingerprint(jobs: Sequence[ShardJob], preprocessing: Mapping[str, object]) -> str:
-    """Digest of everything that decides the bytes of the shards but the images.
+    """Digest of everything that decides the bytes of the shards, except the images.
 
     An unfinished conversion may only be continued under the same one.
     """

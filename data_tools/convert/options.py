@@ -71,7 +71,7 @@ class Part(NamedTuple):
         """The part in ``k/n`` with 1 <= k <= n.
 
         Raises:
-            DataError: anything else.
+            DataError: a text of another form.
         """
         first, _, second = text.partition("/")
         if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
@@ -92,15 +92,15 @@ class ConvertOptions:
 
     Attributes:
         dataset: one of ``DATASETS``: the layout of the archive.
-        root: archive: the folder with its tables and images.
+        root: folder of the archive, with its tables and images.
         out: folder to make; must not exist.
-        workers: processes; None takes the processors, at most ``MOST_PROCESSES``; 0 converts in this one.
-        rows: of the stored images; None takes 1024, for GAMMA 512.
-        cols: of the stored images; None takes 832, for GAMMA 512.
-        codec: of the pixels: ``b2`` or ``png``.
+        workers: worker processes; None = one per processor, at most ``MOST_PROCESSES``; 0 = convert in this process.
+        rows: height of the stored images; None takes 1024, for GAMMA 512.
+        cols: width of the stored images; None takes 832, for GAMMA 512.
+        codec: codec of the pixels: ``b2`` or ``png``.
         samples_per_shard: most samples in one shard.
         birads_scheme: ``triage``, ``release`` or ``native_rsna``.
-        birads_sites: RSNA: BI-RADS of which sites: ``labelled`` or ``all``.
+        birads_sites: RSNA: sites whose BI-RADS is used, ``labelled`` or ``all``.
         risk_scope: EMBED: ``exam`` (both breasts) or ``side``.
         exclude_screen_detected: EMBED: leave out exams within six months before a diagnosis.
         require: images a sample needs: ``any`` or ``complete``.
@@ -162,7 +162,7 @@ class ConvertOptions:
         return min(MOST_PROCESSES, os.cpu_count() or 1) if self.workers is None else self.workers
 
     def check(self) -> None:
-        """Refuses what cannot be.
+        """Refuses impossible options.
 
         Raises:
             DataError: a value out of its range, an archive that is not there, or an output that is.
@@ -204,21 +204,21 @@ def _build_parser(description: str) -> argparse.ArgumentParser:
         parser.add_argument(_flag(name), **known, **more)  # type: ignore[arg-type]
 
     add("dataset", required=True)
-    add("root", type=Path, required=True, help="archive: the folder with its tables and images")
+    add("root", type=Path, required=True, help="folder of the archive, with its tables and images")
     add("out", type=Path, required=True, help="folder to make; must not exist")
-    add("workers", type=int, help="processes; default: the processors, at most 8; 0 = in this one")
-    add("rows", type=int, help="of the stored images; default 1024, GAMMA 512")
-    add("cols", type=int, help="of the stored images; default 832, GAMMA 512")
+    add("workers", type=int, help="processes; default: one per processor, at most 8; 0 = convert in this one")
+    add("rows", type=int, help="height of the stored images; default 1024, GAMMA 512")
+    add("cols", type=int, help="width of the stored images; default 832, GAMMA 512")
     add("codec", default=plain.codec, help="pixel codec; default b2")
-    add("samples_per_shard", type=int, default=plain.samples_per_shard, help="default 64")
-    add("birads_scheme", default=plain.birads_scheme, help="default triage")
-    add("birads_sites", default=plain.birads_sites, help="RSNA: BI-RADS of which sites")
-    add("risk_scope", default=plain.risk_scope, help="EMBED; default exam: both breasts")
-    add("exclude_screen_detected", action="store_true", help="EMBED: no exams within six months before a diagnosis")
-    add("require", default=plain.require, help="images a sample needs")
-    add("split", default=str(plain.split), help="percent of patients in train/val/test")
+    add("samples_per_shard", type=int, default=plain.samples_per_shard, help="most samples in a shard; default 64")
+    add("birads_scheme", default=plain.birads_scheme, help="mapping of BI-RADS to three classes; default triage")
+    add("birads_sites", default=plain.birads_sites, help="RSNA: sites whose BI-RADS is used; default labelled")
+    add("risk_scope", default=plain.risk_scope, help="EMBED: give risk to both breasts (exam, default) or one (side)")
+    add("exclude_screen_detected", action="store_true", help="EMBED: drop exams within six months before a diagnosis")
+    add("require", default=plain.require, help="whether a sample needs any or all of its images; default any")
+    add("split", default=str(plain.split), help="percent of patients in train/val/test; default 70/10/20")
     add("fold", type=int, default=plain.fold, help="GAMMA: the fold for testing; default 0")
-    add("salt_file", type=Path, help="secret of the pseudonyms; made if absent")
+    add("salt_file", type=Path, help="file with the secret of the pseudonyms; made if absent")
     add("limit", type=int, help="convert only this many samples")
     add(
         "part",

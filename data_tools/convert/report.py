@@ -100,7 +100,8 @@ def build(
     """Content of ``conversion.json``: numbers only.
 
     Args:
-        whole: False if only some samples were asked for; labels are then not held against published counts.
+        whole: False if only some samples are converted (``--limit``); labels are then not compared with published
+            counts.
     """
     facts: dict[str, Counter[str]] = {}
     for record in records:

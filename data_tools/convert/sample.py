@@ -20,9 +20,9 @@ class SampleJob:
     Attributes:
         meta: fields of META_FIELDS but modalities and geometry.
         images: candidate files of each modality.
-        rows: of the stored images.
+        rows: height of the stored images.
         cols: columns of the stored images.
-        codec: of the stored images.
+        codec: codec of the stored images.
         choose: see :class:`data_tools.archives.plan.Sample`.
         masks: file per segmentation task.
         source: patient and exam, for the private mapping alone.
@@ -43,7 +43,7 @@ class Sums:
     """Sums over stored pixels: whole numbers are exact, and so do not depend on the order of the samples.
 
     Attributes:
-        pixels: how many.
+        pixels: number of pixels.
         total: sum of their values.
         squares: sum of the squares of their values.
         full: largest value their type holds, 255 or 65535.
@@ -56,7 +56,7 @@ class Sums:
 
     @classmethod
     def of(cls, pixels: NDArray[Any]) -> Sums:
-        """Of an array of uint8 or uint16."""
+        """The sums of an array of uint8 or uint16."""
         total = squares = 0
         flat = pixels.ravel()
         # as float64 the sums stay below 2^53 for a million pixels at a time
@@ -81,8 +81,8 @@ class SampleResult:
         members: encoded pixels by member name.
         bad: (modality, reason) of images that were not used.
         facts: counts for the histograms of the report.
-        sums: per modality.
-        digests: of the members, to find an image that belongs to two patients.
+        sums: sums of the stored pixels per modality.
+        digests: digests of the members, to find an image that belongs to two patients.
     """
 
     meta: dict[str, Any]

@@ -1,6 +1,6 @@
 """Makes the shards of an archive: parallel over samples, resumable and divisible by shard, then one manifest per split.
 
-Every finished shard leaves a record beside it. A conversion that was killed goes on behind the records it finds;
+Every finished shard leaves a record next to it. A conversion that was killed continues after the records it finds;
 several jobs may share the work, and whichever finds all records present writes the manifests.
 """
 
@@ -39,10 +39,10 @@ class Record:
 
     Attributes:
         shard: None if no sample was left.
-        keys: written.
-        sums: of the stored pixels per modality.
+        keys: keys of the samples that were written.
+        sums: sums of the stored pixels per modality.
         quarantine: key, modality and reason of images that were not used.
-        facts: histograms.
+        facts: counts for the histograms of the report.
         digests: ``[digest of the decoded pixels, patient pseudonym]`` of every image.
     """
 

@@ -101,8 +101,8 @@ def generate(
     Args:
         layout: one of ``LAYOUTS``.
         out: an absent or empty folder; one with an archive of the same arguments is left as it is.
-        patients: how many.
-        seed: of everything; the bytes of the archive depend on nothing else, in particular not on ``workers`` (but
+        patients: number of patients.
+        seed: seed of everything; the bytes of the archive depend on nothing else, in particular not on ``workers`` (but
             GAMMA's spreadsheet holds the time at which it was written).
         workers: processes; None takes the processors of this machine, at most 8.
         faults: ``full`` plants the known faults of the real archive, ``none`` plants none.
@@ -180,13 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m data_tools.phantom", description=__doc__.split("\n\n")[0])
     parser.add_argument("--layout", choices=LAYOUTS, required=True, help="the archive to imitate")
-    parser.add_argument("--out", type=Path, required=True, help="an absent or empty folder")
-    parser.add_argument("--patients", type=int, default=48, help="default 48")
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
-    parser.add_argument("--workers", type=int, default=None, help="processes; default: the processors, at most 8")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make; must be absent or empty")
+    parser.add_argument("--patients", type=int, default=48, help="number of patients; default 48")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random; default 0")
+    parser.add_argument("--workers", type=int, default=None, help="processes; default: one per processor, at most 8")
     parser.add_argument("--faults", choices=("full", "none"), default="full", help="plant known faults; default full")
     parser.add_argument(
-        "--risk-prevalence", type=float, default=0.35, help="women with cancer in 5 years; default 0.35"
+        "--risk-prevalence", type=float, default=0.35, help="share of women with cancer within five years; default 0.35"
     )
     options = parser.parse_args(arguments)
     try:

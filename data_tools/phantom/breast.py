@@ -32,10 +32,10 @@ class Lesion:
 
     Attributes:
         centre: (z, y, x) in units of the half-ellipsoid's semi-axes, inside the breast.
-        diameter: in units of the breast's width along x.
+        diameter: size in units of the breast's width along x.
         contrast: peak brightness in units of the full grey range, before the per-image scale.
         visibility: one factor per entry of ``MODALITIES``.
-        seed: of the shape details (spicules, calcifications).
+        seed: seed of the shape details (spicules, calcifications).
     """
 
     kind: str

@@ -86,7 +86,7 @@ FAULT_SLOTS: tuple[tuple[str, ...], ...] = (
     ("short_file",),
 )
 FAULTS = tuple(name for slot in FAULT_SLOTS for name in slot)
-# Formats that are unusual but valid; present whether or not faults are asked for
+# Formats that are unusual but valid; present with and without planted faults
 VARIETY_SLOTS = {
     1: "monochrome1",
     3: "JPEG2000Lossless",

@@ -145,11 +145,11 @@ class _Eye:
     """One eye as planned, before images.
 
     Attributes:
-        number: in the sheet.
+        number: number of the eye in the sheet.
         faults: planted in its images and its row.
         grade: class of glaucoma, 0..2.
         rule: one of RULES.
-        ratio: of the cup's diameter to the disc's.
+        ratio: ratio of the cup's diameter to the disc's.
         layer: thickness of the nerve-fibre layer, of the height of a B-scan.
     """
 
@@ -162,7 +162,7 @@ class _Eye:
 
     @property
     def name(self) -> str:
-        """Of its folder and files."""
+        """Name of the eye's folder and files."""
         return f"{self.number:04d}"
 
 
@@ -243,8 +243,8 @@ def make_patient(root: Path, seed: int, index: int, faults: bool, risk_prevalenc
 
     Args:
         root: folder of the archive.
-        seed: of the archive.
-        index: of the eye.
+        seed: seed of the archive.
+        index: index of the eye.
         faults: whether the known faults are planted.
         risk_prevalence: 0.35 gives the class shares of the archive; other values scale the share of glaucoma.
 

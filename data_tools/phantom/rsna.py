@@ -65,10 +65,10 @@ class _Patient:
     """One woman as planned, before images.
 
     Attributes:
-        number: as in the table.
+        number: number of the patient in the table.
         first_image: number of her first image.
         site: 1 knows all labels, 2 only recalls.
-        density: 0..3.
+        density: BI-RADS density A..D as 0..3.
         sides: her breasts.
         codes: BI-RADS planted, per side.
         texts: BI-RADS in the table, per side.
@@ -140,7 +140,7 @@ def _plan(seed: int, index: int, faults: bool, risk_prevalence: float) -> _Patie
 
 
 def _birads_text(code: float, site: int, other_is_recalled: bool) -> str:
-    """As the table has it: site 2 knows only recalls; where one breast is recalled, the other is often empty."""
+    """BI-RADS as the table has it: site 2 knows only recalls; if one breast is recalled, the other is often empty."""
     if site == 2 and code != 0.0:
         return ""
     return "" if other_is_recalled and code != 0.0 else str(code)

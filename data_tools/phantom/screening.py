@@ -80,7 +80,7 @@ class Take:
         side: ``L`` or ``R``.
         modality: what is drawn.
         view: what the table calls it; only CC and MLO are used.
-        number: of the file within the exam.
+        number: number of the file within the exam.
         fate: see :func:`write_fated`.
         spoilt: shows less of the breast than another take.
     """
@@ -113,7 +113,7 @@ class Written:
 
     Attributes:
         tables: rows by path of the table.
-        files: how many.
+        files: number of files.
         present: per side the modalities of which there is an image that can be used.
     """
 
@@ -140,7 +140,7 @@ def write_takes(
     """Draws and writes the images of an exam, one at a time.
 
     Args:
-        takes: in the order of the tables.
+        takes: planned images, in the order of the tables.
         draw: makes the image of a take.
         rows: what the tables say of it, by path of the table.
     """
@@ -167,8 +167,8 @@ def truth(
     """What a conversion must make of a breast.
 
     Args:
-        patient: of the archive; the exam has the same number.
-        side: as planned.
+        patient: number of the patient in the archive; the exam has the same number.
+        side: the planned side.
         present: modalities of which there is an image that can be used.
         labels: per BI-RADS scheme.
         dropped: why the sample must be left out; None if it is kept.

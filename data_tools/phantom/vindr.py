@@ -65,15 +65,15 @@ class _Study:
     """One study as planned, before images.
 
     Attributes:
-        name: as in the tables.
-        series: as in the tables.
-        density: 0..3.
+        name: name of the study in the tables.
+        series: name of the series in the tables.
+        density: BI-RADS density A..D as 0..3.
         sides: the two breasts.
         birads: category 1..5 per side.
-        split: official.
+        split: official split.
         faults: planted in its images and rows.
         variety: what is unusual but valid about its images.
-        takes: its images in the order of the tables.
+        takes: images of the study, in the order of the tables.
         images: names by the number of the take.
     """
 

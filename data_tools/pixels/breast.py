@@ -62,7 +62,7 @@ class CoarseMask:
     Attributes:
         blocks: bool [rows / factor, cols / factor].
         factor: pixels per block and side.
-        shape: of the full image.
+        shape: shape of the full image.
         right_heavy: the right third of the masked image holds more intensity than the left third.
     """
 
@@ -86,7 +86,7 @@ class CoarseMask:
         for row, first, last in zip(rows[::2].tolist(), places[::2].tolist(), places[1::2].tolist(), strict=True):
             out[row].append((first * self.factor, last * self.factor))
         behind = self.blocks.shape[1] * self.factor
-        if behind < width:  # pixels behind the last whole block belong to no block
+        if behind < width:  # pixels after the last whole block belong to no block
             for row_gaps in out:
                 row_gaps.append((behind, width))
         return out
@@ -95,7 +95,7 @@ class CoarseMask:
         """The mask of every ``stride``-th pixel in each direction, beginning with the first."""
         out = np.zeros((-(-self.shape[0] // stride), -(-self.shape[1] // stride)), bool)
         rows, cols = (np.arange(0, n * self.factor, stride) // self.factor for n in self.blocks.shape)
-        out[: len(rows), : len(cols)] = self.blocks[rows[:, None], cols]  # behind the last whole block: in no block
+        out[: len(rows), : len(cols)] = self.blocks[rows[:, None], cols]  # after the last whole block: in no block
         return out
 
 
@@ -109,7 +109,7 @@ def coarse_mask(small: Unit, factor: int, shape: tuple[int, int]) -> CoarseMask:
 
     Args:
         small: float [rows / factor, cols / factor] in 0..1: block means of an image with bright tissue on dark air.
-        shape: of that image.
+        shape: shape of that image.
 
     Returns:
         A mask that is False everywhere where nothing is brighter than air.

@@ -131,7 +131,7 @@ def check_kind(ds: Any) -> None:
     """Rejects what is not a single grey image made for viewing, by its header alone.
 
     Raises:
-        BadImage: for processing, several frames or colours.
+        BadImage: the image is for processing, or has several frames or colours.
     """
     if "PROCESSING" in str(ds.get("PresentationIntentType") or "").upper():
         raise BadImage("for_processing")

@@ -123,9 +123,9 @@ def canonicalise(render: Callable[[int, int, int, int], Unit], mask: CoarseMask,
     Args:
         render: ``(top, left, height, width) -> float32 [height, width]`` in 0..1, an array of its own: only the parts
             that are kept are ever made, some rows at a time.
-        mask: not empty.
-        rows: of the result.
-        cols: of the result.
+        mask: the breast; not empty.
+        rows: height of the result.
+        cols: width of the result.
     """
     from PIL import Image
 

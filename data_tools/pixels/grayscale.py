@@ -241,7 +241,7 @@ def grade(ds: Any, stored: NDArray[Any], extremes: tuple[int, int] | None = None
     Args:
         ds: header (a pydicom Dataset).
         stored: integer [H, W] as decoded.
-        extremes: its least and largest value, if known.
+        extremes: least and largest stored value, if known.
 
     Raises:
         BadImage: another photometric interpretation, more than 16 bits, or nothing to see.

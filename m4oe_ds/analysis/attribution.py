@@ -43,7 +43,7 @@ def saliency(views: Mapping[str, Tensor], output: ModelOutput, spec: ModelSpec) 
 
     Args:
         views: ``{modality: [B, C, H, W]}`` that require a gradient.
-        output: of a forward on them, graph kept afterwards.
+        output: the model's output for these views; its graph is kept afterwards.
     """
     inputs = [views[name] for name in spec.modalities]
     rows = []
@@ -102,7 +102,7 @@ def ablation(model: MultiModalModel, batch: Batch, output: ModelOutput, spec: Mo
     """Leaves out each modality in turn: m forwards.
 
     Args:
-        output: of ``model`` on ``batch``.
+        output: output of ``model`` for ``batch``.
     """
     shape = (len(batch), len(spec.tasks), len(spec.modalities))
     divergence = torch.full(shape, torch.nan, device=batch.present.device)

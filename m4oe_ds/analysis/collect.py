@@ -71,12 +71,12 @@ class Collected:
         labels: ``{task: [N]}``, -1 missing.
         predicted: ``{task: [N]}``, -1 missing.
         contribution: ``[N, p, m]`` routing shares, or None.
-        rollout: likewise.
-        saliency: ``[N, p, m]``.
+        rollout: ``[N, p, m]`` attention-rollout shares, or None.
+        saliency: ``[N, p, m]`` saliency shares.
         divergence: ``[N, p, m]`` of :class:`m4oe_ds.analysis.attribution.Ablation`.
         loss_increase: ``[N, p, m]`` of :class:`m4oe_ds.analysis.attribution.Ablation`.
         routing: population values of :meth:`RoutingSums.result`, or None.
-        experts: of :meth:`ExpertTaskSums.result`.
+        experts: result of :meth:`ExpertTaskSums.result`.
         features: see :class:`Features`.
     """
 
@@ -160,7 +160,7 @@ class FeatureCollector:
     """Gathers :class:`Features` from forwards.
 
     Args:
-        spec: of the model.
+        spec: specification of the model.
         tasks: whose representations are kept.
         limit: most rows to keep, 0 = all; the means use all.
     """
@@ -251,7 +251,7 @@ def collect_features(
     """Features of a split from forwards alone.
 
     Args:
-        model: in evaluation mode, on ``device``.
+        model: a model in evaluation mode, on ``device``.
         tasks: see :class:`FeatureCollector`.
         limit: see :class:`FeatureCollector`.
 
@@ -296,7 +296,7 @@ def collect(
     forward per modality left out.
 
     Args:
-        model: in evaluation mode, on ``device``.
+        model: a model in evaluation mode, on ``device``.
         tasks: whose representations are kept.
         limit: most rows of features, 0 = all.
         most_rows: most samples whose shares are kept, 0 = all.

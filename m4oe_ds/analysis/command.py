@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", metavar="RUN", help="run folder, e.g. runs/demo")
     add("--split", default="test", help="split to analyse (default: test)")
-    add("--only", default="", metavar="A,B,..", help=f"only these of: {', '.join(SECTIONS)}")
-    add("--limit", type=int, default=0, metavar="N", help="at most N samples of a split (default: all)")
+    add("--only", default="", metavar="A,B,..", help=f"run only these sections: {', '.join(SECTIONS)}")
+    add("--limit", type=int, default=0, metavar="N", help="analyse at most N samples of a split (default: all)")
     add("--truth", default="", metavar="PATH", help="truth.json of a phantom archive (default: next to the shards)")
     add("--mapping", default="", metavar="PATH", help="mapping.csv of the conversion (default: next to the shards)")
-    add("--data", default="", metavar="DIR", help="other shards than those it was trained on")
+    add("--data", default="", metavar="DIR", help="folder of shards (default: the one the run was trained on)")
     add(
         "--unimodal",
         action="append",
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODALITY=RUN",
         help="model trained on that modality alone, for the modality competition; repeatable",
     )
-    add("--baseline", default="", metavar="RUN", help="another run, analysed before, to draw next to this one")
+    add("--baseline", default="", metavar="RUN", help="another run, already analysed, to draw next to this one")
     add("--sweep", default="", metavar="CSV", help="sweep.csv of `m4oe compare --sweep`, for the ablation figure")
     add("--metric", default="accuracy", help="metric of the ablation figure (default: accuracy)")
     add("--tasks", default="", metavar="A,B,..", help="tasks of the synergy matrices (default: density, risk1)")
@@ -35,9 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--representation",
         default="task",
         choices=("task", "encoder"),
-        help="features of the synergy matrices: the task's tokens of a modality, or its encoder's (default: task)",
+        help="features of the synergy matrices: a modality's tokens in the task's representation, or those of its "
+        "encoder (default: task)",
     )
-    add("--permutations", type=int, default=10, metavar="N", help="of the null of every synergy (default: 10)")
+    add(
+        "--permutations", type=int, default=10, metavar="N", help="permutations for the null of a synergy (default: 10)"
+    )
     add("--resamples", type=int, default=500, metavar="N", help="bootstrap resamples of patients (default: 500)")
 
 

@@ -65,7 +65,7 @@ class ExpertTaskSums:
     """Running sum of a[k,j] over batches.
 
     Args:
-        spec: of the model.
+        spec: specification of the model.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -77,7 +77,7 @@ class ExpertTaskSums:
         """Adds the labelled samples of a batch; the graph of ``output`` is kept.
 
         Args:
-            outputs: of :func:`expert_outputs` in the forward that made ``output``.
+            outputs: what :func:`expert_outputs` noted in the forward that made ``output``.
         """
         experts = outputs[0].shape[1]
         if self._sums is None:

@@ -146,7 +146,7 @@ def _synergy_cell(axis: Any, place: tuple[int, int], numbers: tuple[float, float
     """Writes synergy, share of the entropy and null into a cell; frames it where the synergy is above the null.
 
     Args:
-        axis: of the matrix.
+        axis: axes of the matrix.
         place: row and column.
         numbers: synergy in bits, its share of the entropy and the null; NaN where the last two are not known.
         top: end of the colour scale, which decides on black or white text.
@@ -287,7 +287,7 @@ def sweeps(rows: Sequence[Row], metric: str) -> Any:
     """Fig. 7: mean and standard deviation over the seeds of a metric against the expert count and alpha.
 
     Args:
-        rows: with ``sweep``, ``value``, ``task``, ``mean``, ``sd``.
+        rows: mappings with ``sweep``, ``value``, ``task``, ``mean``, ``sd``.
         metric: name for the axis.
     """
     names = list(dict.fromkeys(row["sweep"] for row in rows))
@@ -319,8 +319,8 @@ def interpretability(rows: Sequence[Row]) -> Any:
     """Agreement of explanations with references: Spearman coefficients over samples, within samples and of the means.
 
     Args:
-        rows: with ``reference``, ``explanation``, ``level``, ``spearman`` and, at level ``sample``, ``low`` and
-            ``high``.
+        rows: mappings with ``reference``, ``explanation``, ``level``, ``spearman`` and, at level ``sample``, ``low``
+            and ``high``.
     """
     references = list(dict.fromkeys(row["reference"] for row in rows))
     levels = {"sample": "over samples", "within": "within a sample", "population": "of the means"}

@@ -56,7 +56,7 @@ def grids(model: nn.Module, spec: ModelSpec, lengths: list[int]) -> list[Grid]:
     """Token grid of every modality.
 
     Args:
-        model: with ``embedders``.
+        model: a model with ``embedders``.
         lengths: tokens of each modality, in order.
 
     Raises:
@@ -87,7 +87,7 @@ class GalleryCollector:
 
     Args:
         model: whose outputs are given to :meth:`add`.
-        spec: of it.
+        spec: specification of the model.
         num_examples: samples to keep with their maps.
         per_expert: patches to keep per expert.
         keys: samples to keep with their maps; None = the first.

@@ -136,7 +136,7 @@ def patient_split(patients: NDArray[Any], held_out: float, validation: float, se
         patients: ``[N]`` codes ``0..P-1``.
         held_out: fraction of the patients for the estimate.
         validation: fraction of the other patients for early stopping.
-        seed: of the order.
+        seed: seed of the order.
 
     Raises:
         DataError: a split would have fewer than 8 rows.

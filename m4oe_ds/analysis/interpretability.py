@@ -134,10 +134,11 @@ def score(
         explanation: ``[N, p, m]`` shares; NaN = unknown.
         reference: ``[N, p, m]`` shares it is held against; NaN = unknown.
         present: ``[N, m]`` bool.
-        tasks: p names.
+        tasks: names of the p tasks.
         groups: ``[N]`` patients.
-        resamples: of the patients, for the interval of the sample-level Spearman coefficient over all tasks.
-        seed: of the resampling.
+        resamples: bootstrap resamples of patients, for the interval of the sample-level Spearman coefficient over all
+            tasks.
+        seed: seed of the resampling.
 
     Returns:
         ``sample`` and ``within``: coefficients by task and ``all`` (mean over the tasks that have them; ``sample`` also

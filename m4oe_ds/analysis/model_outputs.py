@@ -1,4 +1,4 @@
-"""What a compared system gives as well as its answers: heat-maps, evidence, states, weights, of every sample."""
+"""What a compared system gives besides its answers, for every sample: heat-maps, evidence, states, weights."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def span(count: int, share: float) -> tuple[float, float]:
 
     Args:
         count: windows along the side.
-        share: of the side that one window covers.
+        share: share of the side that one window covers.
     """
     if count * share <= 1 + 1e-6:  # side by side
         return 0.0, count * share

@@ -1,4 +1,4 @@
-"""What ``m4oe analyze`` can be told, as a value that Python code can make too."""
+"""The options of ``m4oe analyze``, as a value that Python code can make too."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class AnalysisOptions:
 
     Attributes:
         run: run folder.
-        split: to analyse.
+        split: name of the split to analyse.
         only: sections to make, of SECTIONS; empty = all.
         limit: most samples of a split; 0 = all.
         truth: ``truth.json`` of a phantom archive; None = the one next to the shards, if any.
         mapping: ``mapping.csv`` of the conversion; None = the one next to the shards.
-        data: other shards than those the run was trained on; empty = those.
+        data: folder of shards; empty = the one the run was trained on.
         unimodal: ``MODALITY=RUN`` texts: models trained on that modality alone, for the modality competition.
         baseline: another run, analysed before, to draw next to this one.
         sweep: ``sweep.csv`` of ``m4oe compare --sweep``, for the ablation figure.
-        metric: of the ablation figure.
-        tasks: of the synergy matrices; empty = those of the paper that the run has, else its first two.
+        metric: metric of the ablation figure.
+        tasks: tasks of the synergy matrices; empty = those of the paper that the run has, else its first two.
         representation: features of the synergy matrices: the task's tokens of a modality, or its encoder's.
-        permutations: of the null of every synergy.
+        permutations: number of permutations behind the null of every synergy.
         resamples: bootstrap resamples of patients.
     """
 

@@ -110,7 +110,7 @@ def masked_probabilities(
     trained on, without information about the sample.
 
     Args:
-        means: of :class:`Features`.
+        means: ``means`` of :class:`Features`.
         keys: samples to keep; None = all.
 
     Returns:
@@ -154,11 +154,11 @@ def competition(
     """Rows of Fig. 3a, one per task, modality and protocol.
 
     Args:
-        train: of the multi-modal model.
-        test: of the multi-modal model.
+        train: training features of the multi-modal model.
+        test: test features of the multi-modal model.
         masked: ``{modality: masked_probabilities(...)}``, may be empty.
         twins: ``{modality: (train, test)}`` features of models trained on that modality alone, may be empty.
-        resamples: of patients.
+        resamples: bootstrap resamples of patients.
 
     Returns:
         ``task``, ``modality``, ``protocol`` (``linear`` or ``mask``), ``multimodal`` (scores), and where there is a

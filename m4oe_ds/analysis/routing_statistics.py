@@ -73,9 +73,9 @@ def routing_view(output: ModelOutput, lengths: Sequence[int], spec: ModelSpec) -
     by the tasks); the last fusion layer over one token per modality, applied to each task (ablation without MToE).
 
     Args:
-        output: of a forward.
+        output: the model's output of one forward.
         lengths: tokens of each modality, as encoded, in order.
-        spec: of the model.
+        spec: specification of the model.
     """
     found = output.routing.get("mtoe")
     if found is not None and output.modality_of_token is not None:
@@ -107,7 +107,7 @@ def view_of(
     Args:
         routing: ``[B, M, n, p]``.
         modality_of_token: ``[M]`` integers, in any order.
-        tasks: of the p slots, or empty.
+        tasks: names of the tasks of the p slots, or empty.
     """
     dispatch, combine = routing.dispatch, routing.combine
     batch, length, experts, slots = dispatch.shape

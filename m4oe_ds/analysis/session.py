@@ -21,9 +21,9 @@ class Session:
     """What the sections share.
 
     Attributes:
-        options: of the command.
+        options: options of the command.
         run: the finished run.
-        name: of the model, for titles.
+        name: name of the model, for titles.
         baseline: ``analysis.json`` of the run to compare with; empty without one.
         collected: the pass over the split; None if no section needs it.
         train: features of the training split; None if no section needs them.
@@ -47,7 +47,7 @@ class Session:
         return self.collected
 
     def panels(self, section: str, own: Any) -> dict[str, Any]:
-        """Own content of a section and, first, that of the baseline, by model name."""
+        """Content of a section by model name: first that of the baseline, then that of this run."""
         other = self.baseline.get(section)
         label = str(self.baseline.get("model", "baseline"))
         label = f"{label} (baseline)" if label == self.name else label

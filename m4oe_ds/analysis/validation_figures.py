@@ -21,8 +21,8 @@ class ValidationFigures:
     """Gathers what the figures need while a split is predicted; size independent of the number of samples.
 
     Args:
-        spec: of the model.
-        name: of the model, for titles.
+        spec: specification of the model.
+        name: name of the model, for titles.
     """
 
     def __init__(self, spec: ModelSpec, name: str) -> None:
@@ -46,9 +46,9 @@ class ValidationFigures:
         ``fig6a_conflict``, ``fig6b_experts``; those without data are left out.
 
         Args:
-            predictions: of the split.
+            predictions: predictions of the split.
             report: what ``evaluate_split`` says of them.
-            folder: of the run; its ``log.jsonl`` holds the gradient conflict so far.
+            folder: folder of the run; its ``log.jsonl`` holds the gradient conflict so far.
         """
         # only the rank that draws pays for matplotlib
         from m4oe_ds.analysis import figures

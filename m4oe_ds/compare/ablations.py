@@ -17,7 +17,7 @@ class Point:
 
     Attributes:
         label: ``experts=32``.
-        override: of the configuration, ``model.mtoe.num_experts=32``.
+        override: override of the configuration, e.g. ``model.mtoe.num_experts=32``.
     """
 
     label: str
@@ -25,7 +25,7 @@ class Point:
 
 
 def parse_sweep(text: str) -> list[Point]:
-    """Points of ``experts=16,32`` or ``alpha=0,0.1,...,0.5`` (an ellipsis goes on in the step before it).
+    """Points of ``experts=16,32`` or ``alpha=0,0.1,...,0.5`` (an ellipsis continues with the step before it).
 
     Raises:
         ConfigError: another option, no numbers, experts that are not whole and positive, a negative alpha, or an
@@ -80,14 +80,14 @@ class SweepRow:
 
     Attributes:
         option: the swept option, ``experts`` or ``alpha``.
-        value: of the option.
-        dataset: evaluated on.
-        method: trained.
-        task: evaluated.
-        metric: of the task.
+        value: value of the swept option.
+        dataset: data set evaluated on.
+        method: trained method.
+        task: evaluated task.
+        metric: metric of the task.
         mean: over the seeds.
         spread: standard deviation over the seeds; None for one seed.
-        seeds: how many.
+        seeds: number of seeds.
     """
 
     option: str
@@ -111,7 +111,7 @@ class SweepRow:
         """The row that was written as :meth:`cells`, by column.
 
         Raises:
-            ValueError: a value that is no number.
+            ValueError: a value that is not a number.
         """
         option, value, dataset, method, task, metric, mean, spread, seeds = (row[name] for name in SWEEP_COLUMNS)
         deviation = float(spread) if spread else None

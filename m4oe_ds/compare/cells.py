@@ -41,11 +41,11 @@ class Method:
     """A row of a table.
 
     Attributes:
-        label: as printed.
-        overrides: of the configuration.
+        label: name as printed.
+        overrides: overrides of the configuration.
         datasets: where it makes sense.
-        single: it has single-task rows in the paper.
-        paper: it has a multi-task row in the paper's Table 1.
+        single: whether the paper has single-task rows of it.
+        paper: whether the paper's Table 1 has a multi-task row of it.
     """
 
     label: str
@@ -114,11 +114,11 @@ class Cell:
     """One training run.
 
     Attributes:
-        dataset: data set.
+        dataset: name of the data set.
         method: key of METHODS.
         setting: ``multi``, or the one task that is trained.
-        seed: of the run.
-        overrides: of the preset's configuration, the method's included.
+        seed: seed of the run.
+        overrides: overrides of the preset's configuration, the method's included.
         sweep: ``experts=32``, ``alpha=0.1`` or empty.
         regime: encoders of a compared system, ``vit`` (those of our model) or ``native`` (its own).
     """
@@ -157,11 +157,11 @@ def enumerate_cells(
     """All runs that the tables need.
 
     Args:
-        datasets: names.
+        datasets: names of the data sets.
         methods: names; a method is left out where it makes no sense.
         seeds: one run each.
         settings: ``single`` (one run per column, of the methods with single-task rows), ``multi``.
-        regime: encoders of the compared systems, ``vit`` or ``native``; ours are the same runs in both.
+        regime: encoders of the compared systems, ``vit`` or ``native``; those of M4oE are the same runs in both.
         extra: overrides of every cell.
         sweeps: ``experts=16,32`` or ``alpha=0,0.1``; with one, only the multi-task runs of the sweep are made.
 
@@ -211,4 +211,4 @@ def _check_swept(key: str, sweeps: Sequence[str]) -> None:
     else:
         swept = _REPLACE in method.overrides or _APPEND in method.overrides
     if not swept or (key == "ours_no_mi" and any(text.startswith("alpha") for text in sweeps)):
-        raise ConfigError(f"a sweep changes nothing in {key}", "--methods", "sweep ours, or a method with an MToE")
+        raise ConfigError(f"a sweep changes nothing in {key}", "--methods", "sweep `ours`, or a method with an MToE")

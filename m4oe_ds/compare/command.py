@@ -30,29 +30,38 @@ _SWEEP_TEXT = "Ablation sweep in the manner of Fig. 7: mean and standard deviati
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the sub-command."""
     add = parser.add_argument
-    add("--preset", default="smoke", choices=("smoke", "small", "paper"), help="sizes, see configs/compare (smoke)")
-    add("--datasets", default="", metavar="A,B,..", help="default: the preset's")
+    add("--preset", default="smoke", choices=("smoke", "small", "paper"), help="size of the runs (default: smoke)")
+    add("--datasets", default="", metavar="A,B,..", help="data sets (default: the preset's)")
     add(
         "--methods",
         default="",
         metavar="A,B,..",
-        help="`all`, `table1`, `table2`, or names, see --list (default: the preset's; of a sweep: ours)",
+        help="`all`, `table1`, `table2`, or names as in --list (default: the preset's; with --sweep: `ours`, which is "
+        "M4oE)",
     )
-    add("--seeds", default="", metavar="N,N,..", help="one run each (default: the preset's)")
-    add("--settings", default="", metavar="single,multi", help="default: the preset's")
+    add("--seeds", default="", metavar="N,N,..", help="seeds, one run for each (default: the preset's)")
+    add(
+        "--settings", default="", metavar="single,multi", help="single-task, multi-task or both (default: the preset's)"
+    )
     add("--regime", default="vit", choices=("vit", "native"), help="encoders of the compared systems (default: vit)")
-    add("--sweep", action="append", default=[], metavar="experts=N,..|alpha=X,..", help="the ablation sweeps of Fig. 7")
+    add(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="experts=N,..|alpha=X,..",
+        help="ablation sweep of Fig. 7; repeatable",
+    )
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of every cell; repeatable")
-    add("--ds_config", default="", metavar="JSON", help="default: zero2.json, for the paper preset bf16.json")
-    add("--output", default="", metavar="DIR", help="default: runs/compare-<preset>")
-    add("--workers", type=int, default=0, help="cells at a time (default: the cores of a CPU machine, else 1)")
-    add("--ranks", type=int, default=1, help="processes of a cell, under the deepspeed launcher (default: 1)")
-    add("--timeout", type=float, default=24.0, metavar="H", help="hours for one cell (default: 24)")
-    add("--cell", type=int, default=None, metavar="N", help="run only the n-th cell, from 0 (an array job)")
+    add("--ds_config", default="", metavar="JSON", help="DeepSpeed JSON (default: zero2.json; paper: bf16.json)")
+    add("--output", default="", metavar="DIR", help="folder of the comparison (default: runs/compare-<preset>)")
+    add("--workers", type=int, default=0, help="cells at a time (default: one per core of a CPU machine, else 1)")
+    add("--ranks", type=int, default=1, help="processes per cell, under the deepspeed launcher (default: 1)")
+    add("--timeout", type=float, default=24.0, metavar="H", help="longest time for one cell in hours (default: 24)")
+    add("--cell", type=int, default=None, metavar="N", help="run only cell N, counted from 0 (for array jobs)")
     add("--explain", action="store_true", help="also score the explanations of every multi-task cell (m4oe analyze)")
-    add("--collect", action="store_true", help="run nothing, make the tables of what is there")
-    add("--dry-run", action="store_true", help="list the cells")
-    add("--list", action="store_true", help="list the methods")
+    add("--collect", action="store_true", help="run nothing, only make the tables of finished cells")
+    add("--dry-run", action="store_true", help="only list the cells")
+    add("--list", action="store_true", help="only list the methods")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -136,7 +145,7 @@ def _explanations(cells: Sequence[Cell], plan: CellPlan, options: argparse.Names
         if len(rows) > 1:
             print("\n" + tables.write(name, rows, plan.folder, note + caption, data))
     if found:
-        print(f"\nexplanations: {explain.write(found, plan.folder / 'explanations.json')}, tables beside it")
+        print(f"\nexplanations: {explain.write(found, plan.folder / 'explanations.json')}, tables next to it")
     for cell, why in failures.items():
         print(f"not analysed: {cell}: {why}")
     return 1 if failures or not found else 0
@@ -244,7 +253,7 @@ def _tables(cells: Sequence[Cell], plan: CellPlan, options: argparse.Namespace) 
         data = "synthetic" if facts["synthetic"] else "real"
         for table, (caption, rows) in made.items():
             print("\n" + tables.write(f"{table}{ending}", rows, plan.folder, note + caption, data))
-        print(f"\n{len(cells) - len(missing)} of {len(cells)} cells: {path}, tables beside it")
+        print(f"\n{len(cells) - len(missing)} of {len(cells)} cells: {path}, tables next to it")
     else:
         print(f"no finished cell of {len(cells)} in {plan.folder}")
     for cell, why in holes.items():

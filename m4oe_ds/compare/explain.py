@@ -30,13 +30,13 @@ class Agreement:
     """Spearman coefficients of one explanation with one reference.
 
     Attributes:
-        dataset: of the cells.
-        method: of the cells.
+        dataset: data set of the cells.
+        method: method of the cells.
         reference: ``truth`` or ``ablation``.
         explanation: ``routing``, ``saliency``, ``rollout``, ``ablation``, ``uniform``.
         level: ``sample``, ``within`` or ``population``.
         task: a task, ``all`` for their mean, empty at the population level.
-        seeds: those that have a coefficient.
+        seeds: seeds that have a coefficient.
         values: one coefficient per seed.
     """
 

@@ -1,4 +1,4 @@
-"""Child processes that outlive no signal: what this process is told to do is passed on, and nothing new is started."""
+"""Child processes that do not outlive a signal: it is passed on to them, and no further ones are started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of the finished cells: mean and spread over seeds, paired comparison with ours, the majority baseline."""
+"""Figures of the finished cells: mean and spread over seeds, paired comparison with M4oE, the majority baseline."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class Figure:
     """One number of a table.
 
     Attributes:
-        dataset: of the cells.
-        setting: of the cells.
-        method: of the cells.
-        task: of the cells.
-        sweep: of the cells.
+        dataset: data set of the cells.
+        setting: setting of the cells.
+        method: method of the cells.
+        task: task of the cells.
+        sweep: sweep of the cells.
         metric: ``accuracy`` or ``dice`` (the paper's), ``auroc``.
-        seeds: that were run.
+        seeds: seeds that were run.
         values: one per seed.
         mean: over the seeds.
         spread: standard deviation over the seeds (n - 1); None with one.
         majority: accuracy of always answering the most frequent class; None for Dice and AUROC.
-        n: test samples.
-        difference: this minus ours in the same setting: the mean over the seeds that both have; None for ours, or where
-            ours is missing or undefined.
+        n: number of test samples.
+        difference: this minus M4oE ("Ours") in the same setting: the mean over the seeds that both have; None for
+            M4oE itself, or where it is missing or undefined.
         low: lower bound of the difference, patients resampled together for both and for all seeds; None as there.
         high: upper bound of the difference; None as there.
-        p: of the difference, from the same resamples; None as there.
+        p: p of the difference, from the same resamples; None as there.
     """
 
     dataset: str
@@ -65,7 +65,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class _Samples:
-    """Of the test samples of one cell and task: correct or not, or Dice; labels, probabilities of a classification."""
+    """Test samples of one cell and task: correct or not, or Dice; labels and probabilities of a classification."""
 
     keys: np.ndarray
     groups: np.ndarray
@@ -136,7 +136,7 @@ def _samples(arrays: Any, task: str) -> _Samples:
 
 
 def _paired(entries: list[Any], ours: list[Any], resamples: int, metric: str) -> dict[str, float | None]:
-    """Difference to ours of the mean over seeds, seeds that both have."""
+    """Difference to M4oE of the mean over seeds, seeds that both have."""
     shared = sorted({cell.seed for cell, _, _ in entries} & {cell.seed for cell, _, _ in ours})
     if not shared:
         return {}
@@ -155,7 +155,7 @@ def _paired(entries: list[Any], ours: list[Any], resamples: int, metric: str) ->
 
 
 def _paired_auroc(first: list[_Samples], second: list[_Samples], resamples: int) -> PairedDifference:
-    """Of the mean AUROC over the seeds, which stand side by side in the columns."""
+    """Difference of the mean AUROC over the seeds, which stand side by side in the columns."""
     statistic, seeds = statistic_named("auroc"), len(first)
 
     def mean(labels: np.ndarray, columns: np.ndarray) -> float:
@@ -172,8 +172,8 @@ def write(figures: Sequence[Figure], missing: Mapping[str, str], path: Path, fac
 
     Args:
         missing: name of each cell without result, and why.
-        path: of the file.
-        facts: written beside the figures.
+        path: path of the file.
+        facts: what is written next to the figures.
     """
     rows = []
     for figure in figures:

@@ -25,7 +25,7 @@ from m4oe_ds.errors import ConfigError
 from m4oe_ds.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-STOPPED = "stopped by a signal; the same command goes on"
+STOPPED = "stopped by a signal; the same command continues"
 _STOPPED_STATUS = 75  # of train.py, which saved a checkpoint
 
 
@@ -34,11 +34,11 @@ class CellPlan:
     """How cells are run.
 
     Attributes:
-        folder: of the comparison; cells lie in ``cells/``.
+        folder: folder of the comparison; cells lie in ``cells/``.
         preset: smoke, small or paper.
         ds_config: DeepSpeed JSON, from the repository's root if relative.
         ranks: processes of a cell; above 1 under the deepspeed launcher.
-        timeout_s: of a cell.
+        timeout_s: most seconds that a cell may take.
     """
 
     folder: Path
@@ -65,7 +65,7 @@ class CellPlan:
 
 @functools.cache
 def _digest(cell: Cell, plan: CellPlan) -> str:
-    """Of everything the run is made from: all options with their defaults, wherever they are written, and the JSON."""
+    """Digest of what the run is made from: all options with their defaults, wherever they are written, and the JSON."""
     options = to_dict(config_loader.load(plan.config(cell.dataset), cell.overrides))
     content = [options, json.loads((ROOT / plan.ds_config).read_text())]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:16]
@@ -141,7 +141,7 @@ def run_cell(cell: Cell, plan: CellPlan, children: Children | None = None) -> st
     if task != 0:
         return f"rank {task} ended with status {code}"
     printed = (folder / "output.txt").read_text(errors="replace").strip().splitlines()[-3:]
-    ended = f"not done after {plan.timeout_s:.0f} s" if code is None else f"ended with status {code}"
+    ended = f"not finished after {plan.timeout_s:.0f} s" if code is None else f"ended with status {code}"
     last = "\n".join([ended, *printed] if printed and code is not None else [*printed, ended])
     _write(folder / "error.txt", last + "\n")
     return last
@@ -217,7 +217,8 @@ def _command(cell: Cell, plan: CellPlan, ranks: int) -> list[str]:
 
 
 def cell_environment(tasks: int) -> dict[str, str]:
-    """Of a cell's process: the step's own where its tasks are the ranks, else free of other launchers' variables."""
+    """Environment of a cell's process: that of the SLURM step if its tasks are the ranks, else without the variables of
+    other launchers."""
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     if tasks == 1:
         foreign = ("SLURM_", "MASTER_", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "RANK")

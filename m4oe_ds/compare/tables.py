@@ -64,7 +64,7 @@ def _find(figures: Sequence[Figure], metric: str, dataset: str, single: bool, me
 
 
 def cell_text(figure: Figure | None) -> str:
-    """``mean ± spread`` in percent, with the difference to ours and its p; ``-`` without result."""
+    """``mean ± spread`` in percent, with the difference to M4oE and its p; ``-`` without result."""
     if figure is None or figure.mean is None:
         return "-"
     text = f"{100 * figure.mean:.1f}"

@@ -27,8 +27,8 @@ class Cache:
 
     Attributes:
         folder: made if absent; several jobs may share it.
-        max_bytes: of all shards in it together, files being fetched included.
-        retry: of the downloads.
+        max_bytes: most bytes that all shards in it may take together, files being fetched included.
+        retry: how downloads are repeated.
     """
 
     folder: Path
@@ -51,7 +51,7 @@ class Cache:
                     raise
                 # another process needed the room between the two calls: fetch it again
         raise DataError(
-            "is thrown out of the cache as fast as it is fetched",
+            "is evicted from the cache as fast as it is fetched",
             shown(url),
             "raise data.cache_gb: it must hold some shards",
         )
@@ -107,7 +107,7 @@ class Cache:
         return True
 
     def _download(self, url: str, path: Path, size: int) -> str:
-        """Fetches into ``.part``, going on behind what has arrived after a failure; returns the checksum."""
+        """Fetches into ``.part``; after a failure it continues where that ended. Returns the checksum."""
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
         self._make_room(size)

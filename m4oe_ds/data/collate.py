@@ -17,7 +17,7 @@ class Sample:
     """One decoded sample; ``None`` in its place stands for padding or an unreadable one.
 
     Attributes:
-        contralateral: views of the other breast of the same exam, if they are asked for and there.
+        contralateral: views of the other breast of the same exam, if they are to be read and exist.
     """
 
     key: str

@@ -23,10 +23,10 @@ class Shard:
     """One tar file.
 
     Attributes:
-        name: of the file.
-        bytes: of the file.
-        sha256: of the file.
-        num_samples: in it.
+        name: name of the file.
+        bytes: size of the file in bytes.
+        sha256: sha256 of the file.
+        num_samples: number of samples in it.
         offsets: where each sample starts, and the end of the last one: ``num_samples + 1`` byte positions.
         labels: ``{task: [code per sample]}``.
         present: per sample a bit mask over the manifest's modalities.

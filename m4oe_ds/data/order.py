@@ -23,7 +23,7 @@ class Share:
     """What one reader reads of every optimizer step.
 
     Attributes:
-        rank: of this reader.
+        rank: rank of this reader.
         world: readers in all.
         micro_batch: samples per batch.
         accumulation: batches per optimizer step.

@@ -20,7 +20,7 @@ class _Failure:
 
 
 def prefetched(source: Iterator[T], ahead: int, prepare: Callable[[], object] | None = None) -> Iterator[T]:
-    """The items of an iterator in their order, up to ``ahead`` of them made before they are asked for.
+    """The items of an iterator in their order, up to ``ahead`` of them made in advance.
 
     An exception of the source is raised in the place of the item it prevented. When the reader stops early the thread
     ends with the item it works on, and a source that can be closed is closed.

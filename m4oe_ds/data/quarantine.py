@@ -15,7 +15,7 @@ class Unreadable:
     """A sample that could not be read.
 
     Attributes:
-        where: its shard and index.
+        where: shard and index of the sample.
         reason: why, for people.
     """
 
@@ -30,7 +30,7 @@ class Quarantine:
     Attributes:
         total: samples of the split.
         max_fraction: largest share that may be bad; at least one sample always may.
-        reasons: by shard and index.
+        reasons: reason of every bad sample, by shard and index.
     """
 
     total: int

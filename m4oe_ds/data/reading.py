@@ -34,13 +34,13 @@ class Reading:
     """How a sample becomes tensors.
 
     Attributes:
-        modalities: to read, in the order of the batch.
-        channels: of each modality.
-        tasks: to read, in the order of the batch.
+        modalities: names of the modalities to read, in the order of the batch.
+        channels: number of channels of each modality.
+        tasks: tasks to read, in the order of the batch.
         image_size: height and width of the views.
         normalise: ``{modality: (mean, std)}`` on the 0..1 scale.
         augment: None = off.
-        seed: of the run; the augmentation of a sample follows from it.
+        seed: seed of the run; the augmentation of a sample follows from it.
         contralateral: whether the other breast of the same exam is read as well.
     """
 

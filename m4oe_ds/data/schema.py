@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 SCHEMA_VERSION = 2
 MISSING = -1  # label value of an unknown answer; masked out per task
-RISK_PREFIX = "risk"  # of the tasks risk1, risk2, ..: cancer within so many years
+RISK_PREFIX = "risk"  # name of the tasks risk1, risk2, ...: cancer within 1, 2, ... years
 SPLITS = ("train", "val", "test")
 
 KEY_PATTERN = re.compile(r"^[a-z0-9]+-[0-9a-f]{16}-[a-z]$")  # <dataset>-<hash16>-<side>; no dots, lower case

@@ -51,7 +51,7 @@ def read_sample(
     """Members of the sample in bytes ``start`` to ``stop`` of a shard, by name; ``__key__`` is its key.
 
     Args:
-        shard: the remote shard, to read it from the cache; without, its parts are asked for one by one.
+        shard: the remote shard, to read it from the cache; without it, parts are fetched one by one.
         cache: where the remote shard is kept.
     """
     if cache is not None and shard is not None and sources.is_remote(path):

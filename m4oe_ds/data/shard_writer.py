@@ -46,9 +46,9 @@ class OpenShard:
     """A shard being written: a tar stream with byte positions, renamed into place when complete.
 
     Args:
-        path: of the tar.
-        modalities: of the data set.
-        tasks: of the data set.
+        path: path of the tar.
+        modalities: names of the modalities of the data set.
+        tasks: tasks of the data set.
     """
 
     def __init__(self, path: Path, modalities: Sequence[str], tasks: Sequence[TaskSpec]) -> None:
@@ -109,11 +109,11 @@ class ShardWriter:
         out_dir: the split goes to ``out_dir/<split>``.
         dataset: name of the data set.
         split: name of the split.
-        modalities: of the data set.
-        tasks: of the data set.
+        modalities: names of the modalities of the data set.
+        tasks: tasks of the data set.
         samples_per_shard: 64 to 512 for views of this size.
-        synthetic: phantoms.
-        preprocessing: recorded as it is.
+        synthetic: whether the samples are phantoms.
+        preprocessing: how pixels were made; recorded as it is.
 
     Raises:
         DataError: the split folder already holds shards.

@@ -34,10 +34,10 @@ class Retry:
     """How often and how long to try.
 
     Attributes:
-        attempts: in all.
+        attempts: number of attempts in all.
         base_seconds: pause after the first failure, doubled each time up to ``max_seconds``, with half of it random so
             that many readers do not return at once.
-        timeout_seconds: for a connection and between two pieces of an answer.
+        timeout_seconds: longest wait for a connection, and between two pieces of an answer.
     """
 
     attempts: int = 6
@@ -228,8 +228,8 @@ def chunks(url: str, start: int = 0, stop: int | None = None, retry: Retry = DEF
     """One attempt at the bytes of a remote file.
 
     Raises:
-        Transient: may pass.
-        DataError: will not.
+        Transient: the failure may pass.
+        DataError: the failure will not pass.
         EnvironmentProblem: a package or credentials missing.
     """
     if url.startswith(("s3://", "gs://")):
@@ -264,7 +264,7 @@ def open_range(path: str, start: int, stop: int, retry: Retry = DEFAULT_RETRY) -
     """Bytes ``start`` to ``stop`` of a shard.
 
     Raises:
-        DataError: missing file, fewer bytes than asked for, or a server that keeps failing.
+        DataError: missing file, fewer bytes than requested, or a server that keeps failing.
     """
     if is_remote(path):
 

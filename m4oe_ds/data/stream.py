@@ -42,7 +42,7 @@ class Sampling:
     """Which samples an epoch holds, how often and in which order.
 
     Attributes:
-        seed: of the run.
+        seed: seed of the run.
         complete_only: use only samples that have every modality.
         weights: ``[num_samples]`` sampling weights in manifest order; None = every sample once per epoch.
         last_batch: ``pad`` fills the last global batch of an epoch with padding samples, so that every sample comes
@@ -81,7 +81,7 @@ class _Samples(Dataset[Any]):
         if other is not None:
             try:
                 sample.contralateral = self.reading.sample(self._members(*other), epoch).views
-            except DataError as error:  # it will be met as a sample of its own, and counted there
+            except DataError as error:  # it is also a sample itself, and is counted as one
                 _logger.debug("the other breast cannot be read: %s", error)
         return sample
 
@@ -110,13 +110,13 @@ class ShardStream:
     """One rank's batches of one split.
 
     Args:
-        folder: of the split, or its address.
-        manifest: of the split.
+        folder: folder of the split, or its address.
+        manifest: manifest of the split.
         reading: how a sample becomes tensors.
         share: what this reader reads of every step.
         sampling: which samples an epoch holds.
         workers: reader processes; 0 = read in this one.
-        cache: of remote shards.
+        cache: cache of remote shards.
         max_bad_fraction: see :class:`Quarantine`.
 
     Raises:

@@ -32,7 +32,7 @@ class Bin:
     Attributes:
         low: lower end of the probabilities; only the first bin includes it.
         high: upper end; every bin includes it.
-        n: cases.
+        n: number of cases.
         mean_predicted: mean probability; None in an empty bin.
         observed: share of positives; None in an empty bin.
     """
@@ -49,9 +49,9 @@ class Calibration:
     """Calibration of the probabilities of one task.
 
     Attributes:
-        bins: of the reliability diagram.
+        bins: bins of the reliability diagram.
         strategy: how they were cut.
-        ece: expected calibration error; resampling adds scatter of its own, so that its interval lies high.
+        ece: expected calibration error; resampling adds scatter, so that its interval lies high.
         brier: mean squared error of P(y = 1).
         expected_observed: sum of the probabilities / number of positives.
         intercept: calibration in the large, 0 is right: logit P(y) = a + logit p.
@@ -79,7 +79,7 @@ def bin_edges(probability: np.ndarray, bins: int, strategy: str) -> np.ndarray:
     """Edges ``[B + 1]`` of bins of equal counts (``quantile``, B <= ``bins`` where values tie) or width (``uniform``).
 
     Raises:
-        DataError: for another strategy or less than one bin.
+        DataError: another strategy, or fewer than one bin.
     """
     if strategy not in STRATEGIES or bins < 1:
         raise DataError(f"{bins} bins by {strategy!r}", fix=f"use one or more bins by {' or '.join(STRATEGIES)}")
@@ -205,11 +205,11 @@ def calibration_report(
         labels: ``[N]`` 0, 1, -1 missing.
         probability: ``[N]`` P(y = 1).
         groups: ``[N]`` patients.
-        bins: see :func:`bin_edges`; bins are cut anew in every resample.
-        strategy: see :func:`bin_edges`; bins are cut anew in every resample.
+        bins: see :func:`bin_edges`; bins are cut again in every resample.
+        strategy: see :func:`bin_edges`; bins are cut again in every resample.
 
     Raises:
-        DataError: for other labels or values that are no probabilities.
+        DataError: other labels, or values that are not probabilities.
     """
     positive, (predicted,), owner = labelled_binary(labels, probability, groups=groups)
     _check_probability(predicted)

@@ -24,7 +24,7 @@ def labelled_binary(
         ``is positive [K]``, the columns ``[K, ...]`` and groups ``[K]``.
 
     Raises:
-        DataError: for unequal lengths, other labels, or a score that is not finite.
+        DataError: unequal lengths, other labels, or a score that is not finite.
     """
     known = np.asarray(labels)
     if known.ndim != 1 or not np.isin(known, (MISSING, 0, 1)).all():
@@ -45,7 +45,7 @@ def class_probabilities(labels: ArrayLike, probability: ArrayLike) -> tuple[np.n
     """Labels ``[N]`` int64 and probabilities ``[N, C]`` float64 (a vector is taken as P(y = 1)), checked.
 
     Raises:
-        DataError: for unequal lengths, a label outside -1..C-1, or a labelled row that is not finite.
+        DataError: unequal lengths, a label outside -1..C-1, or a labelled row that is not finite.
     """
     known, table = np.asarray(labels), np.asarray(probability, dtype=float)
     if table.ndim == 1:

@@ -1,4 +1,4 @@
-"""What a reader of a screening study looks for beside accuracy: one report per split from its predictions."""
+"""What a reader of a screening study looks for besides accuracy: one report per split from its predictions."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def write_report(
 
     Args:
         target: file to write, in the run folder.
-        predictions: of the split.
+        predictions: predictions for the split.
         validation: predictions of the validation split, which need not exist.
-        split: to report.
+        split: name of the split to report.
         root: shards, for the vendors; what is not a local folder gives none.
         train: ``label_<task>`` of the training split, for the censoring distribution; None = that of the split itself.
 
@@ -106,8 +106,8 @@ def clinical_report(
             evaluated data itself.
         train: labels of the training split, for the censoring distribution of the risk tasks.
         attributes: per name a value ``[N]`` for each row, for the subgroup tables.
-        resamples: of patients.
-        seed: of the bootstrap.
+        resamples: bootstrap resamples of patients.
+        seed: seed of the bootstrap.
 
     Returns:
         ``tasks``: per classification task ``calibration``, ``subgroups``; for two classes also ``delong`` and
@@ -173,5 +173,5 @@ def _risk(predictions: Arrays, train: Arrays | None, options: dict[str, Any]) ->
         known = np.stack([train[f"label_{name}"] for name in names], axis=1)
     try:
         return risk_report(labels, risks, train_labels=known, **options)
-    except DataError as error:  # labels of other shards than ours need not be those of one follow-up
+    except DataError as error:  # labels in shards made by other programs need not be those of one follow-up
         return {"note": str(error)}

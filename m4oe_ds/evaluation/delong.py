@@ -26,7 +26,7 @@ class AurocEstimate:
 
     Attributes:
         value: the area.
-        variance: of the area.
+        variance: variance of the area.
         low: lower bound of the Wald interval, cut at 0.
         high: upper bound, cut at 1.
         positives: positive cases it rests on.
@@ -51,14 +51,14 @@ class AurocComparison:
     """Paired test of two AUROCs on the same cases; None with ``reason`` where undefined.
 
     Attributes:
-        first: one system.
-        second: the other.
+        first: AUROC of one system.
+        second: AUROC of the other system.
         difference: first - second.
-        variance: of the difference.
+        variance: variance of the difference.
         low: lower bound of the Wald interval of the difference.
         high: upper bound.
         z: difference / standard error.
-        p: two-sided, normal.
+        p: two-sided p-value by the normal distribution.
     """
 
     first: AurocEstimate
@@ -121,10 +121,10 @@ def auroc_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) ->
     Args:
         labels: ``[N]`` 0, 1, -1 missing.
         scores: ``[N]``, higher = more positive.
-        level: of the interval.
+        level: confidence level of the interval.
 
     Raises:
-        DataError: for other labels, unequal lengths or scores that are not finite.
+        DataError: other labels, unequal lengths or scores that are not finite.
     """
     positive, (score,), _ = labelled_binary(labels, scores)
     return _one(positive, score, level)
@@ -156,7 +156,7 @@ def compare_aurocs(labels: ArrayLike, first: ArrayLike, second: ArrayLike, level
         second: ``[N]`` scores of the other on the same cases.
 
     Raises:
-        DataError: for other labels, unequal lengths or scores that are not finite.
+        DataError: other labels, unequal lengths or scores that are not finite.
     """
     positive, (a, b), _ = labelled_binary(labels, first, second)
     one, two = _one(positive, a, level), _one(positive, b, level)

@@ -100,8 +100,8 @@ def predict_split(
     Args:
         forward: the engine (or a module) in evaluation mode.
         batches: equal numbers on every rank; padding samples have ``valid`` False.
-        objective: for the losses.
-        dtype: of the views.
+        objective: objective that gives the losses.
+        dtype: dtype of the views.
         num_examples: samples whose views are kept for the report.
         correction: ``{task: [C]}`` added to the logits (weighted sampling).
         observe: also given every batch of this rank and its output.

@@ -51,9 +51,9 @@ class Bootstrap:
     """How patients are resampled (Efron and Tibshirani 1993, ch. 13); the same settings draw the same patients.
 
     Attributes:
-        resamples: their number; 0 = no intervals.
-        seed: of the draws.
-        level: of the intervals, e.g. 0.95.
+        resamples: number of resamples; 0 = no intervals.
+        seed: seed of the draws.
+        level: confidence level of the intervals, e.g. 0.95.
     """
 
     resamples: int = 1000
@@ -81,9 +81,9 @@ class Bootstrap:
         """Several values from the same resampled patients.
 
         Args:
-            statistics: of row indices, values by name; NaN where undefined, also for no rows.
+            statistics: function from row indices to values by name; NaN where undefined, also for no rows.
             groups: ``[N]`` patient of each row.
-            reasons: by name, why a value is undefined.
+            reasons: why a value is undefined, by name.
         """
         count, patients = len(groups), len(np.unique(groups))
         values = statistics(np.arange(count))

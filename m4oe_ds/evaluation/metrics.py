@@ -1,4 +1,4 @@
-"""Metrics of one split with patient-clustered intervals and the majority-class baseline beside them.
+"""Metrics of one split with patient-clustered intervals, next to the majority-class baseline.
 
 The values come from scikit-learn; the bootstrap uses the rank formulas below, tested against it, because a thousand
 resamples of it would take minutes.
@@ -29,8 +29,8 @@ def evaluate_split(
     Args:
         predictions: the arrays of ``predictions/<split>.npz``.
         tasks: what to evaluate.
-        resamples: of patients; 0 = no intervals.
-        seed: of the bootstrap.
+        resamples: bootstrap resamples of patients; 0 = no intervals.
+        seed: seed of the bootstrap.
     """
     groups, bootstrap = np.asarray(predictions["groups"]), Bootstrap(resamples, seed)
     result: dict[str, Any] = {"n": len(groups), "n_groups": len(np.unique(groups)), "tasks": {}}
@@ -226,7 +226,7 @@ def statistic_named(name: str) -> Statistic:
     """The function ``(labels [N], probabilities [N, C]) -> value`` of a metric of :data:`STATISTICS`.
 
     Raises:
-        DataError: for an unknown name.
+        DataError: an unknown name.
     """
     if name not in STATISTICS:
         raise DataError(f"unknown metric {name!r}", fix=f"use one of {', '.join(STATISTICS)}")

@@ -99,7 +99,8 @@ def at_threshold(
     Args:
         labels: ``[N]`` 0, 1, -1 missing.
         scores: ``[N]``.
-        threshold: from other data, e.g. :func:`threshold_for` of the validation split; None gives undefined rates.
+        threshold: a value from other data, e.g. :func:`threshold_for` of the validation split; None gives undefined
+            rates.
         groups: ``[N]`` patients.
     """
     positive, (score,), owner = labelled_binary(labels, scores, groups=groups)
@@ -120,13 +121,13 @@ def at_target(
 ) -> OperatingPoint:
     """The best point of this data with a fixed specificity or sensitivity (Fawcett 2006, sec. 5): optimistic.
 
-    The threshold is chosen anew in every resample, so that the interval includes the choice.
+    The threshold is chosen again in every resample, so that the interval includes the choice.
 
     Args:
-        labels: as :func:`threshold_for`.
-        scores: as :func:`threshold_for`.
-        target: as :func:`threshold_for`.
-        rate: as :func:`threshold_for`.
+        labels: see :func:`threshold_for`.
+        scores: see :func:`threshold_for`.
+        target: see :func:`threshold_for`.
+        rate: see :func:`threshold_for`.
         groups: ``[N]`` patients.
     """
     positive, (score,), owner = labelled_binary(labels, scores, groups=groups)

@@ -28,8 +28,8 @@ class PairedDifference:
         low: lower bound of the percentile interval of the difference.
         high: upper bound.
         p: two-sided bootstrap value.
-        n: rows.
-        n_groups: patients.
+        n: number of rows.
+        n_groups: number of patients.
         undefined_resamples: left out of interval and p.
         delong: fields of :class:`m4oe_ds.evaluation.delong.AurocComparison` for the AUROC of a binary task, with a
             ``note`` where patients have several rows; None for other metrics.
@@ -141,7 +141,7 @@ def paired_mean_difference(
         groups: ``[N]`` patients.
 
     Raises:
-        DataError: for unequal lengths, or a value that only one system has.
+        DataError: unequal lengths, or a value that only one system has.
     """
     a, b, owner = np.asarray(first, dtype=float), np.asarray(second, dtype=float), np.asarray(groups)
     if a.ndim != 1 or a.shape != b.shape or owner.shape != a.shape:

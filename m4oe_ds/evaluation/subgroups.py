@@ -1,4 +1,4 @@
-"""A metric per subgroup (age band, density, race, manufacturer) beside the whole, small groups as counts only.
+"""A metric per subgroup (age band, density, race, manufacturer) and for all; small groups as counts only.
 
 Reporting by subgroup follows CLAIM 2024 (Tejani et al., Radiol. Artif. Intell. 6:e240300) and TRIPOD+AI (Collins et al.
 2024, BMJ 385:e078378).
@@ -30,10 +30,10 @@ class SubgroupRow:
     Attributes:
         attribute: e.g. ``manufacturer``; ``all`` for the whole.
         group: e.g. ``hologic``; ``all`` for the whole.
-        n: labelled rows.
+        n: number of labelled rows.
         n_groups: patients of the labelled rows.
         class_counts: rows per class.
-        positives: of class 1 in a binary task, else None.
+        positives: cases of class 1 in a binary task, else None.
         unlabelled: rows of the group without a label.
         estimate: None where only counts are shown; ``reason`` says why.
     """
@@ -54,7 +54,7 @@ class SubgroupTable:
     """All groups of all attributes for one metric.
 
     Attributes:
-        metric: its name.
+        metric: name of the metric.
         min_patients: patients below which only counts are shown.
         min_positives: positives or negatives below which only counts are shown.
         rows: the whole first.
@@ -89,10 +89,10 @@ def subgroup_table(
         attributes: per name a value ``[N]`` for each row; empty, None and NaN are the group ``unknown``.
         metric: a name of :data:`m4oe_ds.evaluation.metrics.STATISTICS` or a function of labels and probabilities.
         min_patients: smaller groups are shown as counts only.
-        min_positives: in a binary task groups with fewer positives or fewer negatives, too.
+        min_positives: in a binary task, groups with fewer positives or fewer negatives are also given as counts only.
 
     Raises:
-        DataError: for unequal lengths or labels outside the classes.
+        DataError: unequal lengths, or labels outside the classes.
     """
     known, table = class_probabilities(labels, probability)
     owner = np.asarray(groups)

@@ -64,7 +64,7 @@ def from_horizon_labels(labels: ArrayLike) -> tuple[FollowUp, np.ndarray]:
         The follow-up of the rows kept, and their indices ``[K]``.
 
     Raises:
-        DataError: for a label that falls with the horizon, or is missing before a known one.
+        DataError: a label that falls with the horizon, or is missing before a known one.
     """
     table = np.asarray(labels)
     if table.ndim != 2 or not np.isin(table, (MISSING, 0, 1)).all():
@@ -242,7 +242,7 @@ def horizon_auc(
     Args:
         data: follow-up.
         scores: ``[N]``, higher = event more likely.
-        horizon: years.
+        horizon: time in years.
         train: where the censoring distribution is estimated; None = ``data`` itself.
         groups: ``[N]`` patients.
 
@@ -299,11 +299,11 @@ def censored_brier(
     Args:
         data: follow-up.
         risk: ``[N]`` probability of the event up to ``horizon`` years.
-        train: as :func:`horizon_auc`.
-        groups: as :func:`horizon_auc`.
+        train: see :func:`horizon_auc`.
+        groups: see :func:`horizon_auc`.
 
     Raises:
-        DataError: for a risk outside [0, 1].
+        DataError: a risk outside [0, 1].
     """
     probability, owner = _checked(data, risk, groups)
     if ((probability < 0) | (probability > 1)).any():
@@ -344,8 +344,8 @@ def integrated_brier(
         data: follow-up.
         risks: ``[N, H]`` probability of the event up to each horizon.
         horizons: ``[H]`` ascending years, H >= 2.
-        train: as :func:`horizon_auc`.
-        groups: as :func:`horizon_auc`.
+        train: see :func:`horizon_auc`.
+        groups: see :func:`horizon_auc`.
     """
     table, years = np.asarray(risks, dtype=float), np.asarray(horizons, dtype=float)
     if table.shape != (len(data), len(years)) or len(years) < 2 or not (np.diff(years) > 0).all():

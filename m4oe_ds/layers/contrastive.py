@@ -24,7 +24,7 @@ def negative_log_likelihood(target: Tensor, mean: Tensor, log_variance: Tensor, 
 
     Args:
         target: ``[B, d]``.
-        mean: of the predicted normal ``[B, d]``.
+        mean: mean of the predicted normal ``[B, d]``.
         log_variance: ``[B, d]``.
         valid: ``[B]`` bool.
 
@@ -43,8 +43,8 @@ def vclub(target: Tensor, mean: Tensor, log_variance: Tensor, valid: Tensor) -> 
 
     Args:
         target: y ``[B, d]``.
-        mean: of q(y|x) ``[B, d]``.
-        log_variance: of q(y|x) ``[B, d]``.
+        mean: mean of q(y|x) ``[B, d]``.
+        log_variance: log variance of q(y|x) ``[B, d]``.
         valid: ``[B]`` bool.
 
     Returns:

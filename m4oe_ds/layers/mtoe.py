@@ -27,7 +27,7 @@ class MToE(nn.Module):
         hidden: hidden width of an expert; default 4 d.
         experts_factory: makes the executor; default keeps all experts in this process.
         task_embed_std: standard deviation of the initial task embeddings; 0 = zeros as in the authors' release.
-        router: of the layer's router.
+        router: options of the layer's router.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ CombineMode = Literal["joint", "per_task"]
 
 
 class Routing:
-    """Router logits of one layer and the weights derived from them, computed when first asked for.
+    """Router logits of one layer and the weights derived from them, computed when first used.
 
     Args:
         logits: ``[B, M, n, p]`` float32 or float64, before masking; or a function that makes them, since the layers
@@ -27,7 +27,8 @@ class Routing:
         token_mask: ``[B, M]`` bool, True = token takes part; None = all do.
         combine_mode: ``joint`` normalises over all n*p slots of a token (M4oE eq. 2); ``per_task`` over the n experts
             of each task.
-        detached_logits: the same values with a graph that ends at the tokens, if the router was asked for it.
+        detached_logits: the same values with a graph that ends at the tokens, for a router with
+            ``detach_information``.
         modality_mass: ``[B, m, n, p]`` dispatch weight on the tokens of each modality, where the layer computed it.
     """
 
@@ -248,7 +249,7 @@ def modality_contribution(routing: Routing, modality_of_token: Tensor, num_modal
     Routing mass is not causal importance: see the caveat in docs/reference/architecture.md.
 
     Args:
-        routing: of an MToE layer.
+        routing: routing of an MToE layer.
         modality_of_token: ``[M]`` integers below ``num_modalities``.
     """
     dispatch, combine = routing.dispatch, routing.combine

@@ -19,7 +19,7 @@ class SoftMoE(nn.Module):
         slots_per_expert: slots each expert processes per sample.
         hidden: hidden width of an expert; default 4 d.
         experts_factory: makes the executor; default keeps all experts in this process.
-        router: of the layer's router.
+        router: options of the layer's router.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ class ModelLoss:
     """Base: nothing is replaced.
 
     Args:
-        tasks: in the order of ``label_mask``.
+        tasks: names of the tasks, in the order of ``label_mask``.
         options: ``model.options``.
 
     Attributes:
@@ -37,9 +37,9 @@ class ModelLoss:
         """Unweighted loss sum and count of the tasks whose configured loss is replaced; counts must equal the mask's.
 
         Args:
-            output: of the model.
+            output: output of the model.
             batch: what it answered.
-            mask: as :meth:`mask` returned it.
+            mask: the mask that :meth:`mask` returned.
             generic: the configured loss of a task on given logits.
         """
         return {}

@@ -68,7 +68,7 @@ def modality_expert_probability(
         logits: ``[B, M, n, p]``, or a function that makes them.
         modality_of_token: ``[M]`` integers below ``num_modalities``.
         num_modalities: m.
-        source: which softmax.
+        source: which softmax R is.
         token_mask: ``[B, M]`` bool, True = token takes part.
         mass: A_b of source ``dispatch`` ``[B, m, n, p]`` where the layer has computed it; then no logits are needed.
 
@@ -187,8 +187,8 @@ def information_given_task(
     Args:
         probability: ``[B, m, n, p]``, P_b of every sample.
         label_mask: ``[B, p]`` bool or float, 1 = sample counts for task k; None = all.
-        options: which term.
-        reduction: over which ranks.
+        options: which term is computed.
+        reduction: ranks over which the sums run.
 
     Returns:
         Scalar in the dtype of ``probability``.

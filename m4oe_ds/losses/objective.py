@@ -41,7 +41,7 @@ class InformationTerm:
     """The mutual-information term.
 
     Attributes:
-        alpha: its weight; it is subtracted.
+        alpha: weight of the term, which is subtracted.
         source: see :class:`InformationOptions`; ``official`` is the authors' own term, whatever the other options say.
         aggregate: see :class:`InformationOptions`.
         task_weight: see :class:`InformationOptions`.
@@ -62,9 +62,9 @@ class Objective:
     """Names the terms, computes them, leaves division and addition to the training step.
 
     Attributes:
-        tasks: in the order of ``label_mask``.
-        losses: by task name.
-        information: the regulariser.
+        tasks: all tasks, in the order of ``label_mask``.
+        losses: loss options by task name.
+        information: the mutual-information term.
         num_modalities: m.
         model_loss: losses that come with the model and take the place of some generic ones.
     """

@@ -56,8 +56,8 @@ class Embedders(nn.Module):
 
     Args:
         config: backbone and sharing.
-        modalities: of the data set.
-        channels: of the data set.
+        modalities: names of the data set's modalities.
+        channels: number of channels of each modality.
         image_size: see :class:`Embedder`.
         dim: see :class:`Embedder`.
     """

@@ -1,4 +1,4 @@
-"""What every model, ours or compared, takes and returns."""
+"""What every model, M4oE or a compared system, takes and returns."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Yun et al., "Flex-MoE: modeling arbitrary modality combination via the flexible mixture-of-experts", NeurIPS 2024: a
 table (2^m - 1) x m x l x d from N(0, 1) whose row q, i holds the tokens of modality i for samples of combination q.
-Fidelity: re-derived from public facts about the table; nothing copied. Only the table is used here, in front of our own
+Fidelity: re-derived from public facts about the table; nothing copied. Only the table is used here, in front of our
 mixtures: not Flex-MoE's sparse experts per combination, its supervision of their gate, nor its sorted warm-up.
 """
 

@@ -28,7 +28,7 @@ class Entry:
             losses alone.
         datasets: data sets it makes sense for; empty = all.
         contralateral: it reads the other breast (``data.contralateral``).
-        own_experts: it has mixture layers of its own, without an attached MToE.
+        own_experts: whether the model has mixture layers even without an attached MToE.
     """
 
     builder: str

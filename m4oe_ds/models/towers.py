@@ -25,9 +25,9 @@ class SoftMoETower(nn.Module):
 
     Args:
         make_mlp: makes the Soft-MoE of one block.
-        dim: of the blocks.
-        depth: of the blocks.
-        num_heads: of the blocks.
+        dim: token width of the blocks.
+        depth: number of blocks.
+        num_heads: attention heads of the blocks.
         recompute: recompute activations in backward instead of storing them.
     """
 

@@ -92,7 +92,7 @@ class ExpertParallelExperts(AutoEPMoELayer):  # type: ignore[misc]
         """``[B, n, s, d] -> [B, n, s, d]``; see :func:`m4oe_ds.parallel.exchange.run_on_owners`.
 
         Raises:
-            ShapeError: n differs.
+            ShapeError: the number of experts differs.
             EnvironmentProblem: called before ``deepspeed.initialize`` bound the group.
         """
         return self.run_together([self], [slots])[0]

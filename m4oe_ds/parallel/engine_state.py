@@ -3,7 +3,7 @@
 ZeRO cuts every parameter into pieces and expert parallelism cuts stacked experts along their first axis. Seen as an
 interval of the flattened *global* tensor (all experts in order of their id) each piece has a place that does not depend
 on the number of ranks, ``ep_size`` or the stage. Every rank can therefore write exactly what it holds and read exactly
-what it needs, with no communication, and a run can go on in any other layout.
+what it needs, with no communication, and a run can continue in any other layout.
 
 All knowledge of where DeepSpeed keeps these tensors is in this module and covered by contract tests.
 """
@@ -33,9 +33,9 @@ class Place:
 
     Attributes:
         name: module path.
-        shape: of the global tensor, all experts included.
-        start: of this rank's part.
-        numel: of this rank's part before ZeRO cuts it.
+        shape: shape of the global tensor, all experts included.
+        start: start of this rank's part.
+        numel: number of elements of this rank's part before ZeRO cuts it.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Piece:
-    """One interval held by this rank: a view into the engine's own memory.
+    """One interval held by this rank: a view into the engine's memory.
 
     Attributes:
         kind: ``master`` or an optimizer state such as ``exp_avg``.
-        name: of the parameter.
-        start: of the interval.
-        values: 1-D.
+        name: name of the parameter.
+        start: start of the interval.
+        values: the elements, 1-D.
     """
 
     kind: str
@@ -203,7 +203,7 @@ def restore_working(engine: Any, read: Read) -> None:
 
 
 def _refresh_persistent(engine: Any) -> None:
-    """ZeRO-3 keeps small parameters gathered on every rank: partition and gather them anew, as its own load does."""
+    """ZeRO-3 keeps small parameters gathered on every rank: partition and gather them again, as its load does."""
     persistent = getattr(engine.optimizer, "persistent_parameters", None)
     if persistent:
         persistent[0].partition(persistent)

@@ -25,9 +25,9 @@ class LaunchEnvironment:
     """Coordinates of this process.
 
     Attributes:
-        rank: of this process.
+        rank: rank of this process.
         world: number of all processes.
-        local_rank: of this process on this machine.
+        local_rank: local rank of this process on this machine.
         local_size: processes on this machine.
         master_addr: address of rank 0.
         master_port: port of rank 0, where all meet.
@@ -157,7 +157,7 @@ def start(environment: LaunchEnvironment, timeout_minutes: float = 10.0) -> torc
 def device_index(environment: LaunchEnvironment, visible: int) -> int:
     """Number of this rank's GPU among the ``visible`` ones.
 
-    Where a rank sees one GPU it is its own, whatever its local rank: ``srun --gpus-per-task`` hides the others.
+    A rank that sees one GPU uses it, whatever its local rank: ``srun --gpus-per-task`` hides the others.
 
     Raises:
         EnvironmentProblem: more ranks on this machine than visible GPUs.
@@ -193,7 +193,7 @@ def _integer(environ: Mapping[str, str], name: str) -> int:
     try:
         return int(environ[name])
     except ValueError:
-        raise EnvironmentProblem(f"{name}={environ[name]!r} is not a number", fix="unset it or start anew") from None
+        raise EnvironmentProblem(f"{name}={environ[name]!r} is not a number", fix="unset it and start again") from None
 
 
 def _tasks_here(environ: Mapping[str, str]) -> int:

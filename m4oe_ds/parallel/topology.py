@@ -19,9 +19,9 @@ class Topology:
 
     Attributes:
         world: data-parallel world size (all processes).
-        rank: of this process in it.
+        rank: rank of this process in it.
         ep_size: ranks that share one set of experts.
-        ep_rank: this one's place among them. Expert e of n lives on expert-parallel rank ``e // (n / ep_size)``.
+        ep_rank: place of this rank among them. Expert e of n lives on expert-parallel rank ``e // (n / ep_size)``.
         group_name: name of DeepSpeed's expert-parallel group.
     """
 

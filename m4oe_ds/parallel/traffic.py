@@ -1,4 +1,4 @@
-"""Bytes of the collectives of this process, by DeepSpeed's own log of them.
+"""Bytes of this process's collectives, from the log that DeepSpeed keeps of them.
 
 Its latencies are not used: in 0.19.8 the timer of an operation is read without being reset, so each is the sum of all
 before it.

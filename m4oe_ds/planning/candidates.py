@@ -28,7 +28,7 @@ class Wishes:
         ep: see :class:`Layout`.
         stage: see :class:`Layout`.
         micro: see :class:`Layout`.
-        offload: optimizer in host memory; None = only where nothing fits else.
+        offload: optimizer in host memory; None = only where nothing else fits.
         all_devices: do not consider leaving a pool of the cluster idle.
     """
 
@@ -54,7 +54,7 @@ class Candidate:
 
     @property
     def fits(self) -> bool:
-        """On every device used."""
+        """Whether it fits on every device used."""
         return all(self.memory.fits(pool.device) for pool in self.cluster.pools)
 
     @property
@@ -101,6 +101,6 @@ def most_sharers(counts: Sequence[int], *divided: int) -> int:
 
     Args:
         counts: experts of every kind of layer.
-        *divided: what the number has to divide besides, e.g. the ranks.
+        *divided: other numbers that it has to divide, e.g. the ranks.
     """
     return math.gcd(*divided, *counts) if counts else 1

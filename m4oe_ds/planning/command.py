@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offload", action="store_true", help="optimizer in host memory (default: only if needed)")
     parser.add_argument("--all-devices", action="store_true", help="leave no kind of device of a mixed cluster idle")
     parser.add_argument(
-        "--scale", default="", metavar="N,N,..", help="also simulate the layout on so many devices of the same mix"
+        "--scale", default="", metavar="N,N,..", help="also simulate the layout on N devices of the same mix"
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--out", metavar="FILE", help="write the recommended DeepSpeed JSON to this file")
@@ -42,7 +42,7 @@ def main(options: argparse.Namespace) -> int:
     """Plans and prints; returns 0 if the job fits, else 1.
 
     Raises:
-        ConfigError: configuration, cluster or wishes contradict each other.
+        ConfigError: configuration, cluster or options contradict each other.
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Accelerators and the links between them: data-sheet figures, and the machine at hand measured.
+"""Accelerators and the links between them: data-sheet figures, or measured ones for this machine.
 
 Peak rates are *dense* (the sheets advertise twice as much with structured sparsity). Efficiencies and latencies are not
 on any sheet; they are assumptions of this module, named as such in :data:`ASSUMPTIONS` and printed with every plan.
@@ -44,13 +44,13 @@ class Accelerator:
     """One kind of device and the node it usually sits in.
 
     Attributes:
-        name: as written in a cluster description.
-        memory: bytes.
+        name: name as written in a cluster description.
+        memory: bytes of device memory.
         half_peak: dense bf16/fp16 operations per second.
         single_peak: fp32 operations per second (without TF32, which PyTorch leaves off for matrix products).
         bandwidth: memory bytes per second.
         link: between two devices of a node.
-        port: to other nodes, per device.
+        port: link to other nodes, per device.
         source: where the figures come from.
         host_link: bytes per second one way to host memory.
         arithmetic: achievable share of peak.
@@ -142,7 +142,7 @@ class Pool:
 
     @property
     def nodes(self) -> int:
-        """Nodes they fill."""
+        """Number of nodes that the devices fill."""
         return -(-self.count // self.device.per_node)
 
 
@@ -159,7 +159,7 @@ class Cluster:
 
     @property
     def mixed(self) -> bool:
-        """More than one kind of device."""
+        """Whether there is more than one kind of device."""
         return len({pool.device.name for pool in self.pools}) > 1
 
     @property

@@ -23,9 +23,9 @@ class Layout:
     """How a job is spread.
 
     Attributes:
-        world: ranks.
+        world: number of ranks.
         ep: ranks that share the experts; must divide ``world``.
-        stage: of ZeRO, 1 to 3.
+        stage: ZeRO stage, 1 to 3.
         micro: samples per forward and rank.
         accumulation: micro-steps per optimizer step.
         precision: fp32, bf16 or fp16.
@@ -64,9 +64,9 @@ class RankMemory:
         weights: bytes that stay (stage 3: with what is gathered at once).
         gradients: bytes that stay.
         optimizer: bytes of its state, which stays.
-        activations: peak of forward and backward beside them, inputs and exchange buffers included.
-        buffers: communication buckets.
-        step: most bytes beside weights and optimizer state while it steps.
+        activations: peak of forward and backward besides them, inputs and exchange buffers included.
+        buffers: bytes of communication buckets.
+        step: most bytes besides weights and optimizer state while it steps.
         host: bytes in host memory per rank.
         peak: device bytes at the worst moment.
         worst: ``backward`` or ``step``.
@@ -83,7 +83,7 @@ class RankMemory:
     worst: str
 
     def fits(self, device: Accelerator) -> bool:
-        """The peak is within what the device leaves to tensors."""
+        """Whether the peak is within what the device leaves to tensors."""
         return self.peak <= device.usable
 
 
@@ -149,7 +149,7 @@ def _groups(cost: MicroStep, layout: Layout) -> list[tuple[float, float]]:
 
 
 def _step_bytes(cost: MicroStep, layout: Layout) -> float:
-    """Most bytes beside weights and optimizer state while groups are stepped one by one.
+    """Most bytes besides weights and optimizer state while groups are stepped one by one.
 
     Gradients of the groups still to come, the flattened fp32 gradient of this one, and its unflattened form or Adam's
     temporaries, whichever is more.

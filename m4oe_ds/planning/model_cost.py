@@ -46,7 +46,7 @@ class Operation:
         phase: ``forward``, ``backward`` or ``loss``.
         width: bytes per element of the result.
         products: matrix products in it (a batched one holds many).
-        attention: fused attention.
+        attention: whether it is fused attention.
     """
 
     name: str
@@ -64,21 +64,21 @@ class MicroStep:
     """What one rank does with one micro-batch.
 
     Attributes:
-        micro: samples.
+        micro: number of samples.
         ep: ranks that share the experts.
-        precision: of parameters and activations.
+        precision: precision of parameters and activations.
         parameters: elements of the whole model by part (all experts).
-        expert_total: of them in experts.
+        expert_total: elements of the whole model that are in experts.
         dense: trainable elements outside of experts held by this rank before ZeRO.
         expert: trainable elements of experts held by this rank before ZeRO.
         frozen: elements without gradient.
         tensors: elements of every parameter held by this rank, in the order of the model.
-        expert_tensors: those of them that are experts.
+        expert_tensors: the entries of ``tensors`` that belong to experts.
         saved: bytes kept from forward for backward, parameters not counted, inputs counted.
-        peak: most bytes alive at once beside parameters when every gradient is handed on at once (ZeRO-2 and 3).
+        peak: most bytes alive at once besides parameters when every gradient is handed on at once (ZeRO-2 and 3).
         peak_with_gradients: the same when gradients stay until the step (ZeRO-1).
         exchanges: elements of each all-to-all of the forward pass (the backward repeats them).
-        operations: in the order executed.
+        operations: all operations, in the order in which they ran.
     """
 
     micro: int
@@ -263,7 +263,7 @@ def micro_step(config: Config, precision: Precision = "fp32", micro: int = 1, ep
 
     Args:
         config: resolved configuration.
-        precision: of parameters and activations.
+        precision: precision of parameters and activations.
         micro: samples of the micro-batch.
         ep: must divide every expert count.
 

@@ -32,7 +32,7 @@ def reasons_for(
         (
             "overlap_comm false",
             f"overlapping would hide at most {_ms(hidden)} of {_ms(time.total)}, and runs a second stream of "
-            "collectives beside the expert exchange",
+            "collectives next to the expert exchange",
         )
     )
     if layout.offload:
@@ -43,7 +43,10 @@ def reasons_for(
         reasons.append(("no offload", "optimizer state fits on the devices; moving it costs time every step"))
     if chosen.recompute:
         reasons.append(
-            ("activation checkpointing", "asked for, or nothing fits without; costs about a third more arithmetic")
+            (
+                "activation checkpointing",
+                "configured, or nothing fits without it; costs about a third more arithmetic",
+            )
         )
     else:
         reasons.append(
@@ -77,9 +80,12 @@ def _device_reason(chosen: Candidate, candidates: list[Candidate], cluster: Clus
     if not cluster.mixed:
         return choice, "the whole cluster; one kind of device, so no rank waits for a slower kind"
     pace = ", ".join(f"{name} {_ms(seconds)}" for name, seconds in sorted(chosen.time.by_device.items()))
-    text = f"own work per step: {pace}; {chosen.time.slowest} sets the pace, as all ranks take equal micro-batches"
+    text = (
+        f"compute and optimizer per step: {pace}; {chosen.time.slowest} sets the pace, as all ranks take equal "
+        "micro-batches"
+    )
     if wishes.all_devices:
-        return choice, f"{text}; all devices were asked for"
+        return choice, f"{text}; all devices are used, as requested"
     best: dict[str, Candidate] = {}
     for item in candidates:
         if str(item.cluster) != str(chosen.cluster) and item.fits:
@@ -102,7 +108,7 @@ def _ep_reason(chosen: Candidate, candidates: list[Candidate], wishes: Wishes) -
         f"costs {_ms(chosen.time.exchange)} and {_gb(chosen.time.bytes_exchanged)} per rank and step"
     )
     if wishes.ep:
-        return choice, f"asked for; {text}"
+        return choice, f"as requested; {text}"
     others = [
         f"ep {item.layout.ep}: {_ms(item.time.total)}, {_gb(item.memory.peak)}{'' if item.fits else ' (does not fit)'}"
         for item in sorted(_alternatives(chosen, candidates, same=("cluster", "stage")), key=lambda c: c.layout.ep)
@@ -114,7 +120,7 @@ def _stage_reason(chosen: Candidate, candidates: list[Candidate], wishes: Wishes
     choice = f"ZeRO-{chosen.layout.stage}"
     own = f"{_ms(chosen.time.total)}, {_gb(chosen.memory.peak)}"
     if wishes.stage:
-        return choice, f"asked for; {own}"
+        return choice, f"as requested; {own}"
     others = [
         f"stage {item.layout.stage}: {_ms(item.time.total)}, {_gb(item.memory.peak)}"
         f"{'' if item.fits else ' (does not fit)'}"
@@ -129,7 +135,7 @@ def _micro_reason(chosen: Candidate, costs: Costs, wishes: Wishes) -> tuple[str,
     choice = f"micro-batch {layout.micro} x {layout.accumulation} accumulation"
     text = f"{layout.batch} samples per step over {layout.world} ranks"
     if wishes.micro:
-        return choice, f"asked for; {text}"
+        return choice, f"as requested; {text}"
     if layout.accumulation == 1:
         text += "; the largest micro-batch fits, so weights are read and gradients reduced once per step"
     else:
@@ -146,7 +152,7 @@ def _micro_reason(chosen: Candidate, costs: Costs, wishes: Wishes) -> tuple[str,
 def _precision_reason(chosen: Candidate, costs: Costs) -> tuple[str, str]:
     layout = chosen.layout
     if layout.precision == "fp32":
-        return "fp32", "asked for; matrix products run at the fp32 rate without TF32"
+        return "fp32", "as requested; matrix products run at the fp32 rate without TF32"
     other = evaluate(costs, chosen.cluster, dataclasses.replace(layout, precision="fp32"), chosen.recompute)
     text = (
         f"fp32 would take {_ms(other.time.total)} and {_gb(other.memory.peak)}"

@@ -29,9 +29,9 @@ class Plan:
 
     Attributes:
         chosen: the fastest that fits, or the one nearest to fitting.
-        fits: yes or no.
+        fits: whether it fits.
         reasons: (choice, reason) pairs.
-        candidates: everything compared.
+        candidates: all layouts that were compared.
         ds_config: DeepSpeed JSON for ``chosen``.
         overrides: ``--set`` options that belong to it.
     """

@@ -41,16 +41,16 @@ class StepTime:
 
     Attributes:
         compute: forward and backward, all micro-steps.
-        exchange: expert all-to-alls.
-        reduction: gradients.
+        exchange: the expert all-to-alls.
+        reduction: reducing the gradients.
         gather: weights after the step (ZeRO-3: before use).
         optimizer: the update.
         other: input copies, small reductions.
         by_device: compute and optimizer seconds of each kind of device.
         slowest: the kind that sets the pace.
         arithmetic_share: part of compute bound by arithmetic, not memory.
-        bytes_exchanged: by the expert all-to-alls, leaving a rank per step.
-        bytes_reduced: by the gradients, leaving a rank per step.
+        bytes_exchanged: bytes that the expert all-to-alls move off a rank per step.
+        bytes_reduced: bytes of gradients that leave a rank per step.
     """
 
     compute: float
@@ -210,7 +210,7 @@ def _exchange_seconds(cost: MicroStep, layout: Layout, ranks: Sequence[RankDevic
 def _reduction_seconds(cost: MicroStep, layout: Layout, ranks: Sequence[RankDevice]) -> tuple[float, float, float]:
     """Seconds of gradient reduction, of weight gathering, and bytes leaving a rank.
 
-    ZeRO-1 and 2 reduce buckets by all-reduce and keep the own part (``allreduce_and_scatter``), 2 after every
+    ZeRO-1 and 2 reduce buckets by all-reduce and keep their part (``allreduce_and_scatter``), 2 after every
     micro-step and 1 at the end; ZeRO-3 scatters. Experts are reduced among replicas only.
     """
     reduction = gather = sent = 0.0

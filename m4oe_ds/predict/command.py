@@ -15,16 +15,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the sub-command."""
     add = parser.add_argument
     add("run", metavar="RUN", help="run folder, e.g. runs/demo")
-    add("--dicom", required=True, metavar="DIR", help="folder of DICOM files, searched through all its folders")
-    add("--out", required=True, metavar="DIR", help="folder to make; must not exist, or be empty")
+    add("--dicom", required=True, metavar="DIR", help="folder of DICOM files, searched with all its sub-folders")
+    add("--out", required=True, metavar="DIR", help="folder to make; must be absent or empty")
     add("--batch-size", type=int, default=0, metavar="N", help="samples per forward (default: as in evaluation)")
-    add("--limit", type=int, default=0, metavar="N", help="at most N samples (default: all)")
+    add("--limit", type=int, default=0, metavar="N", help="predict at most N samples (default: all)")
     add(
         "--workers",
         type=int,
         default=None,
         metavar="N",
-        help="processes that read images (default: the processors, at most 8; 0 = in this one)",
+        help="processes that read images (default: one per processor, at most 8; 0 = this one)",
     )
     add(
         "--data",
@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="shard folder of the run, if it has moved; only its train/manifest.json is read",
     )
-    add(
-        "--salt-file", default="", metavar="FILE", help="secret of the pseudonyms (default: OUT.secret, made if absent)"
-    )
+    add("--salt-file", default="", metavar="FILE", help="file with the secret of the pseudonyms (default: OUT.secret)")
     add("--accept-lossy", action="store_true", help="use images compressed with loss, as the converter does")
 
 
@@ -45,7 +43,7 @@ def main(options: argparse.Namespace) -> int:
         ConfigError: an option, or a run that does not read DICOM.
         DataError: no usable image, or a folder that is not there or not empty.
         CheckpointError: weights missing or of another model.
-        EnvironmentProblem: several ranks.
+        EnvironmentProblem: it was started with several ranks.
     """
     from m4oe_ds.predict.job import PredictionJob, check
 

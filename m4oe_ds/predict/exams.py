@@ -72,9 +72,9 @@ def collect(root: Path, dataset: str, modalities: Sequence[str], *, lossy: bool 
     the breast, found when the pixels are read.
 
     Args:
-        root: folder.
-        dataset: of the run.
-        modalities: to choose.
+        root: folder of DICOM files.
+        dataset: name of the run's data set.
+        modalities: names of the modalities to choose.
         lossy: take images compressed with loss, too.
     """
     from tqdm import tqdm

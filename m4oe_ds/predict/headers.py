@@ -58,7 +58,7 @@ class Header:
 
     Attributes:
         patient: identifier, for grouping and the private mapping alone; empty if the file has none.
-        exam: likewise.
+        exam: identifier of the exam, likewise.
         side: ``L`` or ``R``.
         modality: e.g. ``ffdm_cc``; both empty if unknown.
         row: the columns that :mod:`data_tools.archives.embed` reads.
@@ -85,8 +85,8 @@ def read(path: Path, name: str) -> Header:
     """The header of a file; never raises for what the file holds.
 
     Args:
-        path: file.
-        name: its path below the folder given, which decides between takes of the same time.
+        path: path of the file.
+        name: path of the file below the folder given, which decides between takes of the same time.
     """
     try:
         with quiet():
@@ -231,7 +231,7 @@ def _codes(ds: Any, name: str) -> Iterator[str]:
 
 
 def _modifiers(ds: Any) -> Iterator[str]:
-    """Codes of view modifiers: inside the items of the view code, and beside it as some machines write them."""
+    """Codes of view modifiers: inside the items of the view code, and next to it as some machines write them."""
     for item in _items(ds, "ViewCodeSequence"):
         yield from _codes(item, "ViewModifierCodeSequence")
     yield from _codes(ds, "ViewModifierCodeSequence")

@@ -18,8 +18,8 @@ class PredictionJob:
 
     Attributes:
         run: run folder.
-        dicom: folder of DICOM files, searched through all its folders.
-        out: folder to make; must not exist, or be empty.
+        dicom: folder of DICOM files, searched with all its sub-folders.
+        out: folder to make; must be absent or empty.
         batch_size: samples per forward; 0 = as in evaluation.
         limit: most samples to predict; 0 = all.
         workers: processes that read images; None = the processors, at most 8; 0 = this one.
@@ -40,7 +40,7 @@ class PredictionJob:
 
     @property
     def target(self) -> Path:
-        """``out`` by its own name, because the private files are named after it."""
+        """``out`` with a name where it is ``.`` or ``..``, because the private files are named after it."""
         return self.out.resolve() if self.out.name in ("", "..") else self.out
 
 
@@ -67,9 +67,9 @@ def check(job: PredictionJob) -> None:
         )
     if not sources.is_remote(root) and not (Path(root) / "train" / "manifest.json").is_file():
         raise DataError(
-            "the run's train/manifest.json is not here, which says how its pixels were treated",
+            "the run's train/manifest.json, which says how its pixels were treated, is not here",
             root or "data.root",
-            "copy it and name its parent's parent folder as --data",
+            "copy it to DIR/train/ and give --data DIR",
         )
     if not job.dicom.is_dir():
         raise DataError("is not a folder", str(job.dicom), "give the folder of the DICOM files as --dicom")

@@ -38,7 +38,7 @@ def entries(
     """One entry per sample, in the order of the keys.
 
     Args:
-        rows: by key.
+        rows: what is known of every sample besides its prediction, by key.
         masks: file by (key, task).
 
     Returns:
@@ -156,7 +156,7 @@ def write_mapping(path: Path, found: Found, exam_key: Mapping[tuple[str, str], s
     """Writes every file with what became of it, readable by its owner alone.
 
     Args:
-        exam_key: by (patient, exam).
+        exam_key: pseudonym of every (patient, exam).
         keys: sample key by ``<exam pseudonym>-<side>``, of samples with a prediction.
     """
     rows = []

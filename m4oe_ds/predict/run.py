@@ -49,7 +49,7 @@ class _Prepared:
     """A job with the run it names.
 
     Attributes:
-        job: as given.
+        job: the job as it was given.
         run: model, configuration and manifests.
         store: how the shards of the run were stored.
         reading: how evaluation reads a sample.
@@ -66,7 +66,7 @@ class _Prepared:
 
     @property
     def manifest(self) -> Manifest:
-        """Of the training split."""
+        """Manifest of the training split."""
         return self.run.manifests["train"]
 
 
@@ -171,9 +171,9 @@ def _infer(
         prepared: the job and its run.
         found: files, whose outcomes are noted.
         jobs: samples to convert.
-        keys: of those to predict.
+        keys: keys of the samples to predict.
         tally: takes what became of samples and images.
-        folder: for the masks.
+        folder: folder that the masks are written to.
 
     Raises:
         DataError: no image could be used.

@@ -40,7 +40,7 @@ class Tally:
     """What became of samples and images while they were read.
 
     Attributes:
-        rows: by key, of the samples predicted.
+        rows: predicted samples, by key.
         failed: key, exam, side and reason of the others.
         used: images that were used.
         bad: reasons of images that could not be, and of takes that lost by area.
@@ -58,7 +58,8 @@ class SampleRules:
 
     Attributes:
         complete: modalities without which the converter leaves a sample out; empty where any image is enough.
-        modalities: of the model; it needs one of them, or all with ``complete_only``, as in training.
+        modalities: names of the model's modalities; a sample needs one of them, or all with ``complete_only``, as in
+            training.
         contralateral: the model also reads the other breast of the exam.
     """
 

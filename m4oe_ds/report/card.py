@@ -20,7 +20,7 @@ INTENDED_USE = (
 )
 NOT_FOR = (
     "Diagnosis, triage, screening decisions or any other decision about a person. It is not a medical device, and no "
-    "regulator has seen it. Not for images of other scanners, populations or views than those of its training data "
+    "regulator has assessed it. Not for images of other scanners, populations or views than those of its training data "
     "without a new evaluation."
 )
 PRIVACY = (
@@ -43,9 +43,9 @@ def card(
 
     Args:
         environment: content of ``environment.json``, empty if missing.
-        metrics: of ``metrics.json``, likewise.
-        analysis: of the analysis, likewise.
-        records: of ``log.jsonl``.
+        metrics: content of ``metrics.json``, likewise.
+        analysis: content of ``analysis.json``, likewise.
+        records: records of ``log.jsonl``.
         config: text of the configuration, empty if missing.
         ds_config: text of the DeepSpeed JSON, empty if missing.
     """

@@ -31,7 +31,7 @@ def patients(
         examples: ``predictions/examples.npz``.
         arrays: predictions of the split.
         maps: dispatch maps by sample key.
-        dataset: for the names of the classes.
+        dataset: name of the data set, for the names of the classes.
     """
     from m4oe_ds.report import figures
 

@@ -38,12 +38,12 @@ class Picture:
     """One figure.
 
     Attributes:
-        image: data address.
-        width: in pixels.
-        height: in pixels.
+        image: the PNG as a data address.
+        width: width in pixels.
+        height: height in pixels.
         alt: what it shows, in words.
         header: names of the columns of its numbers.
-        rows: its numbers as text, or empty where they are too many to read.
+        rows: numbers behind it as text, or empty where they are too many to read.
     """
 
     image: str

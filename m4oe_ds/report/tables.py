@@ -120,7 +120,7 @@ def dispatch_map(gallery: Mapping[str, np.ndarray], row: int) -> Rows:
 
 
 def brightest(gallery: Mapping[str, np.ndarray], row: int) -> str:
-    """For every task the view and place of its largest token, in words."""
+    """View and place of every task's largest token, in words."""
     modalities = gallery["modalities"].tolist()
     found = []
     for k, task in enumerate(gallery["tasks"].tolist()):

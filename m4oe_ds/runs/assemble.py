@@ -78,12 +78,12 @@ def stream(
     """This rank's stream of a split, standardised with the pixel statistics of the training split.
 
     Args:
-        config: resolved tree.
-        split: to read.
-        spec: of the model.
+        config: the resolved configuration.
+        split: name of the split to read.
+        spec: specification of the model.
         micro: samples per batch.
         accumulation: batches per optimizer step.
-        manifests: of this split and of ``train``.
+        manifests: manifests of this split and of ``train``.
 
     Raises:
         ConfigError: the model compares breasts and the other one is not read.

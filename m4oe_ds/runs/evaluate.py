@@ -25,7 +25,7 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
 
     Args:
         folder: run folder with ``config.yaml`` and ``weights/``.
-        split: name.
+        split: name of the split.
         data: other shard folder, or empty.
 
     Raises:

@@ -29,9 +29,9 @@ class Run:
 
     Attributes:
         folder: run folder.
-        config: as trained, with augmentation switched off.
-        spec: of the model.
-        model: in evaluation mode on ``device``.
+        config: configuration it was trained with, augmentation switched off.
+        spec: specification of the model.
+        model: the model in evaluation mode, on ``device``.
         manifests: ``train`` and the split it was opened for.
         device: where the model is.
     """
@@ -53,7 +53,7 @@ class Run:
 
         Args:
             split: one of those the run was opened for.
-            limit: at most this many samples, 0 = all.
+            limit: most samples to read, 0 = all.
         """
         source = assemble.stream(self.config, split, self.spec, self.micro_batch, 1, self.manifests)
         left = limit or None
@@ -113,10 +113,10 @@ def open_run(folder: Path, split: str, data: str = "", device: torch.device | No
     """Loads a run's configuration, weights and manifests on this process.
 
     Args:
-        folder: with ``config.yaml`` and ``weights/``.
-        split: to be read, next to ``train``, whose statistics standardise the pixels.
+        folder: a run folder with ``config.yaml`` and ``weights/``.
+        split: split to be read, next to ``train``, whose statistics standardise the pixels.
         data: other shard folder, or empty.
-        device: for the model; None = the GPU if there is one.
+        device: device of the model; None = the GPU if there is one.
 
     Raises:
         DataError: no such run or split.

@@ -25,11 +25,11 @@ def objective(config: Config, spec: ModelSpec, labels_of: LabelsOf | None, devic
     """Task losses, with class weights from the training labels, and the mutual-information term.
 
     Args:
-        config: resolved.
-        spec: of the model.
-        labels_of: of the training split, :meth:`m4oe_ds.data.manifest.Manifest.sample_labels`; None where shapes alone
-            matter: class weights and the prior of the data set, which change no shape, are then left out.
-        device: of the weights and of the prior.
+        config: the resolved configuration.
+        spec: specification of the model.
+        labels_of: labels of the training split, :meth:`m4oe_ds.data.manifest.Manifest.sample_labels`; None where only
+            shapes matter: class weights and the prior of the data set, which change no shape, are then left out.
+        device: device of the weights and of the prior.
 
     Raises:
         ConfigError: a loss that does not fit its task.
@@ -52,9 +52,9 @@ def task_prior(
     Args:
         kind: ``loss.mutual_information.task_prior``: ``batch``, ``dataset`` (labels of the training split) or
             ``uniform`` (1/p).
-        tasks: of the model.
+        tasks: tasks of the model.
         labels_of: see :func:`objective`; without it ``dataset`` is as ``batch``.
-        device: of the result.
+        device: device of the result.
     """
     if kind == "uniform":
         return torch.full((len(tasks),), 1.0 / len(tasks), dtype=torch.float64, device=device)

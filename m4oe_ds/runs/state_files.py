@@ -48,7 +48,7 @@ class StateReader:
     """Intervals of all state files of one checkpoint, read on demand.
 
     Args:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
 
     Raises:
         CheckpointError: no state files, or unreadable ones.

@@ -32,10 +32,10 @@ def consolidate(checkpoint: Path, path: Path, dtype: str = "fp32", max_file_gb: 
         checkpoint: a ``step-*`` folder.
         path: target, ``*.safetensors``.
         dtype: fp32, bf16 or fp16 (buffers keep theirs).
-        max_file_gb: start a new file beyond so many 10^9 bytes; 0 = one file.
+        max_file_gb: largest size of a file in 10^9 bytes, beyond which a new one is started; 0 = one file.
 
     Returns:
-        The files written; more than one have an index beside them.
+        The files written; where there are several, an index lies next to them.
 
     Raises:
         CheckpointError: not a complete checkpoint.
@@ -76,7 +76,7 @@ def _whole(reader: StateReader, name: str, shape: list[int]) -> Tensor:
 
 
 def _groups(sizes: Mapping[str, int], limit: float) -> list[list[str]]:
-    """Names in order, cut before a group would exceed the limit (0 = never); a larger tensor gets a file of its own."""
+    """Names in order, cut before a group would exceed the limit (0 = never); a larger tensor gets a separate file."""
     groups: list[list[str]] = [[]]
     used = 0
     for name, size in sizes.items():
@@ -92,7 +92,7 @@ class WholeWeights:
     """Reads a consolidated file, or all files of an index.
 
     Args:
-        path: of the single file; the index is looked for beside it.
+        path: path of the single file; the index is looked for next to it.
 
     Raises:
         CheckpointError: neither is there.

@@ -16,32 +16,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _common(run)
     run.add_argument("--experts", default="16,32,64,128", metavar="N,N,..", help="experts of the MToE")
     run.add_argument("--ep", default="1,2", metavar="N,N,..", help="ranks that share the experts (default: 1,2)")
-    run.add_argument("--world", default="1,2", metavar="N,N,..", help="ranks (default: 1,2)")
+    run.add_argument("--world", default="1,2", metavar="N,N,..", help="numbers of ranks (default: 1,2)")
     run.add_argument(
-        "--mode", default="weak", metavar="weak,strong", help="samples per rank or per step stay (default: weak)"
+        "--mode",
+        default="weak",
+        metavar="weak,strong",
+        help="what stays fixed: samples per rank (weak) or per step (strong); default: weak",
     )
-    run.add_argument("--timeout", type=float, default=1800.0, metavar="S", help="seconds for one point (default: 1800)")
-    run.add_argument("--dry-run", action="store_true", help="list the points, those that cannot be with the reason")
+    run.add_argument(
+        "--timeout", type=float, default=1800.0, metavar="S", help="longest time for one point (default: 1800)"
+    )
+    run.add_argument(
+        "--dry-run", action="store_true", help="list the points, and those that are impossible with the reason"
+    )
     point = commands.add_parser(
         "point", help="measure one point in this job (srun, deepspeed launcher, or one process)"
     )
     _common(point)
     point.add_argument("--experts", type=int, required=True, metavar="N", help="experts of the MToE")
     point.add_argument(
-        "--ep", type=int, default=0, metavar="N", help="ranks that share them (default: 0 = as many as fit)"
+        "--ep", type=int, default=0, metavar="N", help="ranks that share the experts (default: 0 = as many as fit)"
     )
     point.add_argument("--mode", default="weak", choices=("weak", "strong"))
-    simulate = commands.add_parser("simulate", help="the same study on clusters that are not here; marked as simulated")
+    simulate = commands.add_parser("simulate", help="predict the same study for other clusters; marked as simulated")
     _common(simulate)
     simulate.add_argument("--experts", default="16,32,64,128", metavar="N,N,..", help="experts of the MToE")
     simulate.add_argument("--mode", default="weak", metavar="weak,strong")
     simulate.add_argument(
-        "--gpu", default=DEVICES, metavar="KIND,KIND+KIND,..", help=f"clusters; + mixes (default: {DEVICES})"
+        "--gpu",
+        default=DEVICES,
+        metavar="KIND,KIND+KIND,..",
+        help=f"devices; + mixes kinds (default: {DEVICES})",
     )
-    simulate.add_argument("--worlds", default=WORLDS, metavar="N,N,..", help="devices (default: 8 to 4096)")
+    simulate.add_argument("--worlds", default=WORLDS, metavar="N,N,..", help="numbers of devices (default: 8 to 4096)")
     simulate.add_argument("--zero", type=int, default=2, choices=(1, 2, 3), help="ZeRO stage (default: 2)")
     simulate.add_argument("--precision", default="bf16", choices=("fp32", "bf16", "fp16"))
-    collect = commands.add_parser("collect", help="tables and plots of the points and simulations of a folder")
+    collect = commands.add_parser("collect", help="make tables and plots of the points and simulations in a folder")
     collect.add_argument("output", metavar="DIR", help="folder of the study")
 
 
@@ -57,13 +67,13 @@ def _common(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, default=16, metavar="N", help="strong scaling: samples per step (default: 16)"
     )
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps (default: 10)")
-    parser.add_argument("--warm-up", type=int, default=3, metavar="N", help="steps before them (default: 3)")
+    parser.add_argument("--warm-up", type=int, default=3, metavar="N", help="steps before the timed ones (default: 3)")
     parser.add_argument(
         "--profiled",
         type=int,
         default=4,
         metavar="N",
-        help="steps after them, for the split of a step; 0: none (default: 4)",
+        help="profiled steps after the timed ones, for the split of a step; 0 = none (default: 4)",
     )
 
 
@@ -135,7 +145,7 @@ def numbers(text: str, option: str) -> list[int]:
     """``16,32`` as whole numbers from 1.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: a text of another form.
     """
     from m4oe_ds.option_lists import comma_list
 

@@ -42,14 +42,14 @@ class PointRequest:
         config: path of the configuration.
         ds_config: path of the DeepSpeed JSON.
         overrides: ``--set`` options.
-        experts: of the MToE; 0 = the configuration's.
+        experts: experts of the MToE; 0 = as in the configuration.
         ep: 0 = as many as fit.
         mode: weak or strong.
         micro: samples per rank (weak).
         batch: samples per step (strong).
-        steps: timed.
-        warm_up: before them.
-        profiled: after them, for the split; 0 = no split.
+        steps: number of timed steps.
+        warm_up: number of steps before them.
+        profiled: number of profiled steps after them, for the split; 0 = no split.
 
     Raises:
         ConfigError: a number below its smallest.
@@ -215,7 +215,7 @@ def attribute(events: Iterable[Any], phases: Mapping[str, float], steps: int) ->
     """Takes the collectives out of the phases they ran in: compute, all-to-all, reduction and optimizer in ms per step.
 
     Args:
-        events: of the profiler, over ``steps`` steps.
+        events: events of the profiler, over ``steps`` steps.
         phases: ms per step of forward, backward and optimizer, all included.
     """
     ranges: list[tuple[str, float, float]] = []

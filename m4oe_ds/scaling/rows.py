@@ -19,19 +19,19 @@ class StudyRow:
     """A point of a study.
 
     Attributes:
-        experts: of the MToE.
+        experts: number of experts of the MToE.
         ep: ranks that share the experts.
-        world: ranks.
+        world: number of ranks.
         mode: ``weak`` (samples per rank fixed) or ``strong`` (samples per step fixed).
         batch: samples per step.
         micro: samples per forward and rank.
-        stage: of ZeRO.
+        stage: ZeRO stage.
         precision: fp32, bf16 or fp16.
         device: kind of every rank.
-        parameters: of the whole model, all experts.
+        parameters: parameters of the whole model, all experts included.
         step_ms: median over steps of the slowest rank.
-        step_ms_low: lower quartile.
-        step_ms_high: upper quartile.
+        step_ms_low: lower quartile of the same.
+        step_ms_high: upper quartile of the same.
         samples_per_s: batch / step.
         memory_bytes: peak of a rank (CPU: growth of the resident set since before the model).
         compute_ms: forward and backward of a step, without collectives; None where the split was not measured. The
@@ -42,13 +42,13 @@ class StudyRow:
         reduction_ms: every other collective.
         optimizer_ms: optimizer, without collectives.
         data_ms: waiting for data.
-        all_to_all_bytes: that leave a rank per step.
+        all_to_all_bytes: bytes of the all-to-alls that leave a rank per step.
         measured: False = simulated by the plan's model.
         source: date and versions, or the assumptions.
         setting: configuration files and overrides.
         digest: hash of what they say without the varied numbers; points of different digests are not compared with each
             other.
-        data: what was trained on.
+        data: what the point was trained on.
     """
 
     experts: int
@@ -122,7 +122,7 @@ def write_left_out(left_out: Iterable[tuple[str, str]], path: Path) -> None:
 
 
 def read_left_out(folder: Path) -> list[tuple[str, str]]:
-    """Those of every ``left-out-*.json`` of a study."""
+    """The left-out points in every ``left-out-*.json`` of a study."""
     paths = sorted(folder.glob("left-out-*.json"))
     return [(point, reason) for path in paths for point, reason in json.loads(path.read_text(encoding="utf-8"))]
 

@@ -46,14 +46,14 @@ class Simulation:
     Attributes:
         config: path of the configuration.
         overrides: ``--set`` options of it.
-        experts: of the MToE.
+        experts: number of experts of the MToE.
         clusters: kinds of devices of each cluster, e.g. ``[["A100-80"], ["A100-80", "L40S"]]``; a mixed one has equal
             numbers of each.
         worlds: devices in all.
         modes: ``weak``, ``strong``.
         micro: samples per rank, weak.
         batch: samples per step, strong.
-        stage: of ZeRO.
+        stage: ZeRO stage.
         precision: fp32, bf16 or fp16.
     """
 

@@ -79,7 +79,7 @@ def run_cell(
 
     Args:
         options: more for ``m4oe scale point``.
-        timeout_s: kill the processes after so long.
+        timeout_s: kill the processes after this time.
         command: what to start instead of this interpreter's ``m4oe scale point`` (tests).
         more: further environment variables.
     """
@@ -126,7 +126,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path], ti
         if all(code == 0 for code in codes):
             return ""
         time.sleep(0.05)
-    return f"not done after {timeout_s:.0f} s"
+    return f"not finished after {timeout_s:.0f} s"
 
 
 def run(
@@ -140,13 +140,13 @@ def run(
 
     Args:
         done: whether the point of a cell is there.
-        timeout_s: for one point.
+        timeout_s: most seconds that one point may take.
         say: prints a line.
     """
     failures = []
     for number, cell in enumerate(cells, 1):
         if done(cell):
-            say(f"[{number}/{len(cells)}] {cell}: there already")
+            say(f"[{number}/{len(cells)}] {cell}: measured already")
             continue
         say(f"[{number}/{len(cells)}] {cell}")
         problem = run_cell(cell, options, timeout_s)

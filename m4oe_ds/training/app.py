@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for.
+    """The options of ``train.py``.
 
     Attributes:
         ds_config: path of the DeepSpeed JSON.
@@ -82,10 +82,10 @@ def run(
     """Trains, evaluates and writes the run folder.
 
     Args:
-        request: what the command line asks for.
-        config: of :func:`prepare`.
-        ds_config: of :func:`prepare`.
-        folder: of :func:`prepare`.
+        request: the options of ``train.py``.
+        config: see :func:`prepare`.
+        ds_config: see :func:`prepare`.
+        folder: see :func:`prepare`.
         observers: makes what looks on at every validation, given the model's specification and name.
 
     Returns:
@@ -221,7 +221,7 @@ def _record(files: RunFolder, config: Config, ds_config: dict[str, Any], facts: 
 
 def _prepare_folder(folder: Path, request: Request) -> None:
     if request.resume == "never" and RunFolder(folder).log.is_file():
-        raise ConfigError("already holds a run", str(folder), "choose another --output, or --resume auto to go on")
+        raise ConfigError("already holds a run", str(folder), "choose another --output, or --resume auto to continue")
     folder.mkdir(parents=True, exist_ok=True)
 
 

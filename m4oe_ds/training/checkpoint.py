@@ -1,9 +1,10 @@
-"""Atomic, verified checkpoints that any layout can load, written behind training.
+"""Atomic, verified checkpoints that any layout can load, written in the background of training.
 
 DeepSpeed's own files are written in place, tied to the number of ranks, and with another ``ep_size`` load permuted
 without an error. So here every rank writes the intervals of the global state it holds
-(:mod:`m4oe_ds.parallel.engine_state`) as safetensors: beside the run, hashed, with a manifest, renamed into place. The
-copy to host memory stalls training; hashing and writing happen in a thread. Nothing is unpickled at load.
+(:mod:`m4oe_ds.parallel.engine_state`) as safetensors: first under another name, hashed, with a manifest, then renamed
+into place. The copy to host memory stalls training; hashing and writing happen in a thread. Nothing is unpickled at
+load.
 
     checkpoints/step-00000120/   state-00000.safetensors (one per rank), manifest.json
     checkpoints/LATEST, BEST     names of the newest and the best
@@ -42,7 +43,7 @@ class Position:
 
     Attributes:
         step: optimizer steps done.
-        epoch: of the next step.
+        epoch: epoch of the next step.
         samples_in_epoch: used before it, over all ranks.
         samples: used since the beginning.
     """
@@ -77,8 +78,8 @@ class CheckpointStore:
         """Takes a copy of model, optimizer and generators and starts writing it; returns the tag.
 
         Args:
-            engine: at an accumulation boundary.
-            position: of the next step.
+            engine: the engine, at an accumulation boundary.
+            position: position of the next step.
             progress: JSON-ready state of the loop.
             best: the BEST pointer moves to it.
 
@@ -292,7 +293,7 @@ class CheckpointStore:
                 "use its configuration and data, or --resume never",
             )
         if different and reduce.rank() == 0:
-            _logger.warning("checkpoint %s was written with %s and goes on with %s", tag, then, now)
+            _logger.warning("checkpoint %s was written with %s and continues with %s", tag, then, now)
 
     def _restore_generators(self, reader: state_files.StateReader, manifest: dict[str, Any]) -> None:
         rank = reduce.rank()

@@ -25,8 +25,8 @@ def create(
     """The DeepSpeed engine of a configuration and this rank's place in the expert groups.
 
     Args:
-        config: ours.
-        ds_config: DeepSpeed's, as read.
+        config: the configuration of this package (YAML).
+        ds_config: the DeepSpeed JSON as it was read.
         sizes: derived batch sizes.
         world: number of ranks.
 

@@ -42,7 +42,7 @@ def first_bad_tensor(module: nn.Module, batch: Batch) -> str | None:
 
     Args:
         module: the model itself, not the engine.
-        batch: on its device and in its dtype.
+        batch: a batch on the model's device and in its dtype.
 
     Returns:
         One line, or None if everything up to the model's outputs is finite (then it is the loss that is not).
@@ -85,7 +85,7 @@ def stop_if_bad(module: nn.Module, batches: Sequence[Batch], losses: Sequence[Te
     Args:
         module: the model.
         batches: micro-batches of the step, on any device.
-        losses: their losses, scalars.
+        losses: losses of these batches, scalars.
 
     Raises:
         UserError: names the first bad tensor.

@@ -36,7 +36,7 @@ class GradientPolicy:
     """Task weights and branch scales of one micro-batch; the plain sum unless a subclass says otherwise.
 
     Attributes:
-        measures: needs a forward of its own, from which :meth:`weights` are found, before the one that trains.
+        measures: whether a separate forward, from which :meth:`weights` are found, is run before the one that trains.
     """
 
     measures = False
@@ -49,8 +49,8 @@ class GradientPolicy:
         Args:
             task_losses: scalar per task, in the order of ``counts``, scaled so that the mean over the ranks is the
                 global mean; with their graphs.
-            model: unwrapped.
-            output: of ``model``.
+            model: the model without the engine around it.
+            output: output of ``model``.
             counts: ``[p]`` labels of the step over all ranks.
         """
         return dict.fromkeys(task_losses, 1.0)
@@ -88,7 +88,7 @@ class CalibratedPolicy(GradientPolicy):
 
     Args:
         rule: one of the two.
-        momentum: of the smoothing.
+        momentum: momentum of the smoothing.
         normalise: rescale the ``norm`` weights to sum to the number of tasks; the smoothing then cancels.
         branches: calibrate the modality branches as well.
         weighted_heads: weigh the losses, and so the heads too.
@@ -154,12 +154,12 @@ class CalibratedPolicy(GradientPolicy):
     def calibrate(self, loss: Tensor, output: ModelOutput, trained: ModelOutput | None = None) -> dict[str, float]:
         """Measures ||dL/dX_i|| over the global micro-batch and hangs the scales mean / own norm on the features X_i.
 
-        The norms come from a backward of their own; the hooks that act in the coming backward only multiply by a known
+        The norms come from a separate backward; the hooks that act in the coming backward only multiply by a known
         number, so no collective depends on the order in which autograd reaches the branches.
 
         Args:
-            loss: the loss about to be differentiated, behind :meth:`spread`.
-            output: with ``extras["features.<modality>"]``.
+            loss: the loss about to be differentiated, after :meth:`spread`.
+            output: a model output with ``extras["features.<modality>"]``.
             trained: the output whose backward is to be scaled, if it comes from another forward than ``output``.
 
         Collectives: those of one backward down to the features, then one all-reduce of m numbers.

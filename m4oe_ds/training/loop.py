@@ -39,7 +39,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """How training ended: ``finished``, or ``stopped`` by a signal (a checkpoint was saved; resume goes on)."""
+    """How training ended: ``finished``, or ``stopped`` by a signal (a checkpoint to resume from was saved)."""
 
     position: Position
     stopped_by: int
@@ -51,12 +51,12 @@ class Loop:
     """Training of one engine on one set of shards.
 
     Args:
-        config: resolved tree.
-        engine: from :func:`m4oe_ds.training.engine.create`.
-        spec: of the model.
+        config: the resolved configuration.
+        engine: the engine that :func:`m4oe_ds.training.engine.create` made.
+        spec: specification of the model.
         objective: what is trained.
-        manifests: by split, ``train`` required.
-        store: checkpoints.
+        manifests: manifests by split, ``train`` required.
+        store: where checkpoints are kept.
         folder: run folder.
         micro: samples of a micro-batch.
         accumulation: micro-batches of a step.
@@ -107,7 +107,7 @@ class Loop:
         )
 
     def resume(self, tag: str, store: CheckpointStore | None = None) -> None:
-        """Continues from a checkpoint; the data stream goes on behind the last sample it used."""
+        """Continues from a checkpoint; the data stream continues after the last sample it used."""
         self.position, progress = (store or self.store).load(self.engine, tag)
         if progress["global_batch"] != self.global_batch:
             raise CheckpointError(
@@ -283,7 +283,7 @@ class _Meter:
         self._steps += 1
 
     def read(self, work: Arithmetic | None) -> dict[str, float]:
-        """``samples_per_s`` over all ranks; bytes sent by all-to-alls per step and FLOP/s of this rank; starts anew."""
+        """``samples_per_s`` over all ranks; bytes of all-to-alls per step and FLOP/s of this rank, since last read."""
         seconds = max(time.monotonic() - self._clock, 1e-9)
         figures = {
             "samples_per_s": self._samples / seconds,

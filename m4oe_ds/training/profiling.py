@@ -56,7 +56,7 @@ class StepProfiler:
     Args:
         folder: run folder; writes ``profile/trace-rank<r>.json.gz`` (for Perfetto or chrome://tracing) on every rank,
             and ``profile/summary.json`` on rank 0.
-        steps: to record.
+        steps: number of steps to record.
         say: prints a line on rank 0.
 
     Collectives wait for their end while recording, so the split is that of a step without overlap.
@@ -77,7 +77,7 @@ class StepProfiler:
                 return
 
     def step(self) -> None:
-        """To be called after every optimizer step. Collectives: a barrier when a recording starts."""
+        """Must be called after every optimizer step. Collectives: a barrier when a recording starts."""
         if not self.steps:
             return
         self._seen += 1
@@ -113,7 +113,7 @@ def summarise(
     """Milliseconds per step by phase, bytes per step by collective, and the kernels that cost most.
 
     Args:
-        profiler: finished recording.
+        profiler: the profiler with a finished recording.
         wall: seconds of all ``steps``.
         waited: seconds of waiting for data.
         exchanged: collectives of all steps.

@@ -60,9 +60,9 @@ class Recorder:
 
     Args:
         folder: run folder.
-        total_steps: of the whole run.
+        total_steps: number of steps of the whole run.
         enabled: False on all other ranks.
-        tensorboard: write events.
+        tensorboard: whether TensorBoard events are written.
         first_step: step a resumed run starts from; later lines of an earlier run are cut off.
     """
 

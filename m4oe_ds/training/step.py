@@ -40,10 +40,10 @@ class StepReport:
         information: ``[]`` mutual information in nats, averaged over the micro-batches, equal on all ranks.
         aux: ``[]`` auxiliary losses of this rank.
         has_information: the model has task-slotted routing.
-        grad_norm: of the whole gradient before clipping, None where the engine does not know it.
+        grad_norm: norm of the whole gradient before clipping, None where the engine does not know it.
         conflict: agreement of the tasks' gradients, where it was measured.
-        task_weights: of a gradient policy that measures.
-        routing: sums of this rank by mixture layer (:func:`m4oe_ds.layers.statistics.routing_sums`), if asked for.
+        task_weights: task weights of a gradient policy that measures.
+        routing: sums of this rank by mixture layer (:func:`m4oe_ds.layers.statistics.routing_sums`), if ``observe``.
     """
 
     loss_sums: Tensor
@@ -95,13 +95,13 @@ class StepReport:
 
 @dataclass(frozen=True)
 class _Probe:
-    """What a forward of its own showed before the one that trains; empty where nothing is measured.
+    """What a separate forward showed before the one that trains; empty where nothing is measured.
 
     Attributes:
-        output: of the unwrapped model.
+        output: output of the unwrapped model.
         losses: task losses whose mean over the ranks is the global mean, with their graphs.
-        agreement: of the tasks' gradients.
-        task_weights: of the gradient policy.
+        agreement: agreement of the tasks' gradients.
+        task_weights: task weights of the gradient policy.
     """
 
     output: ModelOutput | None = None
@@ -157,11 +157,11 @@ def train_step(
     Args:
         engine: DeepSpeed engine in training mode.
         batches: one per accumulation step, equal sizes on all ranks.
-        objective: the loss.
-        dtype: of the views.
+        objective: the loss that is trained.
+        dtype: dtype of the views.
         policy: how task gradients are put together.
-        conflict: also measure their agreement. This and a policy that measures look at a forward of their own, so that
-            what is trained does not depend on being measured.
+        conflict: also measure the agreement of the tasks' gradients. For this, as for a policy that measures, a
+            separate forward is run, so that what is trained does not depend on being measured.
         observe: also sum up how the mixture layers spread the last micro-batch.
         where: what errors call this step.
 

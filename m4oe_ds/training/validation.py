@@ -46,8 +46,8 @@ class Verdict:
     """What one validation found.
 
     Attributes:
-        loss: of the validation split.
-        losses: by task, None without labels.
+        loss: loss of the validation split.
+        losses: losses by task, None without labels.
         figures: ``{metric: {task: value}}`` of :data:`LOGGED`, undefined values left out.
         best: these are the best weights so far.
         drawn: Matplotlib figures by name.
@@ -115,8 +115,8 @@ def selection_score(metric: Metric, loss: float, figures: Mapping[str, Mapping[s
 
     Args:
         metric: ``loss``; or one of :data:`LOGGED`, averaged over the tasks where it is defined.
-        loss: of the validation split.
-        figures: of :func:`logged_figures`.
+        loss: loss of the validation split.
+        figures: result of :func:`logged_figures`.
     """
     if metric == "loss":
         return loss if math.isfinite(loss) else math.inf
@@ -129,7 +129,7 @@ class Validation:
 
     Args:
         predict: see :class:`Predict`.
-        tasks: of the model.
+        tasks: tasks of the model.
         metric: what selects, ``run.checkpoint.metric``.
         every_epochs: ``run.eval_every_epochs``; 0 = never.
         available: there is a validation split.

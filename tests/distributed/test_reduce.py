@@ -46,7 +46,7 @@ def exercise(rank: int, world: int) -> dict[str, Any]:
     base = torch.randn(batch, slots, n, dim, generator=generator)
     x = base.transpose(1, 2).requires_grad_()  # [B, n, s, d], strided
     group = groups._get_expert_parallel_group(place.group_name)
-    # beside another layer, with more slots per expert's owner: both share the exchange and neither sees the other
+    # with another layer that has more slots per expert's owner: both share the exchange and neither sees the other
     beside = torch.randn(batch, 2 * n, slots, dim, generator=generator)
     out, other = run_on_owners([x, beside], world, group, [local, lambda rows: 2 * rows])
     result["beside"] = float((other - 2 * beside).abs().max())

@@ -1,4 +1,4 @@
-"""A run goes on in another layout: other numbers of ranks, other ``ep_size``, other ZeRO stage, other precision.
+"""A run continues in another layout: other numbers of ranks, other ``ep_size``, other ZeRO stage, other precision.
 
 The loss trajectory of every chain equals that of one process that never stopped. The fp32 masters of every expert are
 bit for bit those of the checkpoint, also after a step of length zero, which writes them back through DeepSpeed's own

@@ -37,7 +37,7 @@ class Page:
     """One page.
 
     Attributes:
-        requests: addresses asked for, ``data:`` ones left out.
+        requests: addresses requested, ``data:`` ones left out.
         problems: console errors and warnings, exceptions, violations.
     """
 

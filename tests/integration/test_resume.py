@@ -1,4 +1,4 @@
-"""A run killed in the middle of an epoch goes on as if nothing had happened; a broken checkpoint is passed over."""
+"""A run killed in the middle of an epoch continues as if nothing had happened; a broken checkpoint is passed over."""
 
 from __future__ import annotations
 

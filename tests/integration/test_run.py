@@ -64,7 +64,7 @@ def test_run_folder_and_evaluation_at_another_world_size(stage: str, tmp_path: P
 
     stored = np.load(run / "predictions" / "test.npz", allow_pickle=False)
     manifest = json.loads((data / "test" / "manifest.json").read_text())
-    assert len(set(stored["keys"].tolist())) == manifest["num_samples"] == 30  # each once, 30 is no multiple of 32
+    assert len(set(stored["keys"].tolist())) == manifest["num_samples"] == 30  # each once, 30 is not a multiple of 32
     metrics = json.loads((run / "metrics.json").read_text())
 
     # one process holds all experts; the predictions are those of two ranks with half of them each

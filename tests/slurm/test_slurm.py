@@ -237,7 +237,7 @@ def test_requeues_have_an_end(cluster: Cluster, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(cluster.environment, "MAX_RESTARTS", "0")
     job, log = behaviour(cluster, tmp_path, "exit 75", "--ntasks=1", "--array=0")
     assert cluster.wait(job) == ["FAILED"], log.read_text()
-    assert "already restarted 0 times: submit again to go on" in log.read_text()
+    assert "already restarted 0 times: submit again to continue" in log.read_text()
 
 
 def contained(cluster: Cluster, folder: Path, **variables: str) -> tuple[list[str], list[str], str]:

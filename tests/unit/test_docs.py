@@ -26,7 +26,7 @@ def tool(name: str) -> ModuleType:
 
 
 def prose(page: Path) -> str:
-    """A page without its blocks of code and code spans, in which brackets are no links and hashes no headings."""
+    """A page without its blocks of code and code spans, in which brackets are not links and hashes not headings."""
     return re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
 
 

@@ -17,7 +17,7 @@ def broja(p: ArrayLike, **options: Any) -> dict[str, float]:
 
     Args:
         p: probabilities, sum 1.
-        **options: of :func:`m4oe_ds.analysis.pid.solver.broja`.
+        **options: keyword arguments of :func:`m4oe_ds.analysis.pid.solver.broja`.
 
     Raises:
         DataError: ``p`` is not a probability table with three axes.
@@ -48,14 +48,14 @@ def batch(x1: ArrayLike, x2: ArrayLike, y: ArrayLike, **options: Any) -> dict[st
 def principal_components(x: ArrayLike, present: ArrayLike, count: int, share: float = 0.95) -> NDArray[np.float64]:
     """``[N, c]`` principal components of standardised features, fitted on the rows present, zeros elsewhere.
 
-    A few hundred patients do not determine networks on hundreds of inputs: the estimate would be its own bias. The
+    A few hundred patients do not determine networks on hundreds of inputs: the estimate would be mostly bias. The
     components that explain little are left out, because the estimator standardises its inputs and would blow them up.
 
     Args:
         x: ``[N, d]`` features.
         present: ``[N]`` bool.
         count: most components c.
-        share: of the variance to explain; no more components than that takes.
+        share: share of the variance to explain; no more components are kept than that takes.
 
     Raises:
         DataError: no row is present, or non-finite features.

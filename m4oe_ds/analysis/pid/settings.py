@@ -38,15 +38,15 @@ class BatchSettings:
         discriminator_steps: most Adam steps per discriminator; early stopping usually ends before.
         check_every: steps between two validations.
         patience: checks without improvement after which training stops.
-        weight_decay: of the discriminators (decoupled).
+        weight_decay: weight decay of the discriminators (decoupled).
         temperature_scaling: divide the logits by the temperature that minimises the validation cross-entropy.
-        learning_rate: of discriminators and alignment networks.
-        batch_size: of discriminators and alignment networks.
+        learning_rate: learning rate of discriminators and alignment networks.
+        batch_size: batch size of discriminators and alignment networks.
         alignment_steps: Adam steps of the alignment networks.
         embedding: entries ``e`` of the vectors whose inner product is the log coupling.
         logit_scale: factor of that inner product, default ``1/sqrt(e)``; ``|logit| <= logit_scale (e - 1)`` or so.
         evaluation_batch: samples coupled at once at evaluation (memory: its square times the number of classes).
-        sinkhorn_rounds: most rounds.
+        sinkhorn_rounds: most rounds of Sinkhorn scaling.
         sinkhorn_tolerance: largest marginal error at which to stop in training, relative to the mass 1 of a sample.
         evaluation_tolerance: the same at evaluation.
         balance_mass: rescale both marginals of a label to their mean mass (see :mod:`m4oe_ds.analysis.pid.estimator`).
@@ -57,7 +57,7 @@ class BatchSettings:
         validation: fraction of the rest for early stopping.
         permutations: runs with permuted labels for the null (0 = none).
         bootstrap: resamples of the held-out patients (0 = none), with the trained networks kept fixed.
-        seed: of everything random.
+        seed: seed of everything random.
         device: torch device of the networks.
     """
 

@@ -36,8 +36,8 @@ class SynergySettings:
     Attributes:
         estimator: ``batch`` (networks on the features) or ``broja`` (exact program on k-means clusters).
         batch: options of the networks and of both estimators' number of permutations and seed.
-        clusters: of the ``broja`` estimator, per modality.
-        components: of the ``broja`` estimator, per modality.
+        clusters: number of clusters per modality (``broja`` estimator).
+        components: number of principal components per modality (``broja`` estimator).
         class_balanced: resample rows with replacement to equal class frequencies (patients stay on one side of a
             split); makes tasks of different prevalence comparable.
         min_samples: a pair with fewer usable rows is skipped and counted.

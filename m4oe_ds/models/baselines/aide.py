@@ -1,7 +1,7 @@
 """AIDE: view features through a transformer, fused adaptively or by cross-attention between image types, linear heads.
 
 Yang et al., "AIDE: a vision-driven multi-view, multi-modal, multi-tasking dataset for assistive driving perception",
-ICCV 2023. Fidelity: reconstructed. No model code is public; the abstract speaks of two fusion strategies, which are
+ICCV 2023. Fidelity: reconstructed. No model code is public; the abstract mentions two fusion strategies, which are
 built here from what is known of such baselines: attention weights over the views, or queries of one image type on the
 other. Hard parameter sharing, equally weighted tasks.
 """
@@ -31,9 +31,9 @@ class Options:
     Attributes:
         fusion: ``adaptive`` or ``cross_attention``.
         hidden: width of view features and of the fused vector.
-        heads: of the transformer layer.
-        feedforward: of the transformer layer.
-        dropout: of the transformer layer.
+        heads: number of attention heads of the transformer layer.
+        feedforward: hidden width of the transformer layer.
+        dropout: dropout of the transformer layer.
         head_dropout: before the heads.
     """
 
@@ -49,7 +49,7 @@ class AdaptiveFusion(nn.Module):
     """F = sum_i w_i f_i with w = soft-max over the present views of u . tanh(W f_i).
 
     Args:
-        width: of f.
+        width: width of f.
     """
 
     def __init__(self, width: int) -> None:
@@ -70,8 +70,8 @@ class CrossAttentionFusion(nn.Module):
     """Every view asks the views of the other image types, the answers are added and averaged over the present views.
 
     Args:
-        width: of f.
-        heads: of the attention.
+        width: width of f.
+        heads: number of attention heads.
         types: image type of every modality, in order. With one type only, views ask each other.
     """
 

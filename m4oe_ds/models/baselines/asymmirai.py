@@ -83,7 +83,7 @@ class ChannelMatrix(nn.Module):
     """E <- A E at every position, A = I + N(0, 0.01^2) at first.
 
     Args:
-        width: channels.
+        width: number of channels.
     """
 
     def __init__(self, width: int) -> None:
@@ -121,7 +121,7 @@ class AsymMirai(ComparedModel):
     ``box.<modality> [B, 4]`` (top, left, height, width of that window as shares of the view), ``asymmetry [B, m]``.
 
     Raises:
-        ConfigError: modalities that are no mammograms or have no partner, masks to predict, or another kind of pairs.
+        ConfigError: modalities that are not mammograms or have no partner, masks to predict, or another kind of pairs.
     """
 
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
@@ -244,7 +244,7 @@ class AsymMirai(ComparedModel):
         return output
 
     def _box(self, window: Tensor, height: int, width: int) -> Tensor:
-        """``window [B, 2]`` of maps of so many rows and columns to ``[B, 4]``."""
+        """``window [B, 2]`` of maps with this number of rows and columns to ``[B, 4]``."""
         size = window.new_tensor(window_of(height, width))
         first = window if self.options.flexible else window * size
         whole = window.new_tensor([height, width])

@@ -1,4 +1,4 @@
-"""An MToE attached to a compared system: in place of its fusion (``replace``) or beside it (``append``)."""
+"""An MToE attached to a compared system: in place of its fusion (``replace``) or in addition (``append``)."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class AttachedMToE(nn.Module):
     """Maps of all modalities to tokens, one MToE block over all of them.
 
     Args:
-        spec: of the model.
-        config: of the model.
+        spec: specification of the model.
+        config: configuration of the model.
         widths: channels of the maps, per modality.
         experts_factory: makes the executor.
     """

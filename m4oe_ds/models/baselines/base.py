@@ -1,7 +1,7 @@
 """Base of the compared systems: ``encode`` views to maps, ``combine`` them as the original did, one head per task.
 
 ``model.attach_mtoe: replace`` leaves the system's fusion out (it is not even built) and lets every head read the MToE's
-g_k; ``append`` keeps it and lets the head read Linear([own feature; g_k]).
+g_k; ``append`` keeps it and lets the head read Linear([feature of the system's fusion; g_k]).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class ComparedModel(MultiModalModel):
 
     Args:
         spec: modalities, tasks, image size.
-        config: of the model.
-        experts_factory: for the attached MToE.
+        config: configuration of the model.
+        experts_factory: factory of the experts of the attached MToE.
         native: timm name of the original's encoder, per modality or one for all.
         share: one encoder for all modalities.
     """
@@ -94,7 +94,7 @@ class ComparedModel(MultiModalModel):
         """Builds merging layers, heads and mask decoders.
 
         Args:
-            width: of the own fusion's feature vectors; not used under ``replace``.
+            width: width of the feature vectors that the system's own fusion gives; not used under ``replace``.
         """
         self.feature_width = self.config.dim if self.mode == "replace" else width
         self.merge = (
@@ -128,13 +128,13 @@ class ComparedModel(MultiModalModel):
 
     @abstractmethod
     def combine(self, tokens: Tokens, batch: Batch) -> Fused:
-        """The system's own fusion: ``features`` ``{task: [B, width]}`` for every task, own aux losses and extras.
+        """The system's own fusion: ``features`` ``{task: [B, width]}`` for every task, its aux losses and extras.
 
         An absent modality (``tokens.present`` False) must leave no trace.
         """
 
     def fuse(self, tokens: Tokens, batch: Batch) -> Fused:
-        """One feature vector per task from the own fusion, the attached MToE, or both."""
+        """One feature vector per task from the system's own fusion, the attached MToE, or both."""
         fused = self.combine(tokens, batch) if self.own_fusion else Fused({})
         fused.maps = tokens.maps
         if self.mtoe is not None:

@@ -22,17 +22,17 @@ class ViewEncoders(nn.Module):
     the convolutional network of the original, with grey images repeated to three channels.
 
     Args:
-        spec: of the model.
-        config: of the model.
+        spec: specification of the model.
+        config: configuration of the model.
         native: timm name for every modality, or one per modality.
         share: one encoder for all modalities in the native regime (the vit regime follows ``model.embedder.share``).
 
     Attributes:
         widths: channels of the last map, per modality.
-        pyramid_widths: of all maps, fine to coarse.
+        pyramid_widths: channels of all maps, fine to coarse.
 
     Raises:
-        ConfigError: regime vit with a backbone that is none; shared encoders for unequal channels.
+        ConfigError: regime vit with a backbone that is not a ViT; shared encoders for unequal channels.
     """
 
     def __init__(self, spec: ModelSpec, config: ModelConfig, native: str | Mapping[str, str], share: bool) -> None:
@@ -44,7 +44,7 @@ class ViewEncoders(nn.Module):
             for name in self.embedders.by_modality:
                 if not self.embedders.of(name).is_transformer:
                     raise ConfigError(
-                        f"regime vit needs a vision transformer, {config.embedder.backbone} of {name} is none",
+                        f"regime vit needs a vision transformer, {config.embedder.backbone} of {name} is not one",
                         "model.embedder.backbone",
                         "set model.regime: native for convolutional encoders",
                     )

@@ -2,13 +2,13 @@
 
 Geng et al., "Event-based visible and infrared fusion via multi-task collaboration", CVPR 2024. Fidelity: reconstructed
 from the abstract; no code is public and the network here is our own: classification and masks instead of images from
-events and infrared. The private codes of two modalities shall share little information (vCLUB), the fused code and each
-shared code much (InfoNCE).
+events and infrared. The private codes of two modalities should share little information (vCLUB), the fused code and
+each shared code much (InfoNCE).
 
 Optimised in two levels that alternate (:meth:`Evif.inner_level`): in every forward that is trained the estimators
 q_theta of the upper bound first take one step of Adam along their likelihood on the codes of all ranks, everything else
-frozen; the outer step then minimises task losses and bounds with theta frozen. theta is no parameter of the model, so
-the outer optimizer cannot touch it, nor ZeRO partition it; its values and moments are buffers and part of every
+frozen; the outer step then minimises task losses and bounds with theta frozen. theta is not a parameter of the model,
+so the outer optimizer cannot touch it, nor ZeRO partition it; its values and moments are buffers and part of every
 checkpoint.
 """
 
@@ -41,10 +41,10 @@ class Options:
     """Options of EVIF.
 
     Attributes:
-        heads: of the cross-attention.
+        heads: number of heads of the cross-attention.
         private: weight of the upper bound.
         fused: weight of the lower bound.
-        temperature: of InfoNCE.
+        temperature: temperature of InfoNCE.
         estimator_lr: learning rate of the inner level.
     """
 
@@ -70,7 +70,7 @@ class Estimators(nn.Module):
     Args:
         pairs: P.
         dim: width of x and y.
-        hidden: of the hidden layer.
+        hidden: width of the hidden layer.
     """
 
     BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -169,10 +169,10 @@ class Collaboration(nn.Module):
     """Codes of the modalities, task queries over them, exchange between the tasks, and the two bounds.
 
     Args:
-        widths: of the modalities' vectors, in order.
+        widths: widths of the modalities' vectors, in order.
         tasks: p.
         dim: width d of h_k; codes have d/2.
-        options: of EVIF.
+        options: options of EVIF.
     """
 
     def __init__(self, widths: tuple[int, ...], tasks: int, dim: int, options: Options) -> None:

@@ -53,9 +53,9 @@ class EvidentialHeads(nn.Module):
     """Evidence of every source about one task.
 
     Args:
-        widths: of the sources' features.
+        widths: widths of the sources' features.
         classes: K.
-        options: of the model.
+        options: options of the model.
     """
 
     def __init__(self, widths: Mapping[str, int], classes: int, options: Options) -> None:

@@ -46,7 +46,7 @@ class OrdinalHead(nn.Module):
     """Cumulative logits with one slope: w . f + b_c, b_1 >= b_2 >= ..
 
     Args:
-        width: of f.
+        width: width of f.
         classes: K.
     """
 
@@ -80,7 +80,7 @@ def crop_around(image: Tensor, mask: Tensor, multiple: float) -> tuple[Tensor, T
     Args:
         image: ``[B, C, H, W]``.
         mask: ``[B, 1, H, W]`` bool.
-        multiple: of the mask's larger extent, relative to the image.
+        multiple: side of the crop as a multiple of the mask's larger extent, both relative to the image.
 
     Returns:
         The crop ``[B, C, H, W]``, which never leaves the image, and its centre (x, y from -1 to 1) and side (share of

@@ -39,7 +39,7 @@ class FusionTrunk(nn.Module):
     Args:
         widths: channels of the maps, per modality.
         dim: width d.
-        options: of FULLER.
+        options: options of FULLER.
     """
 
     def __init__(self, widths: Mapping[str, int], dim: int, options: Options) -> None:

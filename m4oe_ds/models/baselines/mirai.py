@@ -43,7 +43,7 @@ class HazardLayer(nn.Module):
     """Cumulative risk with non-negative hazards: logit_t = base(z) + sum_{s<=t} ReLU(hazard_s(z)).
 
     Args:
-        width: of z.
+        width: width of z.
         years: F, number of horizons.
     """
 
@@ -61,8 +61,8 @@ class ViewAggregator(nn.Module):
     """Post-norm transformer layer over the views' vectors, conditioned on which view and type each is.
 
     Args:
-        width: of a view's vector.
-        options: of Mirai.
+        width: length of a view's vector.
+        options: options of Mirai.
     """
 
     TABLE = 48  # two tables instead of the original's three of 32, the same 96 in all

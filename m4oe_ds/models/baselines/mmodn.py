@@ -45,8 +45,8 @@ class StateSequence(nn.Module):
     """s_0 learned, s_i = Linear([x_i; s_{i-1}]): no residual, no activation.
 
     Args:
-        widths: of the modalities' features, in order.
-        options: of MModN.
+        widths: widths of the modalities' features, in order.
+        options: options of MModN.
     """
 
     CHANGE = 0.01

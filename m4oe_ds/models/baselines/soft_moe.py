@@ -47,7 +47,9 @@ class MultiModalSoftMoE(ComparedModel):
         if options.depth < 1:
             raise ConfigError(f"depth must be at least 1, got {options.depth}", "model.options")
         if options.task_slots and self.mode != "none":
-            raise ConfigError("task_slots and an attached MToE are one too many", "model.attach_mtoe", "set it to none")
+            raise ConfigError(
+                "task_slots and an attached MToE exclude each other", "model.attach_mtoe", "set it to none"
+            )
         dim, hidden = config.dim, round(config.mlp_ratio * config.dim)
         # the information term is not part of this system: nothing to detach it from
         router = replace(router_options(config), detach_information=False)

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 # of the pooled map. The published volume of 128 x 256 x 128 becomes 8192 features; behind a stride of 8 that is a pool
 # of 8 in every direction: 512 channels at 2 x 4 x 2 positions
 GRID = (2, 4, 2)
-VOLUME_CHANNELS = 4  # from so many channels on an image is a volume
+VOLUME_CHANNELS = 4  # an image with at least this number of channels is a volume
 
 default_cfgs = generate_default_cfgs({"volume_resnet10.untrained": {"input_size": (256, 256, 256)}})
 
@@ -31,8 +31,8 @@ class BasicBlock3d(nn.Module):
     Args:
         inputs: channels that go in.
         outputs: channels that come out.
-        stride: of the first convolution.
-        dilation: of both.
+        stride: stride of the first convolution.
+        dilation: dilation of both convolutions.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> None:
@@ -108,7 +108,7 @@ def volume_resnet10(
 
 
 def is_volume(channels: int) -> bool:
-    """Whether a view of so many channels is a volume."""
+    """Whether a view with this number of channels is a volume."""
     return channels >= VOLUME_CHANNELS
 
 

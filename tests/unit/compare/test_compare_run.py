@@ -68,7 +68,7 @@ def test_what_is_finished_is_not_run_again_and_a_failure_is(tmp_path: Path, scri
 
 def test_a_cell_that_hangs_is_ended(tmp_path: Path, scripts: dict[int, str]) -> None:
     scripts[0] = HANGS
-    assert "not done after 1 s" in run.run_cell(cells()[0], plan(tmp_path, 1.0))
+    assert "not finished after 1 s" in run.run_cell(cells()[0], plan(tmp_path, 1.0))
     assert run.state(cells()[0], plan(tmp_path, 1.0)) == "failed"
 
 

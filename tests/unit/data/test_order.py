@@ -60,7 +60,7 @@ def test_only_eligible_samples_are_used(sizes: list[int], seed: int, window: int
 @settings(max_examples=40, deadline=None)
 @given(sizes, st.integers(0, 1000), st.integers(1, 120))
 def test_few_shards_are_read_at_a_time(sizes: list[int], seed: int, window: int) -> None:
-    """The epoch falls into stretches that share no shard, each at most a window and one shard long."""
+    """The epoch falls into stretches without a common shard, each at most a window and one shard long."""
     order = pairs(epoch_order(manifest(sizes), seed, 1, window_samples=window))
     last = {shard: place for place, (shard, _) in enumerate(order)}
     start, reach = 0, -1

@@ -326,7 +326,7 @@ def test_identifiers_in_tar_metadata_reports_and_behind_the_end_are_found(shards
     assert "a date" in "\n".join(inspect.scan_identifiers(shards))
     other = shards / "val" / "embed-val-000000.tar"
     other.write_bytes(other.read_bytes() + b"PatientID")
-    assert "data behind its last member" in "\n".join(inspect.scan_identifiers(shards))
+    assert "data after its last member" in "\n".join(inspect.scan_identifiers(shards))
     (shards / "conversion.html").write_text("<p>exam <b>9999000000000001</b></p>")
     assert "conversion.html: holds a 16-digit number" in "\n".join(inspect.scan_identifiers(shards))
     (shards / "conversion.html").write_text(f"<code>{meta_of('train', 9, 'l', 'ffdm_cc')['key']}</code>")

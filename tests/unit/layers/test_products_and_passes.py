@@ -157,7 +157,7 @@ def test_onednn_equals_mkl(make: Callable[[], nn.Module], onednn_everywhere: Non
 
 
 def test_gradients_do_not_leak_from_one_backward_into_the_next() -> None:
-    """dy and the expert outputs travel back through the graph, not through a store beside it."""
+    """dy and the expert outputs travel back through the graph, not through a store next to it."""
     layer = MToE(6, 3, 2).double()
     tokens = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
     out, _ = layer(tokens)

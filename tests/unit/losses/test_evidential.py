@@ -279,7 +279,7 @@ def test_the_options_add_what_they_name() -> None:
 
 
 def test_the_ranking_weighs_as_in_the_original_batch() -> None:
-    """10 times the sum over a batch of 16, beside means: 160 times the mean."""
+    """10 times the sum over a batch of 16, next to means: 160 times the mean."""
     nig = random_nig(16, 2, 3, seed=2)
     labels, present = torch.arange(16) % 3, torch.ones(16, 2, dtype=torch.bool)
     fused = evidence.fuse_student_t(evidence.student_t(nig), present).location

@@ -34,7 +34,7 @@ CASES = [
         *(EYES.items() if "gamma" in (MODELS[name].datasets or ("gamma",)) else ()),
     ]
 ]
-# what may stay beside encoders, MToE, heads and decoders: none of it brings modalities together
+# what may stay besides encoders, MToE, heads and decoders: none of it brings modalities together
 KEPT = {
     "mirai": ("hazard.",),  # the special layer, on g of the risk tasks
     "asymmirai": ("channels.",),  # makes the difference map of one modality, as its encoder

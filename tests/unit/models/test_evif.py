@@ -61,7 +61,7 @@ def test_the_native_network_has_its_size() -> None:
     exchange = p * (p - 1) * 2 * d + d * d
     half = d // 2
     assert parameters(model.collaboration) == codes + p * d + attention + exchange + d * half + half
-    # theta belongs to the inner level and is no parameter of the model
+    # theta belongs to the inner level and is not a parameter of the model
     estimators = m * (m - 1) * (half * half + half + half * 2 * half + 2 * half)
     assert model.collaboration.estimators.theta.numel() == estimators
     heads = 5 * (d * 2 + 2) + d * 3 + 3 + d * 4 + 4

@@ -123,7 +123,7 @@ def test_with_a_crop_everything_learns_from_both_losses(regime: str) -> None:
     reached = {}
     for task in ("glaucoma", "cup"):
         found = torch.autograd.grad(output.logits[task].square().sum(), values, retain_graph=True, allow_unused=True)
-        # zero is no sign of missing the path: timm's residual branches start at zero
+        # zero does not show that the path is missing: timm's residual branches start at zero
         reached[task] = {name for name, g in zip(names, found, strict=True) if g is not None}
     assert reached["glaucoma"] | reached["cup"] == set(names)
     assert not any(name.startswith("decoders") for name in reached["glaucoma"])

@@ -121,7 +121,7 @@ def test_task_slots_know_no_task_and_everything_else_learns(depth: int) -> None:
 
 
 def test_task_slots_and_an_attached_mtoe_are_refused() -> None:
-    with pytest.raises(ConfigError, match="one too many"):
+    with pytest.raises(ConfigError, match="exclude each other"):
         build(problem.config(*SLOTS, "model.attach_mtoe=append"))
 
 

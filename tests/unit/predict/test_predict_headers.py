@@ -105,7 +105,7 @@ def test_a_plain_view(tmp_path: Path) -> None:
         (put(ViewPosition="", ViewCodeSequence=[], SeriesDescription="L MLO"), "ffdm_mlo"),  # as EMBED's tables need
         (modifier("399209000"), "ffdm_cc"),  # implant displaced: an ordinary view
         (put(EstimatedRadiographicMagnificationFactor="1.07"), "ffdm_cc"),
-        (put(SeriesDescription="L CC IMAGE"), "ffdm_cc"),  # MAG within a word is no magnification
+        (put(SeriesDescription="L CC IMAGE"), "ffdm_cc"),  # MAG within a word is not a magnification
         (put(PatientSex="M"), "ffdm_cc"),
     ],
 )

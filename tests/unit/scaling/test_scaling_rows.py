@@ -170,7 +170,7 @@ def test_a_point_that_fails_or_hangs_is_reported(tmp_path: Path) -> None:
     fails = [sys.executable, "-c", "import os, sys; print('error: out of luck', os.environ['RANK']); sys.exit(3)"]
     assert "out of luck" in study.run_cell(cell, [], 900, fails)
     hangs = [sys.executable, "-c", "import time; time.sleep(60)"]
-    assert "not done after" in study.run_cell(cell, [], 1, hangs)
+    assert "not finished after" in study.run_cell(cell, [], 1, hangs)
     # rank 0 waits for a rank that is gone: what that one said counts, long before the timeout
     one_dies = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit('error: gone')\ntime.sleep(600)"
     assert study.run_cell(cell, [], 500, [sys.executable, "-c", one_dies]) == "error: gone"
@@ -200,7 +200,7 @@ def test_points_that_are_there_are_kept_and_failures_with_a_point_are_none(monke
     failures = study.run(cells, lambda cell: cell in there, [], 1.0, said.append)
     assert started == cells[1:]
     assert failures == [(cells[2], "terminate called"), (cells[3], study.NO_POINT)]  # success is a point, not a status
-    assert "there already" in said[0]
+    assert "measured already" in said[0]
 
 
 def test_numbers_and_paths() -> None:

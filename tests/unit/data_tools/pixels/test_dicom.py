@@ -1,4 +1,4 @@
-"""Reading real DICOM files of every transfer syntax that can be written here, and refusing what is no mammogram."""
+"""Reading real DICOM files of every transfer syntax that can be written here, and refusing what is not a mammogram."""
 
 from __future__ import annotations
 

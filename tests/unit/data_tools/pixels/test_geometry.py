@@ -42,7 +42,7 @@ def stored_as(image: Image, rows: int, cols: int) -> geometry.Stored:
 
 
 def full(mask: breast_.CoarseMask) -> NDArray:
-    """A value per pixel; pixels behind the last whole block belong to no block."""
+    """A value per pixel; pixels after the last whole block belong to no block."""
     out = np.zeros(mask.shape, bool)
     blown_up = np.kron(mask.blocks, np.ones((mask.factor, mask.factor), bool))
     out[: blown_up.shape[0], : blown_up.shape[1]] = blown_up
