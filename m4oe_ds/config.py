@@ -291,7 +291,7 @@ class LossConfig:
 class ScheduleConfig:
     kind: Literal["step", "cosine", "constant"] = option("step", "Shape of the learning-rate factor over time.")
     step_epochs: int = option(5, "`step`: epochs between two decays (paper: 5).", at_least=1)
-    gamma: float = option(0.1, "`step`: factor of each decay (paper: 0.1).", at_least=0, at_most=1)
+    gamma: float = option(0.1, "`step`: factor of each decay (paper: 0.1).", at_least=0)
     warmup_steps: int = option(0, "Linear warm-up from 0 over N optimizer steps, for any kind.", at_least=0)
     peak_factor: float = option(1.0, "Factor of the base rate that the schedule starts (or warms up) to.", above=0)
     min_factor: float = option(0.0, "The factor never falls below this.", at_least=0)

@@ -94,7 +94,7 @@ class Record:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError):
-            logger.warning("the record of shard %s is damaged: the shard is made again", job.name)
+            logger.warning("the record of shard %s is damaged or of another version: the shard is made again", job.name)
             return None
         if record.shard is not None:
             tar = out / job.split / job.name

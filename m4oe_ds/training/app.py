@@ -27,6 +27,7 @@ from m4oe_ds.runs import assemble, weights
 from m4oe_ds.runs.folder import RunFolder, write_json, write_yaml
 from m4oe_ds.runs.objective import objective as build_objective
 from m4oe_ds.training import engine as engines
+from m4oe_ds.training import gradient_policy
 from m4oe_ds.training.checkpoint import CheckpointStore
 from m4oe_ds.training.loop import Loop, Outcome
 from m4oe_ds.training.records import environment
@@ -72,6 +73,7 @@ def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
     deepspeed_json.batch_sizes(ds_config, world, request.ds_config)
     from m4oe_ds.parallel.topology import choose_ep_size
 
+    gradient_policy.policy(config.loss.gradient_policy, **config.loss.gradient_options)
     choose_ep_size(config.parallel.ep_size, world, expert_counts(config), f"{request.config}: parallel.ep_size")
     return config, ds_config, Path(request.output or f"runs/{config.run.name}")
 

@@ -71,7 +71,7 @@ def test_while_nothing_is_defined_the_newest_is_the_best(tmp_path: Path) -> None
     assert validation.best.defined == pytest.approx(-0.25)  # one of four pairs is in order
 
 
-def test_a_loss_that_is_not_a_number_selects_nothing_and_blocks_nothing(tmp_path: Path) -> None:
+def test_the_newest_is_best_until_a_loss_is_defined_and_an_undefined_one_blocks_nothing(tmp_path: Path) -> None:
     rounds = [predictions(math.nan), predictions(0.5), predictions(math.nan), predictions(0.4)]
     assert run("loss", rounds, tmp_path)[0] == [True, True, False, True]
 
