@@ -32,18 +32,30 @@ class Import:
 
 
 FLOORS = (
-    "m4oe_ds.errors", "m4oe_ds.compat", "m4oe_ds.option_lists", "m4oe_ds.data", "data_tools", "m4oe_ds.config",
-    "m4oe_ds.config_loader", "m4oe_ds.deepspeed_json", "m4oe_ds.layers", "m4oe_ds.losses", "m4oe_ds.models",
-    "m4oe_ds.parallel", "m4oe_ds.evaluation", "m4oe_ds.runs", "m4oe_ds.report", "m4oe_ds.planning", "m4oe_ds.training",
-    "m4oe_ds.compare", "m4oe_ds.analysis", "m4oe_ds.predict", "m4oe_ds.scaling", "m4oe_ds.cli", "m4oe_ds.__main__",
+    "m4oe_ds.errors", "m4oe_ds.compat", "m4oe_ds.option_lists", "m4oe_ds.data",
+    "data_tools.outputs", "data_tools.deidentify", "data_tools.identifiers", "data_tools.pixels", "data_tools.archives",
+    "data_tools.phantom", "data_tools.inspect", "data_tools.convert", "data_tools.demo",
+    "m4oe_ds.config", "m4oe_ds.config_loader", "m4oe_ds.deepspeed_json", "m4oe_ds.layers", "m4oe_ds.losses",
+    "m4oe_ds.models", "m4oe_ds.parallel", "m4oe_ds.evaluation", "m4oe_ds.runs", "m4oe_ds.report", "m4oe_ds.planning",
+    "m4oe_ds.training", "m4oe_ds.compare", "m4oe_ds.analysis.information", "m4oe_ds.analysis.pid", "m4oe_ds.analysis",
+    "m4oe_ds.predict", "m4oe_ds.scaling", "m4oe_ds.cli", "m4oe_ds.__main__",
 )  # fmt: skip
 """Every import of a room goes to a room further up this list, which is a floor further down the house."""
 
-APART = {  # rooms that are lower but not to be leant on
-    "m4oe_ds.models": ("m4oe_ds.losses",),
-    "m4oe_ds.parallel": ("m4oe_ds.models", "m4oe_ds.losses", "m4oe_ds.data", "m4oe_ds.config"),
-    "m4oe_ds.layers": ("m4oe_ds.data", "m4oe_ds.config", "m4oe_ds.config_loader", "data_tools"),
-}
+CONFIGURATION = ("m4oe_ds.config", "m4oe_ds.config_loader", "m4oe_ds.deepspeed_json")
+CONVERTER = (  # what needs it reads new images (predict) or makes the demo's (compare)
+    *CONFIGURATION, "m4oe_ds.layers", "m4oe_ds.losses", "m4oe_ds.models", "m4oe_ds.parallel", "m4oe_ds.evaluation",
+    "m4oe_ds.runs", "m4oe_ds.report", "m4oe_ds.planning", "m4oe_ds.training", "m4oe_ds.analysis", "m4oe_ds.scaling",
+)  # fmt: skip
+APART = (  # rooms, and lower ones that they are not to lean on
+    (("m4oe_ds.models",), ("m4oe_ds.losses",)),
+    (("m4oe_ds.parallel",), ("m4oe_ds.models", "m4oe_ds.losses", "m4oe_ds.data", *CONFIGURATION)),
+    (("m4oe_ds.layers",), ("m4oe_ds.data", *CONFIGURATION)),
+    (("m4oe_ds.losses",), ("m4oe_ds.data", *CONFIGURATION)),
+    (("data_tools.phantom",), ("data_tools.pixels",)),  # or the oracle would stand on the code it judges
+    (CONVERTER, ("data_tools",)),
+)
+ALLOWED = (("m4oe_ds.losses", "m4oe_ds.data.schema"),)  # the types of tasks
 OUTSIDE = {  # libraries that a room must do without; imports inside functions of cli.py are what keeps its --help quick
     "m4oe_ds.errors": ("torch", "deepspeed"),
     "m4oe_ds.config": ("torch", "deepspeed"),
@@ -109,19 +121,32 @@ def names_of(node: ast.AST, package: str) -> Iterator[tuple[str, ...]]:
 
 
 def floor_of(name: str) -> int | None:
-    """Height of a module; None for what is not ours, or a package as such."""
-    return next((number for number, room in enumerate(FLOORS) if within(name, room)), None)
+    """Height of a module, that of the smallest room it lies in; None for what is not ours, or a package as such."""
+    return max((number for number, room in enumerate(FLOORS) if within(name, room)), key=_length, default=None)
+
+
+def _length(floor: int) -> int:
+    return len(FLOORS[floor])
+
+
+def apart(importer: str, name: str) -> bool:
+    """True if a room is not to lean on a lower one."""
+    if any(within(importer, room) and within(name, part) for room, part in ALLOWED):
+        return False
+    return any(
+        within(importer, room) and within(name, other) for rooms, others in APART for room in rooms for other in others
+    )
 
 
 def complaint(entry: Import) -> str:
     """What is wrong with an import, empty if nothing."""
-    own = floor_of(entry.importer)
+    # of `from a import b` the longer reading: where b is no module, it lies in the room of a
+    own, floor = floor_of(entry.importer), floor_of(entry.names[-1])
+    if own is not None and floor is not None and floor > own:
+        return f"{FLOORS[own]} lies below {FLOORS[floor]}"
+    if apart(entry.importer, entry.names[-1]):
+        return f"{entry.importer} does without {entry.names[-1]}"
     for name in entry.names:
-        floor = floor_of(name)
-        if own is not None and floor is not None and floor > own:
-            return f"{FLOORS[own]} lies below {FLOORS[floor]}"
-        if any(within(entry.importer, room) and within(name, other) for room in APART for other in APART[room]):
-            return f"{entry.importer} does without {name}"
         lazy_cli = entry.lazy and entry.importer.split(".")[-1] == "cli"
         if not lazy_cli and any(
             within(entry.importer, room) and within(name, library) for room in OUTSIDE for library in OUTSIDE[room]
@@ -232,8 +257,18 @@ PLANTED = {
     "runs to training": ("m4oe_ds/runs/x.py", "from m4oe_ds.training import records"),
     "report to analysis": ("m4oe_ds/report/x.py", "def f():\n    from m4oe_ds.analysis import figures"),
     "report to torch": ("m4oe_ds/report/x.py", "import torch"),
-    "data_tools to layers": ("data_tools/x.py", "from m4oe_ds.layers import MToE"),
-    "data_tools to config": ("data_tools/x.py", "import m4oe_ds.config"),
+    "data_tools to layers": ("data_tools/convert/x.py", "from m4oe_ds.layers import MToE"),
+    "data_tools to config": ("data_tools/demo.py", "import m4oe_ds.config"),
+    "pixels to convert": ("data_tools/pixels/geometry.py", "from data_tools.convert.options import ConvertOptions"),
+    "archives to phantom": ("data_tools/archives/tables.py", "def f():\n    from data_tools.phantom import breast"),
+    "phantom to convert": ("data_tools/phantom/breast.py", "from ..convert import options"),
+    "phantom to pixels": ("data_tools/phantom/x.py", "from data_tools.pixels import dicom"),
+    "pid to analysis": ("m4oe_ds/analysis/pid/x.py", "from m4oe_ds.analysis.session import Session"),
+    "pid to its neighbour": ("m4oe_ds/analysis/pid/x.py", "from .. import figures"),
+    "losses to config": ("m4oe_ds/losses/x.py", "from m4oe_ds.config import Config"),
+    "losses to the stream": ("m4oe_ds/losses/x.py", "from m4oe_ds.data.stream import ShardStream"),
+    "losses to data as such": ("m4oe_ds/losses/x.py", "from m4oe_ds.data import stream, schema"),
+    "models to data_tools": ("m4oe_ds/models/heads.py", "from data_tools import identifiers"),
     "cli to torch": ("m4oe_ds/cli.py", "import torch"),
 }
 HARMLESS = {
@@ -244,11 +279,20 @@ HARMLESS = {
     "a longer name": ("m4oe_ds/data/x.py", "import m4oe_ds.configuration"),
     "losses to layers": ("m4oe_ds/losses/x.py", "from m4oe_ds.layers.routing import Routing"),
     "data_tools inside": (
-        "data_tools/x.py",
-        "from data_tools.pixels.dicom import read\nfrom . import phantom\nimport numpy",
+        "data_tools/convert/x.py",
+        "from data_tools.pixels.dicom import read\nfrom .. import archives\nimport numpy",
     ),
-    "data_tools to data": ("data_tools/x.py", "from m4oe_ds.data import schema\nfrom m4oe_ds.errors import DataError"),
-    "from the top": ("data_tools/x.py", "from m4oe_ds import errors"),
+    "data_tools to data": (
+        "data_tools/pixels/x.py",
+        "from m4oe_ds.data import schema\nfrom m4oe_ds.errors import DataError",
+    ),
+    "from the top": ("data_tools/demo.py", "from m4oe_ds import errors\nfrom data_tools import convert"),
+    "losses to schema": (
+        "m4oe_ds/losses/x.py",
+        "from m4oe_ds.data.schema import TaskSpec\nfrom m4oe_ds.data import schema",
+    ),
+    "pid to information": ("m4oe_ds/analysis/pid/x.py", "from m4oe_ds.analysis import information"),
+    "analysis to pid": ("m4oe_ds/analysis/x.py", "from m4oe_ds.analysis.pid import broja\nfrom . import pid"),
     "lazy cli": ("m4oe_ds/cli.py", "def train():\n    import torch\n    import deepspeed"),
     "a comment": ("m4oe_ds/layers/x.py", "# import m4oe_ds.models\ntext = 'torch.distributed'"),
 }
