@@ -1,129 +1,42 @@
 """Batches from shards: the same global step on any number of ranks, workers and micro-batches; resumable; exact-once
-evaluation; damage becomes padding."""
+evaluation."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from m4oe_ds.data import codecs
-from m4oe_ds.data.augment import AugmentOptions
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.manifest import Manifest
-from m4oe_ds.data.order import Share
-from m4oe_ds.data.reading import Reading
 from m4oe_ds.data.schema import DATASETS, SCHEMA_VERSION
 from m4oe_ds.data.shard_writer import ShardWriter
-from m4oe_ds.data.stream import Sampling, ShardStream
 from m4oe_ds.errors import DataError
-
-SPEC = DATASETS["rsna"]
-COUNT, GLOBAL = 53, 24
-HEIGHT, WIDTH = 8, 6
-AUGMENT = AugmentOptions(10.0, 0.04, 0.08, 0.15, 0.1, 0.01, True)
-
-
-def pixels(number: int, view: int) -> np.ndarray:
-    return np.random.default_rng((number, view)).integers(1, 65536, (HEIGHT, WIDTH)).astype(np.uint16)
-
-
-def modalities_of(number: int) -> tuple[str, ...]:
-    """Every fourth sample lacks its second view."""
-    return SPEC.modalities[:1] if number % 4 == 0 else SPEC.modalities
-
-
-def labels_of(number: int) -> dict[str, int]:
-    """Every third sample lacks its density."""
-    return {"density": -1 if number % 3 == 0 else number % 4, "birads": number % 3}
-
-
-def write(folder: Path, count: int = COUNT, statistics: dict[str, Any] | None = None) -> Path:
-    writer = ShardWriter(
-        folder,
-        "rsna",
-        "train",
-        modalities=SPEC.modalities,
-        tasks=SPEC.tasks,
-        samples_per_shard=7,
-        synthetic=True,
-        preprocessing={},
-    )
-    for number in range(count):
-        views = modalities_of(number)
-        meta = {
-            "schema_version": SCHEMA_VERSION,
-            "dataset": "rsna",
-            "split": "train",
-            "key": f"rsna-{number:016x}-l",
-            "group": f"{number:016x}",
-            "exam": f"{number:016x}",
-            "side": "l",
-            "labels": labels_of(number),
-            "modalities": list(views),
-            "geometry": {},
-            "screening": None,
-            "vendor": "other",
-        }
-        writer.write(meta, {f"{name}.b2": codecs.encode(pixels(number, i)) for i, name in enumerate(views)})
-    writer.close(statistics or {})
-    return folder / "train"
+from tests.unit.data.stream_cases import (
+    AUGMENT,
+    COUNT,
+    GLOBAL,
+    SPEC,
+    keys,
+    labels_of,
+    modalities_of,
+    number_of,
+    pixels,
+    same,
+    stream,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("shards"))
-
-
-def stream(folder: Path, rank: int = 0, world: int = 1, **options: Any) -> ShardStream:
-    """One rank's stream of a split; options go to the object that has a field of their name."""
-    manifest = Manifest.load(folder)
-    settings: dict[str, Any] = {
-        "modalities": SPEC.modalities,
-        "tasks": SPEC.tasks,
-        "image_size": (HEIGHT, WIDTH),
-        "normalise": manifest.normalisation(),
-        "accumulation": 1,
-        "seed": 3,
-        "last_batch": "drop",
-        **options,
-    }
-    settings.setdefault("micro_batch", GLOBAL // (world * settings["accumulation"]))
-    channels = dict.fromkeys(DATASETS["embed"].modalities, 1)  # grey, and of RSNA too
-    settings["channels"] = tuple(channels[name] for name in settings["modalities"])
-
-    def fields(cls: type) -> dict[str, Any]:
-        return {field.name: settings[field.name] for field in dataclasses.fields(cls) if field.name in settings}
-
-    rest = {name: settings[name] for name in ("workers", "cache", "max_bad_fraction") if name in settings}
-    share = Share(rank, world, settings["micro_batch"], settings["accumulation"])
-    return ShardStream(folder, manifest, Reading(**fields(Reading)), share, Sampling(**fields(Sampling)), **rest)
-
-
-def number_of(key: str) -> int:
-    return int(key.split("-")[1], 16)
-
-
-def keys(batches: list[Batch]) -> list[str]:
-    return [key for batch in batches for key in batch.keys]
-
-
-def same(a: Batch, b: Batch) -> bool:
-    return (
-        a.keys == b.keys
-        and torch.equal(a.present, b.present)
-        and torch.equal(a.label_mask, b.label_mask)
-        and torch.equal(a.valid, b.valid)
-        and all(torch.equal(a.views[name], b.views[name]) for name in a.views)
-        and all(torch.equal(a.labels[name], b.labels[name]) for name in a.labels)
-    )
 
 
 # -------------------------------------------------------------------------------------------- order over ranks
@@ -330,195 +243,6 @@ def test_evaluation_is_never_augmented(folder: Path) -> None:
     assert [batch.keys for batch in found] == [batch.keys for batch in plain]
     for one, other in zip(found, plain, strict=True):
         assert all(torch.equal(view, other.views[name]) for name, view in one.views.items())
-
-
-# ------------------------------------------------------------------------------------------------------- damage
-
-
-def corrupt(folder: Path, number: int) -> None:
-    """Overwrites the pixels of a sample in place (the header of its first view)."""
-    manifest = Manifest.load(folder)
-    shard_id, index = manifest.samples()[number]
-    shard = manifest.shards[shard_id]
-    path = folder / shard.name
-    data = bytearray(path.read_bytes())
-    start = data.index(b"M4B2", shard.offsets[index], shard.offsets[index + 1])
-    data[start : start + 4] = b"\0\0\0\0"
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_one_damaged_sample_becomes_padding_and_is_counted(tmp_path: Path, workers: int) -> None:
-    folder = write(tmp_path, 20)
-    corrupt(folder, 5)
-    reading = stream(folder, micro_batch=10, workers=workers)
-    batches = list(reading.evaluation())
-    flags = [bool(valid) for batch in batches for valid in batch.valid]
-    assert flags == [number != 5 for number in range(20)]
-    assert not batches[0].label_mask[5].any()
-    assert batches[0].views["ffdm_cc"][5].abs().sum() == 0
-    assert len(reading.quarantine.reasons) == 1
-    list(reading.evaluation())  # met again: counted once
-    assert len(reading.quarantine.reasons) == 1
-
-
-def test_a_second_damaged_sample_stops_the_run(tmp_path: Path) -> None:
-    folder = write(tmp_path, 20)
-    corrupt(folder, 5)
-    corrupt(folder, 13)
-    with pytest.raises(DataError, match="2 of 20 samples are unreadable"):
-        list(stream(folder, micro_batch=10).evaluation())
-    tolerant = stream(folder, micro_batch=10, max_bad_fraction=0.1)
-    assert sum(int(batch.valid.sum()) for batch in tolerant.evaluation()) == 18
-
-
-def test_messages_about_damage_hold_no_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = write(tmp_path, 20)
-    corrupt(folder, 5)
-    list(stream(folder, micro_batch=10).evaluation())
-    (record,) = caplog.records
-    assert "rsna-train-000000.tar[5]" in record.getMessage()
-    assert f"{5:016x}" not in record.getMessage()
-
-
-def test_a_shard_lost_during_the_run_is_damage_too(tmp_path: Path) -> None:
-    folder = write(tmp_path, 20)
-    reading = stream(folder, micro_batch=10)
-    for path in folder.glob("*.tar"):
-        path.unlink()
-    with pytest.raises(DataError, match="unreadable"):
-        list(reading.evaluation())
-
-
-def test_batches_are_frozen(folder: Path) -> None:
-    batch = next(stream(folder).evaluation())
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        batch.keys = ()  # type: ignore[misc]
-
-
-# ---------------------------------------------------------------------------- every sample once, whatever happens
-
-
-def read_part(folder: Path, world: int, workers: int, done: int, steps: int | None, **options: Any) -> list[str]:
-    """Keys that ``world`` ranks read in ``steps`` steps (None = to the end) from position ``done`` of epoch 3."""
-    found: list[str] = []
-    lengths = set()
-    for rank in range(world):
-        reading = stream(folder, rank, world, workers=workers, last_batch="pad", **options)
-        taken = list(itertools.islice(reading.epoch(3, samples_done=done), steps))
-        lengths.add(len(taken))
-        found += [key for step in taken for batch in step for key in batch.keys if key]
-    assert len(lengths) == 1  # equal steps on every rank
-    return found
-
-
-CASES = np.random.default_rng(11)
-
-
-@pytest.mark.parametrize(
-    ("world", "after", "workers", "micro", "accumulation", "kill"),
-    [
-        (
-            int(CASES.integers(1, 6)),
-            int(CASES.integers(1, 6)),
-            # reader processes cost seconds: a third of the cases, with another number of them after the kill
-            (int(CASES.integers(0, 3)), int(CASES.integers(0, 3))) if case % 3 == 0 else (0, 0),
-            int(CASES.integers(1, 4)),
-            int(CASES.integers(1, 3)),
-            float(CASES.random()),
-        )
-        for case in range(50)
-    ],
-)
-def test_a_killed_epoch_goes_on_at_any_world_size_with_every_sample_once(
-    folder: Path, world: int, after: int, workers: tuple[int, int], micro: int, accumulation: int, kill: float
-) -> None:
-    """50 random (kill point, world before, world after, workers): the union of both parts is the epoch."""
-    before = {"micro_batch": micro, "accumulation": accumulation}
-    steps = int(kill * stream(folder, 0, world, last_batch="pad", **before).steps_per_epoch)
-    first = read_part(folder, world, workers[0], 0, steps, **before)
-    used = min(steps * micro * accumulation * world, COUNT)
-    assert len(first) == used
-    second = read_part(folder, after, workers[1], used, None, micro_batch=4 - micro, accumulation=3 - accumulation)
-    assert Counter(first + second) == Counter(key for key in all_keys(folder))
-
-
-def all_keys(folder: Path) -> list[str]:
-    return [key for batch in stream(folder).evaluation() for key in batch.keys if key]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_every_batch_is_pinned_where_there_is_a_gpu(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
-    """With reader processes in the thread that works ahead, on the GPU of this process."""
-    import threading
-
-    pinned: list[str] = []
-    devices: list[tuple[int, str]] = []
-
-    def pin(batch: Batch) -> Batch:
-        pinned.append(threading.current_thread().name)
-        return batch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda n: devices.append((n, threading.current_thread().name)))
-    monkeypatch.setattr(Batch, "pin_memory", pin)
-    steps = list(stream(folder, workers=workers, micro_batch=6).epoch(0))
-    assert len(pinned) == len(steps) == COUNT // 6
-    assert set(pinned) == {"prefetch" if workers else "MainThread"}
-    assert devices == ([(3, "prefetch")] if workers else [])
-
-
-def test_an_epoch_left_early_leaves_no_thread_and_no_process(folder: Path) -> None:
-    import gc
-    import multiprocessing
-    import threading
-
-    for _ in range(3):
-        reading = stream(folder, workers=2, micro_batch=2).epoch(0)
-        next(reading)
-        reading.close()  # type: ignore[attr-defined]
-    gc.collect()
-    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
-    assert not multiprocessing.active_children()
-
-
-def test_more_readers_than_shards_lose_nothing(tmp_path: Path) -> None:
-    folder = write(tmp_path, 7)
-    shards = len(Manifest.load(folder).shards)
-    assert shards < 3 * 2
-    assert Counter(read_part(folder, 3, 2, 0, None, micro_batch=2)) == Counter(all_keys(folder))
-
-
-def test_padding_of_the_last_batch_carries_no_label(folder: Path) -> None:
-    reading = stream(folder, micro_batch=GLOBAL, last_batch="pad")
-    steps = list(reading.epoch(0))
-    assert len(steps) == -(-COUNT // GLOBAL)
-    (last,) = steps[-1]
-    assert int(last.valid.sum()) == COUNT % GLOBAL
-    assert not last.label_mask[~last.valid].any()
-
-
-def test_the_shuffle_is_measured_to_be_good(tmp_path: Path) -> None:
-    """Orders of two epochs are unrelated, and the samples of every shard are spread over the whole epoch."""
-    from scipy.stats import spearmanr
-
-    from m4oe_ds.data.order import epoch_order
-
-    manifest = Manifest.load(write(tmp_path, 200))
-    starts = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
-    places = []
-    for epoch in range(6):
-        order = epoch_order(manifest, 0, epoch)
-        number = starts[order[:, 0]] + order[:, 1]
-        places.append(np.argsort(number))  # place of every sample in this epoch
-        for shard in range(len(manifest.shards)):
-            mine = np.flatnonzero(order[:, 0] == shard) / len(order)
-            assert np.ptp(mine) > 0.25  # five samples of 200 at random: spread of 0.67 on average
-    correlations = [abs(spearmanr(a, b).statistic) for a, b in itertools.combinations(places, 2)]
-    assert max(correlations) < 0.25  # standard error of 200 ranks: 0.07
 
 
 # ------------------------------------------------------------------------------------------- weights, both breasts
