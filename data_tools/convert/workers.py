@@ -92,12 +92,12 @@ def _alone(job: SampleJob, seconds: float) -> SampleResult | _Failure:
         worker.begin(0, job)
         while not (ready := worker.pipe.poll(1.0)) and not worker.late(seconds):
             pass
-        outcome = worker.result() if ready else _Failure("decoder_hung")
+        outcome: SampleResult | _Failure | Exception = worker.result() if ready else _Failure("decoder_hung")
     finally:
         worker.stop()
     if isinstance(outcome, Exception):
         raise outcome
-    return outcome  # type: ignore[no-any-return]
+    return outcome
 
 
 def _without_the_guilty(job: SampleJob, seconds: float) -> SampleResult:

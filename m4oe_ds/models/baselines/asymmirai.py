@@ -53,7 +53,8 @@ class Options:
 
 def window_of(height: int, width: int) -> tuple[int, int]:
     """Window of the difference map: a fifth of each side, at least 3 (or the side itself)."""
-    return tuple(min(side, max(SMALLEST_WINDOW, side // 5)) for side in (height, width))  # type: ignore[return-value]
+    high, wide = (min(side, max(SMALLEST_WINDOW, side // 5)) for side in (height, width))
+    return high, wide
 
 
 def partner_of(modality: str) -> str:
