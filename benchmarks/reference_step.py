@@ -31,13 +31,13 @@ from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import UserError
-from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
 from m4oe_ds.models import spec_for
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.parallel import launch
 from m4oe_ds.parallel.topology import Topology
 from m4oe_ds.planning.memory import Layout, owned, rank_memory
 from m4oe_ds.planning.model_cost import DTYPES, MicroStep, Precision, micro_step
+from m4oe_ds.runs.objective import objective
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training.step import train_step
 
@@ -186,19 +186,18 @@ def timed_steps(started: Started, count: int) -> tuple[list[float], list[float]]
     """Seconds and loss of every one of ``count`` optimizer steps on random images."""
     config, engine = started.config, started.engine
     spec, dtype = spec_for(config), engines.compute_dtype(engine)
-    tasks = {task.name: TaskLoss("cross_entropy") for task in spec.tasks}
-    objective = Objective(spec.tasks, tasks, InformationTerm(alpha=config.loss.alpha), len(spec.modalities))
+    goal = objective(config, spec, None, started.device)
     generator = torch.Generator().manual_seed(started.place.rank)
     batches = [random_batch(spec, started.sizes.micro, generator) for _ in range(started.sizes.accumulation)]
     engine.train()
     times, losses = [], []
     for _ in range(count):
         begin = time.perf_counter()
-        report = train_step(engine, batches, objective, dtype)
+        report = train_step(engine, batches, goal, dtype)
         if started.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
-        losses.append(report.collect(objective)["loss"])
+        losses.append(report.collect(goal)["loss"])
     return times, losses
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from data_tools.identifiers import scan_identifiers
-from m4oe_ds.data.schema import MISSING, SPLITS
+from m4oe_ds.data.schema import MISSING, SPLITS, risk_tasks
 from m4oe_ds.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _shuffle(manifest: Manifest) -> str:
 
 def _labels_fall(shard: Shard) -> int:
     """Samples whose risk label falls with the horizon: cancer within k years is cancer within k + 1."""
-    horizons = [codes for name, codes in sorted(shard.labels.items()) if name.startswith("risk")]
+    horizons = [shard.labels[name] for name in risk_tasks(shard.labels)]
     known = ([code for code in codes if code >= 0] for codes in zip(*horizons, strict=True))
     return sum(codes != sorted(codes) for codes in known)
 

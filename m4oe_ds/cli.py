@@ -141,14 +141,14 @@ def _export(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from m4oe_ds.errors import CheckpointError
-    from m4oe_ds.runs.folder import RunFolder
+    from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, RunFolder
     from m4oe_ds.runs.weights import consolidate
 
     run = Path(options.run)
     files = RunFolder(run)
     checkpoint, out = run, Path(options.out) if options.out else RunFolder(run.parent.parent).weights
-    if not (run / "manifest.json").is_file():
-        pointer = {"best": "BEST", "latest": "LATEST"}.get(options.checkpoint)
+    if not CheckpointFolder(run).manifest.is_file():
+        pointer = {"best": BEST, "latest": LATEST}.get(options.checkpoint)
         path = files.checkpoints / (pointer or options.checkpoint)
         if pointer and not path.is_file():
             raise CheckpointError(

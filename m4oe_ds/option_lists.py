@@ -44,8 +44,8 @@ def comma_list(
         items = [kind(part.strip()) for part in text.split(",") if part.strip()]
     except ValueError:
         raise ConfigError(f"cannot read {text!r}", option, advice) from None
-    if known is not None and (unknown := [str(item) for item in items if item not in known]):
-        raise ConfigError(" ".join(filter(None, ("no", noun, ", ".join(unknown)))), option, advice)
+    if known is not None:
+        check_known(items, option, known, noun=noun, advice=advice)
     if least is not None and any(not item >= least for item in items):  # type: ignore[operator]  # NaN is refused too
         raise ConfigError(f"cannot read {text!r}", option, advice)
     if required and not items:
@@ -53,9 +53,32 @@ def comma_list(
     return items
 
 
+def check_known(items: Iterable[T], option: str, choices: Iterable[T], *, noun: str = "", advice: str = "") -> None:
+    """Refuses items that are not among the choices.
+
+    Args:
+        items: what was asked for.
+        option: the option it was asked with.
+        choices: the items there are.
+        noun: what an item is, e.g. ``analysis``.
+        advice: what to write instead, in place of the choices.
+
+    Raises:
+        ConfigError: an unknown item; all of them are named.
+    """
+    known = list(choices)
+    if unknown := [str(item) for item in items if item not in known]:
+        what = " ".join(filter(None, ("no", noun, ", ".join(unknown))))
+        raise ConfigError(what, option, advice or _choose(known))
+
+
+def _choose(choices: Iterable[object]) -> str:
+    return f"choose among {', '.join(map(str, choices))}"
+
+
 def _advice(kind: Callable[[str], T], choices: list[T] | None, least: T | None) -> str:
     if choices is not None:
-        return f"choose among {', '.join(map(str, choices))}"
+        return _choose(choices)
     if isinstance(least, (int, float)):
         numbers = "whole numbers" if kind is int else "numbers"
         return f"write {numbers} from {least}, e.g. {least},{least + 1},{least + 3}"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Sample
+from data_tools.archives.tables import read_table
 from m4oe_ds.data.schema import MISSING
 from m4oe_ds.errors import DataError
 
@@ -24,6 +25,7 @@ FOLDS, FOLD_SEED = 5, 10
 EXPECTED: dict[str, dict[str, int]] = {"eyes": {"all": 100}, "grade": {"non": 50, "early": 26, "mid_advanced": 24}}
 _IMAGES = "multi-modality_images"
 _MASKS = "Disc_Cup_Mask"
+_ORIGINAL = "use the sheet as it was published"
 
 
 def _find(root: Path, name: str, within: Sequence[str] = ()) -> Path | None:
@@ -45,18 +47,22 @@ def read_sheet(path: Path) -> list[dict[str, str]]:
 
     import pandas as pd
 
+    columns = ("data", *CLASSES)
+    if path.suffix == ".csv":
+        return [_whole(row) for row in read_table(path, columns, original=_ORIGINAL)]
     try:
-        if path.suffix == ".csv":
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        else:
-            frame = pd.read_excel(path, dtype=str, keep_default_na=False)
+        frame = pd.read_excel(path, dtype=str, keep_default_na=False)
     except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"is not a readable sheet ({type(error).__name__})", str(path), "download it again") from None
-    absent = [name for name in ("data", *CLASSES) if name not in frame.columns]
+    absent = [name for name in columns if name not in frame.columns]
     if absent:
-        raise DataError(f"columns missing: {', '.join(absent)}", str(path), "use the sheet as it was published")
-    rows = frame[["data", *CLASSES]].fillna("").astype(str).to_dict("records")
-    return [{str(name): value.strip().removesuffix(".0") for name, value in row.items()} for row in rows]
+        raise DataError(f"columns missing: {', '.join(absent)}", str(path), _ORIGINAL)
+    return [_whole(row) for row in frame[list(columns)].fillna("").astype(str).to_dict("records")]
+
+
+def _whole(row: Mapping[Any, str]) -> dict[str, str]:
+    """The row without blanks around its values and without the ``.0`` that a spreadsheet adds to whole numbers."""
+    return {str(name): value.strip().removesuffix(".0") for name, value in row.items()}
 
 
 def grade(row: Mapping[str, str]) -> int:

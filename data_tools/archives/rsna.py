@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Exclusion, Images, Row, Sample, breasts, usable_rows
@@ -47,7 +47,7 @@ EXPECTED: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-def _one(values: Sequence[str], known: Mapping[object, int], plan: ArchivePlan, what: str, unit: str) -> str | None:
+def _one(values: Sequence[str], known: Container[object], plan: ArchivePlan, what: str, unit: str) -> str | None:
     """The one value of a patient or breast; None if unknown or contradictory, which is counted."""
     keys = {value: number(value) if what == "birads" else value for value in values if value}
     found = set(keys.values())  # 1 and 1.0 are the same
@@ -92,7 +92,7 @@ def _densities(
         by_patient[row["patient_id"]].append(row)
     density: dict[str, int] = {}
     for patient, mine in by_patient.items():
-        letter = _one([row["density"].upper() for row in mine], DENSITY, plan, "density", "patient")  # type: ignore[arg-type]
+        letter = _one([row["density"].upper() for row in mine], DENSITY, plan, "density", "patient")
         density[patient] = MISSING if letter is None else DENSITY[letter]
         plan.violations["site_not_constant_within_patient"] += len({row["site_id"] for row in mine}) > 1
         complete = all(VIEWS[view] in views.get((patient, side), {}) for side in "LR" for view in VIEWS)
@@ -112,7 +112,7 @@ def _birads(
     scheme, known = BIRADS_SCHEMES[options.birads_scheme], BIRADS_SCHEMES["native_rsna"]
     out: dict[tuple[str, str], int] = {}
     for breast, mine in by_breast.items():
-        code = _one([row["BIRADS"] for row in mine], known, plan, "birads", "breast")  # type: ignore[arg-type]
+        code = _one([row["BIRADS"] for row in mine], known, plan, "birads", "breast")
         out[breast] = MISSING if code is None else scheme.get(float(code), MISSING)
         if options.birads_sites == "labelled" and mine[0]["site_id"] not in labelled and out[breast] != MISSING:
             plan.notes["birads_of_a_site_that_only_recalls_left_out"] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from m4oe_ds.errors import DataError
 
@@ -58,7 +59,8 @@ def read_table(
                 str(path),
                 "use the original table, read as text",
             )
-    return frame.to_dict("records")  # type: ignore[return-value]
+    rows: list[Any] = frame.to_dict("records")  # pandas lets a column be called anything; these are called by text
+    return rows
 
 
 def number(text: str) -> float | None:

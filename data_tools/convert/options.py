@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import DataError
@@ -198,10 +198,10 @@ def _build_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_tools.convert", description=description)
     plain = ConvertOptions
 
-    def add(name: str, **more: object) -> None:
+    def add(name: str, **more: Any) -> None:
         """Adds an option by the name of its field."""
-        known = {"choices": CHOICES[name]} if name in CHOICES else {}
-        parser.add_argument(_flag(name), **known, **more)  # type: ignore[arg-type]
+        known: dict[str, Any] = {"choices": CHOICES[name]} if name in CHOICES else {}
+        parser.add_argument(_flag(name), **known, **more)
 
     add("dataset", required=True)
     add("root", type=Path, required=True, help="folder of the archive, with its tables and images")

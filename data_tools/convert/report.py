@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.archives.published import Published, published, unlike_published
-from m4oe_ds.data.schema import DATASETS, SPLITS
+from m4oe_ds.data.schema import DATASETS, SPLITS, risk_tasks
 
 if TYPE_CHECKING:
     from data_tools.archives.plan import ArchivePlan
@@ -118,7 +118,7 @@ def build(
     preprocessing = next(iter(manifests.values())).preprocessing
     if whole and not synthetic:
         violations += unlike_published(dataset, preprocessing, histograms)
-    risks = [task.name for task in DATASETS[dataset].tasks if task.name.startswith("risk")]
+    risks = risk_tasks(task.name for task in DATASETS[dataset].tasks)
     total = sum(manifest.num_samples for manifest in manifests.values())
     censored = {name: sum(tables.get(name, {}).get("-1", 0) for tables in histograms.values()) for name in risks}
     return {

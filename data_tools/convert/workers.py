@@ -68,6 +68,10 @@ class _Worker:
         self.number, self.since = number, time.monotonic()
         self.pipe.send(job)
 
+    def late(self, seconds: float) -> bool:
+        """Whether the sample has taken longer than that."""
+        return time.monotonic() - self.since > seconds
+
     def result(self) -> Any:
         """What the process sent, or a failure if it died."""
         try:
@@ -86,12 +90,14 @@ def _alone(job: SampleJob, seconds: float) -> SampleResult | _Failure:
     worker = _Worker()
     try:
         worker.begin(0, job)
-        outcome = worker.result() if worker.pipe.poll(seconds) else _Failure("decoder_hung")
+        while not (ready := worker.pipe.poll(1.0)) and not worker.late(seconds):
+            pass
+        outcome: SampleResult | _Failure | Exception = worker.result() if ready else _Failure("decoder_hung")
     finally:
         worker.stop()
     if isinstance(outcome, Exception):
         raise outcome
-    return outcome  # type: ignore[no-any-return]
+    return outcome
 
 
 def _without_the_guilty(job: SampleJob, seconds: float) -> SampleResult:
@@ -143,7 +149,7 @@ def converted(jobs: Sequence[SampleJob], workers: int, seconds: float = SECONDS_
                 assert number is not None
                 if worker.pipe in ready:
                     outcome = worker.result()
-                elif time.monotonic() - worker.since > seconds:
+                elif worker.late(seconds):
                     outcome = _Failure("decoder_hung")
                 else:
                     continue

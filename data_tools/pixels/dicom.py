@@ -77,7 +77,7 @@ def transfer_syntax(path: Path) -> Any:
 
 def lacking_decoders() -> set[str]:
     """UIDs of the documented transfer syntaxes that cannot be decoded here."""
-    from pydicom.pixels import get_decoder  # type: ignore[attr-defined]
+    from pydicom.pixels import get_decoder  # type: ignore[attr-defined]  # re-exported without __all__
     from pydicom.uid import UID
 
     return {uid for uid in _PACKAGES if not get_decoder(UID(uid)).is_available}
@@ -89,7 +89,7 @@ def require_decoders(syntaxes: Iterable[Any]) -> None:
     Raises:
         EnvironmentProblem: names the syntax and the package to install.
     """
-    from pydicom.pixels import get_decoder  # type: ignore[attr-defined]
+    from pydicom.pixels import get_decoder  # type: ignore[attr-defined]  # re-exported without __all__
     from pydicom.uid import UID
 
     for uid in sorted({str(uid) for uid in syntaxes}):
@@ -152,7 +152,7 @@ def decode(path: Path) -> tuple[Any, NDArray[Any], tuple[int, int]]:
         BadImage: missing, truncated, not a single grey image for presentation, constant, or beyond BitsStored.
         EnvironmentProblem: no decoder for its transfer syntax.
     """
-    from pydicom.pixels import pixel_array  # type: ignore[attr-defined]
+    from pydicom.pixels import pixel_array  # type: ignore[attr-defined]  # re-exported without __all__
 
     with quiet():
         ds = _read(path)

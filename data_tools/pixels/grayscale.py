@@ -150,7 +150,7 @@ def apply_window(values: NDArray[Any], centre: float, width: float, function: st
 
 def _voi_lut(ds: Any, values: NDArray[Any]) -> Unit | None:
     """The image through the first VOI LUT, scaled by the range of the table's own entries; None if unusable."""
-    from pydicom.pixels import apply_voi  # type: ignore[attr-defined]
+    from pydicom.pixels import apply_voi  # type: ignore[attr-defined]  # re-exported without __all__
 
     sequence = _value(ds, "VOILUTSequence")
     if not sequence or not np.issubdtype(values.dtype, np.integer):
@@ -221,7 +221,7 @@ def _modality_values(ds: Any, stored: NDArray[Any]) -> NDArray[Any]:
     Raises:
         BadImage: a damaged LUT.
     """
-    from pydicom.pixels import apply_modality_lut  # type: ignore[attr-defined]
+    from pydicom.pixels import apply_modality_lut  # type: ignore[attr-defined]  # re-exported without __all__
 
     slope, intercept = _numbers(_value(ds, "RescaleSlope"))[0], _numbers(_value(ds, "RescaleIntercept"))[0]
     if _value(ds, "ModalityLUTSequence") is None and slope == 1 and intercept == 0:

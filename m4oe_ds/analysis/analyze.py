@@ -18,7 +18,7 @@ from m4oe_ds.analysis.sections import WORK, agreement_lines, facts_of, save_rows
 from m4oe_ds.analysis.session import FEATURE_ROWS, PAPER_TASKS, Session, Skip
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.option_lists import comma_list
+from m4oe_ds.option_lists import check_known
 from m4oe_ds.runs.finished import Run, open_run
 from m4oe_ds.runs.folder import RunFolder, plain, write_json
 
@@ -76,8 +76,8 @@ def analyze(options: AnalysisOptions, say: Callable[[str], None] = _logger.info)
 
 def _sections(only: Sequence[str]) -> list[str]:
     """The sections to make, in their usual order."""
-    chosen = comma_list(",".join(only), "--only", str, SECTIONS, noun="analysis") or SECTIONS
-    return [name for name in SECTIONS if name in chosen]
+    check_known(only, "--only", SECTIONS, noun="analysis")
+    return [name for name in SECTIONS if name in (only or SECTIONS)]
 
 
 def _baseline(options: AnalysisOptions, run: Run) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def _baseline(options: AnalysisOptions, run: Run) -> dict[str, Any]:
 def _tasks(session: Session) -> tuple[str, ...]:
     """Tasks of the synergy matrices."""
     known = [task.name for task in session.run.spec.tasks if task.kind == "classification"]
-    named = comma_list(",".join(session.options.tasks), "--tasks", str, known, noun="classification task")
-    return tuple(named) or tuple(name for name in PAPER_TASKS if name in known) or tuple(known[:2])
+    check_known(session.options.tasks, "--tasks", known, noun="classification task")
+    return session.options.tasks or tuple(name for name in PAPER_TASKS if name in known) or tuple(known[:2])
 
 
 def _passes(session: Session, sections: Iterable[str], tasks: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.models.interface import ModelOutput, ModelSpec, MultiModalModel
 
 declare_torchvision_operators()
-from timm.layers import Attention  # type: ignore[attr-defined]  # noqa: E402  (needs the operators declared first)
+from timm.layers import Attention  # type: ignore[attr-defined]  # noqa: E402  (no __all__; operators come first)
 
 
 def confidence(logits: Tensor) -> Tensor:

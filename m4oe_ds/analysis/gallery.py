@@ -240,7 +240,7 @@ class GalleryCollector:
 def save(arrays: dict[str, np.ndarray], path: Path) -> None:
     """Writes ``analysis/gallery.npz`` (arrays only, no pickled objects)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
 
 def _grey(view: Tensor) -> np.ndarray:

@@ -104,23 +104,6 @@ def parts_of(informations: NDArray[Any]) -> tuple[float, float, float, float]:
 
 
 @dataclass(frozen=True)
-class NullSummary:
-    """Estimates with permuted labels, in bits: ``draws[part][run]``, their mean and 95 % quantile per part."""
-
-    draws: dict[str, list[float]]
-
-    @property
-    def mean(self) -> dict[str, float]:
-        """Mean over the permutations."""
-        return {part: float(np.mean(values)) for part, values in self.draws.items()}
-
-    @property
-    def q95(self) -> dict[str, float]:
-        """95 % quantile over the permutations."""
-        return {part: float(np.quantile(values, 0.95)) for part, values in self.draws.items()}
-
-
-@dataclass(frozen=True)
 class PatientSplit:
     """Row indices of the three splits; no patient is in two of them."""
 

@@ -104,7 +104,7 @@ def within_samples(explanation: Array, reference: Array, present: Array) -> Corr
         found["kendall"].append(_row_cosine(order_a, order_b))  # tau-b
     values = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in found.items()}
     mean = {name: float(value.mean()) if len(value) else None for name, value in values.items()}
-    return {"n": len(values["pearson"]), **mean}  # type: ignore[typeddict-item]
+    return {"n": len(values["pearson"]), **mean}  # type: ignore[typeddict-item]  # COEFFICIENTS are its fields
 
 
 def _constant_rows(values: Array) -> Array:

@@ -130,7 +130,7 @@ def own_outputs(session: Session) -> dict[str, Any]:
         raise Skip(str(error)) from None
     path = RunFolder(session.run.folder).analysis_arrays(f"own-{session.options.split}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
     if views:
         rows = [
             {"sample": str(arrays["keys"][row]), "modality": name, "difference": float(arrays["asymmetry"][row, i])}

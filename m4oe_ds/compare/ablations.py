@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.option_lists import comma_list
 
 _OPTIONS = {"experts": "model.mtoe.num_experts", "alpha": "loss.alpha"}
 
@@ -32,7 +33,7 @@ def parse_sweep(text: str) -> list[Point]:
             ellipsis that the numbers around it do not define.
     """
     name, _, values = text.partition("=")
-    parts = [value.strip() for value in values.split(",") if value.strip()]
+    parts = comma_list(values, "--sweep", str)
     if name not in _OPTIONS or not parts:
         raise _unreadable(text)
     try:

@@ -13,6 +13,7 @@ DICOM UID. ``META_FIELDS`` and ``MANIFEST_FIELDS`` are allow-lists: writers refu
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 SCHEMA_VERSION = 2
@@ -90,7 +91,7 @@ class DatasetSpec:
 
 _BIRADS = TaskSpec("birads", "classification", 3, ("negative", "benign", "work-up"))
 _DENSITY = TaskSpec("density", "classification", 4, ("A", "B", "C", "D"))
-_RISK = tuple(TaskSpec(f"risk{k}", "classification", 2, ("no cancer", f"within {k} y")) for k in range(1, 6))
+_RISK = tuple(TaskSpec(f"{RISK_PREFIX}{k}", "classification", 2, ("no cancer", f"within {k} y")) for k in range(1, 6))
 
 DATASETS: dict[str, DatasetSpec] = {
     "embed": DatasetSpec(
@@ -108,6 +109,13 @@ DATASETS: dict[str, DatasetSpec] = {
         (3, 256),
     ),
 }
+
+
+def risk_tasks(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the names that are of tasks ``risk1``, ``risk2``, ..., the nearest horizon first."""
+    horizon = re.compile(rf"{RISK_PREFIX}([0-9]+)")
+    found = {name: int(match.group(1)) for name in names if (match := horizon.fullmatch(name))}
+    return tuple(sorted(found, key=found.__getitem__))
 
 
 def shard_name(dataset: str, split: str, index: int) -> str:

@@ -105,6 +105,9 @@ class OpenShard:
 class ShardWriter:
     """Writes one split: WebDataset tar shards with fixed metadata (equal samples give equal bytes), then the manifest.
 
+    The public way to write shards from Python; the converter, whose processes each make whole shards, uses
+    :class:`OpenShard`.
+
     Args:
         out_dir: the split goes to ``out_dir/<split>``.
         dataset: name of the data set.

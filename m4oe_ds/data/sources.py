@@ -114,7 +114,8 @@ class _PerProcess:
     """Clients of this process: connections must not be shared with a forked child."""
 
     def __init__(self, make: Callable[[str, Retry], Any]) -> None:
-        self._make, self._clients, self._owner = make, {}, os.getpid()  # type: ignore[var-annotated]
+        self._make, self._owner = make, os.getpid()
+        self._clients: dict[tuple[str, Retry], Any] = {}
 
     def get(self, kind: str, retry: Retry) -> Any:
         if self._owner != os.getpid():

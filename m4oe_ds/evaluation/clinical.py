@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from m4oe_ds.data.schema import MISSING, TaskSpec
+from m4oe_ds.data.schema import MISSING, RISK_PREFIX, TaskSpec, risk_tasks
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation.calibration import calibration_report, confidence_calibration
 from m4oe_ds.evaluation.delong import auroc_interval
@@ -161,8 +161,8 @@ def _risk(predictions: Arrays, train: Arrays | None, options: dict[str, Any]) ->
 
     Horizon labels that contradict each other give a ``note`` instead.
     """
-    names = [f"risk{k}" for k in range(1, 6) if f"prob_risk{k}" in predictions]
-    if len(names) < 2 or names != [f"risk{k}" for k in range(1, len(names) + 1)]:
+    names = risk_tasks(name.removeprefix("prob_") for name in predictions if name.startswith("prob_"))
+    if len(names) < 2 or names != tuple(f"{RISK_PREFIX}{k}" for k in range(1, len(names) + 1)):
         return None
     labels = np.stack([predictions[f"label_{name}"] for name in names], axis=1)
     if not (labels == 1).any():

@@ -72,7 +72,7 @@ class Predictions:
         if self.contribution is not None:
             arrays["contribution"] = self.contribution
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
     def save_examples(self, path: Path) -> None:
         """Writes ``predictions/examples.npz``: a few samples' views with their contributions."""
@@ -80,7 +80,8 @@ class Predictions:
             return
         rows = {key: row for row, key in enumerate(self.keys)}
         chosen = [rows[key] for key in self.examples["keys"]]
-        np.savez_compressed(path, contribution=self.contribution[chosen], **self.examples)  # type: ignore[arg-type]
+        arrays = {"contribution": self.contribution[chosen], **self.examples}
+        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
 
 @torch.no_grad()

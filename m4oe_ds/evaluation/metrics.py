@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from sklearn import metrics as sk
 
-from m4oe_ds.data.schema import MISSING, TaskSpec
+from m4oe_ds.data.schema import MISSING, TaskSpec, risk_tasks
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation.intervals import Bootstrap
 
@@ -242,10 +242,10 @@ def named_statistic(metric: str | Statistic) -> tuple[str, Statistic]:
 
 def _violations(predictions: Mapping[str, np.ndarray]) -> float | None:
     """Share of samples for which a later risk horizon is predicted less likely than an earlier one."""
-    names = [f"prob_risk{k}" for k in range(1, 6) if f"prob_risk{k}" in predictions]
+    names = risk_tasks(name.removeprefix("prob_") for name in predictions if name.startswith("prob_"))
     if len(names) < 2 or not len(predictions["keys"]):
         return None
-    risk = np.stack([predictions[name][:, 1] for name in names], axis=1)
+    risk = np.stack([predictions[f"prob_{name}"][:, 1] for name in names], axis=1)
     return float((np.diff(risk, axis=1) < 0).any(axis=1).mean())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m4oe_ds.data.schema import RISK_PREFIX
+from m4oe_ds.data.schema import risk_tasks
 from m4oe_ds.losses.inputs import Labels
 from m4oe_ds.losses.model_loss import ModelLoss
 
@@ -35,11 +35,12 @@ class HazardLoss(ModelLoss):
 
     def mask(self, batch: Labels) -> Tensor:
         """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
-        columns = [k for k, task in enumerate(self.tasks) if task.name.startswith(RISK_PREFIX)]
-        columns.sort(key=lambda k: int(self.tasks[k].name.removeprefix(RISK_PREFIX)))
-        if not columns:
+        names = [task.name for task in self.tasks]
+        horizons = risk_tasks(names)
+        if not horizons:
             return batch.label_mask
-        labels = torch.stack([batch.labels[self.tasks[k].name] for k in columns], 1)
+        columns = [names.index(name) for name in horizons]
+        labels = torch.stack([batch.labels[name] for name in horizons], 1)
         mask = batch.label_mask.clone()
         mask[:, columns] = until_event(labels, mask[:, columns])
         return mask

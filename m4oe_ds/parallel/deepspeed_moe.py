@@ -38,7 +38,7 @@ PINNED_VERSION = "0.19.8"
 _logger = logging.getLogger(__name__)
 
 
-class ExpertParallelExperts(AutoEPMoELayer):  # type: ignore[misc]
+class ExpertParallelExperts(AutoEPMoELayer):
     """Expert executor whose experts are sharded over the expert-parallel group.
 
     Args:

@@ -7,10 +7,9 @@ from formulas that could drift away from the code; whatever model the registry b
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -411,24 +410,3 @@ def _summary(
         exchanges=tuple(exchanges),
         operations=tuple(tape.operations),
     )
-
-
-@contextlib.contextmanager
-def saved_bytes(model: nn.Module) -> Iterator[list[int]]:
-    """Measures what a real forward pass keeps for backward: bytes of distinct storages, parameters not counted.
-
-    The list yielded holds the total when the block ends.
-    """
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, Any] = {}
-    total: list[int] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield total
-    total.append(sum(storage.nbytes() for storage in kept.values()))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from m4oe_ds import config_loader
 from m4oe_ds.data import sources
 from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import ConfigError, DataError
-from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.runs.configuration import open_config
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,8 @@ def check(job: PredictionJob) -> None:
     for name, value in (("batch-size", job.batch_size), ("limit", job.limit), ("workers", job.workers)):
         if value is not None and value < 0:
             raise ConfigError(f"{value} is negative", f"--{name}", "use 0 or more")
-    path = RunFolder(job.run).config
-    if not path.is_file():
-        raise DataError("not a run folder (no config.yaml)", str(job.run), "name a folder under runs/")
-    config = config_loader.load(path)
-    dataset, root = config.data.dataset, job.data or config.data.root
+    config = open_config(job.run, job.data)
+    dataset, root = config.data.dataset, config.data.root
     if any(not name.startswith(("ffdm_", "syn_")) for name in DATASETS[dataset].modalities):
         raise ConfigError(
             f"reads {' and '.join(DATASETS[dataset].modalities)}, which are not DICOM files",

@@ -13,7 +13,8 @@ from m4oe_ds.evaluation.inference import predict_split
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble
-from m4oe_ds.runs.finished import open_config, open_run
+from m4oe_ds.runs.configuration import open_config
+from m4oe_ds.runs.finished import open_run
 from m4oe_ds.runs.folder import RunFolder, write_json
 from m4oe_ds.runs.objective import objective
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from m4oe_ds import config_loader
 from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.manifest import Manifest
-from m4oe_ds.errors import DataError
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.models.interface import ModelSpec, MultiModalModel
 from m4oe_ds.runs import assemble, weights
+from m4oe_ds.runs.configuration import micro_batch, open_config
 from m4oe_ds.runs.folder import RunFolder
-
-UNRECORDED_MICRO_BATCH = 16  # of runs whose environment.json does not say what they were trained with
 
 
 @dataclass(frozen=True)
@@ -71,42 +66,6 @@ class Run:
         """Number of batches that :meth:`batches` gives, for progress bars."""
         count = self.manifests[split].num_samples
         return -(-min(count, limit or count) // self.micro_batch)
-
-
-def open_config(folder: Path, data: str = "") -> Config:
-    """The configuration of a finished run, with augmentation switched off.
-
-    Args:
-        folder: run folder.
-        data: other shard folder, or empty.
-
-    Raises:
-        DataError: not a run folder.
-    """
-    path = RunFolder(folder).config
-    if not path.is_file():
-        raise DataError("not a run folder (no config.yaml)", str(folder), "name a folder under runs/")
-    config = config_loader.load(path)
-    augment = replace(config.data.augment, enabled=False)
-    return replace(config, data=replace(config.data, root=data or config.data.root, augment=augment))
-
-
-def micro_batch(config: Config, folder: Path) -> int:
-    """Samples per forward at evaluation: ``evaluation.micro_batch``, or what the run was trained with.
-
-    Raises:
-        DataError: ``environment.json`` is not readable.
-    """
-    if config.evaluation.micro_batch:
-        return config.evaluation.micro_batch
-    path = RunFolder(folder).environment
-    if not path.is_file():
-        return UNRECORDED_MICRO_BATCH
-    try:
-        recorded: Any = json.loads(path.read_text(encoding="utf-8"))
-        return int(recorded.get("batch", {}).get("micro", UNRECORDED_MICRO_BATCH))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"cannot be read ({error})", str(path), "set evaluation.micro_batch, or restore it") from None
 
 
 def open_run(folder: Path, split: str, data: str = "", device: torch.device | None = None) -> Run:

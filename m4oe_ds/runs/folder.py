@@ -14,6 +14,8 @@ import numpy as np
 import yaml
 
 CHECKPOINTS = "checkpoints"
+LATEST, BEST = "LATEST", "BEST"  # files next to the checkpoints that hold the tag of one
+_STEP, _STATE, _MANIFEST = "step-", "state-", "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,40 @@ class RunFolder:
     def report(self) -> Path:
         """The self-contained page."""
         return self.path / "report.html"
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """Paths of the files of one checkpoint.
+
+    Attributes:
+        path: the folder itself, ``checkpoints/<tag>``.
+    """
+
+    path: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What the checkpoint holds, with checksums; written last, so that it makes the folder a checkpoint."""
+        return self.path / _MANIFEST
+
+    def state(self, rank: int) -> Path:
+        """Tensors that a rank wrote."""
+        return self.path / f"{_STATE}{rank:05d}.safetensors"
+
+    def states(self) -> list[Path]:
+        """The state files that are there, by rank."""
+        return sorted(self.path.glob(f"{_STATE}*.safetensors"))
+
+
+def checkpoint_tag(step: int) -> str:
+    """Name of the checkpoint after that many steps; tags sort as their steps do."""
+    return f"{_STEP}{step:08d}"
+
+
+def checkpoint_tags(checkpoints: Path) -> list[str]:
+    """Tags of the complete checkpoints in a folder of checkpoints, oldest first."""
+    return sorted(path.parent.name for path in checkpoints.glob(f"{_STEP}*/{_MANIFEST}"))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.parallel.engine_state import Piece
+from m4oe_ds.runs.folder import CheckpointFolder
 
 BUFFER, GENERATOR = "buffer", "generator"
 
@@ -60,7 +61,7 @@ class StateReader:
         intervals: dict[tuple[str, str], list[tuple[int, int, str, str]]] = defaultdict(list)
         self.buffers: dict[str, tuple[str, str]] = {}
         self._generators: dict[tuple[int, str], tuple[str, str]] = {}
-        for path in sorted(folder.glob("state-*.safetensors")):
+        for path in CheckpointFolder(folder).states():
             try:
                 stored = safe_open(str(path), framework="pt")
                 for entry in stored.keys():  # noqa: SIM118  (not a mapping)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.layers.experts import ExpertWeights
+from m4oe_ds.runs.folder import CheckpointFolder
 from m4oe_ds.runs.state_files import StateReader
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,9 +41,10 @@ def consolidate(checkpoint: Path, path: Path, dtype: str = "fp32", max_file_gb: 
     Raises:
         CheckpointError: not a complete checkpoint.
     """
-    if not (checkpoint / "manifest.json").is_file():
+    described = CheckpointFolder(checkpoint).manifest
+    if not described.is_file():
         raise CheckpointError("no complete checkpoint", str(checkpoint), "name a step-* folder with a manifest.json")
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest = json.loads(described.read_text())
     reader = StateReader(checkpoint)
     sizes = {name: torch.Size(shape).numel() * DTYPES[dtype].itemsize for name, shape in manifest["parameters"].items()}
     groups = _groups(sizes, max_file_gb * 1e9)

@@ -24,7 +24,7 @@ from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble, weights
-from m4oe_ds.runs.folder import RunFolder, write_json, write_yaml
+from m4oe_ds.runs.folder import LATEST, CheckpointFolder, RunFolder, write_json, write_yaml
 from m4oe_ds.runs.objective import objective as build_objective
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training import gradient_policy
@@ -142,7 +142,7 @@ def finish(loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any]) ->
     """Evaluates the best checkpoint on the requested splits, writes weights, metrics, predictions and report."""
     store, config, files = loop.store, loop.config, RunFolder(folder)
     best = outcome.best_tag
-    if best is not None and best != store.agreed_pointer("LATEST"):
+    if best is not None and best != store.agreed_pointer(LATEST):
         store.load(loop.engine, best, weights_only=True)
     if reduce.rank() == 0 and best is not None:
         weights.consolidate(store.folder / best, files.weights)
@@ -202,7 +202,7 @@ def _resume(loop: Loop, store: CheckpointStore, request: Request) -> str | None:
         return None
     if request.resume != "auto":
         path = Path(request.resume)
-        if not (path / "manifest.json").is_file():
+        if not CheckpointFolder(path).manifest.is_file():
             raise CheckpointError(
                 "not a checkpoint of this trainer (no manifest.json)", str(path), "name a step-* folder"
             )

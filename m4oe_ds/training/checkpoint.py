@@ -29,7 +29,7 @@ from torch import Tensor
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.parallel import engine_state, reduce
 from m4oe_ds.runs import state_files
-from m4oe_ds.runs.folder import write_json
+from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, checkpoint_tag, checkpoint_tags, write_json
 from m4oe_ds.training import seeds
 
 FORMAT_VERSION = 2
@@ -89,7 +89,7 @@ class CheckpointStore:
         Collectives: several small ones; every rank must call it.
         """
         self.finish()
-        tag = f"step-{position.step:08d}"
+        tag = checkpoint_tag(position.step)
         aside = self.folder / f".writing-{tag}"
         if reduce.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ class CheckpointStore:
     ) -> None:
         """Thread body: this rank's file; on rank 0 also the manifest, the rename, pointers and retention."""
         try:
-            path = aside / tag / f"state-{rank:05d}.safetensors"
+            path = CheckpointFolder(aside / tag).state(rank)
             state_files.write(tensors, path)
             write_json(aside / f"done-{rank}.json", {path.name: _describe(path)})
             if rank == 0:
@@ -178,24 +178,25 @@ class CheckpointStore:
         return files
 
     def _commit(self, aside: Path, tag: str, manifest: dict[str, Any], best: bool) -> None:
-        write_json(aside / tag / "manifest.json", manifest)
-        _sync(aside / tag / "manifest.json")
+        files = CheckpointFolder(aside / tag)
+        write_json(files.manifest, manifest)
+        _sync(files.manifest)
         if (self.folder / tag).exists():  # saved before, e.g. at the end of an epoch; the new one replaces it whole
             shutil.rmtree(self.folder / tag)
         os.replace(aside / tag, self.folder / tag)
         _sync(self.folder)
         shutil.rmtree(aside)
-        self._point("LATEST", tag)
+        self._point(LATEST, tag)
         if best:
-            self._point("BEST", tag)
-        chosen = self.pointer("BEST")
+            self._point(BEST, tag)
+        chosen = self.pointer(BEST)
         for old in self.tags()[: -self.keep_last]:
             if old != chosen:
                 shutil.rmtree(self.folder / old)
 
     def tags(self) -> list[str]:
         """Complete checkpoints, oldest first."""
-        return sorted(path.parent.name for path in self.folder.glob("step-*/manifest.json"))
+        return checkpoint_tags(self.folder)
 
     def agreed_pointer(self, name: str) -> str | None:
         """Tag that ``LATEST`` or ``BEST`` names as rank 0 sees it: ranks that read the file themselves could differ.
@@ -209,7 +210,7 @@ class CheckpointStore:
         """Tag that ``LATEST`` or ``BEST`` names on this rank's view of the file system, if it exists."""
         path = self.folder / name
         tag = path.read_text().strip() if path.is_file() else None
-        return tag if tag and (self.folder / tag / "manifest.json").is_file() else None
+        return tag if tag and CheckpointFolder(self.folder / tag).manifest.is_file() else None
 
     def newest_valid(self) -> str | None:
         """The newest checkpoint whose files all verify; broken ones are reported and passed over.
@@ -303,7 +304,7 @@ class CheckpointStore:
             seeds.seed_everything(seeds.derive(manifest["position"]["step"], "resharded"), rank)
 
     def _manifest(self, tag: str) -> dict[str, Any]:
-        path = self.folder / tag / "manifest.json"
+        path = CheckpointFolder(self.folder / tag).manifest
         if not path.is_file():
             raise CheckpointError("no complete checkpoint here", str(self.folder / tag), f"known: {self.tags()}")
         manifest: dict[str, Any] = json.loads(path.read_text())

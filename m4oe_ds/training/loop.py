@@ -24,6 +24,7 @@ from m4oe_ds.parallel import reduce
 from m4oe_ds.parallel.deepspeed_moe import ep_size_of
 from m4oe_ds.parallel.exchange import bytes_sent
 from m4oe_ds.runs import assemble
+from m4oe_ds.runs.folder import BEST, LATEST, checkpoint_tag
 from m4oe_ds.training import gradient_policy, schedule
 from m4oe_ds.training.checkpoint import CheckpointStore, Position
 from m4oe_ds.training.engine import compute_dtype
@@ -139,9 +140,9 @@ class Loop:
                 stopped = self._epoch(recorder, request, profiler)
         profiler.close()
         recorder.close()
-        if self.position.step > 0 and self.store.agreed_pointer("LATEST") != _tag(self.position):
+        if self.position.step > 0 and self.store.agreed_pointer(LATEST) != checkpoint_tag(self.position.step):
             self._save()
-        return Outcome(self.position, stopped, self.store.agreed_pointer("BEST"), time.monotonic() - started)
+        return Outcome(self.position, stopped, self.store.agreed_pointer(BEST), time.monotonic() - started)
 
     def _epoch(self, recorder: Recorder, request: StopRequest, profiler: StepProfiler) -> int:
         """Steps to the end of the epoch (or of training); returns the signal that asked to stop, if any."""
@@ -304,7 +305,3 @@ def _anomalies(enabled: bool) -> Iterator[None]:
         if not enabled or "returned nan values" not in str(error):
             raise
         raise UserError(str(error), "backward pass", "the warning above shows the line of the forward pass") from None
-
-
-def _tag(position: Position) -> str:
-    return f"step-{position.step:08d}"

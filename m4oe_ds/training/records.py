@@ -120,11 +120,6 @@ class Recorder:
         if self._writer is not None:
             self._writer.add_histogram(name, np.asarray(values), step)
 
-    @property
-    def draws(self) -> bool:
-        """Whether :meth:`figures` leads anywhere: rank 0, with TensorBoard."""
-        return self._writer is not None
-
     def figures(self, group: str, made: Mapping[str, Any], step: int) -> None:
         """Matplotlib figures for TensorBoard's image tab; they are closed afterwards."""
         if self._writer is not None:

@@ -94,7 +94,8 @@ class Page:
     def _read(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self._rest:
             left = deadline - time.monotonic()
-            assert left > 0 and select.select([self._from], [], [], left)[0], "the browser does not answer"  # noqa: PT018
+            answers = left > 0 and select.select([self._from], [], [], left)[0]
+            assert answers, "the browser does not answer"
             part = os.read(self._from, 1 << 20)
             assert part, "the browser has ended"
             self._rest += part

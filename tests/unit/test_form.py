@@ -81,7 +81,7 @@ def faults(source: str) -> list[str]:
                     found.append(f"{node.name}: no such parameter: {line}")
             joined = " ".join(line.strip() for line in _section(text, title))
             packed = [n for n in names if title != "Raises" and re.search(rf"[.;] {re.escape(n)}: ", joined)]
-            starts = {ENTRY.match(line).group(1) for line in _section(text, title) if ENTRY.match(line)}  # type: ignore[union-attr]
+            starts = {entry.group(1) for line in _section(text, title) if (entry := ENTRY.match(line))}
             found += [f"{node.name}: {n} stands inside another entry of {title}" for n in packed if n not in starts]
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.option_lists import comma_list
+from m4oe_ds.option_lists import check_known, comma_list
 
 
 def message(text: str, kind: type, *choices: object, **options: object) -> str:
@@ -43,6 +43,14 @@ def test_what_is_no_number_is_named_with_its_option(text: str, kind: type) -> No
 def test_an_unknown_item_is_named_with_the_choices() -> None:
     assert message("a,x,y", str, ("a", "b")) == "--these: no x, y; choose among a, b"
     assert message("x", str, {"a": 1, "b": 2}, noun="analysis") == "--these: no analysis x; choose among a, b"
+
+
+def test_items_that_are_no_text_are_checked_the_same_way() -> None:
+    check_known((), "--these", ("a", "b"))
+    check_known(("b",), "--these", {"a": 1, "b": 2})
+    with pytest.raises(ConfigError) as caught:
+        check_known(("x", "a", "y"), "--these", ("a", "b"), noun="analysis")
+    assert str(caught.value) == "--these: no analysis x, y; choose among a, b"
 
 
 @pytest.mark.parametrize("text", ["0", "4,0", "-3,1"])

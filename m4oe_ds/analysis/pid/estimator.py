@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from m4oe_ds.analysis.information import (
     LN2,
     PARTS,
-    NullSummary,
     PatientSplit,
     entropy,
     parts_of,
@@ -52,7 +51,8 @@ class BatchDecomposition:
     and their sum is ``total`` exactly. :meth:`parts` clips at 0 for tables and figures. ``interval[part]`` is the
     percentile 95 % interval over patients (networks fixed), ``marginal_error`` the largest error left by Sinkhorn
     scaling relative to one sample's mass, ``stopped_at`` the step chosen for each discriminator (0 = label
-    frequencies), ``samples`` the rows used for training, validation and estimate.
+    frequencies), ``samples`` the rows used for training, validation and estimate, ``null[part]`` the estimates with
+    permuted labels, clipped at 0.
     """
 
     redundancy: float
@@ -67,7 +67,7 @@ class BatchDecomposition:
     samples: tuple[int, int, int]
     stopped_at: dict[str, int] = field(default_factory=dict)
     interval: dict[str, tuple[float, float]] | None = None
-    null: NullSummary | None = None
+    null: dict[str, list[float]] | None = None
 
     def parts(self, *, clip: bool = True) -> dict[str, float]:
         """The four parts by their usual letters, in bits, negative estimates set to 0 unless ``clip`` is false."""
@@ -148,7 +148,7 @@ def _null(
     split: PatientSplit,
     settings: BatchSettings,
     rng: np.random.Generator,
-) -> NullSummary:
+) -> dict[str, list[float]]:
     """The parts, clipped at 0 and in bits, of as many estimates with permuted labels as the settings say."""
     draws: dict[str, list[float]] = {part: [] for part in PARTS}
     for run in range(settings.permutations):
@@ -157,7 +157,7 @@ def _null(
         permuted, _ = _estimate(again, settings, settings.seed + 1 + run)
         for part, value in zip(PARTS, parts_of(permuted.mean(0)), strict=True):
             draws[part].append(max(0.0, value) / LN2)
-    return NullSummary(draws)
+    return draws
 
 
 def _checked(

@@ -297,7 +297,7 @@ def _decompose(
         estimate = batch(x1, x2, y, patients=ids, settings=settings.batch)
         parts, total, entropy = estimate.parts(), estimate.total, estimate.target_entropy
         low, high = estimate.interval["S"] if estimate.interval else (NAN, NAN)
-        draws = estimate.null.draws["S"] if estimate.null else []
+        draws = estimate.null["S"] if estimate.null else []
     else:
         codes = [
             cluster_features(x, clusters=settings.clusters, components=settings.components, seed=settings.batch.seed)

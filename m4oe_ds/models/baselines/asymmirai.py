@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
-from m4oe_ds.data.schema import RISK_PREFIX, TaskSpec
+from m4oe_ds.data.schema import TaskSpec, risk_tasks
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.layers.extras import ASYMMETRY, BOX, HEATMAP, SCORE_LOGITS, WINDOW
@@ -53,7 +53,8 @@ class Options:
 
 def window_of(height: int, width: int) -> tuple[int, int]:
     """Window of the difference map: a fifth of each side, at least 3 (or the side itself)."""
-    return tuple(min(side, max(SMALLEST_WINDOW, side // 5)) for side in (height, width))  # type: ignore[return-value]
+    high, wide = (min(side, max(SMALLEST_WINDOW, side // 5)) for side in (height, width))
+    return high, wide
 
 
 def partner_of(modality: str) -> str:
@@ -136,7 +137,7 @@ class AsymMirai(ComparedModel):
             raise ConfigError("cross_type needs every view in both types", "data.modalities", "use pairs: bilateral")
         width = next(iter(self.encoders.widths.values()))
         self.channels = nn.ModuleDict({name: ChannelMatrix(width) for name in spec.modalities})
-        self.risk_tasks = tuple(task.name for task in spec.tasks if task.name.startswith(RISK_PREFIX))
+        self.risk_tasks = risk_tasks(spec.task_names)
         self.other_tasks = tuple(task.name for task in spec.tasks if task.name not in self.risk_tasks)
         # content is read where a task has no score of its own, or where a vector is merged with that of an MToE
         self.content: nn.Module | None = None
@@ -151,7 +152,7 @@ class AsymMirai(ComparedModel):
 
     def make_head(self, task: TaskSpec, width: int) -> nn.Module:
         """A risk task without MToE is its score alone."""
-        if self.mode == "none" and task.name.startswith(RISK_PREFIX):
+        if self.mode == "none" and task.name in self.risk_tasks:
             return nn.Identity()
         return super().make_head(task, width)
 

@@ -35,7 +35,7 @@ def parse_options(kind: type[T], options: Mapping[str, Any], model: str) -> T:
     Raises:
         ConfigError: an unknown name, or a value of another type.
     """
-    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]  # T is a dataclass
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"{model} has no option {name!r}", "model.options", f"known: {', '.join(sorted(known))}")

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
-from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.schema import TaskSpec, risk_tasks
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.layers.extras import HAZARD_LOGITS
@@ -26,7 +26,6 @@ from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
 
 VIEWS = ("cc", "mlo")
 TYPES = ("ffdm", "syn")
-HAZARD_PREFIX = "risk"  # tasks risk1 .. riskF share one hazard layer
 
 
 @dataclass(frozen=True)
@@ -114,14 +113,14 @@ class Mirai(ComparedModel):
         self.type_ids = [TYPES.index(name.split("_")[0]) for name in spec.modalities if "_" in name]
         if len(self.view_ids) != len(spec.modalities):
             raise ConfigError("mirai reads mammograms", "model.name", "use eyemost or eyestar for fundus and OCT")
-        self.risk_tasks = tuple(task.name for task in spec.tasks if task.name.startswith(HAZARD_PREFIX))
+        self.risk_tasks = risk_tasks(spec.task_names)  # share one hazard layer
         self.aggregator = ViewAggregator(widths.pop(), options) if self.own_fusion else None
         self.finish(options.hidden)
         self.hazard = HazardLayer(self.feature_width, len(self.risk_tasks)) if self.risk_tasks else None
 
     def make_head(self, task: TaskSpec, width: int) -> nn.Module:
         """Risk is read from the hazard layer; everything else from a linear layer."""
-        return nn.Identity() if task.name.startswith(HAZARD_PREFIX) else super().make_head(task, width)
+        return nn.Identity() if task.name in self.risk_tasks else super().make_head(task, width)
 
     def combine(self, tokens: Tokens, batch: Batch) -> Fused:
         """One vector for all tasks."""

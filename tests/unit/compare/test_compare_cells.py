@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,8 +71,8 @@ def test_every_system_has_its_own_encoders_in_the_native_regime(tmp_path: Path) 
             continue
         config = config_loader.load(plan(tmp_path).config(cell.dataset), cell.overrides)
         with torch.device("meta"):
-            model = build(config)
-        first, *others = (encoder.backbone for encoder in model.encoders.by_modality.values())  # type: ignore[attr-defined]
+            model: Any = build(config)
+        first, *others = (encoder.backbone for encoder in model.encoders.by_modality.values())
         if name == "eyemost":
             assert [type(part).__name__ for part in (first, *others)] == ["ResNet", "VolumeResNet10"]
             assert type(first.layer1[0]).__name__ == "Bottle2neck"  # of Res2Net

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,8 +99,8 @@ WORKED = {
 PRINTED = {"rtol": 0, "atol": 5.1e-7}  # six decimals, rounded
 
 
-def worked_layer(**options: object) -> MToE:
-    layer = MToE(2, 2, 2, experts_factory=WorkedExperts, router=RouterOptions(**options)).double()  # type: ignore[arg-type]
+def worked_layer(**options: Any) -> MToE:
+    layer = MToE(2, 2, 2, experts_factory=WorkedExperts, router=RouterOptions(**options)).double()
     with torch.no_grad():
         layer.router.phi.copy_(PHI)
         layer.task_embed.copy_(TASK_EMBED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -95,8 +96,8 @@ def test_map_sizes_of_the_release() -> None:
 def test_native_maps_of_full_resolution_have_the_published_size() -> None:
     size = (1664, 2048)
     with torch.device("meta"):
-        model = build(problem.config(*BASE, "model.regime=native", f"data.image_size={list(size)}"))
-        maps = model.encoders({name: torch.empty(1, 1, *size) for name in model.spec.modalities})  # type: ignore[attr-defined]
+        model: Any = build(problem.config(*BASE, "model.regime=native", f"data.image_size={list(size)}"))
+        maps = model.encoders({name: torch.empty(1, 1, *size) for name in model.spec.modalities})
     assert {tuple(stages[-1].shape) for stages in maps.values()} == {(1, 512, 52, 64)}
 
 

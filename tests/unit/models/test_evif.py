@@ -161,10 +161,15 @@ def test_the_inner_step_is_that_of_the_samples_of_all_ranks() -> None:
     half.load_state_dict(whole.state_dict())
     x, y, valid = torch.randn(1, 8, 3), torch.randn(1, 8, 3), torch.tensor([[True] * 3 + [False] * 2 + [True] * 3])
     seen: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        seen.append(value)
+        return value
+
     for part in (slice(0, 6), slice(6, 8)):  # ranks with unequally many samples
         rank = Estimators(1, 3, 5)
         rank.load_state_dict(whole.state_dict())
-        rank.fit(x[:, part], y[:, part], valid[:, part], 1e-3, lambda value: seen.append(value) or value)  # type: ignore[func-returns-value]
+        rank.fit(x[:, part], y[:, part], valid[:, part], 1e-3, keep)
     half.fit(x[:, :6], y[:, :6], valid[:, :6], 1e-3, lambda _: seen[0] + seen[1])
     whole.fit(x, y, valid, 1e-3, alone)
     torch.testing.assert_close(half.theta, whole.theta)

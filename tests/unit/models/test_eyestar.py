@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -32,8 +33,8 @@ def batch_of(config: object, count: int = 4) -> object:
 
 def test_sizes_of_the_public_grading_baseline() -> None:
     config = problem.config(*GAMMA, "model.regime=native", "data.tasks=[glaucoma]", "data.image_size=[64, 64]")
-    model = build(config)
-    fundus, oct_branch = model.encoders.by_modality["fundus"], model.encoders.by_modality["oct"]  # type: ignore[attr-defined]
+    model: Any = build(config)
+    fundus, oct_branch = model.encoders.by_modality["fundus"], model.encoders.by_modality["oct"]
     assert parameters(fundus) == 21_284_672
     assert parameters(oct_branch) == 22_078_080
     assert oct_branch.backbone.conv1.weight.shape == (64, 256, 7, 7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -57,8 +58,8 @@ def test_native_encoder_has_the_size_of_a_resnet_18_without_classifier() -> None
 def test_native_maps_have_the_published_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
     config = problem.config("model.name=mirai", "model.regime=native", f"data.image_size={list(size)}")
     with torch.device("meta"):
-        model = build(config)
-        maps = model.encoders({name: torch.empty(1, 1, *size) for name in model.spec.modalities})  # type: ignore[attr-defined]
+        model: Any = build(config)
+        maps = model.encoders({name: torch.empty(1, 1, *size) for name in model.spec.modalities})
     assert {tuple(stages[-1].shape) for stages in maps.values()} == {(1, 512, *expected)}
 
 

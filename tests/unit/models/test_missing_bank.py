@@ -183,7 +183,8 @@ def test_stand_in_tokens_take_part_in_the_mixture() -> None:
         config, model = model_of(f"model.missing_modality={option}")
         with torch.no_grad():
             output = model(samples(config, [[True, False]] * 3))
-        found = modality_contribution(output.routing["mtoe"], output.modality_of_token, 2)[:, :, 1]  # type: ignore[arg-type]
+        assert output.modality_of_token is not None
+        found = modality_contribution(output.routing["mtoe"], output.modality_of_token, 2)[:, :, 1]
         assert (found == share).all() if share is not None else (found > 0.1).all()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
 from m4oe_ds.planning.hardware import ACCELERATORS
 from m4oe_ds.planning.memory import EXPERT_GROUP_ELEMENTS, Layout, owned, rank_memory
-from m4oe_ds.planning.model_cost import MicroStep
+from m4oe_ds.planning.model_cost import MicroStep, Precision
 
 DENSE, EXPERT = 1000, 4000
 
@@ -36,8 +37,8 @@ def record(precision: str = "bf16", ep: int = 2, **changes: object) -> MicroStep
     return dataclasses.replace(step, **changes)  # type: ignore[arg-type]
 
 
-def layout(stage: int, precision: str = "bf16", world: int = 4, ep: int = 2, **more: object) -> Layout:
-    return Layout(world=world, ep=ep, stage=stage, micro=1, precision=precision, bucket=100, **more)  # type: ignore[arg-type]
+def layout(stage: int, precision: Precision = "bf16", world: int = 4, ep: int = 2, **more: Any) -> Layout:
+    return Layout(world=world, ep=ep, stage=stage, micro=1, precision=precision, bucket=100, **more)
 
 
 def test_optimizer_states_equal_those_of_torch_adam_and_a_master_copy() -> None:
@@ -55,7 +56,7 @@ def test_optimizer_states_equal_those_of_torch_adam_and_a_master_copy() -> None:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize(("precision", "width"), [("fp32", 4), ("bf16", 2), ("fp16", 2)])
-def test_states_are_partitioned_as_the_stage_says(stage: int, precision: str, width: int) -> None:
+def test_states_are_partitioned_as_the_stage_says(stage: int, precision: Precision, width: int) -> None:
     memory = rank_memory(record(precision), layout(stage, precision))
     # dense over 4 ranks; the 2000 experts held over the 2 ranks that hold the same ones
     own, held = 1000 / 4 + 2000 / 2, 1000 + 2000

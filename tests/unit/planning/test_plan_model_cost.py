@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from m4oe_ds import config_loader
 from m4oe_ds.config import Config
 from m4oe_ds.models import build
 from m4oe_ds.models.registry import spec_for
-from m4oe_ds.planning.model_cost import DTYPES, MicroStep, micro_step, saved_bytes, zero_batch
+from m4oe_ds.planning.model_cost import DTYPES, MicroStep, micro_step, zero_batch
 from m4oe_ds.runs.objective import objective
 
 SMALL = (
@@ -44,6 +47,27 @@ def real_loss(config: Config, model: torch.nn.Module, micro: int, precision: str
     information = goal.mutual_information(output, batch)
     assert information is not None
     return loss - config.loss.alpha * information
+
+
+@contextlib.contextmanager
+def saved_bytes(model: torch.nn.Module) -> Iterator[list[int]]:
+    """Measures what a real forward pass keeps for backward: bytes of distinct storages, parameters not counted.
+
+    The list yielded holds the total when the block ends.
+    """
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Any] = {}
+    total: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield total
+    total.append(sum(storage.nbytes() for storage in kept.values()))
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import faulthandler
+import functools
 import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ import pytest
 from data_tools.convert import workers
 from data_tools.convert.images import convert_sample
 from data_tools.convert.sample import SampleJob, SampleResult
+
+LIMIT = 600.0
 
 
 def sample_job(number: int, *files: str) -> SampleJob:
@@ -31,33 +35,51 @@ def sample_job(number: int, *files: str) -> SampleJob:
 
 
 @pytest.fixture
-def behaviour(monkeypatch: pytest.MonkeyPatch) -> None:
+def hanging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where a process says that it hangs. Only then does time pass, so that no load makes a good sample late."""
+    said = tmp_path / "hanging"
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        if said.exists():
+            said.unlink()
+            now += LIMIT + 1
+        return now
+
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=clock))
+    return said
+
+
+@pytest.fixture
+def behaviour(monkeypatch: pytest.MonkeyPatch, hanging: Path) -> None:
     """Files called crash and hang do so to the process that reads them: forked workers inherit this reader."""
-    monkeypatch.setattr(workers, "convert_sample", read)
+    monkeypatch.setattr(workers, "convert_sample", functools.partial(read, hanging=hanging))
     monkeypatch.setattr(workers, "get_context", lambda _: __import__("multiprocessing").get_context("fork"))
 
 
-def read(job: SampleJob) -> SampleResult:
+def read(job: SampleJob, hanging: Path) -> SampleResult:
     for paths in job.images.values():
         for path in paths:
             if path == "crash":
                 faulthandler.disable()  # its report would look like a failure of the tests
                 os.kill(os.getpid(), signal.SIGSEGV)
             if path == "hang":
-                time.sleep(900)
+                hanging.touch()
+                time.sleep(300)
     meta: dict[str, Any] = {**job.meta, "modalities": list(job.images), "geometry": {}}
     return SampleResult(meta)
 
 
 @pytest.mark.usefixtures("behaviour")
 @pytest.mark.parametrize(
-    ("file", "reason", "seconds"),
-    [("crash", "decoder_crashed", 900.0), ("hang", "decoder_hung", 5.0)],  # others must be done within the limit
+    ("file", "reason", "processes"),
+    [("crash", "decoder_crashed", 2), ("hang", "decoder_hung", 1)],  # time must pass for nobody but the one that hangs
 )
-def test_one_bad_file_costs_one_image(file: str, reason: str, seconds: float) -> None:
+def test_one_bad_file_costs_one_image(file: str, reason: str, processes: int) -> None:
     jobs = [sample_job(n, "good", "good") for n in range(6)]
     jobs[2] = sample_job(2, file, "good")
-    results = list(workers.converted(jobs, 2, seconds=seconds))
+    results = list(workers.converted(jobs, processes, seconds=LIMIT))
     assert [result.meta["key"] for result in results] == [job.meta["key"] for job in jobs]
     assert results[2].bad == [("ffdm_cc", reason)]
     assert results[2].meta["modalities"] == ["ffdm_mlo"]

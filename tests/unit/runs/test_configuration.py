@@ -1,8 +1,10 @@
-"""Opening a finished run."""
+"""What a finished run was configured with."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from m4oe_ds import config_loader
 from m4oe_ds.config import to_dict
 from m4oe_ds.errors import DataError
-from m4oe_ds.runs.finished import UNRECORDED_MICRO_BATCH, micro_batch, open_config
+from m4oe_ds.runs.configuration import UNRECORDED_MICRO_BATCH, micro_batch, open_config
 from m4oe_ds.runs.folder import RunFolder, write_yaml
 
 
@@ -48,3 +50,17 @@ def test_augmentation_is_off_and_the_data_may_have_moved(tmp_path: Path) -> None
 def test_any_other_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not a run folder \(no config\.yaml\)"):
         open_config(tmp_path)
+
+
+def test_a_folder_is_refused_without_torch() -> None:
+    """``m4oe predict`` checks its job with it before the libraries load, which takes seconds."""
+    script = (
+        "import sys, pathlib\n"
+        "from m4oe_ds.errors import DataError\n"
+        "from m4oe_ds.predict.job import PredictionJob, check\n"
+        "try: check(PredictionJob(*map(pathlib.Path, ('absent', 'dicom', 'out'))))\n"
+        "except DataError as error: print(error, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "not a run folder (no config.yaml)" in done.stdout
+    assert done.stdout.endswith(" False\n")

@@ -1,0 +1,51 @@
+"""What a finished run was configured with. Imports no torch, so that a folder can be refused before anything loads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from m4oe_ds import config_loader
+from m4oe_ds.config import Config
+from m4oe_ds.errors import DataError
+from m4oe_ds.runs.folder import RunFolder
+
+UNRECORDED_MICRO_BATCH = 16  # of runs whose environment.json does not say what they were trained with
+
+
+def open_config(folder: Path, data: str = "") -> Config:
+    """The configuration of a finished run, with augmentation switched off.
+
+    Args:
+        folder: run folder.
+        data: other shard folder, or empty.
+
+    Raises:
+        DataError: not a run folder.
+    """
+    path = RunFolder(folder).config
+    if not path.is_file():
+        raise DataError("not a run folder (no config.yaml)", str(folder), "name a folder under runs/")
+    config = config_loader.load(path)
+    augment = replace(config.data.augment, enabled=False)
+    return replace(config, data=replace(config.data, root=data or config.data.root, augment=augment))
+
+
+def micro_batch(config: Config, folder: Path) -> int:
+    """Samples per forward at evaluation: ``evaluation.micro_batch``, or what the run was trained with.
+
+    Raises:
+        DataError: ``environment.json`` is not readable.
+    """
+    if config.evaluation.micro_batch:
+        return config.evaluation.micro_batch
+    path = RunFolder(folder).environment
+    if not path.is_file():
+        return UNRECORDED_MICRO_BATCH
+    try:
+        recorded: Any = json.loads(path.read_text(encoding="utf-8"))
+        return int(recorded.get("batch", {}).get("micro", UNRECORDED_MICRO_BATCH))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"cannot be read ({error})", str(path), "set evaluation.micro_batch, or restore it") from None
