@@ -66,7 +66,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         found.problems.extend(_contradictions(config, str(path) if path is not None else "configuration", found))
     if found.problems:
         raise ConfigError("\n".join(found.problems))
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def _contradictions(config: Config, where: str, found: _Findings) -> Iterator[str]:
