@@ -1,19 +1,22 @@
 """Runs a function in several real processes (gloo on the CPU) and brings back results or the first traceback.
 
-Spawned processes meet through a file, so there are no port clashes. The parent waits for all of them, kills the rest at
-the first failure or at the timeout, and fails with the earliest traceback, rank in front. A hang is a failure that
-shows where every rank stands.
+Every rank is forked from a server that has imported torch and DeepSpeed, once per test process: importing them again in
+every rank took longer than most tests. The ranks meet through a file, so there are no port clashes. The parent waits
+for all of them, kills the rest at the first failure or at the timeout, and fails with the earliest traceback, rank in
+front. A hang is a failure that shows where every rank stands.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import functools
 import json
 import multiprocessing
 import os
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ def run_ranks(
         folder: an empty folder for the rendezvous, results and traces.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
+    context = _server()
     processes = [
         context.Process(target=_entry, args=(function, rank, world, str(folder), timeout_s, args))
         for rank in range(world)
@@ -61,6 +64,20 @@ def run_ranks(
             pytest.fail(f"rank {rank} of {world} gave no result within {timeout_s:.0f} s\n{stacks}", pytrace=False)
         results.append(json.loads(path.read_text()))
     return results
+
+
+@functools.cache
+def _server() -> Any:
+    """The context that ranks are forked from, with what they all import already there."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deepspeed", "m4oe_ds.training.loop"])
+    before = os.environ.get("DS_ACCELERATOR")
+    os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported; of no concern to the tests' own process
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("DS_ACCELERATOR") if before is None else os.environ.update(DS_ACCELERATOR=before)
+    return context
 
 
 def _entry(
