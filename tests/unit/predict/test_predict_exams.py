@@ -11,29 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_tools.phantom.dicom import DicomFacts, write_mammogram
+from data_tools.phantom.dicom import write_mammogram
 from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import EnvironmentProblem
 from m4oe_ds.predict import exams
+from tests import mammogram_facts
 
-FACTS = DicomFacts(
-    "90000001",
-    "9100000000000001",
-    "1.2.3.4.5.6",
-    "1.2.3.4.5.7",
-    "1.2.3.4.5.8",
-    "2014-01-01",
-    "101500",
-    "MG Screening Bilateral",
-    "",
-    "L",
-    "CC",
-    "F",
-    "HOLOGIC, Inc.",
-    "Selenia",
-    12,
-    ((2047, 4096),),
-)
+FACTS = replace(mammogram_facts.FACTS, series_description="")
 ALL = DATASETS["embed"].modalities
 TWO = DATASETS["rsna"].modalities
 

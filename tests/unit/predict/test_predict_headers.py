@@ -12,27 +12,10 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from data_tools.phantom.dicom import DicomFacts, write_mammogram
+from data_tools.phantom.dicom import write_mammogram
 from m4oe_ds.predict import headers
+from tests.mammogram_facts import FACTS
 
-FACTS = DicomFacts(
-    "90000001",
-    "9100000000000001",
-    "1.2.3.4.5.6",
-    "1.2.3.4.5.7",
-    "1.2.3.4.5.8",
-    "2014-01-01",
-    "101500",
-    "MG Screening Bilateral",
-    "L CC",
-    "L",
-    "CC",
-    "F",
-    "HOLOGIC, Inc.",
-    "Selenia",
-    12,
-    ((2047, 4096),),
-)
 Change = Callable[[Any], None]
 
 

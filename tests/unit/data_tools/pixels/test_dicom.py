@@ -13,29 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from pydicom.uid import JPEGBaseline8Bit, JPEGLosslessSV1
 
-from data_tools.phantom.dicom import SYNTAXES, DicomFacts, write_mammogram
+from data_tools.phantom.dicom import SYNTAXES, write_mammogram
 from data_tools.pixels import dicom
 from data_tools.pixels.dicom import BadImage
 from m4oe_ds.errors import EnvironmentProblem
-
-FACTS = DicomFacts(
-    "90000001",
-    "9100000000000001",
-    "1.2.3.4.5.6",
-    "1.2.3.4.5.7",
-    "1.2.3.4.5.8",
-    "2014-01-01",
-    "101500",
-    "MG Screening Bilateral",
-    "L CC",
-    "L",
-    "CC",
-    "F",
-    "HOLOGIC, Inc.",
-    "Selenia",
-    12,
-    ((2047, 4096),),
-)
+from tests.mammogram_facts import FACTS
 
 
 def pixels() -> NDArray[np.uint16]:
