@@ -142,7 +142,7 @@ def _export(options: argparse.Namespace) -> None:
 
     from m4oe_ds.errors import CheckpointError
     from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, RunFolder
-    from m4oe_ds.runs.weights import consolidate
+    from m4oe_ds.runs.weights import CONFIG_SUFFIX, consolidate
 
     run = Path(options.run)
     files = RunFolder(run)
@@ -158,6 +158,11 @@ def _export(options: argparse.Namespace) -> None:
         out = Path(options.out) if options.out else files.weights
     for path in consolidate(checkpoint, out, options.dtype, options.max_file_gb):
         print(f"{checkpoint.name} -> {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    origin = RunFolder(checkpoint.parent.parent)
+    if out != origin.weights and origin.config.is_file():
+        beside = out.with_name(out.name + CONFIG_SUFFIX)
+        beside.write_bytes(origin.config.read_bytes())
+        print(f"its configuration -> {beside} (another run starts from it with model.init_from)")
 
 
 def _models(_: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ UNRECORDED_MICRO_BATCH = 16  # of runs whose environment.json does not say what 
 
 
 def open_config(folder: Path, data: str = "") -> Config:
-    """The configuration of a finished run, with augmentation switched off.
+    """The configuration of a finished run, with augmentation switched off and without the files it started from.
 
     Args:
         folder: run folder.
@@ -28,9 +28,19 @@ def open_config(folder: Path, data: str = "") -> Config:
     path = RunFolder(folder).config
     if not path.is_file():
         raise DataError("not a run folder (no config.yaml)", str(folder), "name a folder under runs/")
-    config = config_loader.load(path)
+    config = without_sources(config_loader.load(path))
     augment = replace(config.data.augment, enabled=False)
     return replace(config, data=replace(config.data, root=data or config.data.root, augment=augment))
+
+
+def without_sources(config: Config) -> Config:
+    """The configuration of a model whose every value is about to be overwritten: nothing initial is looked for.
+
+    Where values came from (``model.init_from``, ``model.init_map``, ``model.embedder.weights``) does not say what the
+    model is, and a run outlives the files that it started from.
+    """
+    embedder = replace(config.model.embedder, weights="")
+    return replace(config, model=replace(config.model, embedder=embedder, init_from="", init_map={}))
 
 
 def micro_batch(config: Config, folder: Path) -> int:
