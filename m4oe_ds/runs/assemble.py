@@ -190,7 +190,9 @@ def stamp(config: Config, ds_config: Mapping[str, Any], topology: dict[str, Any]
     precision = next((name for name in ("bf16", "fp16") if ds_config.get(name, {}).get("enabled")), "fp32")
     # not where the values came from, and as versions without init_from wrote it, so that their checkpoints are accepted
     architecture = {
-        key: value for key, value in to_dict(without_sources(config).model).items() if key not in ("init_from", "init_map")
+        key: value
+        for key, value in to_dict(without_sources(config).model).items()
+        if key not in ("init_from", "init_map")
     }
     architecture |= {"tasks": config.data.tasks, "modalities": config.data.modalities}
     return {

@@ -62,7 +62,7 @@ def _find(path: Path) -> tuple[Path, Path]:
     if path.suffix == _SUFFIX:
         beside = path.with_name(path.name + CONFIG_SUFFIX)
         run = RunFolder(path.parent.parent)
-        places = (beside, path.parent / "config.yaml", *((run.config,) if run.weights == path else ()))
+        places = (beside, RunFolder(path.parent).config, *((run.config,) if run.weights == path else ()))
         for config in places:
             if config.is_file():
                 return config, path
@@ -75,7 +75,9 @@ def _find(path: Path) -> tuple[Path, Path]:
     if run.config.is_file():
         return run.config, run.weights
     if not path.is_dir():
-        raise CheckpointError(f"no such folder {path}", OPTION, "name a run folder, an export folder or a *.safetensors")
+        raise CheckpointError(
+            f"no such folder {path}", OPTION, "name a run folder, an export folder or a *.safetensors"
+        )
     found = sorted(path.glob(f"*{_SUFFIX}{CONFIG_SUFFIX}"))
     if len(found) == 1:
         return found[0], found[0].with_name(found[0].name.removesuffix(CONFIG_SUFFIX))
@@ -83,7 +85,7 @@ def _find(path: Path) -> tuple[Path, Path]:
     raise CheckpointError(
         f"{path} holds the exports {names}" if found else f"{path} is neither a run nor an export folder",
         OPTION,
-        "name one of the files" if found else f"it must hold config.yaml, or NAME{_SUFFIX} and NAME{_SUFFIX}{CONFIG_SUFFIX}",
+        "name one of the files"
+        if found
+        else f"it must hold {run.config.name}, or NAME{_SUFFIX} and NAME{_SUFFIX}{CONFIG_SUFFIX}",
     )
-
-
