@@ -41,7 +41,8 @@ class Taken:
         left_out: ``{tensor of the source: why}``.
         values: values that come from the source, over all experts.
         total: all values of the model.
-        groups: ``{tensor: the part of the model or of the source it is shown under}``.
+        parts: ``{tensor of the model: the part it is shown under}``.
+        parts_left_out: ``{tensor of the source: the part it is shown under}``.
     """
 
     source: str
@@ -51,7 +52,8 @@ class Taken:
     left_out: dict[str, str] = field(default_factory=dict)
     values: int = 0
     total: int = 0
-    groups: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
+    parts_left_out: dict[str, str] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """Numbers of tensors and values, for the record of the run."""
@@ -70,9 +72,12 @@ class Taken:
         share = 100 * self.values / max(self.total, 1)
         lines = [f"started from {self.source}: {len(self.taken)} of {count} tensors taken, {share:.1f} % of the values"]
         lines += [f"  adapted   {name}: {how}" for name, how in self.adapted.items()]
-        for title, entries in (("new", self.new), ("left out", self.left_out)):
+        for title, entries, part_of in (
+            ("new", self.new, self.parts),
+            ("left out", self.left_out, self.parts_left_out),
+        ):
             for why in dict.fromkeys(entries.values()):
-                parts = Counter(self.groups[name] for name, reason in entries.items() if reason == why)
+                parts = Counter(part_of[name] for name, reason in entries.items() if reason == why)
                 lines.append(f"  {title:9} {', '.join(f'{part} ({n})' for part, n in parts.items())}: {why}")
         return "\n".join(lines)
 
@@ -110,16 +115,16 @@ def initialise(model: nn.Module, spec: ModelSpec, source: Source, init_map: Mapp
     taken = Taken(source.name)
     for name, value in plan.target.items():
         taken.total += plan.numel(name, value)
-        taken.groups[name] = plan.part(name)
+        taken.parts[name] = plan.part(name)
         try:
             copies.append(plan.copy(name, value))
         except _Refused as reason:
             taken.new[name] = str(reason)
     _check_anything(copies, plan, spec, source)
     used = {copy.source for copy in copies}
-    for name in sorted(source.weights.names - used):
+    for name in sorted(source.weights.names - used - plan.derived):
         taken.left_out[name] = plan.unused(name)
-        taken.groups[name] = plan.part_of_source(name)
+        taken.parts_left_out[name] = plan.part_of_source(name)
     with torch.no_grad():
         for copy in copies:
             plan.target[copy.name].copy_(copy.value(plan.target[copy.name]))
@@ -157,7 +162,10 @@ class _Plan:
     def __init__(self, model: nn.Module, spec: ModelSpec, source: Source, init_map: dict[str, str]) -> None:
         self.source, self.stored, self.spec = source, source.weights, spec
         self.options = getattr(model, "config", None)
-        self.target: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        # buffers that a state dict leaves out, such as tables of indices, follow from the model and its image size
+        self.derived = dict(model.named_buffers()).keys() - model.state_dict().keys()
+        buffers = {name: value for name, value in model.named_buffers() if name not in self.derived}
+        self.target: dict[str, Tensor] = {**dict(model.named_parameters()), **buffers}
         self.experts = expert_rows(model)
         modules = dict(model.named_modules())
         # places in a name where a modality or task stands, not any word that is also the name of one
