@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import timm
 from safetensors.torch import save_file
 
+from m4oe_ds.config import EmbedderConfig
+from m4oe_ds.models.embedders import Embedder
 from m4oe_ds.runs.folder import RunFolder
 from tests.integration import commands, shards
 
@@ -33,8 +34,8 @@ def test_a_run_outlives_what_it_started_from(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stdout + first.stderr
 
     backbone = tmp_path / "vit.safetensors"
-    options = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 32, "in_chans": 1}
-    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
+    options = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    vit = Embedder(EmbedderConfig(backbone="vit_tiny_patch16_224", options=options), 1, (32, 32), 16).backbone
     save_file({name: value.contiguous() for name, value in vit.state_dict().items()}, str(backbone))
     starts = [
         *TWO_VIEWS,
