@@ -16,7 +16,7 @@ from m4oe_ds.errors import ConfigError
 
 declare_torchvision_operators()
 import timm  # noqa: E402  (needs the operators declared first)
-from timm.layers import resample_abs_pos_embed  # noqa: E402
+from timm.layers.pos_embed import resample_abs_pos_embed  # noqa: E402
 from timm.models import adapt_input_conv  # noqa: E402
 
 
