@@ -2,7 +2,8 @@
 
     python benchmarks/transfer.py [--seeds 0,1,2] [--steps 60] [--work DIR] [--out FILE]
 
-Per seed: the demo's model on EMBED's phantoms, then twice RSNA's phantoms with few women in training and equal steps.
+Per seed: the demo's model on EMBED's phantoms (with --one-source that of the first seed serves all), then twice RSNA's
+phantoms with few women in training and equal steps.
 Both arms of a seed have the same order, augmentation and fresh values. Differences are paired: by seed, and in one
 bootstrap that resamples patients for both arms and all seeds together. Everything is synthetic.
 """
@@ -162,6 +163,7 @@ def main() -> int:
     options.add_argument("--seeds", default="0,1,2", help="seeds, with commas between them")
     options.add_argument("--steps", type=int, default=60, help="optimizer steps on RSNA's phantoms, in both arms")
     options.add_argument("--epochs", type=int, default=24, help="epochs on EMBED's phantoms before")
+    options.add_argument("--one-source", action="store_true", help="start every seed from the first seed's EMBED model")
     options.add_argument("--work", help="folder for shards and runs, kept (default: a temporary one)")
     options.add_argument("--out", help="also write the table to this file")
     arguments = options.parse_args()
@@ -173,8 +175,9 @@ def main() -> int:
         runs: dict[str, list[RunFolder]] = {arm: [] for arm in ARMS}
         embed, rsna = shards(work, "embed"), shards(work, "rsna")
         for seed in seeds:
-            before = [f"run.seed={seed}", f"run.num_epochs={arguments.epochs}", f"data.root={embed}"]
-            source = train(work, f"embed-{seed}", [*before, "run.eval_every_epochs=0"])
+            first = seeds[0] if arguments.one_source else seed
+            before = [f"run.seed={first}", f"run.num_epochs={arguments.epochs}", f"data.root={embed}"]
+            source = train(work, f"embed-{arguments.epochs}-{first}", [*before, "run.eval_every_epochs=0"])
             then = [
                 f"run.seed={seed}",
                 f"run.max_steps={arguments.steps}",
@@ -190,8 +193,9 @@ def main() -> int:
         manifest = json.loads((rsna / "train" / "manifest.json").read_text())
         head = (
             f"{date.today()}, {os.cpu_count()} shared cores, one rank per run, "
-            f"{(time.monotonic() - started) / 60:.0f} min: `python benchmarks/transfer.py --steps {arguments.steps}`, "
-            f"seeds {', '.join(map(str, seeds))}. **Synthetic phantoms.** RSNA: {manifest['num_samples']} breasts of "
+            f"{(time.monotonic() - started) / 60:.0f} min: `python benchmarks/transfer.py --seeds {arguments.seeds} "
+            f"--steps {arguments.steps} --epochs {arguments.epochs}{' --one-source' if arguments.one_source else ''}`. "
+            f"**Synthetic phantoms.** RSNA: {manifest['num_samples']} breasts of "
             f"{manifest['num_groups']} women to train on, {arguments.steps} steps of 32."
         )
         text = "\n".join([head, "", *lines(runs)])

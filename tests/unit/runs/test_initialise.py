@@ -271,5 +271,6 @@ def test_a_word_that_is_also_the_name_of_a_modality(embed: tuple[Path, dict[str,
     made = config(*RSNA)
     model: Any = build(made)
     model.ffdm_cc = nn.Linear(2, 2)  # a part of the model that happens to be called so
-    taken = initialise(model, spec_for(made), open_source(embed[0]), {"ffdm_cc": "syn_cc"})
-    assert taken.new == {"ffdm_cc.weight": "not in the source", "ffdm_cc.bias": "not in the source"}
+    taken = initialise(model, spec_for(made), open_source(embed[0]), {"ffdm_cc": ""})
+    assert taken.new["msoe.ffdm_cc.blocks.0.norm1.weight"] == "fresh, as model.init_map says"
+    assert {taken.new[f"ffdm_cc.{name}"] for name in ("weight", "bias")} == {"not in the source"}
