@@ -25,7 +25,7 @@ from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble, weights
 from m4oe_ds.runs.configuration import without_sources
-from m4oe_ds.runs.folder import LATEST, CheckpointFolder, RunFolder, write_json, write_yaml
+from m4oe_ds.runs.folder import LATEST, CheckpointFolder, RunFolder, checkpoint_tags, write_json, write_yaml
 from m4oe_ds.runs.initial_source import open_source
 from m4oe_ds.runs.initialise import Taken, initialise
 from m4oe_ds.runs.objective import objective as build_objective
@@ -68,6 +68,7 @@ def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
 
     Raises:
         ConfigError: any contradiction, before anything is started.
+        CheckpointError: no trained model where a run that begins is to start from one.
     """
     config = config_loader.load(request.config, request.overrides)
     ds_config = deepspeed_json.read(request.ds_config)
@@ -78,7 +79,13 @@ def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
 
     gradient_policy.policy(config.loss.gradient_policy, **config.loss.gradient_options)
     choose_ep_size(config.parallel.ep_size, world, expert_counts(config), f"{request.config}: parallel.ep_size")
-    return config, ds_config, Path(request.output or f"runs/{config.run.name}")
+    folder = Path(request.output or f"runs/{config.run.name}")
+    starts = request.resume == "never" or (
+        request.resume == "auto" and not checkpoint_tags(RunFolder(folder).checkpoints)
+    )
+    if config.model.init_from and starts:
+        open_source(Path(config.model.init_from))
+    return config, ds_config, folder
 
 
 def run(
