@@ -11,7 +11,7 @@ from data_tools.convert.sample import SampleJob, SampleResult
 
 def convert_sample(job: SampleJob) -> SampleResult:
     """Converts all images of a sample; a bad one is noted and left out."""
-    if job.meta["dataset"] == "gamma":
+    if job.converter == "eye":
         return convert_eye(job)
     result = SampleResult(dict(job.meta))
     geometry: dict[str, Any] = {}

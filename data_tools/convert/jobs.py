@@ -12,15 +12,17 @@ from pathlib import Path
 from data_tools.archives.plan import ArchivePlan, Sample
 from data_tools.convert.sample import SampleJob
 from data_tools.deidentify import hash16, split_of, vendor_family
+from m4oe_ds.data.cards import Card
 from m4oe_ds.data.schema import SCHEMA_VERSION, SPLITS, shard_name
 from m4oe_ds.errors import DataError
 
 
 @dataclass(frozen=True)
 class Storing:
-    """How the images are stored: size, codec, samples per shard."""
+    """What the samples are of, what converts them, and how images are stored: size, codec, samples per shard."""
 
-    dataset: str
+    card: Card
+    converter: str
     rows: int
     cols: int
     codec: str
@@ -91,14 +93,14 @@ def assign_splits(samples: Sequence[Sample], secret: bytes, shares: Sequence[int
 
 def _sample_job(sample: Sample, split: str, root: Path, storing: Storing, secret: bytes) -> SampleJob:
     side = sample.side.lower()
-    name = hash16(secret, "sample", storing.dataset, sample.patient, sample.exam, side)
+    name = hash16(secret, "sample", storing.card.name, sample.patient, sample.exam, side)
     meta = {
         "schema_version": SCHEMA_VERSION,
-        "dataset": storing.dataset,
+        "dataset": storing.card.name,
         "split": split,
-        "key": f"{storing.dataset}-{name}-{side}",
-        "group": hash16(secret, "patient", storing.dataset, sample.patient),
-        "exam": hash16(secret, "exam", storing.dataset, sample.patient, sample.exam),
+        "key": f"{storing.card.name}-{name}-{side}",
+        "group": hash16(secret, "patient", storing.card.name, sample.patient),
+        "exam": hash16(secret, "exam", storing.card.name, sample.patient, sample.exam),
         "side": side,
         "labels": dict(sample.labels),
         "screening": sample.screening,
@@ -107,7 +109,15 @@ def _sample_job(sample: Sample, split: str, root: Path, storing: Storing, secret
     images = {name: tuple(str(root / path) for path in paths) for name, paths in sample.images.items()}
     masks = {name: str(root / path) for name, path in sample.masks.items()}
     return SampleJob(
-        meta, images, storing.rows, storing.cols, storing.codec, sample.choose, masks, (sample.patient, sample.exam)
+        meta,
+        images,
+        storing.rows,
+        storing.cols,
+        storing.codec,
+        sample.choose,
+        masks,
+        (sample.patient, sample.exam),
+        storing.converter,
     )
 
 
@@ -137,7 +147,7 @@ def make_jobs(
         mine = [sample for sample in samples if sample.meta["split"] == split]
         for index, start in enumerate(range(0, len(mine), storing.samples_per_shard)):
             part = tuple(mine[start : start + storing.samples_per_shard])
-            jobs.append(ShardJob(split, index, shard_name(storing.dataset, split, index), part))
+            jobs.append(ShardJob(split, index, shard_name(storing.card.name, split, index), part))
     return jobs
 
 

@@ -26,6 +26,7 @@ class SampleJob:
         choose: see :class:`data_tools.archives.plan.Sample`.
         masks: file per segmentation task.
         source: patient and exam, for the private mapping alone.
+        converter: what converts its images: ``mammogram`` or ``eye``.
     """
 
     meta: dict[str, Any]
@@ -36,6 +37,7 @@ class SampleJob:
     choose: str = "first"
     masks: dict[str, str] = field(default_factory=dict)
     source: tuple[str, str] = ("", "")
+    converter: str = "mammogram"
 
 
 @dataclass(frozen=True)

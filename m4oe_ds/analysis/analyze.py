@@ -98,7 +98,7 @@ def _baseline(options: AnalysisOptions, run: Run) -> dict[str, Any]:
 
 def _tasks(session: Session) -> tuple[str, ...]:
     """Tasks of the synergy matrices."""
-    known = [task.name for task in session.run.spec.tasks if task.kind == "classification"]
+    known = [task.name for task in session.run.spec.tasks if task.coded]
     check_known(session.options.tasks, "--tasks", known, noun="classification task")
     return session.options.tasks or tuple(name for name in PAPER_TASKS if name in known) or tuple(known[:2])
 

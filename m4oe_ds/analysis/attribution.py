@@ -114,7 +114,7 @@ def ablation(model: MultiModalModel, batch: Batch, output: ModelOutput, spec: Mo
         reduced = model(without(batch, name)).logits
         for k, task in enumerate(spec.tasks):
             full, less = output.logits[task.name].detach().float(), reduced[task.name].float()
-            if task.kind == "segmentation":
+            if task.dense:
                 p = full.sigmoid()
                 value = p * (functional.logsigmoid(full) - functional.logsigmoid(less))
                 value = value + (1 - p) * (functional.logsigmoid(-full) - functional.logsigmoid(-less))
@@ -178,7 +178,7 @@ def rollout(attention: Sequence[Tensor], present: Tensor, lengths: Sequence[int]
         lengths: tokens of each modality.
     """
     batch, count = present.shape
-    tasks = sum(task.kind == "classification" for task in spec.tasks)
+    tasks = sum(task.coded for task in spec.tasks)
     joint = [a for a in attention if a.shape[0] == batch and a.shape[1] == sum(lengths)]
     per_task = [a for a in attention if a.shape[0] == batch * tasks and a.shape[1] == count + 1]
     share: Tensor | None = None
@@ -207,6 +207,6 @@ def _rolled(attention: Sequence[Tensor]) -> Tensor:
 def _all_tasks(share: Tensor, spec: ModelSpec) -> Tensor:
     """Rows of the classification tasks at their places; NaN for the others."""
     found = share.new_full((len(share), len(spec.tasks), share.shape[2]), torch.nan)
-    columns = [k for k, task in enumerate(spec.tasks) if task.kind == "classification"]
+    columns = [k for k, task in enumerate(spec.tasks) if task.coded]
     found[:, columns] = share
     return found

@@ -79,9 +79,7 @@ def write_clinical(run: Run, split: str, resamples: int) -> dict[str, Any]:
         DataError: the split has no stored predictions.
     """
     train = run.manifests["train"]
-    labels = {
-        f"label_{task.name}": train.sample_labels(task.name) for task in run.spec.tasks if task.kind == "classification"
-    }
+    labels = {f"label_{task.name}": train.sample_labels(task.name) for task in run.spec.tasks if task.coded}
     files, tasks = RunFolder(run.folder), run.spec.tasks
     own, tuning = files.predictions(split), files.predictions("val")
     write_report(files.clinical, own, tuning, split, run.config.data.root, tasks, resamples, labels)

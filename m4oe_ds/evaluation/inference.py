@@ -158,7 +158,7 @@ def _rows(output: ModelOutput, batch: Batch, spec: ModelSpec) -> dict[str, Tenso
     for k, task in enumerate(spec.tasks):
         logits = output.logits[task.name].float()
         mask = batch.label_mask[:, k]
-        if task.kind == "classification":
+        if task.coded:
             rows[f"prob_{task.name}"] = logits.softmax(-1)
             labels = batch.labels[task.name]
             rows[f"label_{task.name}"] = torch.where(mask, labels, torch.full_like(labels, -1))
@@ -202,8 +202,8 @@ def _assemble(joined: dict[str, np.ndarray], losses: np.ndarray, spec: ModelSpec
     keys = keys[order]
     if len(np.unique(keys)) != len(keys):
         raise DataError("a sample was evaluated twice", fix="this is a bug in the stream; please report it")
-    classify = [task.name for task in spec.tasks if task.kind == "classification"]
-    dense = [task.name for task in spec.tasks if task.kind == "segmentation"]
+    classify = [task.name for task in spec.tasks if task.coded]
+    dense = [task.name for task in spec.tasks if task.dense]
     examples = {}
     if num_examples:
         chosen = order[joined["example"][order]][:num_examples]

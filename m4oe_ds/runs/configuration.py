@@ -9,6 +9,7 @@ from typing import Any
 
 from m4oe_ds import config_loader
 from m4oe_ds.config import Config
+from m4oe_ds.data.cards import Card, find_card, read_card, shipped
 from m4oe_ds.errors import DataError
 from m4oe_ds.runs.folder import RunFolder
 
@@ -28,9 +29,26 @@ def open_config(folder: Path, data: str = "") -> Config:
     path = RunFolder(folder).config
     if not path.is_file():
         raise DataError("not a run folder (no config.yaml)", str(folder), "name a folder under runs/")
-    config = config_loader.load(path)
+    card = RunFolder(folder).card
+    # its own card, wherever the one it was trained with is now; runs older than cards have shipped data sets
+    config = config_loader.load(path, [f"data.dataset={json.dumps(str(card.absolute()))}"] if card.is_file() else ())
     augment = replace(config.data.augment, enabled=False)
     return replace(config, data=replace(config.data, root=data or config.data.root, augment=augment))
+
+
+def card_of(files: RunFolder) -> Card | None:
+    """The card of a run; of runs older than cards the shipped one; None if it has none.
+
+    Raises:
+        ConfigError: the card is damaged.
+    """
+    if files.card.is_file():
+        return read_card(files.card)
+    try:
+        name = str(json.loads(files.environment.read_text(encoding="utf-8")).get("dataset", ""))
+    except (OSError, ValueError, AttributeError):
+        return None
+    return find_card(name) if name in shipped() else None
 
 
 def micro_batch(config: Config, folder: Path) -> int:

@@ -16,6 +16,7 @@ import torch
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
+from m4oe_ds.data.cards import find_card, write_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.evaluation.metrics import evaluate_split, format_table
@@ -217,6 +218,7 @@ def _resume(loop: Loop, store: CheckpointStore, request: Request) -> str | None:
 def _record(files: RunFolder, config: Config, ds_config: dict[str, Any], facts: dict[str, Any]) -> None:
     """Writes what the run was made from."""
     write_yaml(files.config, to_dict(config))
+    write_card(files.card, find_card(config.data.dataset))
     write_json(files.ds_config, ds_config)
     write_json(files.environment, environment(**facts))
 

@@ -196,7 +196,7 @@ def breasts(path: Path, column: str) -> dict[tuple[str, str], str]:
 def test_masks_and_a_manifest_alone(embed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No mammography data set has a segmentation task; one that had would get a mask per sample."""
     spec = DATASETS["embed"]
-    mass = TaskSpec("mass", "segmentation", 1, ("mass",))
+    mass = TaskSpec("mass", "mask", 1, ("mass",))
     monkeypatch.setitem(DATASETS, "embed", replace(spec, tasks=(spec.task("density"), mass)))
     data = tmp_path / "moved"  # of the shards, only this file is needed
     (data / "train").mkdir(parents=True)

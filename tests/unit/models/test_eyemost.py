@@ -33,7 +33,7 @@ def samples(config: Config, count: int = 6) -> Batch:
     masks = {
         task.name: (torch.rand(count, 1, *spec.image_size) < 0.3).float()
         for task in spec.tasks
-        if task.kind == "segmentation"
+        if task.dense
     }
     return dataclasses.replace(batch, labels={**batch.labels, **masks})
 
@@ -46,7 +46,7 @@ def loss(config: Config, model: nn.Module, batch: Batch) -> Tensor:
     goal = problem.objective(model.spec)
     goal.model_loss = model_loss(config, model.spec)
     for task in model.spec.tasks:
-        if task.kind == "segmentation":
+        if task.dense:
             goal.losses[task.name] = dataclasses.replace(goal.losses[task.name], kind="bce_dice")
     output = model(batch)
     parts = goal.task_parts(output, batch).values()

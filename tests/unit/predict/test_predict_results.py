@@ -24,7 +24,7 @@ KEYS = ("embed-00000000000000aa-l", "embed-00000000000000bb-r")
 SPEC = ModelSpec(
     ("ffdm_cc", "ffdm_mlo"),
     (1, 1),
-    (DATASETS["embed"].task("risk1"), TaskSpec("cup", "segmentation", 1, ("cup",))),
+    (DATASETS["embed"].task("risk1"), TaskSpec("cup", "mask", 1, ("cup",))),
     (4, 4),
 )
 ROWS = {

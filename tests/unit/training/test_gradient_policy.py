@@ -32,7 +32,7 @@ class TwoBranches(MultiModalModel):
     def __init__(self, tasks: tuple[str, ...] = TASKS) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.spec = ModelSpec(("x", "y"), (1, 1), tuple(TaskSpec(t, "classification", 1) for t in tasks), (1, 1))
+        self.spec = ModelSpec(("x", "y"), (1, 1), tuple(TaskSpec(t, "classes", 1) for t in tasks), (1, 1))
         self.branches = nn.ModuleDict({name: nn.Linear(3, 4) for name in ("x", "y")})
         self.trunk = nn.Linear(8, 5)
         self.heads = nn.ModuleDict({name: nn.Linear(5, 1) for name in tasks})
