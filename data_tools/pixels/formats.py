@@ -21,6 +21,7 @@ from m4oe_ds.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm", ".bmp", ".npy")
 _ORIENTATION = 274  # tag of EXIF and TIFF
+_LOSSY = (6, 7, 33007, 34892)  # the JPEG compressions of TIFF
 _PILLOW = {"png": "PNG", "jpeg": "JPEG", "bmp": "BMP"}
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -207,7 +208,7 @@ def _netpbm(path: Path) -> Decoded:
             raise BadImage("several_images")
     if bits:  # a set bit is black
         values = ~values.astype(bool)
-    return Decoded(_channels_last(values), alpha)
+    return Decoded(_channels_last(_of_bits(values)), alpha)
 
 
 def _npy(path: Path) -> Decoded:
@@ -218,49 +219,55 @@ def _npy(path: Path) -> Decoded:
     return Decoded(_channels_last(np.array(mapped)))
 
 
-def tiff_whole(page: Any, size: int) -> None:
-    """Refuses a page of a TIFF with parts missing: tifffile would fill them with zeros.
+def tiff_pages(file: Any) -> list[Any]:
+    """The pages of an open TIFF that are pictures of their own, without small copies of them."""
+    return [page.aspage() for page in file.pages if not page.is_reduced]
+
+
+def tiff_page(page: Any, size: int, indices: bool = False) -> Decoded:
+    """One page of tifffile, upright.
 
     Args:
-        page: a page of tifffile.
-        size: bytes of the file.
+        page: the page.
+        size: bytes of its file.
+        indices: a palette with colours gives its indices.
 
     Raises:
-        BadImage: parts that are not there, or beyond the end of the file.
+        BadImage: parts that are not there or beyond the end of the file, which tifffile would fill with zeros; a
+            colour space that is neither grey nor RGB; too large.
     """
+    check_size(*page.shape)
     places, counts = page.dataoffsets, page.databytecounts
     if not places or len(places) != len(counts):
         raise BadImage("undecodable_pixels")
     if any(count <= 0 or place <= 0 or place + count > size for place, count in zip(places, counts, strict=True)):
         raise BadImage("undecodable_pixels")
+    values, notes = _tiff_values(page, indices)
+    alpha = any(int(extra) in (1, 2) for extra in page.extrasamples)
+    tag = page.tags.get(_ORIENTATION)
+    values, turned = _turned(_of_bits(values), int(tag.value) if tag is not None else 1)
+    return Decoded(values, alpha, (*notes, *turned), lossy=int(page.compression) in _LOSSY)
+
+
+def _of_bits(values: NDArray[Any]) -> NDArray[Any]:
+    """Pictures of one bit as 0 and 255; all others as they are."""
+    return values.astype(np.uint8) * np.uint8(255) if values.dtype.kind == "b" else values
 
 
 def _tiff(path: Path, indices: bool) -> Decoded:
     from tifffile import TiffFile
 
     with TiffFile(path) as file:
-        pages = [page for page in file.pages if not page.is_reduced]
+        pages = tiff_pages(file)
         if len(pages) != 1:
             raise BadImage("several_images")
-        page = pages[0].aspage()
-        check_size(*page.shape)
-        tiff_whole(page, path.stat().st_size)
-        values, notes = tiff_values(page, indices)
-        alpha = any(int(extra) in (1, 2) for extra in page.extrasamples)
-        tag = page.tags.get(_ORIENTATION)
-        lossy = int(page.compression) in (6, 7)
-    values, turned = _turned(values, int(tag.value) if tag is not None else 1)
-    return Decoded(values, alpha, (*notes, *turned), lossy)
+        return tiff_page(pages[0], path.stat().st_size, indices)
 
 
-def tiff_values(page: Any, indices: bool = False) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """``(values [H, W, C], notes)`` of a page of tifffile: bright is more, palettes expanded.
-
-    Raises:
-        BadImage: a colour space that is neither grey nor RGB.
-    """
+def _tiff_values(page: Any, indices: bool) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """``(values [H, W, C], notes)``: bright is more, palettes expanded."""
     photometric = int(page.photometric)
-    if photometric not in (0, 1, 2, 3, 6) or (photometric == 6 and int(page.compression) not in (6, 7)):
+    if photometric not in (0, 1, 2, 3, 6) or (photometric == 6 and int(page.compression) not in _LOSSY):
         raise BadImage("colour_space")
     if page.axes not in ("YX", "YXS", "SYX"):
         raise BadImage("several_images")

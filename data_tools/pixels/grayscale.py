@@ -166,7 +166,7 @@ def _voi_lut(ds: Any, values: NDArray[Any]) -> Unit | None:
     return np.clip((out - low) / (high - low), 0.0, 1.0).astype(np.float32) if high > low else None
 
 
-def _padding(ds: Any, domain: NDArray[Any]) -> NDArray[np.bool_]:
+def padding_of(ds: Any, domain: NDArray[Any]) -> NDArray[np.bool_]:
     """Which stored values are padding (PixelPaddingValue to PixelPaddingRangeLimit)."""
     value = _numbers(header_value(ds, "PixelPaddingValue"))[0]
     if not math.isfinite(value):
@@ -272,7 +272,7 @@ def grade(ds: Any, stored: NDArray[Any], extremes: tuple[int, int] | None = None
     stride = SEEN_PER_DIRECTION if stored.size > SMALL else 1
     seen = stored[::stride, ::stride].astype(np.intp).ravel()
     occurs = np.bincount(seen - low if low else seen, minlength=len(domain)) > 0
-    padding = _padding(ds, domain)
+    padding = padding_of(ds, domain)
     values = modality_values(ds, domain)
     method, table = "voi_lut", _voi_lut(ds, values)
     if table is None and (window := header_window(ds)) is not None:
