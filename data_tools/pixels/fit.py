@@ -95,6 +95,9 @@ def place(image: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
 def resized(image: NDArray[Any], rows: int, cols: int) -> NDArray[Any]:
     """Averages over areas where the source is larger, interpolates where it is smaller; the type stays.
 
+    8-bit grey and RGB are rounded after either direction, as Pillow does, and lie within one step of the average; all
+    others are rounded once.
+
     Args:
         image: uint8 or uint16, [H, W] or [H, W, C].
         rows: height of the result.

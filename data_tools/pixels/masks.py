@@ -60,7 +60,8 @@ def _plane(values: NDArray[Any], alpha: bool) -> NDArray[Any]:
         if not (values[:, :, -1] == np.iinfo(values.dtype).max).all():
             raise BadImage("transparency")
         values = values[:, :, :-1]
-    if values.shape[2] not in (1, 3) or not (values == values[:, :, :1]).all():
+    count = values.shape[2]
+    if count not in (1, 3) or (count == 3 and not (values == values[:, :, :1]).all()):
         raise BadImage("mask_colour")
     return values[:, :, 0]
 
