@@ -220,8 +220,20 @@ def _npy(path: Path) -> Decoded:
 
 
 def tiff_pages(file: Any) -> list[Any]:
-    """The pages of an open TIFF that are pictures of their own, without small copies of them."""
-    return [page.aspage() for page in file.pages if not page.is_reduced]
+    """The pages of an open TIFF that are pictures of their own, without small copies of them.
+
+    Raises:
+        BadImage: the chain of pages is broken: tifffile ends at the last one it finds, and slices would be lost.
+    """
+    import struct
+
+    pages = [page.aspage() for page in file.pages if not page.is_reduced]
+    place = file.pages.next_page_offset  # where the last page found names its successor
+    if place is not None:
+        file.filehandle.seek(place)
+        if struct.unpack(file.tiff.offsetformat, file.filehandle.read(file.tiff.offsetsize)) != (0,):
+            raise BadImage("undecodable_pixels")
+    return pages
 
 
 def tiff_page(page: Any, size: int, indices: bool = False) -> Decoded:
