@@ -155,11 +155,12 @@ def _channels_last(values: NDArray[Any]) -> NDArray[Any]:
 def _pillow(path: Path, kind: str, indices: bool) -> Decoded:
     from PIL import Image
 
-    with Image.open(path, formats=[_PILLOW[kind]]) as image:
-        check_size(image.height, image.width)
-        if getattr(image, "n_frames", 1) != 1:
+    with Image.open(path, formats=[_PILLOW[kind]]) as opened:
+        check_size(opened.height, opened.width)
+        if getattr(opened, "n_frames", 1) != 1:
             raise BadImage("several_images")
-        image.load()
+        opened.load()
+        image: Image.Image = opened
         orientation = int(image.getexif().get(_ORIENTATION, 1))
         notes: tuple[str, ...] = ()
         keyed = "transparency" in image.info  # one colour, or entries of the palette, stand for transparency
