@@ -14,6 +14,7 @@ from data_tools.archives.gamma import BACKGROUND, CUP, NUM_SLICES, RIM
 from data_tools.convert.sample import SampleJob, SampleResult
 from data_tools.pixels.dicom import BadImage
 from data_tools.pixels.geometry import padded_shape
+from data_tools.pixels.masks import place_mask
 from m4oe_ds.data.codecs import encode
 from m4oe_ds.data.schema import MISSING
 from m4oe_ds.errors import UserError
@@ -106,11 +107,7 @@ def convert_mask(path: Path, geometry: Mapping[str, Any], result: SampleResult) 
         result.count("mask", "grey values snapped")
         distance = np.abs(grey[..., None].astype(np.int16) - known)
         grey = known[distance.argmin(axis=-1)].astype(np.uint8)
-    placed = _place((grey == CUP).astype(np.uint8), geometry, 0)
-    rows, cols = geometry["stored_shape"]
-    down = ((np.arange(rows) + 0.5) * placed.shape[0] / rows).astype(int)
-    across = ((np.arange(cols) + 0.5) * placed.shape[1] / cols).astype(int)
-    return np.ascontiguousarray(placed[down][:, across])
+    return place_mask((grey == CUP).astype(np.uint8), geometry)
 
 
 def unmap_mask(mask: NDArray[Any], geometry: Mapping[str, Any]) -> NDArray[Any]:
