@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data_tools.archives.plan import Outline
 from data_tools.convert.mammogram import convert_views
 from data_tools.convert.sample import SampleJob, SampleResult
-from data_tools.pixels.dicom import BadImage, decode
+from data_tools.pixels.dicom import BadImage, decode, quiet, read_header
 from data_tools.pixels.masks import nearest, place_mask
 from m4oe_ds.data.codecs import encode
 from m4oe_ds.data.schema import MISSING
@@ -33,11 +33,14 @@ def _read_mask(path: Path) -> NDArray[np.uint8] | None:
     Raises:
         BadImage: the file cannot be read, or is a mask of nothing.
     """
+    with quiet():
+        if int(read_header(path, ["BitsAllocated"]).get("BitsAllocated") or 16) != 8:
+            return None
     try:
-        ds, stored, (least, most) = decode(path)
+        _, stored, (least, most) = decode(path)
     except BadImage as bad:
-        raise BadImage("mask_empty") from None if bad.reason == "constant" else bad
-    if int(ds.get("BitsAllocated") or 16) != 8 or (least, most) != (0, ON):
+        raise BadImage("mask_empty" if bad.reason == "constant" else bad.reason) from None
+    if (least, most) != (0, ON):
         return None
     mask = stored == ON
     return None if (mask | (stored == 0)).sum() != stored.size else mask.astype(np.uint8)
