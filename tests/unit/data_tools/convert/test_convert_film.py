@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,7 @@ from numpy.typing import NDArray
 
 from data_tools.archives.plan import Outline
 from data_tools.convert.film import convert_film, fit_mask, read_outline
-from data_tools.convert.sample import SampleJob, SampleResult
-from data_tools.convert.workers import converted as in_processes
+from data_tools.convert.sample import SampleJob
 from data_tools.identifiers import scan_identifiers
 from data_tools.phantom import archive as phantom
 from data_tools.phantom.films import FilmHeader, write_film
@@ -173,18 +171,15 @@ def test_the_mask_lies_where_the_image_shows_the_lesion(side: str, scaled: bool,
         (lambda film, mask: {"1-1": np.zeros_like(mask)}, "mask_empty"),
         (lambda film, mask: {"1-1": np.where(mask > 0, 200, 0).astype(np.uint8)}, "no_mask"),
         (lambda film, mask: {"1-1": np.where(mask > 0, 65535, 0).astype(np.uint16)}, "no_mask"),
-        (lambda film, mask: {"1-1": mask[::-1, ::-1]}, ""),
         (lambda film, mask: {"1-1": np.roll(mask, 200, axis=1)}, "mask_outside_the_breast"),
     ],
 )
 def test_a_mask_that_is_not_one_leaves_the_film_without(masks: Any, reason: str, tmp_path: Path) -> None:
-    """Also masks of the right lesion turned away from it: what lies outside of the stored part is refused."""
     result = convert_film(job_of(tmp_path, "l", masks(*film_of("l"))))
     assert result.meta["modalities"] == ["film_cc"]
-    if reason:
-        assert result.bad == [("lesion_cc", reason)]
-        assert result.meta["labels"] == {"lesion_cc": -1}
-        assert "lesion_cc.b2" not in result.members
+    assert result.bad == [("lesion_cc", reason)]
+    assert result.meta["labels"] == {"lesion_cc": -1}
+    assert "lesion_cc.b2" not in result.members
 
 
 def test_one_bad_lesion_leaves_none_of_its_film(tmp_path: Path) -> None:
@@ -214,15 +209,3 @@ def test_a_mask_that_cannot_be_read_is_no_cut_out(tmp_path: Path) -> None:
         read_outline([str(path)])
     with pytest.raises(BadImage, match="missing_file"):
         read_outline([str(tmp_path / "nowhere.dcm")])
-
-
-def test_a_mask_that_kills_its_decoder_costs_no_film(tmp_path: Path) -> None:
-    """A named pipe that nobody writes to hangs whoever opens it, as damaged files hang decoders."""
-    _, mask = film_of("l")
-    job = job_of(tmp_path, "l", {"1-1": mask})
-    os.unlink(tmp_path / "1-1.dcm")
-    os.mkfifo(tmp_path / "1-1.dcm")
-    results: list[SampleResult] = list(in_processes([job], 1, seconds=20.0))
-    assert results[0].bad == [("lesion_cc", "decoder_hung")]
-    assert results[0].meta["modalities"] == ["film_cc"]
-    assert results[0].meta["labels"] == {}
