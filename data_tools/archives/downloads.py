@@ -43,8 +43,8 @@ class Download:
             patient: PatientID of its headers.
             series: its SeriesInstanceUID.
         """
-        found = self._by_folder.get(series) or self._by_tail.get((patient, series[-TAIL:]))
-        return tuple(found or self._by_header.get(series, ()))
+        by_folder, by_tail = self._by_folder.get(series, []), self._by_tail.get((patient, series[-TAIL:]), [])
+        return tuple(by_folder or by_tail or self._by_header.get(series, []))
 
     def read_headers(self, known: Collection[str]) -> None:
         """Reads the series of all files that are not known, for downloads whose folders say nothing.
