@@ -17,7 +17,7 @@ from data_tools.archives.plan import Outline
 from data_tools.convert.mammogram import convert_views
 from data_tools.convert.sample import SampleJob, SampleResult
 from data_tools.pixels.dicom import BadImage, decode, quiet, read_header
-from data_tools.pixels.masks import nearest, place_mask
+from data_tools.pixels.fit import fit_mask
 from m4oe_ds.data.codecs import encode
 from m4oe_ds.data.schema import MISSING
 from m4oe_ds.errors import UserError
@@ -58,7 +58,7 @@ def read_outline(files: Sequence[str]) -> NDArray[np.uint8]:
     return masks[0]
 
 
-def fit_mask(mask: NDArray[np.uint8], shape: Sequence[int], own: bool) -> tuple[NDArray[np.uint8], str]:
+def at_film_size(mask: NDArray[np.uint8], shape: Sequence[int], own: bool) -> tuple[NDArray[np.uint8], str]:
     """The mask at the size of its film, and what was done: ``as it is`` or ``scaled``.
 
     Args:
@@ -76,7 +76,10 @@ def fit_mask(mask: NDArray[np.uint8], shape: Sequence[int], own: bool) -> tuple[
     down, across = (film / drawn for film, drawn in zip(shape, mask.shape, strict=True))
     if abs(down / across - 1) > ASPECT_TOLERANCE or not 1 / MOST_SCALE <= down <= MOST_SCALE:
         raise BadImage("mask_size_differs")
-    return nearest(mask, int(shape[0]), int(shape[1])), "scaled"
+    rows, cols = (
+        ((np.arange(film) + 0.5) * drawn / film).astype(int) for film, drawn in zip(shape, mask.shape, strict=True)
+    )
+    return np.ascontiguousarray(mask[rows][:, cols]), "scaled"  # the pixel under the centre: nothing is interpolated
 
 
 def convert_outlines(
@@ -89,9 +92,9 @@ def convert_outlines(
     """
     found = np.zeros(tuple(geometry["stored_shape"]), np.uint8)
     for outline in outlines:
-        mask, how = fit_mask(read_outline(outline.files), geometry["original_shape"], outline.own)
+        mask, how = at_film_size(read_outline(outline.files), geometry["original_shape"], outline.own)
         result.count("mask", how)
-        placed = place_mask(mask, geometry)
+        placed = fit_mask(mask, geometry)
         if not placed.any():
             raise BadImage("mask_outside_the_breast")
         found |= placed << np.uint8(outline.code)

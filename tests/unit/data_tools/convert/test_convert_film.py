@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from data_tools.archives.plan import Outline
-from data_tools.convert.film import convert_film, fit_mask, read_outline
+from data_tools.convert.film import at_film_size, convert_film, read_outline
 from data_tools.convert.sample import SampleJob
 from data_tools.identifiers import scan_identifiers
 from data_tools.phantom import archive as phantom
@@ -24,7 +24,7 @@ from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.schema import SPLITS
 from m4oe_ds.data.shard_reader import verify_shards
 from tests.unit.data_tools.archives.archive_cases import Key, converted, run
-from tests.unit.data_tools.pixels.test_masks import by_hand
+from tests.unit.data_tools.pixels.test_film_masks import by_hand
 
 PATIENTS = 17
 SIZE = {"rows": 104, "cols": 85}
@@ -192,13 +192,15 @@ def test_one_bad_lesion_leaves_none_of_its_film(tmp_path: Path) -> None:
 
 def test_masks_of_another_scan_must_have_its_size() -> None:
     mask = np.ones((100, 80), np.uint8)
-    assert fit_mask(mask, (100, 80), own=False)[1] == "as it is"
+    assert at_film_size(mask, (100, 80), own=False)[1] == "as it is"
     with pytest.raises(BadImage, match="mask_of_another_scan"):
-        fit_mask(mask, (200, 160), own=False)
-    assert fit_mask(mask, (150, 120), own=True)[0].shape == (150, 120)
-    assert fit_mask(mask, (150, 121), own=True)[1] == "scaled"
+        at_film_size(mask, (200, 160), own=False)
+    assert at_film_size(mask, (150, 120), own=True)[0].shape == (150, 120)
+    assert at_film_size(mask, (150, 121), own=True)[1] == "scaled"
+    drawn = np.arange(6, dtype=np.uint8)[None].repeat(3, axis=0)
+    assert at_film_size(drawn, (2, 4), own=True)[0].tolist() == [[0, 2, 3, 5]] * 2  # the pixels under the centres
     with pytest.raises(BadImage, match="mask_size_differs"):
-        fit_mask(mask, (150, 122), own=True)
+        at_film_size(mask, (150, 122), own=True)
 
 
 def test_a_mask_that_cannot_be_read_is_no_cut_out(tmp_path: Path) -> None:
