@@ -141,7 +141,7 @@ def job_of(folder: Path, side: str, masks: dict[str, NDArray[Any]]) -> SampleJob
     outline = Outline("film_cc", 1, tuple(save(folder / f"{name}.dcm", one) for name, one in masks.items()))
     meta = {"key": "k", "group": "g", "exam": "e", "side": side, "vendor": "", "labels": {}, "split": "train"}
     images = {"film_cc": (save(folder / "film.dcm", film, side),)}
-    return SampleJob(meta, images, 80, 65, "b2", converter="film", outlines={"lesion_cc": (outline,)})
+    return SampleJob(meta, images, 200, 160, "b2", converter="film", outlines={"lesion_cc": (outline,)})
 
 
 @pytest.mark.parametrize("side", ["l", "r"])
@@ -156,7 +156,7 @@ def test_the_mask_lies_where_the_image_shows_the_lesion(side: str, scaled: bool,
     geometry = result.meta["geometry"]["film_cc"]
     np.testing.assert_array_equal(found, by_hand((mask > 0).astype(np.uint8) << 1, geometry))
     pixels = decode(result.members["film_cc.b2"], "b2")
-    bright = pixels > 0.8 * pixels.max()  # the square is the brightest: letters and frame are gone
+    bright = pixels > 0.65 * pixels.max()  # the square is the brightest: letters and frame are gone
     assert (bright & (found == 2)).sum() / (bright | (found == 2)).sum() > 0.9
     assert geometry["flipped"] == (side == "r")
     assert geometry["crop"][3] < 200  # the frame did not become part of the breast, and stretch it over the film
