@@ -17,7 +17,7 @@ from data_tools.phantom.breast import COLS, ROWS, WIDTH, Breast, Lesion, lesion_
 from data_tools.phantom.dicom import burn_in_marker
 
 STRETCH = 16  # from the 12 bits of the drawing to 16
-FRAME = 3  # pixels of the frame at top and bottom
+FRAME = 4  # pixels of the frame at top and bottom
 LEAK = 6000  # value of the light leaked in at the chest wall
 
 

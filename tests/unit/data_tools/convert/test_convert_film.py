@@ -125,7 +125,7 @@ def film_of(side: str) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
     mask[180:230, 50:90] = 255
     film[mask > 0] = 60000
     film[20:40, 220:280] = 50000
-    film[:3] = 65000
+    film[:5] = 65000
     if side == "r":
         film, mask = film[:, ::-1].copy(), mask[:, ::-1].copy()
     return film, mask
