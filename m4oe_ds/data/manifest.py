@@ -89,7 +89,7 @@ class Manifest:
             raise DataError(
                 f"schema version {version}, this package reads {SCHEMA_VERSION}", str(path), "convert the archive again"
             )
-        if odd := sorted(set(content) ^ MANIFEST_FIELDS - {"card"}):
+        if odd := sorted((set(content) | {"card"}) ^ MANIFEST_FIELDS):  # shards older than cards have none
             raise DataError(f"missing or unknown fields: {', '.join(odd)}", str(path), "convert the archive again")
         try:
             content["card"] = _card(content, str(path))
