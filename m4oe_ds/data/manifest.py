@@ -101,7 +101,9 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Writes ``manifest.json`` atomically."""
-        text = json.dumps({**self._content(), "card": self.card.content}, indent=1, sort_keys=True) + "\n"
+        ordered = json.loads(json.dumps(self._content(), sort_keys=True))
+        ordered["card"] = self.card.content  # the order in it is that of the modalities, tasks and classes
+        text = json.dumps(dict(sorted(ordered.items())), indent=1) + "\n"
         temporary = Path(folder) / ".manifest.json"
         with temporary.open("w", encoding="utf-8") as stream:
             stream.write(text)
