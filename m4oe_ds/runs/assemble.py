@@ -121,6 +121,7 @@ def stream(
             normalise=train.normalisation(),
             augment=AugmentOptions(**options) if config.data.augment.enabled and split == "train" else None,
             seed=config.run.seed,
+            modality_dropout=config.data.modality_dropout if split == "train" else 0.0,
             contralateral=config.data.contralateral,
         ),
         Share(reduce.rank(), reduce.world_size(), micro, accumulation),
