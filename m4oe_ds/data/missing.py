@@ -32,11 +32,11 @@ class Presence:
     complete: int
 
     def line(self) -> str:
-        """In words, such as ``12 % of the samples are complete; syn_cc is missing in 88 %``; empty if nothing is."""
+        """What training samples lack, in words; empty if they lack nothing."""
         if not self.samples or self.complete == self.samples:
             return ""
         parts = [f"{name} in {self._percent(count)}" for name, count in self.lacking.items() if count]
-        return f"{self._percent(self.complete)} of the samples have every modality; missing: {', '.join(parts)}"
+        return f"{self._percent(self.complete)} of the training samples have every modality; missing: {', '.join(parts)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Fields by name, ready for JSON."""

@@ -18,6 +18,7 @@ from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
 from m4oe_ds.data.cards import find_card, write_card
 from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.data.missing import Presence
 from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.evaluation.metrics import evaluate_split, format_table
 from m4oe_ds.models import spec_for
@@ -104,8 +105,11 @@ def run(
     with _timed("data"):
         manifests = _manifests(config, device)
     spec = spec_for(config)
+    present, rare = assemble.training_presence(config, spec, manifests["train"])
     if reduce.rank() == 0:
         _prepare_folder(folder, request)
+        if rare:
+            _logger.warning(rare)
     reduce.barrier()
     seed_everything(config.run.seed, place.rank)
     with _timed("engine"):
@@ -127,6 +131,7 @@ def run(
     )
     resumed = _resume(loop, store, request)
     facts = _facts(config, engine, topology, manifests["train"], sizes, place)
+    facts["presence"] = present.as_dict()
     if reduce.rank() == 0:
         _record(RunFolder(folder), config, ds_config, {**facts, "resumed_from": resumed})
         _announce(facts, loop, folder, resumed)
@@ -261,7 +266,9 @@ def _announce(facts: dict[str, Any], loop: Loop, folder: Path, resumed: str | No
         f"{facts['num_parameters']:,} parameters, {facts['num_expert_parameters']:,} of them in experts over "
         f"{facts['ep_size']} of {facts['world']} ranks on {facts['device']}\n"
         f"{data}: {loop.train.num_samples} training samples, {loop.steps_per_epoch} steps of {loop.global_batch} per "
-        f"epoch, {loop.total_steps} steps in all -> {folder}" + (f"\nresuming from {resumed}" if resumed else ""),
+        f"epoch, {loop.total_steps} steps in all -> {folder}"
+        + (f"\n{missing}" if (missing := Presence(**facts["presence"]).line()) else "")
+        + (f"\nresuming from {resumed}" if resumed else ""),
         flush=True,
     )
 

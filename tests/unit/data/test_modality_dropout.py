@@ -178,7 +178,7 @@ def test_presence_counts_the_samples_that_are_read(folder: Path) -> None:
 def test_the_line_never_rounds_some_to_none_or_to_all() -> None:
     found = Presence(1000, {"a": 999, "b": 3, "c": 0, "d": 500}, 1)
     assert found.line() == (
-        "under 1 % of the samples have every modality; missing: a in over 99 %, b in under 1 %, d in 50 %"
+        "under 1 % of the training samples have every modality; missing: a in over 99 %, b in under 1 %, d in 50 %"
     )
     assert Presence(4, {"a": 0}, 4).line() == ""
     assert (found.rare(), found.never()) == (["a"], [])
