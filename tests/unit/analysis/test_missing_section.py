@@ -98,9 +98,12 @@ def test_nothing_taken_is_what_evaluation_says(run: Path, data: Path) -> None:
 
 def test_the_report_shows_both_figures_and_the_table(run: Path) -> None:
     page = render(run).read_text(encoding="utf-8")
-    assert "modalities taken away" in page
-    assert page.count("When modalities are missing") >= 2
-    assert "40 samples that have at least 4 modalities" in page
+    assert "When modalities are missing: taken away" in page
+    assert "When modalities are missing: as they are" in page
+    assert "The 40 samples that have at least 4 modalities" in page
+    rows = json.loads((run / "analysis.json").read_text())["missing"]["removed"]
+    (one,) = [row for row in rows if (row["task"], row["metric"], row["removed"]) == ("density", "auroc", 3)]
+    assert f"<td>{one['value']:.3f} [{one['low']:.2f}, {one['high']:.2f}] (n {one['n']})</td>" in page
 
 
 def test_one_modality_is_nothing_to_take(data: Path, tmp_path: Path) -> None:
