@@ -36,7 +36,9 @@ class Presence:
         if not self.samples or self.complete == self.samples:
             return ""
         parts = [f"{name} in {self._percent(count)}" for name, count in self.lacking.items() if count]
-        return f"{self._percent(self.complete)} of the training samples have every modality; missing: {', '.join(parts)}"
+        return (
+            f"{self._percent(self.complete)} of the training samples have every modality; missing: {', '.join(parts)}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Fields by name, ready for JSON."""

@@ -53,6 +53,21 @@ def observed(
     return found
 
 
+def format_observed(rows: Sequence[Row]) -> str:
+    """Aligned text of the rows of :func:`observed`."""
+    table = [("task", "figure", "modalities", "n", "value", "baseline")]
+    for row in rows:
+        value = row["reason"] if row["value"] is None else f"{row['value']:.3f}"
+        if row["low"] is not None:
+            value += f" [{row['low']:.3f}, {row['high']:.3f}]"
+        baseline = "" if row["trivial"] is None else f"{row['trivial']:.3f}"
+        table.append((row["task"], row["metric"], str(row["present"]), str(row["n"]), value, baseline))
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+    )
+
+
 def removed(
     tasks: Sequence[TaskSpec],
     passes: Mapping[int, Sequence[Mapping[str, np.ndarray]]],

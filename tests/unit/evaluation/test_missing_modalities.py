@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.main_metric import main_metric
-from m4oe_ds.evaluation.missing_modalities import cohort_size, observed, removed
+from m4oe_ds.evaluation.missing_modalities import cohort_size, format_observed, observed, removed
 
 GRADE = TaskSpec("grade", "classes", 3, ("a", "b", "c"))
 SICK = TaskSpec("sick", "binary", 2, ("no", "yes"))
@@ -82,6 +82,11 @@ def test_groups_too_small_are_counts_alone() -> None:
     assert many["low"] < many["value"] < many["high"]
     assert few["value"] is None
     assert few["reason"] == "fewer than 20 patients: counts only"
+    lines = format_observed(rows).splitlines()
+    assert len(lines) == 1 + len(rows)
+    (line,) = [one for one in lines if one.split()[:3] == ["sick", "auroc", "2"]]
+    assert line.split()[3:] == ["44", f"{many['value']:.3f}", f"[{many['low']:.3f},", f"{many['high']:.3f}]", "0.500"]
+    assert "counts only" in next(one for one in lines if one.split()[:3] == ["sick", "auroc", "3"])
     assert many["value"] == pytest.approx(
         sk.roc_auc_score(answers(2.0)["label_sick"][6:50], answers(2.0)["prob_sick"][6:50, 1])
     )
