@@ -128,9 +128,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if metrics is not None:
         print(format_table(metrics))
         if "by_modalities_present" in metrics:
-            print(
-                f"\nby the number of modalities that samples have\n{format_observed(metrics['by_modalities_present'])}"
-            )
+            print("\nby the number of modalities that samples have")
+            print(format_observed(metrics["by_modalities_present"]))
         print(f"metrics of {options.split}: {RunFolder(Path(options.run)).metrics}")
 
 

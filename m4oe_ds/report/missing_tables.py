@@ -16,8 +16,8 @@ def from_analysis(missing: Mapping[str, Any]) -> list[Table]:
         return []
     cohort = missing["cohort"]
     taken = (
-        f"The {cohort['samples']} samples that have at least {cohort['at_least']} modalities, with 0, 1, ... of them taken "
-        "away. Baseline: the most frequent class, or chance."
+        f"The {cohort['samples']} samples that have at least {cohort['at_least']} modalities, with 0, 1, ... of them "
+        "taken away. Baseline: the most frequent class, or chance."
     )
     if missing["not_judged"]:
         taken += f" No figure for {', '.join(missing['not_judged'])}."

@@ -105,11 +105,9 @@ def run(
     with _timed("data"):
         manifests = _manifests(config, device)
     spec = spec_for(config)
-    present, rare = assemble.training_presence(config, spec, manifests["train"])
+    present = _presence(config, spec, manifests["train"])
     if reduce.rank() == 0:
         _prepare_folder(folder, request)
-        if rare:
-            _logger.warning(rare)
     reduce.barrier()
     seed_everything(config.run.seed, place.rank)
     with _timed("engine"):
@@ -130,8 +128,7 @@ def run(
         None if observers is None else lambda: observers(spec, config.model.name),
     )
     resumed = _resume(loop, store, request)
-    facts = _facts(config, engine, topology, manifests["train"], sizes, place)
-    facts["presence"] = present.as_dict()
+    facts = _facts(config, engine, topology, manifests["train"], sizes, place) | {"presence": present.as_dict()}
     if reduce.rank() == 0:
         _record(RunFolder(folder), config, ds_config, {**facts, "resumed_from": resumed})
         _announce(facts, loop, folder, resumed)
@@ -190,6 +187,14 @@ def _manifests(config: Config, device: torch.device) -> dict[str, Manifest]:
     manifests = assemble.load_manifests(config, splits)
     assemble.verify(config, manifests, device)
     return manifests
+
+
+def _presence(config: Config, spec: ModelSpec, train: Manifest) -> Presence:
+    """Which modalities the training samples have; says so if one is hardly there."""
+    present, warning = assemble.training_presence(config, spec, train)
+    if warning and reduce.rank() == 0:
+        _logger.warning(warning)
+    return present
 
 
 def _store(config: Config, folder: Path, stamp: dict[str, Any]) -> CheckpointStore:

@@ -77,7 +77,7 @@ def test_dropout_is_a_probability_below_one(value: str) -> None:
 
 @pytest.mark.parametrize("missing", ["mask", "bank"])
 def test_a_step_with_dropout_trains_mask_and_bank(root: Path, missing: str) -> None:
-    """Both learn from samples that have lost modalities; the bank's rows of combinations that dropout alone makes do."""
+    """Both learn from samples that lost modalities, of the bank those rows too that only dropout makes occur."""
     gradients = {}
     for dropout in (0.0, 0.5):
         config, manifests = loaded(root, f"model.missing_modality={missing}", f"data.modality_dropout={dropout}")
