@@ -156,12 +156,13 @@ def _figure(rows: list[Row], along: str) -> Any:
         for axis in axes.flat[len(tasks) :]:
             axis.set_axis_off()
         drawn: dict[str, Any] = {}
+        places = sorted({row[along] for row in rows})
         for axis, task in zip(axes.flat, tasks, strict=False):
             mine = [row for row in rows if row["task"] == task and row["value"] is not None]
             for number, metric in enumerate(dict.fromkeys(row["metric"] for row in mine)):
                 drawn[metric] = _line(axis, [row for row in mine if row["metric"] == metric], along, number)
             axis.set(title=task, xlabel=f"modalities {'taken away' if along == 'removed' else 'present'}")
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.set(xticks=places, xlim=(places[0] - 0.3, places[-1] + 0.3))
         labels = [TITLES.get(metric, metric) for metric in drawn]
         figure.legend(list(drawn.values()), labels, fontsize=8, ncols=3, loc="outside lower center")
         return figure
