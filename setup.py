@@ -19,7 +19,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["m4oe_ds", "m4oe_ds.*", "data_tools", "data_tools.*"]),
-    package_data={"m4oe_ds.report": ["templates/*"], "data_tools.convert": ["templates/*"]},
+    package_data={"m4oe_ds.data.cards": ["shipped/*.yaml"], "m4oe_ds.report": ["templates/*"], "data_tools.convert": ["templates/*"]},
     install_requires=[
         "torch>=2.6",
         "torchvision",
@@ -31,6 +31,10 @@ setup(
         "scikit-learn>=1.6",
         "pandas>=2.2",
         "pillow>=10.3",
+        "imagecodecs>=2025.3.30",  # 16-bit colour PNG, which Pillow reduces to 8 bits; the compressions of TIFF
+        "tifffile>=2025.5.10",  # TIFF of every depth and its pages, of which Pillow reads 8-bit colour only
+        "netpbmfile>=2025.1.1",  # PGM and PPM of 10 to 16 bits, which Pillow rescales
+        "nibabel>=5.3",  # NIfTI; orientations of volumes
         "blosc2>=3.0",
         "pyyaml>=6.0",
         "safetensors>=0.5",

@@ -206,18 +206,16 @@ def codec_rows(pixels: Sequence[np.ndarray], repeats: int) -> list[list[str]]:
 def reading_rows(results: Sequence[Any], pixels: Sequence[np.ndarray], folder: Path, repeats: int) -> list[list[str]]:
     """Samples of one image each, read from shards as training does: range of the tar, WebDataset's reader, codec."""
     from m4oe_ds.data import codecs
-    from m4oe_ds.data.schema import DATASETS
+    from m4oe_ds.data.cards import find_card
     from m4oe_ds.data.shard_reader import read_sample
     from m4oe_ds.data.shard_writer import ShardWriter
 
-    spec, rows = DATASETS["embed"], []
+    card, rows = find_card("embed"), []
     for codec, name in (("b2", "our shards"), ("png", "the same shards with PNG-16 (Pillow)")):
         writer = ShardWriter(
             folder / codec,
-            "embed",
+            card,
             "train",
-            modalities=spec.modalities,
-            tasks=spec.tasks,
             samples_per_shard=len(pixels),
             synthetic=True,
             preprocessing={},

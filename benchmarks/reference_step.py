@@ -49,11 +49,7 @@ def resident() -> int:
 
 def random_batch(spec: ModelSpec, count: int, generator: torch.Generator) -> Batch:
     """``count`` samples of noise with every view and label present."""
-    height, width = spec.image_size
-    views = {
-        name: torch.randn(count, channels, height, width, generator=generator)
-        for name, channels in zip(spec.modalities, spec.channels, strict=True)
-    }
+    views = {name: torch.randn(count, *spec.shape(name), generator=generator) for name in spec.modalities}
     labels = {task.name: torch.randint(task.num_classes, (count,), generator=generator) for task in spec.tasks}
     ones = torch.ones(count, dtype=torch.bool)
     names = tuple(str(i) for i in range(count))

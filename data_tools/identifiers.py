@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.deidentify import VENDORS, find_identifiers
-from m4oe_ds.data.schema import DATASETS, GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS, SPLITS
+from m4oe_ds.data.cards import Card, card_from, find_card
+from m4oe_ds.data.schema import GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS, SPLITS
+from m4oe_ds.errors import ConfigError
 
 ALL_DIGIT_SHARE = 0.02  # of true hashes, (10/16)^16 = 0.05 % hold digits only; identifiers always do
 _COUNTED_KEYS = frozenset({"bytes", "offsets"})  # file sizes and positions may look like anything
-MAX_CODE, MAX_SIDE = 9, 99_999  # largest label code, longest side of an image
-_HASH = re.compile("[0-9a-f]{16}")
-_PSEUDONYM = re.compile(r"[a-z0-9]+-([0-9a-f]{16})-[a-z]|([0-9a-f]{16})(?:-[a-z])?|[0-9a-f]{64}")
+MAX_SIDE = 99_999  # longest side of an image
+_HASH, _SIDE = re.compile("[0-9a-f]{16}"), re.compile("[a-z]")
+_PSEUDONYM = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*?-([0-9a-f]{16})(?:-[a-z])?|([0-9a-f]{16})(?:-[a-z])?|[0-9a-f]{64}")
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _B2_MAGIC = b"M4B2"
@@ -59,9 +61,14 @@ _DICOM_TAGS = tuple(
 
 
 def _texts(value: Any, key: str = "") -> Iterator[str]:
-    """Every key, text and whole number in a JSON value, but sizes and byte positions."""
+    """Every key, text and whole number in a JSON value, but sizes, byte positions and where a card takes data from.
+
+    The source of a card names columns, never what stands in them; a column may be called as a DICOM attribute is.
+    """
     if isinstance(value, dict):
         for name, item in value.items():
+            if (key, name) == ("card", "source"):
+                continue
             yield str(name)
             yield from _texts(item, str(name))
     elif isinstance(value, list):
@@ -120,23 +127,29 @@ def _whole(value: Any, top: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -1 <= value <= top
 
 
-def _odd_values(meta: dict[str, Any]) -> list[str]:
+def _odd_values(meta: dict[str, Any], card: Card | None) -> list[str]:
     """Fields with a value that the converter cannot have written: patient numbers have no pattern to search for."""
-    spec = DATASETS.get(str(meta.get("dataset")))
-    modalities = set(spec.modalities) if spec else set()
+    modalities = set(card.modalities) if card else set()
+    problem_of = {task.name: task.problem for task in card.tasks} if card else {}
+    groups = meta.get("subgroups")
     geometries = meta.get("geometry")
     labels = meta.get("labels")
     right = {
         "schema_version": _whole(meta.get("schema_version"), 99),
-        "dataset": spec is not None,
+        "dataset": card is not None and meta.get("dataset") == card.name,
         "split": meta.get("split") in SPLITS,
         "key": bool(KEY_PATTERN.fullmatch(str(meta.get("key")))),
         "group": bool(_HASH.fullmatch(str(meta.get("group")))),
         "exam": bool(_HASH.fullmatch(str(meta.get("exam")))),
-        "side": meta.get("side") in ("l", "r", "e"),
+        "side": bool(_SIDE.fullmatch(str(meta.get("side")))),
         "labels": isinstance(labels, dict)
-        and set(labels) <= {task.name for task in (spec.tasks if spec else ())}
-        and all(_whole(code, MAX_CODE) for code in labels.values()),
+        and set(labels) <= set(problem_of)
+        and not any(problem_of[name](label) for name, label in labels.items()),
+        "subgroups": isinstance(groups, dict)
+        and card is not None
+        and card.source is not None
+        and set(groups) <= set(card.source.subgroups)
+        and all(isinstance(value, str) for value in groups.values()),
         "modalities": isinstance(meta.get("modalities"), list) and set(map(str, meta["modalities"])) <= modalities,
         "geometry": isinstance(geometries, dict)
         and set(geometries) <= modalities
@@ -151,7 +164,7 @@ def _odd_values(meta: dict[str, Any]) -> list[str]:
     return [name for name, good in right.items() if name in meta and not good]
 
 
-def _scan_meta(scan: _Scan, place: str, data: bytes) -> None:
+def _scan_meta(scan: _Scan, place: str, data: bytes, card: Card | None) -> None:
     meta = scan.json(place, data)
     if not isinstance(meta, dict):
         return
@@ -161,8 +174,30 @@ def _scan_meta(scan: _Scan, place: str, data: bytes) -> None:
         unknown += sorted(set(geometry) - GEOMETRY_FIELDS) if isinstance(geometry, dict) else []
     if unknown:
         scan.report(place, f"has {len(unknown)} fields that no shard may have")
-    for name in _odd_values(meta):
+    for name in _odd_values(meta, card):
         scan.report(place, f"has a value of {name} that no shard may have")
+
+
+def _scan_table(scan: _Scan, place: str, data: bytes, card: Card | None) -> None:
+    """A row of a table modality holds numbers of the columns that the card lists, and nothing else."""
+    row = scan.json(place, data)
+    modality = place.split(", ")[-1].split(".")[0]
+    columns = {one.name: {column.name for column in one.columns} for one in (card.inputs if card else ())}
+    if not isinstance(row, dict) or not set(row) <= columns.get(modality, set()):
+        scan.report(place, "has columns that no shard may have")
+    elif not all(value is None or (isinstance(value, int | float)) for value in row.values()):
+        scan.report(place, "has a value that is no number")
+
+
+def _card_of(folder: Path) -> Card | None:
+    """The card that the manifests of a folder carry."""
+    for path in sorted(folder.rglob("manifest.json")):
+        try:
+            content = json.loads(path.read_bytes())
+            return card_from(content["card"], str(path)) if "card" in content else find_card(str(content["dataset"]))
+        except (ValueError, KeyError, TypeError, ConfigError):
+            continue  # what is wrong with a manifest is told where it is loaded
+    return None
 
 
 def _png_chunks(data: bytes) -> Iterator[bytes]:
@@ -193,7 +228,7 @@ def _scan_pixels(scan: _Scan, place: str, extension: str, data: bytes) -> None:
     scan.data(place, data)
 
 
-def _scan_tar(scan: _Scan, path: Path, place: str, pixels: bool) -> None:
+def _scan_tar(scan: _Scan, path: Path, place: str, pixels: bool, card: Card | None) -> None:
     """Scans headers, padding and members of one tar; members are named by their number."""
     try:
         with tarfile.open(path, "r:") as archive:
@@ -213,8 +248,10 @@ def _scan_tar(scan: _Scan, path: Path, place: str, pixels: bool) -> None:
                     scan.report(here, "is not a plain file")
                     continue
                 kind = extension.rsplit(".", 1)[-1]
-                if kind == "json":
-                    _scan_meta(scan, f"{place}, {extension} of member {number}", stream.read())
+                if kind == "json" and extension == "meta.json":
+                    _scan_meta(scan, f"{place}, {extension} of member {number}", stream.read(), card)
+                elif kind == "json":
+                    _scan_table(scan, f"{place}, {extension} of member {number}", stream.read(), card)
                 elif pixels:
                     _scan_pixels(scan, here, kind, stream.read())
                 end = member.offset_data + -(-member.size // 512) * 512
@@ -235,7 +272,9 @@ def _scan_page(scan: _Scan, place: str, data: bytes) -> None:
     for token in re.split(r"<[^>]*>|\s+", plain):  # one by one, so that a hashed key is recognised as one
         if token:
             scan.text(place, token)
-    scan.text(place, re.sub(r"[a-z]+-[0-9a-f]{16}-[a-z]", "", plain))  # again in one piece: dates may hold blanks
+    scan.text(
+        place, re.sub(r"[a-z0-9-]+-[0-9a-f]{16}(-[a-z])?", "", plain)
+    )  # again in one piece: dates may hold blanks
 
 
 def scan_identifiers(folder: Path, pixels: bool = True) -> list[str]:
@@ -246,7 +285,7 @@ def scan_identifiers(folder: Path, pixels: bool = True) -> list[str]:
             files, which an unfinished conversion has, are left out as well.
     """
     folder = Path(folder)
-    scan = _Scan()
+    scan, card = _Scan(), _card_of(folder)
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)
         if not path.is_file() or (not pixels and any(part.startswith(".") for part in place.parts)):
@@ -254,7 +293,7 @@ def scan_identifiers(folder: Path, pixels: bool = True) -> list[str]:
         for part in place.parts:
             scan.text("a file or folder name", part)
         if path.suffix == ".tar":
-            _scan_tar(scan, path, str(place), pixels)
+            _scan_tar(scan, path, str(place), pixels, card)
         elif path.suffix == ".json":
             scan.json(str(place), path.read_bytes())
         elif path.suffix == ".html":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from data_tools.identifiers import scan_identifiers
-from m4oe_ds.data.schema import MISSING, SPLITS, risk_tasks
+from m4oe_ds.data.schema import MISSING, SPLITS, TaskSpec, follow_ups
 from m4oe_ds.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -72,11 +72,14 @@ def _shuffle(manifest: Manifest) -> str:
     )
 
 
-def _labels_fall(shard: Shard) -> int:
-    """Samples whose risk label falls with the horizon: cancer within k years is cancer within k + 1."""
-    horizons = [shard.labels[name] for name in risk_tasks(shard.labels)]
-    known = ([code for code in codes if code >= 0] for codes in zip(*horizons, strict=True))
-    return sum(codes != sorted(codes) for codes in known)
+def _labels_fall(shard: Shard, tasks: Sequence[TaskSpec]) -> int:
+    """Samples whose label falls with the horizon: what happens within k years happens within k + 1."""
+    fallen = 0
+    for several in follow_ups(tasks).values():
+        horizons = [shard.labels[task.name] for task in several]
+        known = ([code for code in codes if code >= 0] for codes in zip(*horizons, strict=True))
+        fallen += sum(codes != sorted(codes) for codes in known)
+    return fallen
 
 
 def _contents(path: Path, shard: Shard) -> list[str]:
@@ -118,7 +121,7 @@ def check(folder: Path, manifests: dict[str, Manifest], checksums: bool = True) 
             path = Path(folder) / split / shard.name
             if not any(shard.name in line for line in damaged):
                 problems += _contents(path, shard)
-            if fallen := _labels_fall(shard):
+            if fallen := _labels_fall(shard, manifest.tasks):
                 problems.append(f"{path}: risk falls with the horizon in {fallen} samples; convert the archive again")
         for group in {group for shard in manifest.shards for group in shard.groups}:
             other = where.setdefault(group, split)

@@ -120,12 +120,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from m4oe_ds.evaluation.metrics import format_table
+    from m4oe_ds.evaluation.missing_modalities import format_observed
     from m4oe_ds.runs.evaluate import evaluate_run
     from m4oe_ds.runs.folder import RunFolder
 
     metrics = evaluate_run(Path(options.run), options.split, options.data)
     if metrics is not None:
         print(format_table(metrics))
+        if "by_modalities_present" in metrics:
+            print("\nby the number of modalities that samples have")
+            print(format_observed(metrics["by_modalities_present"]))
         print(f"metrics of {options.split}: {RunFolder(Path(options.run)).metrics}")
 
 
@@ -142,7 +146,7 @@ def _export(options: argparse.Namespace) -> None:
 
     from m4oe_ds.errors import CheckpointError
     from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, RunFolder
-    from m4oe_ds.runs.weights import CONFIG_SUFFIX, consolidate
+    from m4oe_ds.runs.weights import CARD_SUFFIX, CONFIG_SUFFIX, consolidate
 
     run = Path(options.run)
     files = RunFolder(run)
@@ -160,9 +164,10 @@ def _export(options: argparse.Namespace) -> None:
         print(f"{checkpoint.name} -> {path} ({path.stat().st_size / 1e6:.1f} MB)")
     origin = RunFolder(checkpoint.parent.parent)
     if out != origin.weights and origin.config.is_file():
-        beside = out.with_name(out.name + CONFIG_SUFFIX)
-        beside.write_bytes(origin.config.read_bytes())
-        print(f"its configuration -> {beside} (another run starts from it with model.init_from)")
+        for kept, suffix in ((origin.config, CONFIG_SUFFIX), (origin.card, CARD_SUFFIX)):
+            if kept.is_file():  # runs older than cards have none
+                out.with_name(out.name + suffix).write_bytes(kept.read_bytes())
+        print(f"its configuration -> {out}{CONFIG_SUFFIX} (another run starts from it with model.init_from)")
 
 
 def _models(_: argparse.Namespace) -> None:

@@ -145,7 +145,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    dataset: str = option("embed", "Data set whose schema applies: embed, rsna, vindr or gamma.")
+    dataset: str = option("embed", "Data set: the name of a shipped card, or the path of one of your own.")
     root: str = option("", "Folder, or http(s)://, s3:// or gs:// address, holding one sub-folder of shards per split.")
     cache_dir: str = option("", "Remote shards: local folder to fetch them to; empty = read parts of them remotely.")
     cache_gb: float = option(
@@ -154,12 +154,21 @@ class DataConfig:
     modalities: tuple[str, ...] = option((), "Modalities to use, by name; empty = all of the data set.")
     tasks: tuple[str, ...] = option((), "Tasks to train, by name; empty = all of the data set.")
     image_size: tuple[int, ...] = option((224, 224), "Height and width fed to the embedders, in pixels.", at_least=8)
+    volume_size: tuple[int, ...] = option(
+        (32, 64, 64), "Depth, height and width of volumes fed to the embedders, in voxels.", at_least=4
+    )
     complete_only: bool = option(False, "Use only samples that have every modality (what the paper implies).")
+    modality_dropout: float = option(
+        0.0,
+        "Training: each modality of a sample counts as absent with this probability; one always stays.",
+        at_least=0,
+        below=1,
+    )
     last_batch: Literal["pad", "drop"] = option(
         "pad", "`pad`: every sample once per epoch, the last batch filled with padding; `drop`: leave out a remainder."
     )
     sampling: SamplingConfig = section(SamplingConfig, "How often samples come during training.")
-    contralateral: bool = option(False, "Also read the other breast of the same exam (AsymMirai needs it).")
+    contralateral: bool = option(False, "Also read the other side of the same exam (AsymMirai needs it).")
     workers: int = option(2, "Reader processes per rank; 0 reads in the training process.", at_least=0)
     verify: Literal["full", "size"] = option("full", "Check shards at start by sha256 (`full`) or by size alone.")
     max_bad_fraction: float = option(

@@ -1,13 +1,8 @@
-"""YAML files and ``--set`` options into the typed tree, with the file and line of every mistake.
-
-Closes the traps of the usual loader: ``1e-4`` read as text, a duplicate key silently winning, ``010`` read as 8.
-"""
+"""YAML files and ``--set`` options into the typed tree, with the file and line of every mistake."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +12,9 @@ from typing import Any, Literal
 import yaml
 
 from m4oe_ds.config import CONFIG_VERSION, Bounds, Config
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.cards import find_card, is_path
 from m4oe_ds.errors import ConfigError
-
-
-class _Exponent(str):
-    """Text such as 1e-4: a number where any type is allowed, text where text is wanted."""
-
-
-@dataclass
-class _Node:
-    """A parsed YAML value that remembers where it stands."""
-
-    value: Any  # dict[str, _Node], list[_Node], or a scalar
-    where: str
+from m4oe_ds.yaml_tree import Node, nearest, plain, read_tree, to_tree
 
 
 @dataclass(frozen=True)
@@ -57,12 +41,13 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         ConfigError: file missing, unknown key (with the nearest known one), wrong type, value out of bounds,
             contradiction; all findings of a round are reported together, one line each.
     """
-    tree = _read(Path(path), ()) if path is not None else _Node({}, "defaults")
+    tree = _read(Path(path), ()) if path is not None else Node({}, "defaults")
     for text in overrides:
         tree = _merge(tree, _parse_override(text))
     found = _Findings()
     config = _build(Config, tree, "", found)
     if not found.problems:
+        config = _with_card(config, found)
         found.problems.extend(_contradictions(config, str(path) if path is not None else "configuration", found))
     if found.problems:
         raise ConfigError("\n".join(found.problems))
@@ -78,6 +63,9 @@ def _contradictions(config: Config, where: str, found: _Findings) -> Iterator[st
     for name, value, bounds in _bounded(config, ""):
         if not bounds.hold(value):
             yield f"{found.place(name, otherwise=where)}: {name}={value} must be {bounds}"
+    if len(config.data.volume_size) != 3:
+        place = found.place("data.volume_size", otherwise=where)
+        yield f"{place}: data.volume_size must be [depth, height, width], got {config.data.volume_size}"
     sizes = {"data.image_size": config.data.image_size, "data.phantom.image_size": config.data.phantom.image_size}
     for name, size in sizes.items():
         if len(size) != 2:
@@ -93,13 +81,26 @@ def _contradictions(config: Config, where: str, found: _Findings) -> Iterator[st
             yield f"{place}: {option}={heads.num_heads} does not divide model.dim={model.dim}"
 
 
+def _with_card(config: Config, found: _Findings) -> Config:
+    """The configuration with the path of its card made absolute: a file names it relative to itself."""
+    name = config.data.dataset
+    if not is_path(name):
+        return config
+    file, _, line = found.place("data.dataset", otherwise="").rpartition(":")
+    folder = Path(file).parent if line.isdigit() else Path()
+    beside = folder / name
+    path = beside if beside.is_file() else Path(name)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=str(path.absolute())))
+
+
 def _unknown_names(config: Config, where: str, found: _Findings) -> Iterator[str]:
     """Data set, modalities and tasks that do not exist."""
     dataset = config.data.dataset
-    spec = DATASETS.get(dataset)
-    if spec is None:
+    try:
+        spec = find_card(dataset)
+    except ConfigError as error:
         place = found.place("data.dataset", otherwise=where)
-        yield f"{place}: unknown data.dataset {dataset!r}; known: {', '.join(sorted(DATASETS))}"
+        yield str(error) if Path(dataset).is_file() else f"{place}: data.dataset: {error}"
         return
     known_tasks = [task.name for task in spec.tasks]
     for option, kind, values, known in (
@@ -110,7 +111,7 @@ def _unknown_names(config: Config, where: str, found: _Findings) -> Iterator[str
         for name in values:
             if name not in known:
                 place = found.place(f"{option}.{name}", option, otherwise=where)
-                yield f"{place}: {name!r} is not one of the {kind} of {dataset}{_nearest(name, known)}"
+                yield f"{place}: {name!r} is not one of the {kind} of {spec.name}{nearest(name, known)}"
 
 
 def _bounded(section: Any, path: str) -> Iterator[tuple[str, Any, Bounds]]:
@@ -127,23 +128,12 @@ def _bounded(section: Any, path: str) -> Iterator[tuple[str, Any, Bounds]]:
             yield name, value, item.metadata["bounds"]
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"; did you mean {close[0]}?" if close else ";") + f" (known: {', '.join(sorted(known))})"
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> _Node:
+def _read(path: Path, seen: tuple[Path, ...]) -> Node:
     if not path.is_file():
         raise ConfigError("no such configuration file", str(path), "see configs/ for those shipped")
     if path.resolve() in seen:
         raise ConfigError("`extends` leads back to this file", str(path), "remove one of the references")
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"not valid YAML: {getattr(error, 'problem', error)}", f"{path}{line}") from None
-    tree = _convert(node, str(path)) if node is not None else _Node({}, str(path))
+    tree = read_tree(path)
     if not isinstance(tree.value, dict):
         raise ConfigError("must be a mapping of sections", str(path))
     base = tree.value.pop("extends", None)
@@ -152,36 +142,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> _Node:
     return _merge(_read(path.parent / str(base.value), (*seen, path.resolve())), tree)
 
 
-def _convert(node: yaml.Node, path: str) -> _Node:
-    where = f"{path}:{node.start_mark.line + 1}"
-    if isinstance(node, yaml.MappingNode):
-        result: dict[str, _Node] = {}
-        for key_node, value_node in node.value:
-            key = str(key_node.value)
-            if key in result:
-                line = f"{path}:{key_node.start_mark.line + 1}"
-                raise ConfigError(f"duplicate key {key}", line, f"first given at {result[key].where}")
-            result[key] = _convert(value_node, path)
-            result[key].where = f"{path}:{key_node.start_mark.line + 1}"
-        return _Node(result, where)
-    if isinstance(node, yaml.SequenceNode):
-        return _Node([_convert(item, path) for item in node.value], where)
-    text = node.value
-    plain = getattr(node, "style", None) is None
-    if plain and re.fullmatch(r"[-+]?0[0-7]+", text):  # 08 is text to YAML and refused by the type of its key
-        raise ConfigError(f"{text} would be read as an octal number", where, "write it without leading zeros")
-    if plain and text.lower() in ("yes", "no", "on", "off"):
-        return _Node(text, where)  # true and false are the only booleans
-    if plain and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", text):
-        return _Node(_Exponent(text), where)
-    try:
-        return _Node(yaml.SafeLoader("").construct_object(node), where)
-    except (yaml.YAMLError, ValueError) as error:  # a foreign tag, or the 45th of a month
-        problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"{text!r} is not a valid value: {problem}", where, "quote it if it is text") from None
-
-
-def _parse_override(text: str) -> _Node:
+def _parse_override(text: str) -> Node:
     key, separator, value = text.partition("=")
     where = f"--set {text}"
     if not separator or not key:
@@ -190,14 +151,14 @@ def _parse_override(text: str) -> _Node:
         composed = yaml.compose(value, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
         raise ConfigError("the value is not valid YAML", where) from None
-    node = _convert(composed, where) if composed is not None else _Node("", where)
+    node = to_tree(composed, where) if composed is not None else Node("", where)
     _relabel(node, where)
     for part in reversed(key.split(".")):
-        node = _Node({part: node}, where)
+        node = Node({part: node}, where)
     return node
 
 
-def _relabel(node: _Node, where: str) -> None:
+def _relabel(node: Node, where: str) -> None:
     node.where = where
     children = node.value.values() if isinstance(node.value, dict) else node.value
     if isinstance(node.value, (dict, list)):
@@ -205,17 +166,17 @@ def _relabel(node: _Node, where: str) -> None:
             _relabel(child, where)
 
 
-def _merge(base: _Node, update: _Node) -> _Node:
+def _merge(base: Node, update: Node) -> Node:
     """Mappings merge (an empty one clears), everything else is replaced."""
     if not (isinstance(base.value, dict) and isinstance(update.value, dict) and update.value):
         return update
     merged = dict(base.value)
     for key, node in update.value.items():
         merged[key] = _merge(merged[key], node) if key in merged else node
-    return _Node(merged, update.where)
+    return Node(merged, update.where)
 
 
-def _build(cls: Any, node: _Node, path: str, found: _Findings) -> Any:
+def _build(cls: Any, node: Node, path: str, found: _Findings) -> Any:
     if not isinstance(node.value, dict):
         found.problems.append(f"{node.where}: {path or 'the file'} must be a mapping, got {node.value!r}")
         return None
@@ -224,13 +185,13 @@ def _build(cls: Any, node: _Node, path: str, found: _Findings) -> Any:
     for key, child in node.value.items():
         dotted = f"{path}.{key}" if path else key
         if key not in hints:
-            found.problems.append(f"{child.where}: unknown key {dotted}{_nearest(key, list(hints))}")
+            found.problems.append(f"{child.where}: unknown key {dotted}{nearest(key, list(hints))}")
             continue
         values[key] = _value(hints[key], child, dotted, found)
     return None if found.problems else cls(**values)
 
 
-def _value(hint: Any, node: _Node, path: str, found: _Findings) -> Any:
+def _value(hint: Any, node: Node, path: str, found: _Findings) -> Any:
     """Checked and converted value of one field; adds to the problems and returns None where it does not fit."""
     found.places[path] = node.where
     if dataclasses.is_dataclass(hint):
@@ -244,13 +205,13 @@ def _value(hint: Any, node: _Node, path: str, found: _Findings) -> Any:
         return _reject(expected, node, path, found)
 
 
-def _choice(allowed: tuple[Any, ...], node: _Node, path: str, found: _Findings) -> Any:
+def _choice(allowed: tuple[Any, ...], node: Node, path: str, found: _Findings) -> Any:
     if node.value in allowed:
         return node.value
     return _reject(f"one of {', '.join(map(str, allowed))}", node, path, found)
 
 
-def _sequence(arguments: tuple[Any, ...], node: _Node, path: str, found: _Findings) -> tuple[Any, ...]:
+def _sequence(arguments: tuple[Any, ...], node: Node, path: str, found: _Findings) -> tuple[Any, ...]:
     """A tuple; a single value is a tuple of one."""
     items = node.value if isinstance(node.value, list) else [node]
     values = tuple(_value(arguments[0], item, path, found) for item in items)
@@ -258,57 +219,49 @@ def _sequence(arguments: tuple[Any, ...], node: _Node, path: str, found: _Findin
     return values
 
 
-def _mapping(arguments: tuple[Any, ...], node: _Node, path: str, found: _Findings) -> Any:
+def _mapping(arguments: tuple[Any, ...], node: Node, path: str, found: _Findings) -> Any:
     if not isinstance(node.value, dict):
         return _reject("a mapping", node, path, found)
     return {key: _value(arguments[1], child, f"{path}.{key}", found) for key, child in node.value.items()}
 
 
-def _boolean(node: _Node) -> bool:
+def _boolean(node: Node) -> bool:
     if isinstance(node.value, bool):
         return node.value
     raise TypeError
 
 
-def _whole(node: _Node) -> int:
+def _whole(node: Node) -> int:
     if isinstance(node.value, int) and not isinstance(node.value, bool):
         return node.value
     raise TypeError
 
 
-def _number(node: _Node) -> float:
+def _number(node: Node) -> float:
     if isinstance(node.value, bool):
         raise TypeError
     return float(node.value)  # also text such as 1e-4, which YAML does not take for a number
 
 
-def _text(node: _Node) -> str:
+def _text(node: Node) -> str:
     if isinstance(node.value, (str, int, float)) and not isinstance(node.value, bool):
         return str(node.value)
     raise TypeError
 
 
-def _free(node: _Node) -> Any:
-    if isinstance(node.value, dict):
-        return {key: _free(child) for key, child in node.value.items()}
-    if isinstance(node.value, list):
-        return [_free(child) for child in node.value]
-    return float(node.value) if isinstance(node.value, _Exponent) else node.value
-
-
-def _reject(expected: str, node: _Node, path: str, found: _Findings) -> None:
-    found.problems.append(f"{node.where}: {path} must be {expected}, got {_free(node)!r}")
+def _reject(expected: str, node: Node, path: str, found: _Findings) -> None:
+    found.problems.append(f"{node.where}: {path} must be {expected}, got {plain(node)!r}")
 
 
 # Every type that an option can have: what its message says was expected, and the converter.
-_PLAIN: dict[Any, tuple[str, Callable[[_Node], Any]]] = {
+_PLAIN: dict[Any, tuple[str, Callable[[Node], Any]]] = {
     bool: ("true or false", _boolean),
     int: ("a whole number", _whole),
     float: ("a number", _number),
     str: ("text", _text),
-    Any: ("any value", _free),
+    Any: ("any value", plain),
 }
-_GENERIC: dict[Any, Callable[[tuple[Any, ...], _Node, str, _Findings], Any]] = {
+_GENERIC: dict[Any, Callable[[tuple[Any, ...], Node, str, _Findings], Any]] = {
     Literal: _choice,
     tuple: _sequence,
     dict: _mapping,

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Row, Sample
+from data_tools.archives.published import Published
 from data_tools.archives.tables import read_table
-from m4oe_ds.data.schema import DATASETS, MISSING
+from m4oe_ds.data.cards import find_card
+from m4oe_ds.data.schema import MISSING, SPLITS
 from m4oe_ds.errors import DataError
 
 CLINICAL_REQUIRED = (
@@ -29,6 +32,8 @@ METADATA_REQUIRED = (
 )  # fmt: skip
 METADATA_OPTIONAL = ("AcquisitionTime", "PatientSex", "Manufacturer", "BreastImplantPresent")
 
+SIZE, CONVERTER = (1024, 832), "mammogram"
+CHOOSE, ONLY_WOMEN = "first", True
 HORIZONS = (1, 2, 3, 4, 5)
 NO_CANCER = 100  # years to cancer where none is known
 DAYS_PER_YEAR = 365.25
@@ -237,7 +242,7 @@ def plan_archive(root: Path, options: ArchiveOptions) -> ArchivePlan:
             f"{options.birads_scheme!r} is not defined for EMBED", "--birads-scheme", f"use {', '.join(BIRADS_SCHEMES)}"
         )
     clinical, metadata = read_tables(root)
-    return build_plan(clinical, metadata, DATASETS["embed"].modalities, options)
+    return build_plan(clinical, metadata, find_card("embed").modalities, options)
 
 
 def take_order(row: Row) -> tuple[float, str]:
@@ -425,3 +430,9 @@ def _add_exam(
             raise AssertionError("risk labels fall with the horizon")  # cannot happen: an error of this module
         manufacturer = views[names[0]]["Manufacturer"]
         plan.samples.append(Sample(patient, exam, side, labels, paths, screening=True, manufacturer=manufacturer))
+
+
+def published(_: Mapping[str, Any]) -> list[Published]:
+    """Shares of the densities per breast; counts differ between the drops of the tables."""
+    density = {"0": 0.099, "1": 0.419, "2": 0.428, "3": 0.054}
+    return [Published("published", SPLITS, {"density": density}, counted=False)]

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Sample
+from data_tools.archives.published import Published, coded
 from data_tools.archives.tables import read_table
-from m4oe_ds.data.schema import MISSING
+from m4oe_ds.data.schema import MISSING, SPLITS
 from m4oe_ds.errors import DataError
 
 SHEET = "glaucoma_grading_training_GT"
 CLASSES = ("non", "early", "mid_advanced")
 NUM_SLICES = 256
+SIZE, CONVERTER = (512, 512), "eye"
+CHOOSE, ONLY_WOMEN = "first", False
 CUP, RIM, BACKGROUND = 0, 128, 255  # grey values of a mask: 0 is the cup
 FOLDS, FOLD_SEED = 5, 10
 EXPECTED: dict[str, dict[str, int]] = {"eyes": {"all": 100}, "grade": {"non": 50, "early": 26, "mid_advanced": 24}}
@@ -155,3 +158,9 @@ def plan_archive(root: Path, options: ArchiveOptions) -> ArchivePlan:
         raise DataError(f"no folder {_IMAGES}", str(root), "check --root")
     rows: list[dict[str, Any]] = read_sheet(sheet)
     return build_plan(root, rows, images, _find(root, _MASKS, ("training",)), options)
+
+
+def published(_: Mapping[str, Any]) -> list[Published]:
+    """Grades of the hundred labelled eyes."""
+    codes = {name: code for code, name in enumerate(CLASSES)}
+    return [Published("published", SPLITS, {"glaucoma": coded(EXPECTED["grade"], codes)}, counted=True)]

@@ -5,12 +5,11 @@ shares.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_tools.archives.tables import number
-from m4oe_ds.data.schema import MISSING, SPLITS
+from m4oe_ds.data.schema import MISSING
 
 SHARE_TOLERANCE = 0.02  # of a class among the known labels
 COUNT_TOLERANCE = 0.02  # of a class's count: some images are damaged or lack a partner
@@ -41,8 +40,15 @@ class Published:
         return numbers[str(code)] / sum(numbers.values()) if str(code) in numbers else None
 
 
-def _coded(counts: Mapping[str, int], codes: Mapping[Any, int], key: Any = str, times: int = 1) -> dict[str, float]:
-    """Counts by our codes from counts by the archive's values; values without a code are left out."""
+def coded(counts: Mapping[str, int], codes: Mapping[Any, int], key: Any = str, times: int = 1) -> dict[str, float]:
+    """Counts by our codes from counts by the archive's values; values without a code are left out.
+
+    Args:
+        counts: counts by the archive's values.
+        codes: our codes.
+        key: makes the key of ``codes`` from a value.
+        times: samples that each count stands for.
+    """
     out: Counter[str] = Counter()
     for value, count in counts.items():
         code = codes.get(key(value), MISSING)
@@ -51,54 +57,13 @@ def _coded(counts: Mapping[str, int], codes: Mapping[Any, int], key: Any = str, 
     return {code: float(count) for code, count in sorted(out.items())}
 
 
-def published(dataset: str, preprocessing: Mapping[str, Any]) -> list[Published]:
-    """What is known of a data set under the options of a conversion (``birads_scheme``, ``birads_sites``)."""
-    scheme = str(preprocessing.get("birads_scheme", "triage"))
-    if dataset == "rsna":
-        from data_tools.archives import rsna
-
-        part = "" if preprocessing.get("birads_sites") == "all" else "_site1"
-        labels = {
-            # a patient's density counts for both breasts
-            "density": _coded(rsna.EXPECTED["density_by_patient"], rsna.DENSITY, times=2),
-            "birads": _coded(rsna.EXPECTED[f"birads_by_breast{part}"], rsna.BIRADS_SCHEMES[scheme], number),
-        }
-        return [Published("published", SPLITS, labels, counted=True)]
-    if dataset == "vindr":
-        from data_tools.archives import vindr
-
-        found = []
-        for name, official, splits in (("train and val", "training", SPLITS[:2]), ("test", "test", SPLITS[2:])):
-            labels = {
-                "density": _coded(
-                    vindr.EXPECTED[f"density_by_breast_{official}"], vindr.DENSITY, lambda value: f"DENSITY {value}"
-                ),
-                "birads": _coded(
-                    vindr.EXPECTED[f"birads_by_breast_{official}"],
-                    vindr.BIRADS_SCHEMES[scheme],
-                    lambda value: f"BI-RADS {value}",
-                ),
-            }
-            found.append(Published(f"published, {name}", splits, labels, counted=True))
-        return found
-    if dataset == "gamma":
-        from data_tools.archives import gamma
-
-        codes = {name: code for code, name in enumerate(gamma.CLASSES)}
-        return [Published("published", SPLITS, {"glaucoma": _coded(gamma.EXPECTED["grade"], codes)}, counted=True)]
-    if dataset == "embed":  # per breast; counts differ between the drops of the tables
-        density = {"0": 0.099, "1": 0.419, "2": 0.428, "3": 0.054}
-        return [Published("published", SPLITS, {"density": density}, counted=False)]
-    return []
-
-
-def unlike_published(dataset: str, preprocessing: Mapping[str, Any], histograms: Histograms) -> Counter[str]:
+def unlike_published(sources: Sequence[Published], histograms: Histograms) -> Counter[str]:
     """Classes that are rarer or more frequent than published, by kind of statement; empty if none.
 
     ``label_counts_unlike_published`` also tells that an archive is not complete.
     """
     found: Counter[str] = Counter()
-    for source in published(dataset, preprocessing):
+    for source in sources:
         for task, numbers in source.labels.items():
             counts: Counter[str] = Counter()
             for split in source.splits:

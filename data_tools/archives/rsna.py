@@ -12,10 +12,13 @@ import re
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Exclusion, Images, Row, Sample, breasts, usable_rows
+from data_tools.archives.published import Published, coded
 from data_tools.archives.tables import number, read_table
-from m4oe_ds.data.schema import DATASETS, MISSING
+from m4oe_ds.data.cards import find_card
+from m4oe_ds.data.schema import MISSING, SPLITS
 from m4oe_ds.errors import DataError
 
 COLUMNS = (
@@ -30,6 +33,8 @@ BIRADS_SCHEMES: dict[str, dict[float, int]] = {
     "native_rsna": {0.0: 0, 1.0: 1, 2.0: 2},
 }
 DENSITY = {"A": 0, "B": 1, "C": 2, "D": 3}
+SIZE, CONVERTER = (1024, 832), "mammogram"
+CHOOSE, ONLY_WOMEN = "area", False
 VIEWS = {"CC": "ffdm_cc", "MLO": "ffdm_mlo"}
 OTHER_VIEWS = ("AT", "LM", "ML", "LMO")
 # The whole public training set, by unit; "none" is an empty field
@@ -150,7 +155,7 @@ def build_plan(rows: Sequence[Row], options: ArchiveOptions) -> ArchivePlan:
         stratum = f"site{by_breast[patient, side][0]['site_id']}"
         return Sample(patient, patient, side, labels, images, screening=True, stratum=stratum, choose="area")
 
-    breasts(files, make, DATASETS["rsna"].modalities, options, plan)
+    breasts(files, make, find_card("rsna").modalities, options, plan)
     plan.notes["views_with_several_images"] += sum(
         len(paths) > 1 for sample in plan.samples for paths in sample.images.values()
     )
@@ -165,3 +170,15 @@ def plan_archive(root: Path, options: ArchiveOptions) -> ArchivePlan:
     """
     rows = read_table(Path(root) / "train.csv", REQUIRED, ("machine_id",), identifiers=("patient_id", "image_id"))
     return build_plan(rows, options)
+
+
+def published(preprocessing: Mapping[str, Any]) -> list[Published]:
+    """Label counts of the public training set under the options of a conversion."""
+    part = "" if preprocessing.get("birads_sites") == "all" else "_site1"
+    scheme = BIRADS_SCHEMES[str(preprocessing.get("birads_scheme", "triage"))]
+    labels = {
+        # a patient's density counts for both breasts
+        "density": coded(EXPECTED["density_by_patient"], DENSITY, times=2),
+        "birads": coded(EXPECTED[f"birads_by_breast{part}"], scheme, number),
+    }
+    return [Published("published", SPLITS, labels, counted=True)]

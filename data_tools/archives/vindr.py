@@ -9,10 +9,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Exclusion, Images, Row, Sample, breasts, usable_rows
+from data_tools.archives.published import Published, coded
 from data_tools.archives.tables import number, read_table
-from m4oe_ds.data.schema import DATASETS, MISSING
+from m4oe_ds.data.cards import find_card
+from m4oe_ds.data.schema import MISSING
 from m4oe_ds.errors import DataError
 
 BREAST_COLUMNS = (
@@ -28,6 +31,8 @@ BIRADS_SCHEMES: dict[str, dict[str, int]] = {
     "release": {"BI-RADS 1": 0, "BI-RADS 2": 1, "BI-RADS 3": 1, "BI-RADS 4": 2, "BI-RADS 5": 2},
 }
 DENSITY = {"DENSITY A": 0, "DENSITY B": 1, "DENSITY C": 2, "DENSITY D": 3}
+SIZE, CONVERTER = (1024, 832), "mammogram"
+CHOOSE, ONLY_WOMEN = "area", False
 SPLITS = {"training": "train", "test": "test"}
 VIEWS = {"CC": "ffdm_cc", "MLO": "ffdm_mlo"}
 # The whole public archive, by unit and official split
@@ -146,7 +151,7 @@ def build_plan(rows: Sequence[Row], options: ArchiveOptions, vendors: Mapping[st
             choose="area",
         )
 
-    breasts(files, make, DATASETS["vindr"].modalities, options, plan)
+    breasts(files, make, find_card("vindr").modalities, options, plan)
     return plan
 
 
@@ -185,3 +190,16 @@ def plan_archive(root: Path, options: ArchiveOptions) -> ArchivePlan:
     if (root / "finding_annotations.csv").is_file():
         _count_findings(root / "finding_annotations.csv", plan)
     return plan
+
+
+def published(preprocessing: Mapping[str, Any]) -> list[Published]:
+    """Label counts of the public splits under the options of a conversion."""
+    scheme = BIRADS_SCHEMES[str(preprocessing.get("birads_scheme", "triage"))]
+    found = []
+    for name, official, splits in (("train and val", "training", ("train", "val")), ("test", "test", ("test",))):
+        labels = {
+            "density": coded(EXPECTED[f"density_by_breast_{official}"], DENSITY, lambda value: f"DENSITY {value}"),
+            "birads": coded(EXPECTED[f"birads_by_breast_{official}"], scheme, lambda value: f"BI-RADS {value}"),
+        }
+        found.append(Published(f"published, {name}", splits, labels, counted=True))
+    return found

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.archives import embed, gamma, rsna, vindr
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan
+from data_tools.archives.readers import find_reader
 from data_tools.convert import report as conversion_report
 from data_tools.convert import shards
 from data_tools.convert.jobs import ShardJob, Storing, fingerprint, make_jobs
@@ -24,17 +24,10 @@ from data_tools.outputs import next_to, write_private
 from data_tools.pixels import geometry, grayscale
 from data_tools.pixels.dicom import BadImage, lacking_decoders, require_decoders, transfer_syntax
 from m4oe_ds.data.manifest import Manifest
-from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import DataError, UserError
 
 logger = logging.getLogger(__name__)
 
-PLANNERS: dict[str, Callable[[Path, ArchiveOptions], ArchivePlan]] = {
-    "embed": embed.plan_archive,
-    "rsna": rsna.plan_archive,
-    "vindr": vindr.plan_archive,
-    "gamma": gamma.plan_archive,
-}
 _FINGERPRINT = ".fingerprint"
 
 
@@ -60,7 +53,7 @@ def convert_archive(options: ConvertOptions) -> dict[str, Any]:
     plan = _plan(options)
     synthetic = (options.root / "phantom.json").is_file()
     rows, cols = options.size
-    storing = Storing(options.dataset, rows, cols, options.codec, options.samples_per_shard)
+    storing = Storing(options.card, _converter(options), rows, cols, options.codec, options.samples_per_shard)
     jobs = make_jobs(plan, options.root, storing, _secret(options, synthetic), options.split, options.limit)
     summary = {"synthetic": synthetic, "tables": conversion_report.table_summary(plan)}
     if options.dry_run:
@@ -73,7 +66,7 @@ def convert_archive(options: ConvertOptions) -> dict[str, Any]:
         raise DataError(
             f"no sample to convert ({reasons or 'no exam'})", str(options.root), "look at it with --dry-run"
         )
-    if options.dataset != "gamma":
+    if storing.converter in ("mammogram", "film"):
         _check_decoders([sample for job in jobs for sample in job.samples])
     return _convert(_Conversion(options, plan, jobs, synthetic)) or summary
 
@@ -92,9 +85,18 @@ def _plan(options: ConvertOptions) -> ArchivePlan:
         birads_sites=options.birads_sites,
         exclude_screen_detected=options.exclude_screen_detected,
     )
-    plan = PLANNERS[options.dataset](options.root, how)
+    plan = find_reader(_reader(options)).plan_archive(options.root, how)
     _report_violations(plan.violations, options)
     return plan
+
+
+def _reader(options: ConvertOptions) -> str:
+    source = options.card.source
+    return "" if source is None else source.reader
+
+
+def _converter(options: ConvertOptions) -> str:
+    return find_reader(_reader(options)).CONVERTER
 
 
 def _report_violations(violations: Mapping[str, int], options: ConvertOptions) -> None:
@@ -126,7 +128,11 @@ def _check_decoders(samples: Sequence[SampleJob]) -> None:
     if not lacking:
         return
     logger.warning("%d transfer syntaxes have no decoder here: every header is read to see if they occur", len(lacking))
-    for path in (path for sample in samples for candidates in sample.images.values() for path in candidates):
+    images = [path for sample in samples for candidates in sample.images.values() for path in candidates]
+    masks = [
+        path for sample in samples for several in sample.outlines.values() for one in several for path in one.files
+    ]
+    for path in (*images, *masks):
         try:
             syntax = transfer_syntax(Path(path))
         except BadImage as bad:
@@ -190,7 +196,7 @@ def _convert(work: _Conversion) -> dict[str, Any] | None:
     mine = [job for place, job in enumerate(jobs) if options.part.has(place)]
     rules = shards.ShardRules(options.require, options.max_quarantine, str(options.root))
     try:
-        shards.make_shards(partial, mine, DATASETS[options.dataset], rules, options.processes)
+        shards.make_shards(partial, mine, options.card, rules, options.processes)
     except UserError:
         if options.part.parts == 1:
             shutil.rmtree(partial, ignore_errors=True)
@@ -211,16 +217,17 @@ def _finish(
 ) -> dict[str, Any]:
     """Manifests, report, last check and mapping; then the folder takes its name."""
     options, plan = work.options, work.plan
-    manifests = shards.write_manifests(partial, work.jobs, records, options.dataset, work.synthetic, preprocessing)
+    manifests = shards.write_manifests(partial, work.jobs, records, options.card, work.synthetic, preprocessing)
     whole = options.limit is None
-    report = conversion_report.build(plan, records, manifests, options.dataset, work.synthetic, whole)
+    known = find_reader(_reader(options)).published(preprocessing)
+    report = conversion_report.build(plan, records, manifests, known, work.synthetic, whole)
     if options.strict and report["violations"]:
         _report_violations(report["violations"], options)
     found = set(report["violations"]) - set(plan.violations)
     if found:
         logger.warning("the images are not as documented: %s", ", ".join(sorted(found)))
     quarantine = [item for record in records for item in record.quarantine]
-    conversion_report.write(partial, report, quarantine, manifests)
+    conversion_report.write(partial, report, quarantine, manifests, options.card)
     _check_made(partial, manifests)
     columns = ("key", "patient", "exam", "side", "split")
     write_private(next_to(options.out, "mapping.csv"), columns, _mapping(work.jobs, records))
@@ -258,7 +265,7 @@ def _mapping(jobs: Sequence[ShardJob], records: Sequence[shards.Record]) -> list
             "key": sample.meta["key"],
             "patient": sample.source[0],
             "exam": sample.source[1],
-            "side": sample.meta["side"],
+            "side": sample.meta.get("side", ""),
             "split": sample.meta["split"],
         }
         for sample in samples

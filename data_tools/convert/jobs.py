@@ -9,18 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.archives.plan import ArchivePlan, Sample
+from data_tools.archives.plan import ArchivePlan, Sample, with_paths
 from data_tools.convert.sample import SampleJob
 from data_tools.deidentify import hash16, split_of, vendor_family
+from m4oe_ds.data.cards import Card
 from m4oe_ds.data.schema import SCHEMA_VERSION, SPLITS, shard_name
 from m4oe_ds.errors import DataError
 
 
 @dataclass(frozen=True)
 class Storing:
-    """How the images are stored: size, codec, samples per shard."""
+    """What the samples are of, what converts them, and how images are stored: size, codec, samples per shard."""
 
-    dataset: str
+    card: Card
+    converter: str
     rows: int
     cols: int
     codec: str
@@ -91,14 +93,14 @@ def assign_splits(samples: Sequence[Sample], secret: bytes, shares: Sequence[int
 
 def _sample_job(sample: Sample, split: str, root: Path, storing: Storing, secret: bytes) -> SampleJob:
     side = sample.side.lower()
-    name = hash16(secret, "sample", storing.dataset, sample.patient, sample.exam, side)
+    name = hash16(secret, "sample", storing.card.name, sample.patient, sample.exam, side)
     meta = {
         "schema_version": SCHEMA_VERSION,
-        "dataset": storing.dataset,
+        "dataset": storing.card.name,
         "split": split,
-        "key": f"{storing.dataset}-{name}-{side}",
-        "group": hash16(secret, "patient", storing.dataset, sample.patient),
-        "exam": hash16(secret, "exam", storing.dataset, sample.patient, sample.exam),
+        "key": f"{storing.card.name}-{name}-{side}",
+        "group": hash16(secret, "patient", storing.card.name, sample.patient),
+        "exam": hash16(secret, "exam", storing.card.name, sample.patient, sample.exam),
         "side": side,
         "labels": dict(sample.labels),
         "screening": sample.screening,
@@ -107,7 +109,16 @@ def _sample_job(sample: Sample, split: str, root: Path, storing: Storing, secret
     images = {name: tuple(str(root / path) for path in paths) for name, paths in sample.images.items()}
     masks = {name: str(root / path) for name, path in sample.masks.items()}
     return SampleJob(
-        meta, images, storing.rows, storing.cols, storing.codec, sample.choose, masks, (sample.patient, sample.exam)
+        meta,
+        images,
+        storing.rows,
+        storing.cols,
+        storing.codec,
+        sample.choose,
+        masks,
+        (sample.patient, sample.exam),
+        storing.converter,
+        with_paths(sample.outlines, root),
     )
 
 
@@ -137,7 +148,7 @@ def make_jobs(
         mine = [sample for sample in samples if sample.meta["split"] == split]
         for index, start in enumerate(range(0, len(mine), storing.samples_per_shard)):
             part = tuple(mine[start : start + storing.samples_per_shard])
-            jobs.append(ShardJob(split, index, shard_name(storing.dataset, split, index), part))
+            jobs.append(ShardJob(split, index, shard_name(storing.card.name, split, index), part))
     return jobs
 
 
@@ -148,7 +159,9 @@ def fingerprint(jobs: Sequence[ShardJob], preprocessing: Mapping[str, object]) -
     """
 
     def planned(sample: SampleJob) -> list[object]:
-        return [sample.meta, {name: len(paths) for name, paths in sample.images.items()}]
+        images = {name: len(paths) for name, paths in sample.images.items()}
+        masks = {task: [(one.code, len(one.files)) for one in several] for task, several in sample.outlines.items()}
+        return [sample.meta, images, *([masks] if masks else [])]
 
     content = [[job.name, [planned(sample) for sample in job.samples]] for job in jobs]
     return hashlib.sha256(json.dumps([content, dict(preprocessing)], sort_keys=True).encode()).hexdigest()

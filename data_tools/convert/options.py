@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from m4oe_ds.data.schema import DATASETS
+from data_tools.archives.readers import find_reader
+from m4oe_ds.data.cards import Card, find_card, shipped
 from m4oe_ds.errors import DataError
 
 MOST_PROCESSES = 8  # taken where no number is given
 # what an option with a name may be; the command line and the check read the same table
 CHOICES: dict[str, tuple[str | int, ...]] = {
-    "dataset": tuple(DATASETS),
+    "dataset": shipped(),
     "codec": ("b2", "png"),
     "birads_scheme": ("triage", "release", "native_rsna"),
     "birads_sites": ("labelled", "all"),
@@ -91,12 +92,12 @@ class ConvertOptions:
     """What to convert, and how.
 
     Attributes:
-        dataset: one of ``DATASETS``: the layout of the archive.
+        dataset: name of a shipped card, or the path of one of your own.
         root: folder of the archive, with its tables and images.
         out: folder to make; must not exist.
         workers: worker processes; None = one per processor, at most ``MOST_PROCESSES``; 0 = convert in this process.
-        rows: height of the stored images; None takes 1024, for GAMMA 512.
-        cols: width of the stored images; None takes 832, for GAMMA 512.
+        rows: height of the stored images; None takes what suits the data set.
+        cols: width of the stored images; None takes what suits the data set.
         codec: codec of the pixels: ``b2`` or ``png``.
         samples_per_shard: most samples in one shard.
         birads_scheme: ``triage``, ``release`` or ``native_rsna``.
@@ -152,9 +153,17 @@ class ConvertOptions:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows and columns of the stored images, completed with those usual for the data set."""
-        rows, cols = (512, 512) if self.dataset == "gamma" else (1024, 832)
+        """Rows and columns of the stored images, completed with those that suit the data set."""
+        source = self.card.source
+        if source is None:
+            raise DataError("its card has no source to convert from", str(self.dataset), "add a section `source`")
+        rows, cols = find_reader(source.reader).SIZE if source.reader else source.size
         return rows if self.rows is None else self.rows, cols if self.cols is None else self.cols
+
+    @property
+    def card(self) -> Card:
+        """The card of the data set."""
+        return find_card(self.dataset)
 
     @property
     def processes(self) -> int:

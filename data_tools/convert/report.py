@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_tools.archives.published import Published, published, unlike_published
-from m4oe_ds.data.schema import DATASETS, SPLITS, risk_tasks
+from data_tools.archives.published import Published, unlike_published
+from m4oe_ds.data.cards import Card
+from m4oe_ds.data.schema import SPLITS, follow_ups
 
 if TYPE_CHECKING:
     from data_tools.archives.plan import ArchivePlan
@@ -78,7 +79,7 @@ def _image_violations(facts: Mapping[str, Counter[str]], quarantined: Mapping[st
         found["chest_wall_disagrees_with_laterality"] = total - agreed
     if quarantined.get("beyond_bits_stored"):
         found["values_beyond_bits_stored"] = quarantined["beyond_bits_stored"]
-    for name in ("slices_not_0_to_255", "mask_size_differs"):
+    for name in ("slices_not_0_to_255", "mask_size_differs", "no_mask", "several_masks", "mask_empty"):
         if quarantined.get(name):
             found[name] = quarantined[name]
     if snapped := facts.get("mask", Counter()).get("grey values snapped", 0):
@@ -93,13 +94,18 @@ def build(
     plan: ArchivePlan,
     records: Sequence[Record],
     manifests: Mapping[str, Manifest],
-    dataset: str,
+    known: Sequence[Published],
     synthetic: bool,
     whole: bool = True,
 ) -> dict[str, Any]:
     """Content of ``conversion.json``: numbers only.
 
     Args:
+        plan: what the tables say.
+        records: what became of the samples.
+        manifests: manifests of the splits.
+        known: what is published of the labels.
+        synthetic: whether the archive is a phantom.
         whole: False if only some samples are converted (``--limit``); labels are then not compared with published
             counts.
     """
@@ -117,12 +123,13 @@ def build(
         violations["duplicate_pixels_across_splits"] = across_splits
     preprocessing = next(iter(manifests.values())).preprocessing
     if whole and not synthetic:
-        violations += unlike_published(dataset, preprocessing, histograms)
-    risks = risk_tasks(task.name for task in DATASETS[dataset].tasks)
+        violations += unlike_published(known, histograms)
+    card = next(iter(manifests.values())).card
+    risks = [task.name for several in follow_ups(card.tasks).values() for task in several]
     total = sum(manifest.num_samples for manifest in manifests.values())
     censored = {name: sum(tables.get(name, {}).get("-1", 0) for tables in histograms.values()) for name in risks}
     return {
-        "dataset": dataset,
+        "dataset": card.name,
         "synthetic": synthetic,
         "tables": table_summary(plan),
         "violations": dict(sorted(violations.items())),
@@ -141,7 +148,7 @@ def build(
         "labels": histograms,
         "published_labels": {
             source.name: {"splits": list(source.splits), "counted": source.counted, "labels": source.labels}
-            for source in published(dataset, preprocessing)
+            for source in known
         },
         "censored": censored,
         "censored_share": {name: round(number / total, 4) if total else 0.0 for name, number in censored.items()},
@@ -150,15 +157,15 @@ def build(
     }
 
 
-def _label_tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _label_tables(report: Mapping[str, Any], card: Card) -> list[dict[str, Any]]:
     """One table per task: a row per class with its count and share in every split, and what is published."""
     sources = [
         Published(name, tuple(value["splits"]), value["labels"], value["counted"])
         for name, value in report["published_labels"].items()
     ]
     tables = []
-    for task in DATASETS[report["dataset"]].tasks:
-        if task.kind != "classification":
+    for task in card.tasks:
+        if not task.coded:
             continue
         rows: list[tuple[str, list[str]]] = []
         here = [source for source in sources if task.name in source.labels]
@@ -199,7 +206,11 @@ def _contact_sheet(folder: Path, manifests: Mapping[str, Manifest]) -> str:
 
 
 def write(
-    folder: Path, report: Mapping[str, Any], quarantine: Sequence[Mapping[str, str]], manifests: Mapping[str, Manifest]
+    folder: Path,
+    report: Mapping[str, Any],
+    quarantine: Sequence[Mapping[str, str]],
+    manifests: Mapping[str, Manifest],
+    card: Card,
 ) -> None:
     """Writes the three files of the report into the folder of the shards."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -211,9 +222,9 @@ def write(
     )
     page = environment.get_template("conversion.html.j2").render(
         report=report,
-        label_tables=_label_tables(report),
+        label_tables=_label_tables(report, card),
         quarantine=quarantine,
         sheet=_contact_sheet(folder, manifests),
-        modalities=DATASETS[report["dataset"]].modalities,
+        modalities=card.modalities,
     )
     (folder / "conversion.html").write_text(page, encoding="utf-8")

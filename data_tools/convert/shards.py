@@ -23,8 +23,9 @@ from typing import Any
 from data_tools.convert.jobs import ShardJob
 from data_tools.convert.sample import SampleResult, Sums
 from data_tools.convert.workers import converted
+from m4oe_ds.data.cards import Card
 from m4oe_ds.data.manifest import Manifest, Shard, assemble
-from m4oe_ds.data.schema import DATASETS, SPLITS, DatasetSpec
+from m4oe_ds.data.schema import SPLITS
 from m4oe_ds.data.shard_writer import OpenShard
 from m4oe_ds.errors import DataError
 
@@ -126,21 +127,19 @@ def _check_quarantine(bad: list[dict[str, str]], planned: int, rules: ShardRules
         )
 
 
-def _take(result: SampleResult, record: Record, writer: OpenShard, spec: DatasetSpec, rules: ShardRules) -> None:
+def _take(result: SampleResult, record: Record, writer: OpenShard, card: Card, rules: ShardRules) -> None:
     """Counts one converted sample and writes it if it is kept."""
     record.add(result)
     if not result.meta["modalities"]:
         record.samples_without_image += 1
-    elif rules.require == "complete" and len(result.meta["modalities"]) < len(spec.modalities):
+    elif rules.require == "complete" and len(result.meta["modalities"]) < len(card.modalities):
         record.incomplete += 1
     else:
         record.add_kept(result)
         writer.add(result.meta, result.members)
 
 
-def make_shards(
-    out: Path, jobs: Sequence[ShardJob], spec: DatasetSpec, rules: ShardRules, workers: int
-) -> list[Record]:
+def make_shards(out: Path, jobs: Sequence[ShardJob], card: Card, rules: ShardRules, workers: int) -> list[Record]:
     """Makes the shards that have no record yet; returns the records of all ``jobs``.
 
     Args:
@@ -167,10 +166,10 @@ def make_shards(
     with tqdm(total=len(samples), desc="samples", unit="sample") as progress:
         for job in todo:
             record = Record(job.name, planned=job.num_images)
-            writer = OpenShard(out / job.split / job.name, spec.modalities, spec.tasks)
+            writer = OpenShard(out / job.split / job.name, card)
             try:
                 for _ in job.samples:
-                    _take(next(results), record, writer, spec, rules)
+                    _take(next(results), record, writer, card, rules)
                     _check_quarantine(bad + record.quarantine, planned, rules)
                     progress.update()
             except BaseException:
@@ -210,25 +209,22 @@ def write_manifests(
     out: Path,
     jobs: Sequence[ShardJob],
     records: Sequence[Record],
-    dataset: str,
+    card: Card,
     synthetic: bool,
     preprocessing: Mapping[str, Any],
 ) -> dict[str, Manifest]:
     """One manifest per split; the records are removed afterwards."""
-    spec = DATASETS[dataset]
     by_name = {record.name: record for record in records}
     manifests = {}
     for split in SPLITS:
         mine = [by_name[job.name] for job in jobs if job.split == split]
         manifests[split] = assemble(
-            dataset,
+            card,
             split,
             [record.shard for record in mine if record.shard is not None],
-            modalities=spec.modalities,
-            tasks=spec.tasks,
             synthetic=synthetic,
             preprocessing=preprocessing,
-            pixel_statistics=_statistics(mine, spec.modalities),
+            pixel_statistics=_statistics(mine, card.modalities),
         )
         manifests[split].save(out / split)
     return manifests

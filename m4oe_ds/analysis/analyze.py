@@ -24,7 +24,7 @@ from m4oe_ds.runs.folder import RunFolder, plain, write_json
 
 _logger = logging.getLogger(__name__)
 NEEDS_TRAINING_SPLIT = {"competition", "synergy"}
-NEEDS_PASS = {*SECTIONS} - {"conflict", "sweep", "gallery", "own", "clinical"}
+NEEDS_PASS = {*SECTIONS} - {"conflict", "sweep", "missing", "gallery", "own", "clinical"}
 
 
 def analyze(options: AnalysisOptions, say: Callable[[str], None] = _logger.info) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _baseline(options: AnalysisOptions, run: Run) -> dict[str, Any]:
 
 def _tasks(session: Session) -> tuple[str, ...]:
     """Tasks of the synergy matrices."""
-    known = [task.name for task in session.run.spec.tasks if task.kind == "classification"]
+    known = [task.name for task in session.run.spec.tasks if task.coded]
     check_known(session.options.tasks, "--tasks", known, noun="classification task")
     return session.options.tasks or tuple(name for name in PAPER_TASKS if name in known) or tuple(known[:2])
 

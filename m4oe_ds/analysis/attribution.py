@@ -69,17 +69,30 @@ def shares(values: Tensor) -> Tensor:
 
 def without(batch: Batch, modality: str) -> Batch:
     """The batch as if no sample had the modality."""
-    column = batch.modalities.index(modality)
-    present = batch.present.clone()
-    present[:, column] = False
-    views = dict(batch.views)
-    views[modality] = torch.zeros_like(views[modality])
+    gone = torch.zeros_like(batch.present)
+    gone[:, batch.modalities.index(modality)] = True
+    return deprived(batch, gone)
+
+
+def deprived(batch: Batch, gone: Tensor) -> Batch:
+    """The batch as if its samples did not have some modalities, nor their other side.
+
+    Args:
+        batch: the samples.
+        gone: ``[B, m]`` bool, what is taken away.
+    """
+
+    def blank(view: Tensor, column: int) -> Tensor:
+        return view.masked_fill(gone[:, column].view(-1, *[1] * (view.ndim - 1)), 0)
+
+    views = {name: blank(batch.views[name], i) for i, name in enumerate(batch.modalities)}
     extras = dict(batch.extras)
-    if f"contralateral.{modality}" in extras:
-        extras[f"contralateral.{modality}"] = torch.zeros_like(extras[f"contralateral.{modality}"])
-        extras["contralateral_present"] = extras["contralateral_present"].clone()
-        extras["contralateral_present"][:, column] = False
-    return replace(batch, views=views, present=present, extras=extras)
+    for i, name in enumerate(batch.modalities):
+        if f"contralateral.{name}" in extras:
+            extras[f"contralateral.{name}"] = blank(extras[f"contralateral.{name}"], i)
+    if "contralateral_present" in extras:
+        extras["contralateral_present"] = extras["contralateral_present"] & ~gone
+    return replace(batch, views=views, present=batch.present & ~gone, extras=extras)
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,7 @@ def ablation(model: MultiModalModel, batch: Batch, output: ModelOutput, spec: Mo
         reduced = model(without(batch, name)).logits
         for k, task in enumerate(spec.tasks):
             full, less = output.logits[task.name].detach().float(), reduced[task.name].float()
-            if task.kind == "segmentation":
+            if task.dense:
                 p = full.sigmoid()
                 value = p * (functional.logsigmoid(full) - functional.logsigmoid(less))
                 value = value + (1 - p) * (functional.logsigmoid(-full) - functional.logsigmoid(-less))
@@ -178,7 +191,7 @@ def rollout(attention: Sequence[Tensor], present: Tensor, lengths: Sequence[int]
         lengths: tokens of each modality.
     """
     batch, count = present.shape
-    tasks = sum(task.kind == "classification" for task in spec.tasks)
+    tasks = sum(task.coded for task in spec.tasks)
     joint = [a for a in attention if a.shape[0] == batch and a.shape[1] == sum(lengths)]
     per_task = [a for a in attention if a.shape[0] == batch * tasks and a.shape[1] == count + 1]
     share: Tensor | None = None
@@ -207,6 +220,6 @@ def _rolled(attention: Sequence[Tensor]) -> Tensor:
 def _all_tasks(share: Tensor, spec: ModelSpec) -> Tensor:
     """Rows of the classification tasks at their places; NaN for the others."""
     found = share.new_full((len(share), len(spec.tasks), share.shape[2]), torch.nan)
-    columns = [k for k, task in enumerate(spec.tasks) if task.kind == "classification"]
+    columns = [k for k, task in enumerate(spec.tasks) if task.coded]
     found[:, columns] = share
     return found

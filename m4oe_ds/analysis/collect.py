@@ -198,7 +198,7 @@ class FeatureCollector:
             for modality, value in self._pooled(k, lengths, columns, task_tokens).items():
                 columns[f"task.{name}.{modality}"] = value
         for k, task in enumerate(self.spec.tasks):
-            if task.kind == "classification":
+            if task.coded:
                 columns[f"predicted.{task.name}"] = output.logits[task.name].argmax(1)
                 labels = batch.labels[task.name]
                 columns[f"label.{task.name}"] = torch.where(batch.label_mask[:, k], labels, torch.full_like(labels, -1))
@@ -224,7 +224,7 @@ class FeatureCollector:
         if not self._rows.seen:
             raise DataError("no samples to analyse", fix="check that the split has samples")
         get = self._rows.get
-        classify = [task.name for task in self.spec.tasks if task.kind == "classification"]
+        classify = [task.name for task in self.spec.tasks if task.coded]
         count = {name: max(float(c), 1.0) for name, c in zip(self.spec.modalities, self._counts, strict=True)}
         means = Tokens(
             {name: (total / count[name]).float()[None] for name, total in self._sums.items()},
@@ -314,7 +314,7 @@ def collect(
         _one_batch(model, batch, layer, state)
     features = state.features.result()
     get = state.rows.get
-    classify = [task.name for task in spec.tasks if task.kind == "classification"]
+    classify = [task.name for task in spec.tasks if task.coded]
     return Collected(
         samples=state.rows.seen,
         uniform=np.asarray(state.token_share) / state.rows.seen,
@@ -388,7 +388,7 @@ def _one_batch(model: MultiModalModel, batch: Batch, layer: str, state: _Pass) -
             columns["rollout"] = rolled.expand(-1, len(spec.tasks), -1)
             state.has_rollout = True
         for k, task in enumerate(spec.tasks):
-            if task.kind == "classification":
+            if task.coded:
                 labels = batch.labels[task.name]
                 columns[f"predicted.{task.name}"] = output.logits[task.name].argmax(1)
                 columns[f"label.{task.name}"] = torch.where(batch.label_mask[:, k], labels, torch.full_like(labels, -1))

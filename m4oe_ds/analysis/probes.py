@@ -66,7 +66,7 @@ def probe_encoders(
     found = {}
     modalities = tuple(train.encoder)
     for task in tasks:
-        if task.kind != "classification":
+        if not task.coded:
             continue
         for i, name in enumerate(modalities):
             fit, rows = train.present[:, i], np.flatnonzero(test.present[:, i])
@@ -137,7 +137,7 @@ def masked_probabilities(
             keep &= np.array([key in wanted for key in batch.keys])
         rows["key"].append(np.array(batch.keys)[keep])
         for task in model.spec.tasks:
-            if task.kind == "classification":
+            if task.coded:
                 probability = output.logits[task.name].float().softmax(1).cpu().numpy()
                 rows.setdefault(task.name, []).append(probability[keep])
     return {name: np.concatenate(parts) for name, parts in rows.items()}
@@ -171,7 +171,7 @@ def competition(
     row_of = {key: row for row, key in enumerate(test.keys.tolist())}
     found = []
     for task in tasks:
-        if task.kind != "classification":
+        if not task.coded:
             continue
         for name in train.encoder:
             if (task.name, name) in probes:

@@ -15,6 +15,7 @@ from m4oe_ds.analysis.collect import Features, collect_features
 from m4oe_ds.analysis.conflict import conflict_pairs, conflict_rows
 from m4oe_ds.analysis.gallery import GalleryCollector, save
 from m4oe_ds.analysis.inputs import sweep_rows, twin_folders
+from m4oe_ds.analysis.missing_section import missing
 from m4oe_ds.analysis.model_outputs import own_outputs
 from m4oe_ds.analysis.probes import competition, masked_probabilities
 from m4oe_ds.analysis.session import FEATURE_ROWS, PAPER_TASKS, Session, Skip
@@ -79,9 +80,7 @@ def write_clinical(run: Run, split: str, resamples: int) -> dict[str, Any]:
         DataError: the split has no stored predictions.
     """
     train = run.manifests["train"]
-    labels = {
-        f"label_{task.name}": train.sample_labels(task.name) for task in run.spec.tasks if task.kind == "classification"
-    }
+    labels = {f"label_{task.name}": train.sample_labels(task.name) for task in run.spec.tasks if task.coded}
     files, tasks = RunFolder(run.folder), run.spec.tasks
     own, tuning = files.predictions(split), files.predictions("val")
     write_report(files.clinical, own, tuning, split, run.config.data.root, tasks, resamples, labels)
@@ -368,6 +367,7 @@ WORK: dict[str, Callable[[Session], Any]] = {
     "conflict": _conflict,
     "sweep": _sweep,
     "interpretability": _interpretability,
+    "missing": missing,
     "gallery": _gallery,
     "own": own_outputs,
     "clinical": _clinical,

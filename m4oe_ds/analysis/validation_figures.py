@@ -55,7 +55,7 @@ class ValidationFigures:
         from m4oe_ds.report import figures as report_figures
 
         arrays = predictions.arrays()
-        classify = {task.name for task in self.spec.tasks if task.kind == "classification"}
+        classify = {task.name for task in self.spec.tasks if task.coded}
         split = {**report, "tasks": {name: entry for name, entry in report["tasks"].items() if name in classify}}
         made: dict[str, Any] = {}
         if any(entry.get("confusion") for entry in split["tasks"].values()):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from m4oe_ds.data.schema import ModalitySpec
 
 
 @dataclass(frozen=True)
@@ -26,23 +29,34 @@ class AugmentOptions:
 
 
 def augment(
-    views: dict[str, Tensor], masks: dict[str, Tensor], options: AugmentOptions, generator: torch.Generator
+    views: dict[str, Tensor],
+    masks: dict[str, Tensor],
+    inputs: Sequence[ModalitySpec],
+    owners: Mapping[str, str],
+    options: AugmentOptions,
+    generator: torch.Generator,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Augmented copies; a pure function of its arguments and the generator's state.
 
     Args:
-        views: ``{modality: [C, H, W]}`` float32 in [0, 1].
-        masks: ``{task: [1, H, W]}`` float32 in {0, 1}; they follow the geometry of the fundus view, the only one that
-            has masks.
+        views: ``{modality: [C, H, W] or [C, D, H, W]}`` float32 in [0, 1]; all slices of a volume move alike. Tables
+            stay as they are.
+        masks: ``{task: [C, H, W] or [C, D, H, W]}`` float32 in {0, 1}.
+        inputs: the modalities.
+        owners: the modality that each mask lies over, whose geometry it follows.
+        options: how much changes.
         generator: seeded per (run, epoch, sample), so that workers and ranks do not matter.
     """
-    result = {}
-    moved = dict(masks)
-    for name, view in views.items():
-        theta = _affine(options, generator)
-        result[name] = _grey(_warp(view, theta, "bilinear"), options, generator)
-        if name == "fundus":
-            moved = {task: _warp(mask, theta, "nearest") for task, mask in masks.items()}
+    result, moved = dict(views), dict(masks)
+    for spec in inputs:
+        if spec.kind == "table" or spec.name not in views:
+            continue
+        view, theta = views[spec.name], _affine(options, generator)
+        warped = _warp(view.flatten(0, -3), theta, "bilinear").view_as(view)
+        result[spec.name] = _grey(warped, options, generator, colour=spec.kind == "image" and spec.channels == 3)
+        for task, mask in masks.items():
+            if owners[task] == spec.name:
+                moved[task] = _warp(mask.flatten(0, -3), theta, "nearest").view_as(mask)
     return result, moved
 
 
@@ -67,12 +81,12 @@ def _warp(image: Tensor, theta: Tensor, mode: str) -> Tensor:
     return functional.grid_sample(image[None], grid, mode=mode, padding_mode="zeros", align_corners=False)[0]
 
 
-def _grey(view: Tensor, options: AugmentOptions, generator: torch.Generator) -> Tensor:
+def _grey(view: Tensor, options: AugmentOptions, generator: torch.Generator, colour: bool) -> Tensor:
     exponent = 1.0 + _uniform(options.gamma, generator)
     contrast = 1.0 + _uniform(options.contrast, generator)
     tissue = view > 0  # background stays background
     changed = view.clamp_min(0).pow(exponent) * contrast
-    if options.colour and view.shape[0] == 3:  # volumes and grey views have no colour
+    if options.colour and colour:
         gains = [1.0 + _uniform(options.colour, generator) for _ in range(3)]
         changed = changed * torch.tensor(gains)[:, None, None]
     if options.noise:

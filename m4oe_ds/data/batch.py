@@ -13,16 +13,18 @@ class Batch:
     """B samples by name; positions carry no meaning except in ``present`` and ``label_mask``.
 
     Attributes:
-        views: ``{modality: [B, C, H, W]}`` float32, standardised; absent modalities are zeros.
+        views: ``{modality: tensor}`` float32, standardised; absent modalities are zeros. Images ``[B, C, H, W]``,
+            volumes ``[B, C, D, H, W]``, tables ``[B, columns, 2]``: the number or the category's code, and 1 if known.
         present: ``[B, m]`` bool, columns in the order of ``modalities``; True = the modality exists.
-        labels: ``{task: [B] int64}`` (-1 missing), or ``[B, 1, H, W]`` float32 for a segmentation task.
+        labels: ``{task: [B] int64}`` codes (-1 missing); ``[B]`` float32 for a number; ``[B, 2]`` float32, time and
+            event, for a survival; ``[B, C, H, W]`` or ``[B, C, D, H, W]`` float32 for a mask.
         label_mask: ``[B, p]`` bool, columns in the order of ``tasks``; True = the label exists and the sample is valid.
         valid: ``[B]`` bool; False = padding sample that must leave no trace.
         keys: B sample keys.
         groups: B patient pseudonyms.
         modalities: names of the columns of ``present``.
         tasks: names of the columns of ``label_mask``.
-        extras: further tensors by name, such as the views of the other breast (``contralateral.<modality>``).
+        extras: further tensors by name, such as the views of the other side (``contralateral.<modality>``).
     """
 
     views: dict[str, Tensor]

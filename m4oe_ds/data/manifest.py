@@ -7,15 +7,16 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from m4oe_ds.data import sources
-from m4oe_ds.data.schema import MANIFEST_FIELDS, MISSING, SCHEMA_VERSION, TaskSpec
-from m4oe_ds.errors import DataError
+from m4oe_ds.data.cards import Card, card_from, find_card
+from m4oe_ds.data.schema import MANIFEST_FIELDS, MISSING, SCHEMA_VERSION, STORED_AS, TaskSpec
+from m4oe_ds.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,11 @@ class Shard:
         sha256: sha256 of the file.
         num_samples: number of samples in it.
         offsets: where each sample starts, and the end of the last one: ``num_samples + 1`` byte positions.
-        labels: ``{task: [code per sample]}``.
+        labels: ``{task: [label per sample]}``, as TaskSpec describes labels.
         present: per sample a bit mask over the manifest's modalities.
         groups: patient pseudonym per sample.
-        exams: exam pseudonym and side per sample, ``<hash16>-l``: which sample is the other breast of the same exam.
+        exams: exam pseudonym, and side where there is one, per sample, ``<hash16>-l``: which sample is the other side
+            of the same exam.
     """
 
     name: str
@@ -39,7 +41,7 @@ class Shard:
     sha256: str
     num_samples: int
     offsets: list[int]
-    labels: dict[str, list[int]]
+    labels: dict[str, list[Any]]
     present: list[int]
     groups: list[str]
     exams: list[str]
@@ -52,8 +54,7 @@ class Manifest:
     dataset: str
     split: str
     synthetic: bool
-    modalities: tuple[str, ...]
-    tasks: tuple[TaskSpec, ...]
+    card: Card
     num_samples: int
     num_groups: int
     shards: tuple[Shard, ...]
@@ -88,14 +89,11 @@ class Manifest:
             raise DataError(
                 f"schema version {version}, this package reads {SCHEMA_VERSION}", str(path), "convert the archive again"
             )
-        if set(content) != MANIFEST_FIELDS:
-            odd = sorted(set(content) ^ MANIFEST_FIELDS)
+        if odd := sorted((set(content) ^ MANIFEST_FIELDS) - {"card"}):
             raise DataError(f"missing or unknown fields: {', '.join(odd)}", str(path), "convert the archive again")
         try:
-            content["modalities"] = tuple(content["modalities"])
-            content["tasks"] = tuple(
-                TaskSpec(**{**t, "class_names": tuple(t["class_names"])}) for t in content["tasks"]
-            )
+            content["card"] = _card(content, str(path))
+            del content["modalities"], content["tasks"]
             content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
         except (TypeError, KeyError) as error:
             raise DataError(f"damaged: {error}", str(path), "convert the archive again") from None
@@ -103,7 +101,9 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Writes ``manifest.json`` atomically."""
-        text = json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        # keys in order, but those of the card in its own: it is the order of modalities and tasks
+        content = json.loads(json.dumps(self._content(), sort_keys=True)) | {"card": self.card.content}
+        text = json.dumps(dict(sorted(content.items())), indent=1) + "\n"
         temporary = Path(folder) / ".manifest.json"
         with temporary.open("w", encoding="utf-8") as stream:
             stream.write(text)
@@ -113,15 +113,62 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 of the content, whatever the formatting."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """sha256 of the content, whatever the formatting and whatever words the card has for it."""
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, in the order of the bits of ``present``."""
+        return self.card.modalities
+
+    @property
+    def tasks(self) -> tuple[TaskSpec, ...]:
+        """Tasks of the card."""
+        return self.card.tasks
+
+    def _content(self) -> dict[str, Any]:
+        """The fields but the card, which says its modalities and tasks again in words of its own."""
+        rest = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "card"}
+        return rest | {
+            "shards": [asdict(shard) for shard in self.shards],
+            "modalities": list(self.modalities),
+            "tasks": [
+                {
+                    "name": task.name,
+                    "kind": STORED_AS[task.kind],
+                    "num_classes": task.num_classes,
+                    "class_names": list(task.class_names),
+                }
+                for task in self.tasks
+            ],
+        }
+
+    def sample_known(self, task: str) -> np.ndarray:
+        """``[num_samples]`` bool: which samples have an answer to a task; none if the split lacks the task."""
+        if task not in {one.name for one in self.tasks}:
+            return np.zeros(self.num_samples, dtype=bool)
+        known = self.card.task(task).known
+        return np.array([known(label) for shard in self.shards for label in shard.labels[task]], dtype=bool)
+
+    def sample_values(self, task: str) -> np.ndarray:
+        """Answers in manifest order, NaN missing: ``[num_samples]`` float64 of a number, ``[num_samples, 2]`` (time,
+        event) of a survival."""
+        spec = self.card.task(task)
+        nothing: Any = [np.nan, np.nan] if spec.kind == "survival" else np.nan
+        found = [label if spec.known(label) else nothing for shard in self.shards for label in shard.labels[task]]
+        return np.array(found, dtype=np.float64).reshape(self.num_samples, *((2,) if spec.kind == "survival" else ()))
 
     def sample_labels(self, task: str) -> np.ndarray:
-        """``[num_samples]`` int64 codes of a task in manifest order, -1 missing; all -1 if the split lacks the task."""
-        return np.array(
-            [code for shard in self.shards for code in shard.labels.get(task, [MISSING] * shard.num_samples)],
-            dtype=np.int64,
-        )
+        """``[num_samples]`` int64 codes of a task in manifest order, -1 missing; all -1 if the split lacks the task.
+
+        Raises:
+            ValueError: the answers to the task are no codes.
+        """
+        if task not in {one.name for one in self.tasks}:
+            return np.full(self.num_samples, MISSING, dtype=np.int64)
+        if self.card.task(task).kind in ("number", "survival"):
+            raise ValueError(f"{task} has no classes")
+        return np.array([code for shard in self.shards for code in shard.labels[task]], dtype=np.int64)
 
     def sample_present(self, modalities: Sequence[str]) -> np.ndarray:
         """``[num_samples, m]`` bool: which of the named modalities each sample has, in manifest order."""
@@ -141,33 +188,62 @@ class Manifest:
         return [(s, i) for s, shard in enumerate(self.shards) for i in range(shard.num_samples)]
 
 
+def _card(content: Mapping[str, Any], path: str) -> Card:
+    """The card that a manifest carries, or the shipped one of its data set: shards older than cards have none.
+
+    Raises:
+        DataError: no card, a damaged one, or one of other modalities and tasks.
+    """
+    try:
+        name = str(content["dataset"])
+        card = card_from(content["card"], f"{path} (card)") if "card" in content else find_card(name)
+    except ConfigError as error:
+        raise DataError(f"its card cannot be used: {error}", path, "convert the archive again") from None
+    stored = [(task["name"], task["kind"], task["num_classes"]) for task in content["tasks"]]
+    if (
+        card.name != name
+        or list(card.modalities) != list(content["modalities"])
+        or stored != [(task.name, STORED_AS[task.kind], task.num_classes) for task in card.tasks]
+    ):
+        raise DataError("its card has other modalities or tasks than it lists", path, "convert the archive again")
+    return card
+
+
+def _histogram(task: TaskSpec, labels: Sequence[Any]) -> dict[str, int]:
+    """How often each code occurs; of answers without codes how many are known (and are events), and missing as -1."""
+    if task.coded or task.dense:
+        return {str(code): number for code, number in sorted(Counter(labels).items())}
+    words = Counter(
+        "-1" if label is None else "known" if task.kind == "number" else ("censored", "event")[int(label[1])]
+        for label in labels
+    )
+    return dict(sorted(words.items()))
+
+
 def assemble(
-    dataset: str,
+    card: Card,
     split: str,
     shards: Sequence[Shard],
     *,
-    modalities: Sequence[str],
-    tasks: Sequence[TaskSpec],
     synthetic: bool,
     preprocessing: Mapping[str, Any],
     pixel_statistics: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Manifest:
     """The manifest of a split from its finished shards."""
-    labels = {
-        task.name: Counter(code for shard in shards for code in shard.labels.get(task.name, [])) for task in tasks
-    }
     present = [mask for shard in shards for mask in shard.present]
     return Manifest(
-        dataset=dataset,
+        dataset=card.name,
         split=split,
         synthetic=synthetic,
-        modalities=tuple(modalities),
-        tasks=tuple(tasks),
+        card=card,
         num_samples=sum(shard.num_samples for shard in shards),
         num_groups=len({group for shard in shards for group in shard.groups}),
         shards=tuple(shards),
-        label_histograms={name: {str(c): n for c, n in sorted(counts.items())} for name, counts in labels.items()},
-        modality_counts={name: sum(mask >> bit & 1 for mask in present) for bit, name in enumerate(modalities)},
+        label_histograms={
+            task.name: _histogram(task, [label for shard in shards for label in shard.labels[task.name]])
+            for task in card.tasks
+        },
+        modality_counts={name: sum(mask >> bit & 1 for mask in present) for bit, name in enumerate(card.modalities)},
         pixel_statistics={name: dict(values) for name, values in (pixel_statistics or {}).items()},
         preprocessing=dict(preprocessing),
     )

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from m4oe_ds.data.cards import Card
 from m4oe_ds.data.manifest import Manifest, Shard, assemble, describe
-from m4oe_ds.data.schema import GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS, MISSING, TaskSpec, shard_name
+from m4oe_ds.data.schema import GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS, OPTIONAL_META_FIELDS, shard_name
 from m4oe_ds.errors import DataError
 
 
-def check_sample(
-    meta: Mapping[str, Any], members: Mapping[str, bytes], modalities: Sequence[str], tasks: Sequence[TaskSpec]
-) -> None:
+def check_sample(meta: Mapping[str, Any], members: Mapping[str, bytes], card: Card) -> None:
     """Refuses a sample that may not go into a shard.
 
     Raises:
@@ -24,22 +23,22 @@ def check_sample(
     """
     key = str(meta.get("key", ""))
     if not KEY_PATTERN.fullmatch(key):
-        raise DataError("a sample key must be <dataset>-<16 hex digits>-<side>", "shard writer")
-    odd = sorted(set(meta) ^ META_FIELDS)
+        form = "<name of the card>-<16 hex digits>, and -<side> if it has one: lower-case letters, digits, hyphens"
+        # not repeated: what should not be a key may be an identifier of the archive
+        raise DataError(f"a sample's key must be {form}", "shard writer")
+    odd = sorted(set(meta) - META_FIELDS | META_FIELDS - OPTIONAL_META_FIELDS - set(meta))
     if odd:
         raise DataError(f"fields missing or not allowed in a shard: {', '.join(odd)}", f"sample {key}")
-    for name, geometry in meta["geometry"].items():
+    for name, geometry in meta.get("geometry", {}).items():
         unknown = sorted(set(geometry) - GEOMETRY_FIELDS)
         if unknown:
             raise DataError(f"geometry fields not allowed in a shard: {', '.join(unknown)}", f"sample {key}, {name}")
-    stored = {name.split(".", 1)[0] for name in members} - {task.name for task in tasks}
-    if stored != set(meta["modalities"]) or not stored <= set(modalities):
+    stored = {name.split(".", 1)[0] for name in members} - {task.name for task in card.tasks}
+    if stored != set(meta["modalities"]) or not stored <= set(card.modalities):
         raise DataError(f"members {sorted(stored)} but modalities {sorted(meta['modalities'])}", f"sample {key}")
-    for task in tasks:
-        code = meta["labels"].get(task.name, MISSING)
-        top = task.num_classes if task.kind == "classification" else 2
-        if not (isinstance(code, int) and not isinstance(code, bool) and MISSING <= code < top):
-            raise DataError(f"label {code!r} of {task.name} is outside its {task.num_classes} classes", f"sample {key}")
+    for task in card.tasks:
+        if problem := task.problem(meta["labels"].get(task.name, task.unknown)):
+            raise DataError(problem, f"sample {key}")
 
 
 class OpenShard:
@@ -47,22 +46,21 @@ class OpenShard:
 
     Args:
         path: path of the tar.
-        modalities: names of the modalities of the data set.
-        tasks: tasks of the data set.
+        card: card of the data set.
     """
 
-    def __init__(self, path: Path, modalities: Sequence[str], tasks: Sequence[TaskSpec]) -> None:
+    def __init__(self, path: Path, card: Card) -> None:
         import webdataset
 
         self.path, self.partial = path, path.with_name(f".{path.name}")
-        self.modalities, self.tasks = tuple(modalities), tuple(tasks)
+        self.card = card
         self._stream = self.partial.open("wb")
         self._tar = webdataset.TarWriter(
             self._stream, encoder=False, user="m4oe", group="m4oe", mode=0o444, mtime=0.0, compress=False
         )
         self.count = 0
         self.offsets: list[int] = []
-        self.labels: dict[str, list[int]] = {task.name: [] for task in tasks}
+        self.labels: dict[str, list[Any]] = {task.name: [] for task in card.tasks}
         self.present: list[int] = []
         self.groups: list[str] = []
         self.exams: list[str] = []
@@ -73,15 +71,15 @@ class OpenShard:
         Raises:
             DataError: it does not.
         """
-        check_sample(meta, members, self.modalities, self.tasks)
+        check_sample(meta, members, self.card)
         self.offsets.append(self._tar.tarstream.offset)  # the stream beneath is buffered
         text = json.dumps(dict(meta), sort_keys=True, separators=(",", ":")).encode()
         self._tar.write({"__key__": meta["key"], "meta.json": text, **members})
-        for task in self.tasks:
-            self.labels[task.name].append(int(meta["labels"].get(task.name, MISSING)))
-        self.present.append(sum(1 << i for i, name in enumerate(self.modalities) if name in meta["modalities"]))
+        for task in self.card.tasks:
+            self.labels[task.name].append(meta["labels"].get(task.name, task.unknown))
+        self.present.append(sum(1 << i for i, name in enumerate(self.card.modalities) if name in meta["modalities"]))
         self.groups.append(str(meta["group"]))
-        self.exams.append(f"{meta['exam']}-{meta['side']}")
+        self.exams.append(f"{meta['exam']}-{meta['side']}" if "side" in meta else str(meta["exam"]))
         self.count += 1
 
     def close(self) -> Shard:
@@ -110,10 +108,8 @@ class ShardWriter:
 
     Args:
         out_dir: the split goes to ``out_dir/<split>``.
-        dataset: name of the data set.
+        card: card of the data set.
         split: name of the split.
-        modalities: names of the modalities of the data set.
-        tasks: tasks of the data set.
         samples_per_shard: 64 to 512 for views of this size.
         synthetic: whether the samples are phantoms.
         preprocessing: how pixels were made; recorded as it is.
@@ -125,18 +121,15 @@ class ShardWriter:
     def __init__(
         self,
         out_dir: Path,
-        dataset: str,
+        card: Card,
         split: str,
         *,
-        modalities: Sequence[str],
-        tasks: Sequence[TaskSpec],
         samples_per_shard: int,
         synthetic: bool,
         preprocessing: Mapping[str, Any],
     ) -> None:
         self.folder = Path(out_dir) / split
-        self.dataset, self.split, self.synthetic = dataset, split, synthetic
-        self.modalities, self.tasks = tuple(modalities), tuple(tasks)
+        self.card, self.split, self.synthetic = card, split, synthetic
         self.samples_per_shard, self.preprocessing = samples_per_shard, dict(preprocessing)
         self.folder.mkdir(parents=True, exist_ok=True)
         if any(self.folder.iterdir()):
@@ -155,13 +148,13 @@ class ShardWriter:
         Raises:
             DataError: what :func:`check_sample` refuses, or a key written before.
         """
-        check_sample(meta, members, self.modalities, self.tasks)
+        check_sample(meta, members, self.card)
         key = str(meta["key"])
         if key in self._keys:
             raise DataError("this key was written before", f"sample {key}")
         if self._open is None:
-            path = self.folder / shard_name(self.dataset, self.split, len(self._shards))
-            self._open = OpenShard(path, self.modalities, self.tasks)
+            path = self.folder / shard_name(self.card.name, self.split, len(self._shards))
+            self._open = OpenShard(path, self.card)
         self._open.add(meta, members)
         self._keys.add(key)
         if self._open.count == self.samples_per_shard:
@@ -171,15 +164,14 @@ class ShardWriter:
         """Finishes the last shard and writes the manifest.
 
         Args:
-            pixel_statistics: ``{modality: {"mean", "std"}}`` of stored pixels / 65535 over this split.
+            pixel_statistics: ``{modality: {"mean", "std"}}`` over this split, of stored pixels / the largest value of
+                their type (255 or 65535); of a column of a table modality under ``modality.column``.
         """
         self._finish_shard()
         manifest = assemble(
-            self.dataset,
+            self.card,
             self.split,
             self._shards,
-            modalities=self.modalities,
-            tasks=self.tasks,
             synthetic=self.synthetic,
             preprocessing=self.preprocessing,
             pixel_statistics=pixel_statistics,

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from m4oe_ds.data import sources
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.cache import Cache
-from m4oe_ds.data.collate import Sample, collate
+from m4oe_ds.data.collate import Sample, Sizes, collate
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.order import Share, epoch_order, weighted_order
 from m4oe_ds.data.prefetch import prefetched
@@ -63,10 +63,10 @@ class _Samples(Dataset[Any]):
         folder: Path | str,
         manifest: Manifest,
         reading: Reading,
-        other_breast: dict[tuple[int, int], tuple[int, int]] | None,
+        other_side: dict[tuple[int, int], tuple[int, int]] | None,
         cache: Cache | None,
     ) -> None:
-        self.folder, self.manifest, self.reading, self.other_breast = folder, manifest, reading, other_breast
+        self.folder, self.manifest, self.reading, self.other_side = folder, manifest, reading, other_side
         self.cache = cache
 
     def __getitem__(self, item: tuple[int, int, int]) -> Sample | Unreadable | None:
@@ -77,12 +77,12 @@ class _Samples(Dataset[Any]):
             sample = self.reading.sample(self._members(shard_id, index), epoch)
         except DataError as error:
             return Unreadable(f"{self.manifest.shards[shard_id].name}[{index}]", str(error))
-        other = (self.other_breast or {}).get((shard_id, index))
+        other = (self.other_side or {}).get((shard_id, index))
         if other is not None:
             try:
-                sample.contralateral = self.reading.sample(self._members(*other), epoch).views
+                sample.contralateral = self.reading.sample(self._members(*other), epoch, lost=sample.lost).views
             except DataError as error:  # it is also a sample itself, and is counted as one
-                _logger.debug("the other breast cannot be read: %s", error)
+                _logger.debug("the other side cannot be read: %s", error)
         return sample
 
     def _members(self, shard_id: int, index: int) -> dict[str, bytes]:
@@ -91,12 +91,13 @@ class _Samples(Dataset[Any]):
         return read_sample(sources.join(self.folder, shard.name), start, stop, shard=shard, cache=self.cache)
 
 
-def _other_breasts(manifest: Manifest) -> dict[tuple[int, int], tuple[int, int]]:
-    """(shard, index) of the other breast of the same exam, for every sample that has one in this split."""
+def _other_sides(manifest: Manifest) -> dict[tuple[int, int], tuple[int, int]]:
+    """(shard, index) of the other side of the same exam, for every sample that has one in this split."""
     where = {
         name: (number, index) for number, shard in enumerate(manifest.shards) for index, name in enumerate(shard.exams)
     }
-    mirrored = {"l": "r", "r": "l"}
+    letters = tuple(manifest.card.sides)
+    mirrored = dict(zip(letters, letters[::-1], strict=True)) if len(letters) == 2 else {}
     out = {}
     for name, place in where.items():
         exam, _, side = name.rpartition("-")
@@ -143,7 +144,7 @@ class ShardStream:
             )
         self.folder, self.manifest, self.cache, self.workers = folder, manifest, cache, workers
         self.reading, self.share, self.sampling = reading, share, sampling
-        self.other_breast = _other_breasts(manifest) if reading.contralateral else None
+        self.other_side = _other_sides(manifest) if reading.contralateral else None
         present = manifest.sample_present(reading.modalities)
         self.eligible: np.ndarray = np.asarray(present.all(1) if sampling.complete_only else present.any(1))
         self.num_samples = int(self.eligible.sum())
@@ -198,7 +199,8 @@ class ShardStream:
                 held = []
 
     def evaluation(self) -> Iterator[Batch]:
-        """Every sample once over all ranks, in manifest order, never augmented; equally many batches on every rank."""
+        """Every sample once over all ranks, in manifest order, whole and never augmented; equally many batches on every
+        rank."""
         samples = [item for item, keep in zip(self.manifest.samples(), self.eligible, strict=True) if keep]
         size = self.share.micro_batch
         per_round = size * self.share.world
@@ -206,13 +208,13 @@ class ShardStream:
         items = []
         for start in range(self.share.rank * size, len(samples), per_round):
             items.append([(*item, 0) for item in samples[start : start + size]])
-        yield from self._batches(items, replace(self.reading, augment=None))
+        yield from self._batches(items, replace(self.reading, augment=None, modality_dropout=0.0))
 
     def _batches(self, items: list[list[tuple[int, int, int]]], reading: Reading) -> Iterator[Batch]:
         if not items:
             return
         loader = DataLoader(
-            _Samples(self.folder, self.manifest, reading, self.other_breast, self.cache),
+            _Samples(self.folder, self.manifest, reading, self.other_side, self.cache),
             batch_sampler=items,  # type: ignore[arg-type]  # the items are the indices
             num_workers=self.workers,
             collate_fn=_as_list,
@@ -236,10 +238,9 @@ class ShardStream:
             samples = [self._accept(sample) for sample in several]
             batch = collate(
                 samples,
-                reading.modalities,
-                reading.channels,
+                reading.inputs,
                 reading.tasks,
-                reading.image_size,
+                Sizes(reading.image_size, reading.volume_size),
                 contralateral=reading.contralateral,
             )
             yield batch.pin_memory() if pin else batch

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from m4oe_ds.data.schema import MISSING, RISK_PREFIX, TaskSpec, risk_tasks
+from m4oe_ds.data.schema import MISSING, TaskSpec, follow_ups
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation.calibration import calibration_report, confidence_calibration
 from m4oe_ds.evaluation.delong import auroc_interval
@@ -118,7 +118,7 @@ def clinical_report(
     options: dict[str, Any] = {"groups": groups, "bootstrap": bootstrap}
     result: dict[str, Any] = {"rate": RATE, "resamples": resamples, "tasks": {}}
     for task in tasks:
-        if task.kind != "classification":
+        if not task.coded:
             continue
         labels, probability = predictions[f"label_{task.name}"], predictions[f"prob_{task.name}"].astype(float)
         if not (labels != MISSING).any():
@@ -136,7 +136,7 @@ def clinical_report(
             table = subgroup_table(labels, probability, groups, attributes, bootstrap=bootstrap)
             entry["subgroups"] = table.as_dict()
         result["tasks"][task.name] = entry
-    result["risk"] = _risk(predictions, train, options)
+    result["risk"] = _risk(predictions, tasks, train, options)
     return result
 
 
@@ -156,14 +156,22 @@ def _points(
     return points
 
 
-def _risk(predictions: Arrays, train: Arrays | None, options: dict[str, Any]) -> dict[str, Any] | None:
-    """Follow-up figures of ``risk1..riskH``; None with fewer than two horizons or without any event.
+def _risk(
+    predictions: Arrays, tasks: Sequence[TaskSpec], train: Arrays | None, options: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Follow-up figures of the first event with tasks for every whole year; None with fewer than two or without any
+    event.
 
     Horizon labels that contradict each other give a ``note`` instead.
     """
-    names = risk_tasks(name.removeprefix("prob_") for name in predictions if name.startswith("prob_"))
-    if len(names) < 2 or names != tuple(f"{RISK_PREFIX}{k}" for k in range(1, len(names) + 1)):
+    yearly = [
+        [task.name for task in several]
+        for several in follow_ups(tasks).values()
+        if len(several) > 1 and [task.horizon for task in several] == list(range(1, len(several) + 1))
+    ]
+    if not yearly:
         return None
+    names = yearly[0]
     labels = np.stack([predictions[f"label_{name}"] for name in names], axis=1)
     if not (labels == 1).any():
         return None

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from sklearn import metrics as sk
 
-from m4oe_ds.data.schema import MISSING, TaskSpec, risk_tasks
+from m4oe_ds.data.schema import MISSING, TaskSpec, follow_ups
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation.intervals import Bootstrap
 
-ORDINAL = frozenset({"density", "birads", "glaucoma"})
 Statistic = Callable[[np.ndarray, np.ndarray], float]  # labels [N], probabilities [N, C] -> value, NaN if undefined
 
 
@@ -35,7 +34,7 @@ def evaluate_split(
     groups, bootstrap = np.asarray(predictions["groups"]), Bootstrap(resamples, seed)
     result: dict[str, Any] = {"n": len(groups), "n_groups": len(np.unique(groups)), "tasks": {}}
     for task in tasks:
-        if task.kind == "classification":
+        if task.coded:
             labels, probability = predictions[f"label_{task.name}"], predictions[f"prob_{task.name}"]
             keep = labels != MISSING
             entry = _classification(task, labels[keep], probability[keep].astype(float), groups[keep], bootstrap)
@@ -44,7 +43,7 @@ def evaluate_split(
             keep = np.isfinite(dice)
             entry = _segmentation(dice[keep].astype(float), groups[keep], bootstrap)
         result["tasks"][task.name] = entry
-    result["risk_monotonicity_violations"] = _violations(predictions)
+    result["risk_monotonicity_violations"] = _violations(predictions, tasks)
     return result
 
 
@@ -68,7 +67,7 @@ def _classification(
         entry["note"] = "no labelled samples"
         return entry
     statistics = dict(STATISTICS)
-    if task.name not in ORDINAL:
+    if task.kind != "ordinal":
         del statistics["kappa"]
     draws = bootstrap.draws(groups)
     undefined = 0
@@ -240,13 +239,16 @@ def named_statistic(metric: str | Statistic) -> tuple[str, Statistic]:
     return getattr(metric, "__name__", "metric"), metric
 
 
-def _violations(predictions: Mapping[str, np.ndarray]) -> float | None:
-    """Share of samples for which a later risk horizon is predicted less likely than an earlier one."""
-    names = risk_tasks(name.removeprefix("prob_") for name in predictions if name.startswith("prob_"))
-    if len(names) < 2 or not len(predictions["keys"]):
+def _violations(predictions: Mapping[str, np.ndarray], tasks: Sequence[TaskSpec]) -> float | None:
+    """Share of samples for which an event is predicted less likely within a longer time than within a shorter one."""
+    found = [
+        (np.diff(np.stack([predictions[f"prob_{task.name}"][:, 1] for task in several], axis=1), axis=1) < 0).any(1)
+        for several in follow_ups(tasks).values()
+        if len(several) > 1
+    ]
+    if not found or not len(predictions["keys"]):
         return None
-    risk = np.stack([predictions[f"prob_{name}"][:, 1] for name in names], axis=1)
-    return float((np.diff(risk, axis=1) < 0).any(axis=1).mean())
+    return float(np.any(found, axis=0).mean())
 
 
 def format_table(metrics: Mapping[str, Any]) -> str:

@@ -153,7 +153,7 @@ class EvidentialLoss(ModelLoss):
         """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
         found = {}
         for k, task in enumerate(self.tasks):
-            if task.kind != "classification":
+            if not task.coded:
                 continue
             keep = mask[:, k]
             # a row without label takes class 0: its loss is finite and then left out

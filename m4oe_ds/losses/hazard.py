@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m4oe_ds.data.schema import risk_tasks
+from m4oe_ds.data.schema import follow_ups
 from m4oe_ds.losses.inputs import Labels
 from m4oe_ds.losses.model_loss import ModelLoss
 
@@ -36,11 +36,10 @@ class HazardLoss(ModelLoss):
     def mask(self, batch: Labels) -> Tensor:
         """See :class:`m4oe_ds.losses.model_loss.ModelLoss`."""
         names = [task.name for task in self.tasks]
-        horizons = risk_tasks(names)
-        if not horizons:
-            return batch.label_mask
-        columns = [names.index(name) for name in horizons]
-        labels = torch.stack([batch.labels[name] for name in horizons], 1)
-        mask = batch.label_mask.clone()
-        mask[:, columns] = until_event(labels, mask[:, columns])
+        mask = batch.label_mask
+        for several in follow_ups(self.tasks).values():
+            columns = [names.index(task.name) for task in several]
+            labels = torch.stack([batch.labels[task.name] for task in several], 1)
+            mask = mask.clone()
+            mask[:, columns] = until_event(labels, mask[:, columns])
         return mask

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from m4oe_ds.data.batch import Batch
-from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.schema import ModalitySpec, TaskSpec
 from m4oe_ds.layers.reduction import Reduce
 from m4oe_ds.layers.routing import Routing
 
@@ -18,16 +18,47 @@ class ModelSpec:
     """The problem a model is built for.
 
     Attributes:
-        modalities: names, in the order of ``Batch.present``.
-        channels: input channels of each modality.
+        inputs: modalities, in the order of ``Batch.present``.
         tasks: questions, in the order of ``Batch.label_mask``.
-        image_size: height and width of every view, in pixels.
+        image_size: height and width of every image, in pixels.
+        volume_size: depth, height and width of every volume, in voxels; empty where there is none.
+        sides: whether samples have sides, two of which make an exam.
     """
 
-    modalities: tuple[str, ...]
-    channels: tuple[int, ...]
+    inputs: tuple[ModalitySpec, ...]
     tasks: tuple[TaskSpec, ...]
     image_size: tuple[int, int]
+    volume_size: tuple[int, ...] = ()
+    sides: bool = False
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities in order."""
+        return tuple(one.name for one in self.inputs)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Input channels of each modality; of a table 0."""
+        return tuple(0 if one.kind == "table" else one.planes for one in self.inputs)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one sample's tensor of a modality."""
+        return self.modality(name).shape(self.image_size, self.volume_size)
+
+    def answer_shape(self, task: TaskSpec) -> tuple[int, ...]:
+        """Shape of one sample's answer to a task in a batch."""
+        if not task.dense:
+            return (2,) if task.kind == "survival" else ()
+        return (task.num_classes, *self.shape(self.owner(task.name))[1:])
+
+    def modality(self, name: str) -> ModalitySpec:
+        """The modality of that name; KeyError otherwise."""
+        return {one.name: one for one in self.inputs}[name]
+
+    def owner(self, task: str) -> str:
+        """The modality that the mask of a task lies over; where that is left out, the first one."""
+        of = {one.name: one.of for one in self.tasks}[task]
+        return of if of in self.modalities else self.modalities[0]
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -23,9 +23,6 @@ from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, MultiModalMo
 from m4oe_ds.models.missing_bank import MissingBank, count_tokens
 from m4oe_ds.models.towers import ModalityTowers, SoftMoETower, call, index_of_segment, router_options
 
-# the modality that owns the mask of a segmentation task
-MASK_OWNER = {"cup": "fundus"}
-
 
 class M4oE(MultiModalModel):
     """Multi-modal multi-task mixture of experts.
@@ -85,14 +82,14 @@ class M4oE(MultiModalModel):
             {
                 task.name: nn.ModuleDict({"shared": nn.Linear(dim, dim), "specific": nn.Linear(dim, dim, bias=False)})
                 for task in spec.tasks
-                if task.kind == "segmentation"
+                if task.dense
             }
         )
 
     def _head(self, task: TaskSpec) -> nn.Module:
-        if task.kind == "classification":
+        if task.coded:
             return ClassificationHead(self.config.dim, task.num_classes)
-        embedder = self.embedders.of(self._owner(task.name))
+        embedder = self.embedders.of(self.spec.owner(task.name))
         if not embedder.is_transformer:
             raise ConfigError(f"task {task.name} needs a vision-transformer embedder", "model.embedder.backbone")
         return SegmentationHead(self.config.dim, embedder.backbone.patch_embed.grid_size, self.spec.image_size)
@@ -104,10 +101,6 @@ class M4oE(MultiModalModel):
             for name, channels in zip(spec.modalities, spec.channels, strict=True)
         }
         return MissingBank(lengths, self.config.dim)
-
-    def _owner(self, task: str) -> str:
-        """The modality that owns the mask of a task."""
-        return MASK_OWNER.get(task, self.spec.modalities[0])
 
     def encode(self, batch: Batch) -> Tokens:
         """Embedder tokens X_i ``{modality: [B, l_i, d]}``."""
@@ -158,7 +151,7 @@ class M4oE(MultiModalModel):
     ) -> dict[str, Tensor]:
         """H_k through the fusion tower: all classification tasks as one batch, then each dense task."""
         features: dict[str, Tensor] = {}
-        classify = [k for k, task in enumerate(self.spec.tasks) if task.kind == "classification"]
+        classify = [k for k, task in enumerate(self.spec.tasks) if task.coded]
         if classify:
             count = len(classify)
             h = torch.cat(
@@ -171,7 +164,7 @@ class M4oE(MultiModalModel):
             h = h.unflatten(0, (-1, count))
             features.update({self.spec.tasks[k].name: h[:, i] for i, k in enumerate(classify)})
         for k, task in enumerate(self.spec.tasks):
-            if task.kind == "segmentation":
+            if task.dense:
                 features[task.name] = self._dense_fusion(k, task, task_token, pooled, present, g, z)
         return features
 
@@ -186,7 +179,7 @@ class M4oE(MultiModalModel):
         z: list[Tensor],
     ) -> Tensor:
         """Patch tokens of the modality that owns the mask, fused with the pooled tokens of the others."""
-        owner = self._owner(task.name)
+        owner = self.spec.owner(task.name)
         s = self.spec.modalities.index(owner)
         prefix = self.embedders.of(owner).num_prefix_tokens
         start = sum(tokens.shape[1] for tokens in z[:s]) + prefix

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from m4oe_ds.config import Config
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -144,18 +144,19 @@ def _entry(name: str) -> Entry:
 
 
 def spec_for(config: Config) -> ModelSpec:
-    """Modalities, tasks and image size of a configuration, in the order of the data set's schema."""
+    """Modalities, tasks and image size of a configuration, in the order of the data set's card."""
     from m4oe_ds.models.interface import ModelSpec
 
-    dataset = DATASETS[config.data.dataset]
-    modalities = config.data.modalities or dataset.modalities
-    tasks = config.data.tasks or tuple(task.name for task in dataset.tasks)
+    card = find_card(config.data.dataset)
+    modalities = config.data.modalities or card.modalities
+    tasks = config.data.tasks or tuple(task.name for task in card.tasks)
     height, width = config.data.image_size
     return ModelSpec(
-        modalities=tuple(name for name in dataset.modalities if name in modalities),
-        channels=tuple(c for name, c in zip(dataset.modalities, dataset.channels, strict=True) if name in modalities),
-        tasks=tuple(task for task in dataset.tasks if task.name in tasks),
+        inputs=tuple(one for one in card.inputs if one.name in modalities),
+        tasks=tuple(task for task in card.tasks if task.name in tasks),
         image_size=(height, width),
+        volume_size=config.data.volume_size,
+        sides=len(card.sides) == 2,
     )
 
 

@@ -91,9 +91,9 @@ def evaluate(costs: Costs, cluster: Cluster, layout: Layout, recompute: bool = F
 
 
 def _modalities(config: Config) -> tuple[str, ...]:
-    from m4oe_ds.data.schema import DATASETS
+    from m4oe_ds.data.cards import find_card
 
-    return config.data.modalities or DATASETS[config.data.dataset].modalities
+    return config.data.modalities or find_card(config.data.dataset).modalities
 
 
 def most_sharers(counts: Sequence[int], *divided: int) -> int:

@@ -328,15 +328,11 @@ def _attribute(model: nn.Module, tape: _Tape) -> list[Any]:
 
 def zero_batch(spec: ModelSpec, micro: int, dtype: torch.dtype, device: str = "cpu") -> Batch:
     """A batch of zeros with every modality and label present."""
-    height, width = spec.image_size
-    views = {
-        name: torch.zeros(micro, channels, height, width, dtype=dtype, device=device)
-        for name, channels in zip(spec.modalities, spec.channels, strict=True)
-    }
+    views = {name: torch.zeros(micro, *spec.shape(name), dtype=dtype, device=device) for name in spec.modalities}
     labels = {
-        task.name: torch.zeros(micro, dtype=torch.int64, device=device)
-        if task.kind == "classification"
-        else torch.zeros(micro, 1, height, width, device=device)
+        task.name: torch.zeros(
+            micro, *spec.answer_shape(task), dtype=torch.int64 if task.coded else torch.float32, device=device
+        )
         for task in spec.tasks
     }
     return Batch(

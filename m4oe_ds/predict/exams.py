@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_tools.archives.embed import take_order
 from data_tools.archives.plan import ArchivePlan, Sample
+from data_tools.archives.readers import find_reader
 from data_tools.pixels.dicom import require_decoders
 from m4oe_ds.errors import EnvironmentProblem
 from m4oe_ds.predict.headers import Header, read
@@ -64,16 +65,16 @@ def walk(root: Path) -> Iterator[str]:
             yield Path(folder, name).relative_to(root).as_posix()
 
 
-def collect(root: Path, dataset: str, modalities: Sequence[str], *, lossy: bool = False) -> Found:
+def collect(root: Path, reader: str, modalities: Sequence[str], *, lossy: bool = False) -> Found:
     """Reads every header below ``root`` and chooses the views.
 
     Patient and exam are PatientID and AccessionNumber, or the study where these are empty. Of several takes of a view
-    the converter's rule for ``dataset`` decides: EMBED the last one, RSNA and VinDr-Mammo the one that shows most of
-    the breast, found when the pixels are read.
+    the rule of the archive's reader decides: the last one, or the one that shows most of the breast, found when the
+    pixels are read.
 
     Args:
         root: folder of DICOM files.
-        dataset: name of the run's data set.
+        reader: name of the reader of the run's archive.
         modalities: names of the modalities to choose.
         lossy: take images compressed with loss, too.
     """
@@ -83,9 +84,10 @@ def collect(root: Path, dataset: str, modalities: Sequence[str], *, lossy: bool 
     files = [File(name, _header(root / name, name)) for name in tqdm(names, desc="headers", unit="file")]
     found = Found(files)
     _exclude(found, modalities, lossy)
-    if dataset == "embed":
+    rules = find_reader(reader)
+    if rules.ONLY_WOMEN:
         _exclude_men(found)
-    _choose(found, "first" if dataset == "embed" else "area", modalities)
+    _choose(found, rules.CHOOSE, modalities)
     return found
 
 
@@ -126,7 +128,7 @@ def _lacks_decoder(syntax: str, found: Found) -> bool:
 
 
 def _exclude_men(found: Found) -> None:
-    """EMBED's converter leaves out the exams of men: the models have seen none."""
+    """The converter left out the exams of men: the models have seen none."""
     men = {(file.header.patient, file.header.exam) for file in found.files if file.header.male}
     for file in found.files:
         if not file.outcome and (file.header.patient, file.header.exam) in men:

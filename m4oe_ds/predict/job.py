@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m4oe_ds.data import sources
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.runs.configuration import open_config
 
@@ -54,12 +54,12 @@ def check(job: PredictionJob) -> None:
         if value is not None and value < 0:
             raise ConfigError(f"{value} is negative", f"--{name}", "use 0 or more")
     config = open_config(job.run, job.data)
-    dataset, root = config.data.dataset, config.data.root
-    if any(not name.startswith(("ffdm_", "syn_")) for name in DATASETS[dataset].modalities):
+    card, root = find_card(config.data.dataset), config.data.root
+    if not all(one.type and one.view for one in card.inputs):
         raise ConfigError(
-            f"reads {' and '.join(DATASETS[dataset].modalities)}, which are not DICOM files",
+            f"reads {' and '.join(card.modalities)}, which are not told apart by DICOM headers",
             str(job.run),
-            "m4oe predict is for runs on embed, rsna and vindr; use `m4oe evaluate` on converted shards",
+            "m4oe predict --dicom is for mammograms; use `m4oe evaluate` on converted shards",
         )
     if not sources.is_remote(root) and not (Path(root) / "train" / "manifest.json").is_file():
         raise DataError(

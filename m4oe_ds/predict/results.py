@@ -61,7 +61,7 @@ def entries(
         tasks: dict[str, dict[str, Any]] = {}
         for k, task in enumerate(spec.tasks):
             tasks[task.name] = {}
-            if task.kind == "classification":
+            if task.coded:
                 values, names = predictions.probabilities[task.name][n], class_names(task)
                 tasks[task.name] = {
                     "probabilities": dict(zip(names, map(_rounded, values), strict=True)),

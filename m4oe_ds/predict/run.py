@@ -23,10 +23,9 @@ from data_tools.deidentify import SYNTHETIC_SECRET, load_secret
 from data_tools.outputs import next_to
 from m4oe_ds.data import sources
 from m4oe_ds.data.batch import Batch
-from m4oe_ds.data.collate import Sample, collate
+from m4oe_ds.data.collate import Sample, Sizes, collate
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.reading import Reading
-from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import ConfigError, DataError, EnvironmentProblem
 from m4oe_ds.evaluation.inference import Predictions, predict_split
 from m4oe_ds.models.interface import ModelOutput
@@ -84,7 +83,9 @@ def predict(job: PredictionJob) -> dict[str, Any]:
         raise EnvironmentProblem("every rank would predict everything", fix="start m4oe predict as one process")
     prepared = _prepare(job)
     run, rules, dataset, out = prepared.run, prepared.rules, prepared.manifest.dataset, job.target
-    found = collect(job.dicom, dataset, rules.complete or run.spec.modalities, lossy=job.accept_lossy)
+    found = collect(
+        job.dicom, _reader(prepared.manifest), rules.complete or run.spec.modalities, lossy=job.accept_lossy
+    )
     for line in found.lacking:
         _logger.warning("%s", line)
     if not found.plan.samples:
@@ -128,12 +129,18 @@ def _prepare(job: PredictionJob) -> _Prepared:
     manifest = run.manifests["train"]
     where = sources.shown(sources.join(run.config.data.root, "train"))
     store = storing(manifest, where)
-    complete = DATASETS[manifest.dataset].modalities if manifest.preprocessing.get("require") == "complete" else ()
+    complete = manifest.card.modalities if manifest.preprocessing.get("require") == "complete" else ()
     rules = SampleRules(complete, run.spec.modalities, run.config.data.complete_only, run.config.data.contralateral)
     batch_size = job.batch_size or run.micro_batch
     # the stream is never started: it says how evaluation reads a sample, and refuses what evaluation refuses
     reading = assemble.stream(run.config, "train", run.spec, batch_size, 1, run.manifests).reading
     return _Prepared(job, run, store, reading, rules, batch_size)
+
+
+def _reader(manifest: Manifest) -> str:
+    """The reader of the archive that the run was trained on; its rules choose the images here as well."""
+    source = manifest.card.source
+    return source.reader if source else ""
 
 
 def _facts(prepared: _Prepared, synthetic: bool) -> dict[str, Any]:
@@ -182,7 +189,7 @@ def _infer(
     run, reading, rules, size = prepared.run, prepared.reading, prepared.rules, prepared.batch_size
     workers = min(8, os.cpu_count() or 1) if prepared.job.workers is None else prepared.job.workers
     masks: dict[tuple[str, str], str] = {}
-    dense = [task.name for task in run.spec.tasks if task.kind == "segmentation"]
+    dense = [task.name for task in run.spec.tasks if task.dense]
 
     def forward(batch: Batch) -> ModelOutput:
         output: ModelOutput = run.model(batch)
@@ -224,7 +231,11 @@ def _batches(
     while part := list(itertools.islice(source, size)):
         progress.update(len(tally.rows) + len(tally.failed) - progress.n)
         yield collate(
-            part, reading.modalities, reading.channels, reading.tasks, reading.image_size, contralateral=contralateral
+            part,
+            reading.inputs,
+            reading.tasks,
+            Sizes(reading.image_size, reading.volume_size),
+            contralateral=contralateral,
         )
     progress.update(len(tally.rows) + len(tally.failed) - progress.n)
 

@@ -84,7 +84,7 @@ def storing(manifest: Manifest, where: str) -> Storing:
     for name, value in here.items():
         if stored[name] != value:
             raise DataError(f"shards were made with {name} {stored[name]}, this package uses {value}", where, fix)
-    return Storing(manifest.dataset, int(stored["rows"]), int(stored["cols"]), str(stored["codec"]), 1)
+    return Storing(manifest.card, "mammogram", int(stored["rows"]), int(stored["cols"]), str(stored["codec"]), 1)
 
 
 def plan_samples(found: Found, root: Path, store: Storing, secret: bytes) -> list[SampleJob]:

@@ -11,12 +11,14 @@ from typing import Any
 
 import yaml
 
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.cards import Card
+from m4oe_ds.data.missing import Presence
+from m4oe_ds.data.schema import TaskSpec
 
 Entry = tuple[str, str]
 INTENDED_USE = (
-    "Research on multi-modal multi-task learning: comparing architectures, routing and explanations. The answers are "
-    "probabilities per breast (or eye), to be read together with their intervals above."
+    "Research on multi-modal multi-task learning: comparing architectures, routing and explanations. There is one "
+    "answer per {unit} and question, to be read together with the intervals above."
 )
 NOT_FOR = (
     "Diagnosis, triage, screening decisions or any other decision about a person. It is not a medical device, and no "
@@ -25,8 +27,7 @@ NOT_FOR = (
 )
 PRIVACY = (
     "Neither this page nor the run folder names a person, a date or a source file; rows are keyed by keyed hashes. "
-    "Code: Apache-2.0. Data sets have their own agreements: EMBED's forbids publishing weights or embeddings made from "
-    "it."
+    "Code: Apache-2.0. Data sets have their own agreements."
 )
 WEAK, MODERATE = 0.4, 0.7  # Spearman coefficients below which an agreement is called weak, or moderate
 
@@ -38,6 +39,7 @@ def card(
     config: str,
     ds_config: str,
     analysis: Mapping[str, Any],
+    data: Card | None,
 ) -> list[Entry]:
     """Headings and texts, in order.
 
@@ -48,19 +50,20 @@ def card(
         records: records of ``log.jsonl``.
         config: text of the configuration, empty if missing.
         ds_config: text of the DeepSpeed JSON, empty if missing.
+        data: card of the data set, None if missing.
     """
     tree = yaml.safe_load(config) if config else {}
     tree = tree if isinstance(tree, dict) else {}
     engine = json.loads(ds_config) if ds_config else {}
     return [
         ("Model", _model(environment, tree)),
-        ("Data", _data(environment, metrics, tree)),
+        ("Data", _data(environment, metrics, tree, data)),
         ("Training", _training(environment, records, tree, engine)),
-        ("Intended use", INTENDED_USE),
+        ("Intended use", INTENDED_USE.format(unit=data.unit if data else "sample")),
         ("Not for", NOT_FOR),
         ("Limits", _limits(environment, metrics)),
         ("Explanations", _explanations(analysis)),
-        ("Privacy and licence", PRIVACY),
+        ("Privacy and licence", f"{PRIVACY} {data.notice}".strip() if data else PRIVACY),
     ]
 
 
@@ -78,7 +81,9 @@ def _model(environment: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
     return text + (f"; mutual-information weight alpha = {alpha:g}." if alpha is not None else ".")
 
 
-def _data(environment: Mapping[str, Any], metrics: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
+def _data(
+    environment: Mapping[str, Any], metrics: Mapping[str, Any], tree: Mapping[str, Any], card: Card | None
+) -> str:
     name = environment.get("dataset", "unknown")
     text = f"{name}, synthetic phantoms in its layout" if environment.get("synthetic") else str(name)
     parts = [
@@ -87,16 +92,30 @@ def _data(environment: Mapping[str, Any], metrics: Mapping[str, Any], tree: Mapp
         if isinstance(entry, dict) and "n_groups" in entry
     ]
     text += f". Evaluated on {'; '.join(parts)}" if parts else ""
-    text += ". One sample is one breast of one exam, or one eye; splits are disjoint by patient."
-    spec = DATASETS.get(str(name))
-    data = tree.get("data") or {}
-    if spec:
-        modalities = data.get("modalities") or spec.modalities
-        tasks = [task for task in spec.tasks if not data.get("tasks") or task.name in data["tasks"]]
-        answers = "; ".join(f"{task.name} ({', '.join(task.class_names)})" for task in tasks)
-        text += f" Views: {', '.join(modalities)}. Questions and answers: {answers}."
+    if card:
+        text += f". One sample is one {card.unit}; splits are disjoint by {card.group}."
+        data = tree.get("data") or {}
+        modalities = [one for one in card.inputs if not data.get("modalities") or one.name in data["modalities"]]
+        tasks = [task for task in card.tasks if not data.get("tasks") or task.name in data["tasks"]]
+        views = ", ".join(f"{one.name} ({one.label})" if one.label else one.name for one in modalities)
+        text += f" Modalities: {views}. Questions and answers: {'; '.join(map(answer, tasks))}."
+    else:
+        text += ". The run has no card: what its samples and questions are is not known here."
+    if "presence" in environment and (missing := Presence(**environment["presence"]).line()):
+        text += f" {missing}."
+    if dropout := (tree.get("data") or {}).get("modality_dropout"):
+        text += f" In training each modality of a sample was left out with probability {dropout:g}, never all of them."
     digest = environment.get("data_digest")
     return text + (f" Fingerprint of the shards: {digest[:12]}." if digest else "")
+
+
+def answer(task: TaskSpec) -> str:
+    """A question with what its answer can be, in words."""
+    kind = {
+        "number": f"a number{f' in {task.unit}' if task.unit else ''}",
+        "mask": f"mask of {', '.join(task.class_names)}",
+    }
+    return f"{task.name} ({kind.get(task.kind) or ', '.join(task.class_names)})"
 
 
 def _training(

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from m4oe_ds.errors import DataError
-from m4oe_ds.report import analysis_figures, clinical_tables, pictures
+from m4oe_ds.report import analysis_figures, clinical_tables, missing_tables, pictures
 from m4oe_ds.report.card import agreement, card
 from m4oe_ds.report.clinical_tables import number
 from m4oe_ds.report.patients import patients
+from m4oe_ds.runs.configuration import card_of
 from m4oe_ds.runs.folder import RunFolder
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -51,6 +52,7 @@ def render(folder: Path) -> Path:
 def _content(folder: Path) -> dict[str, Any]:
     missing: list[str] = []
     files = RunFolder(folder)
+    data_card = card_of(files)
     environment = _json(files.environment, missing)
     metrics = _json(files.metrics, missing)
     records = _records(files.log, missing)
@@ -67,12 +69,13 @@ def _content(folder: Path) -> dict[str, Any]:
     gallery = _arrays(files.analysis_arrays("gallery"), [])
     analysis = _json(files.analysis, [])
     maps = pictures.dispatch_maps(folder, gallery)
-    sections_of_samples = patients(examples, arrays, maps, str(environment.get("dataset", "")))
+    sections_of_samples = patients(examples, arrays, maps, data_card)
     inside = {key for key in examples.get("keys", np.zeros(0)).tolist() if sections_of_samples}
     return {
         "clinical": clinical_tables.from_report(clinical) if clinical else [],
         "clinical_split": clinical.get("split", ""),
         "analysis": analysis_figures.embedded(folder) if analysis else [],
+        "missing_modalities": missing_tables.from_analysis(analysis.get("missing", {})),
         "skipped": analysis.get("skipped", {}),
         "agreement": agreement(analysis),
         "analysed": bool(clinical or gallery or analysis),
@@ -86,7 +89,7 @@ def _content(folder: Path) -> dict[str, Any]:
         "shown": shown,
         "figures": pictures.run_pictures(folder, records, splits.get(shown), arrays, clinical, gallery),
         "patients": sections_of_samples,
-        "card": card(environment, metrics, records, config, ds_config, analysis),
+        "card": card(environment, metrics, records, config, ds_config, analysis, data_card),
         "config": config,
         "ds_config": ds_config,
         "missing": missing,

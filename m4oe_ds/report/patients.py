@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.cards import Card
 from m4oe_ds.report.pictures import Picture, embedded
 
 DARK = 0.18  # relative luminance below which white text has the better contrast
@@ -23,7 +23,7 @@ def ink(colour: str) -> str:
 
 
 def patients(
-    examples: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], maps: Mapping[str, Picture], dataset: str
+    examples: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], maps: Mapping[str, Picture], card: Card | None
 ) -> list[dict[str, Any]]:
     """Contents of the sections.
 
@@ -31,15 +31,14 @@ def patients(
         examples: ``predictions/examples.npz``.
         arrays: predictions of the split.
         maps: dispatch maps by sample key.
-        dataset: name of the data set, for the names of the classes.
+        card: card of the data set, for the names of classes; None if it is not known.
     """
     from m4oe_ds.report import figures
 
     if not examples or not arrays:
         return []
     tasks, modalities = arrays["tasks"].tolist(), arrays["modalities"].tolist()
-    spec = DATASETS.get(dataset)
-    names = {task.name: task.class_names for task in spec.tasks} if spec else {}
+    names = {task.name: task.class_names for task in card.tasks} if card else {}
     row_of = {key: row for row, key in enumerate(arrays["keys"].tolist())}
     found = []
     for number, key in enumerate(examples["keys"].tolist()):

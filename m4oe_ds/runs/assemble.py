@@ -15,7 +15,9 @@ from m4oe_ds.config import Config, to_dict
 from m4oe_ds.data import sources
 from m4oe_ds.data.augment import AugmentOptions
 from m4oe_ds.data.cache import Cache
+from m4oe_ds.data.cards import Card, find_card
 from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.data.missing import RARE, Presence, presence
 from m4oe_ds.data.order import Share, balanced_weights
 from m4oe_ds.data.reading import Reading
 from m4oe_ds.data.shard_reader import verify_shards
@@ -43,12 +45,27 @@ def load_manifests(config: Config, splits: tuple[str, ...]) -> dict[str, Manifes
     manifests = {}
     for split in splits:
         manifests[split] = Manifest.load(sources.join(root, split))
-        if manifests[split].dataset != config.data.dataset:
-            raise DataError(
-                f"holds {manifests[split].dataset}, but data.dataset is {config.data.dataset}",
-                sources.shown(sources.join(root, split)),
-            )
+        _check_card(manifests[split].card, find_card(config.data.dataset), sources.shown(sources.join(root, split)))
     return manifests
+
+
+def _check_card(stored: Card, wanted: Card, where: str) -> None:
+    """Shards and configuration must mean the same by every modality and task.
+
+    Raises:
+        DataError: they do not.
+    """
+    if stored.name != wanted.name:
+        raise DataError(f"holds {stored.name}, but data.dataset is {wanted.name}", where)
+    if (stored.inputs, stored.tasks) != (wanted.inputs, wanted.tasks):
+        differing = [one.name for one in wanted.inputs if one not in stored.inputs]
+        differing += [task.name for task in wanted.tasks if task not in stored.tasks]
+        named = ", ".join(differing) or "what it leaves out"
+        raise DataError(
+            f"was converted with another card of {stored.name} (differs in: {named})",
+            where,
+            "convert it again, or take the card that the manifests carry",
+        )
 
 
 def verify(config: Config, manifests: Mapping[str, Manifest], device: torch.device) -> None:
@@ -73,6 +90,25 @@ def verify(config: Config, manifests: Mapping[str, Manifest], device: torch.devi
         raise DataError("\n".join(problems))
 
 
+def training_presence(config: Config, spec: ModelSpec, train: Manifest) -> tuple[Presence, str]:
+    """Which modalities the training samples have, and a warning if one is so rare that it is hardly trained.
+
+    Raises:
+        DataError: a modality that no training sample has: its embedder would answer with the noise it started from.
+    """
+    found = presence(train, spec.modalities, config.data.complete_only)
+    if never := found.never():
+        rest = [name for name in spec.modalities if name not in never]
+        raise DataError(
+            f"no training sample has {', '.join(never)}",
+            sources.shown(sources.join(config.data.root, "train")),
+            f"leave it out: data.modalities=[{', '.join(rest)}]",
+        )
+    if not found.rare():
+        return found, ""
+    return found, f"fewer than {RARE:.0%} of the training samples have {', '.join(found.rare())}: hardly trained"
+
+
 def stream(
     config: Config, split: str, spec: ModelSpec, micro: int, accumulation: int, manifests: Mapping[str, Manifest]
 ) -> ShardStream:
@@ -90,22 +126,23 @@ def stream(
         ConfigError: the model compares breasts and the other one is not read.
         DataError: a split without a modality or task that is to be read.
     """
-    pairs = config.model.options.get("pairs", "bilateral")  # of image types: the other breast is not read
+    pairs = config.model.options.get("pairs", "bilateral")  # of image types: the other side is not read
     if MODELS[config.model.name].contralateral and not config.data.contralateral and pairs == "bilateral":
-        raise ConfigError(f"{config.model.name} needs the other breast", "data.contralateral", "set it to true")
+        raise ConfigError(f"{config.model.name} needs the other side", "data.contralateral", "set it to true")
     train = manifests["train"]
     options = {key: value for key, value in to_dict(config.data.augment).items() if key != "enabled"}
     return ShardStream(
         sources.join(config.data.root, split),
         manifests[split],
         Reading(
-            modalities=spec.modalities,
-            channels=spec.channels,
+            inputs=spec.inputs,
             tasks=spec.tasks,
             image_size=spec.image_size,
+            volume_size=spec.volume_size,
             normalise=train.normalisation(),
             augment=AugmentOptions(**options) if config.data.augment.enabled and split == "train" else None,
             seed=config.run.seed,
+            modality_dropout=config.data.modality_dropout if split == "train" else 0.0,
             contralateral=config.data.contralateral,
         ),
         Share(reduce.rank(), reduce.world_size(), micro, accumulation),
@@ -149,7 +186,7 @@ def sampling_weights(config: Config, spec: ModelSpec, manifest: Manifest) -> np.
     sampling = config.data.sampling
     if sampling.kind == "uniform":
         return None
-    classes = {task.name for task in spec.tasks if task.kind == "classification"}
+    classes = {task.name for task in spec.tasks if task.coded}
     unknown = [name for name in sampling.tasks if name not in classes]
     if unknown or not sampling.tasks:
         what = f"{', '.join(unknown)} is not a classification task of this run" if unknown else "is empty"
@@ -169,7 +206,7 @@ def prior_correction(config: Config, spec: ModelSpec, manifest: Manifest) -> dic
         return {}
     out = {}
     for task in spec.tasks:
-        if task.kind != "classification":
+        if not task.coded:
             continue
         codes = manifest.sample_labels(task.name)
         known = codes >= 0

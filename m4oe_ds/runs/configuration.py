@@ -9,6 +9,7 @@ from typing import Any
 
 from m4oe_ds import config_loader
 from m4oe_ds.config import Config
+from m4oe_ds.data.cards import Card, find_card, read_card, shipped
 from m4oe_ds.errors import DataError
 from m4oe_ds.runs.folder import RunFolder
 
@@ -28,9 +29,21 @@ def open_config(folder: Path, data: str = "") -> Config:
     path = RunFolder(folder).config
     if not path.is_file():
         raise DataError("not a run folder (no config.yaml)", str(folder), "name a folder under runs/")
-    config = without_sources(config_loader.load(path))
+    config = with_card(path, RunFolder(folder).card)
     augment = replace(config.data.augment, enabled=False)
     return replace(config, data=replace(config.data, root=data or config.data.root, augment=augment))
+
+
+def with_card(path: Path, card: Path) -> Config:
+    """The configuration of a trained model, with its own card and without the files it started from.
+
+    Args:
+        path: the configuration.
+        card: its card, wherever the one it was trained with is now; absent for models older than cards, whose data sets
+            are shipped.
+    """
+    overrides = [f"data.dataset={json.dumps(str(card.absolute()))}"] if card.is_file() else ()
+    return without_sources(config_loader.load(path, overrides))
 
 
 def without_sources(config: Config) -> Config:
@@ -41,6 +54,21 @@ def without_sources(config: Config) -> Config:
     """
     embedder = replace(config.model.embedder, weights="")
     return replace(config, model=replace(config.model, embedder=embedder, init_from="", init_map={}))
+
+
+def card_of(files: RunFolder) -> Card | None:
+    """The card of a run; of runs older than cards the shipped one; None if it has none.
+
+    Raises:
+        ConfigError: the card is damaged.
+    """
+    if files.card.is_file():
+        return read_card(files.card)
+    try:
+        name = str(json.loads(files.environment.read_text(encoding="utf-8")).get("dataset", ""))
+    except (OSError, ValueError, AttributeError):
+        return None
+    return find_card(name) if name in shipped() else None
 
 
 def micro_batch(config: Config, folder: Path) -> int:

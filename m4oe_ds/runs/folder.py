@@ -34,6 +34,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def card(self) -> Path:
+        """The card of the data set."""
+        return self.path / "card.yaml"
+
+    @property
     def ds_config(self) -> Path:
         """DeepSpeed's JSON as used."""
         return self.path / "ds_config.json"

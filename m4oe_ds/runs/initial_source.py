@@ -6,14 +6,13 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from m4oe_ds import config_loader
 from m4oe_ds.config import Config
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.models import spec_for
 from m4oe_ds.models.interface import ModelSpec
-from m4oe_ds.runs.configuration import without_sources
+from m4oe_ds.runs.configuration import with_card
 from m4oe_ds.runs.folder import RunFolder
-from m4oe_ds.runs.weights import CONFIG_SUFFIX, WholeWeights
+from m4oe_ds.runs.weights import CARD_SUFFIX, CONFIG_SUFFIX, WholeWeights
 
 OPTION = "model.init_from"
 _SUFFIX = ".safetensors"
@@ -52,20 +51,23 @@ def open_source(path: Path) -> Source:
         CheckpointError: nothing of that kind there, several of them, or weights without their configuration.
         ConfigError: its configuration is not one of this package.
     """
-    config_path, weights_path = _find(path)
-    config = without_sources(config_loader.load(config_path))
+    config_path, card_path, weights_path = _find(path)
+    config = with_card(config_path, card_path)
     return Source(path.name or path.resolve().name, config, spec_for(config), WholeWeights(weights_path))
 
 
-def _find(path: Path) -> tuple[Path, Path]:
-    """Paths of the configuration and of the weights."""
+def _find(path: Path) -> tuple[Path, Path, Path]:
+    """Paths of the configuration, of its card and of the weights."""
     if path.suffix == _SUFFIX:
         beside = path.with_name(path.name + CONFIG_SUFFIX)
         run = RunFolder(path.parent.parent)
-        places = (beside, RunFolder(path.parent).config, *((run.config,) if run.weights == path else ()))
-        for config in places:
+        folders = [RunFolder(path.parent), *([run] if run.weights == path else [])]
+        for config, card in (
+            (beside, path.with_name(path.name + CARD_SUFFIX)),
+            *((folder.config, folder.card) for folder in folders),
+        ):
             if config.is_file():
-                return config, path
+                return config, card, path
         raise CheckpointError(
             f"{path} has no configuration next to it" if path.is_file() else f"no such file {path}",
             OPTION,
@@ -73,14 +75,14 @@ def _find(path: Path) -> tuple[Path, Path]:
         )
     run = RunFolder(path)
     if run.config.is_file():
-        return run.config, run.weights
+        return run.config, run.card, run.weights
     if not path.is_dir():
         raise CheckpointError(
             f"no such folder {path}", OPTION, "name a run folder, an export folder or a *.safetensors"
         )
     found = sorted(path.glob(f"*{_SUFFIX}{CONFIG_SUFFIX}"))
     if len(found) == 1:
-        return found[0], found[0].with_name(found[0].name.removesuffix(CONFIG_SUFFIX))
+        return _find(found[0].with_name(found[0].name.removesuffix(CONFIG_SUFFIX)))
     names = ", ".join(item.name.removesuffix(CONFIG_SUFFIX) for item in found)
     raise CheckpointError(
         f"{path} holds the exports {names}" if found else f"{path} is neither a run nor an export folder",

@@ -96,11 +96,11 @@ def model_loss(config: Config, spec: ModelSpec) -> ModelLoss | None:
 def _task_loss(config: TaskLossConfig, task: TaskSpec, labels_of: LabelsOf | None, device: torch.device) -> TaskLoss:
     kind = config.kind
     if kind == "auto":
-        kind = "cross_entropy" if task.kind == "classification" else "bce_dice"
-    if (kind == "bce_dice") != (task.kind == "segmentation"):
+        kind = "cross_entropy" if task.coded else "bce_dice"
+    if (kind == "bce_dice") != (task.dense):
         raise ConfigError(f"loss {kind} does not fit the {task.kind} task {task.name}", f"loss.tasks.{task.name}.kind")
     weight = None
-    if labels_of is not None and task.kind == "classification":
+    if labels_of is not None and task.coded:
         values = class_weights(config.class_weight, labels_of(task.name), task.num_classes)
         weight = None if values is None else torch.tensor(values, dtype=torch.float32, device=device)
     return TaskLoss(kind, config.weight, config.gamma, config.label_smoothing, weight)

@@ -24,7 +24,8 @@ from m4oe_ds.runs.state_files import StateReader
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INDEX_SUFFIX = ".index.json"
-CONFIG_SUFFIX = ".yaml"  # of the configuration that an export writes next to the weights: model.safetensors.yaml
+# of the configuration and the card that an export writes next to the weights: model.safetensors.yaml
+CONFIG_SUFFIX, CARD_SUFFIX = ".yaml", ".card.yaml"
 
 
 def consolidate(checkpoint: Path, path: Path, dtype: str = "fp32", max_file_gb: float = 0.0) -> list[Path]:

@@ -39,7 +39,7 @@ def samples(spec: ModelSpec, count: int, seed: int) -> Batch:
     labels, mask = {}, torch.rand(count, len(spec.tasks), generator=generator) < 0.6
     mask[: count // 4] = False
     for k, task in enumerate(spec.tasks):
-        if task.kind == "segmentation":
+        if task.dense:
             labels[task.name] = (torch.rand(count, 1, height, width, generator=generator) < 0.3).float()
             continue
         drawn = torch.randint(task.num_classes, (count,), generator=generator)

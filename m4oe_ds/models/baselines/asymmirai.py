@@ -13,6 +13,7 @@ instead. That is another method: its score says how the two image types differ, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn import functional
 
 from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
-from m4oe_ds.data.schema import TaskSpec, risk_tasks
+from m4oe_ds.data.schema import ModalitySpec, TaskSpec, follow_ups
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.layers.extras import ASYMMETRY, BOX, HEATMAP, SCORE_LOGITS, WINDOW
@@ -57,10 +58,11 @@ def window_of(height: int, width: int) -> tuple[int, int]:
     return high, wide
 
 
-def partner_of(modality: str) -> str:
-    """The other image type of the same view: ``ffdm_cc`` and ``syn_cc``."""
-    kind, _, view = modality.partition("_")
-    return f"{'syn' if kind == 'ffdm' else 'ffdm'}_{view}"
+def partner_of(modality: str, inputs: Sequence[ModalitySpec]) -> str:
+    """The other image type of the same view; empty if there is none or are several."""
+    view = {one.name: one.view for one in inputs}[modality]
+    others = [one.name for one in inputs if one.view == view and one.name != modality]
+    return others[0] if view and len(others) == 1 else ""
 
 
 def difference_map(own: Tensor, other: Tensor, flexible: bool = True) -> tuple[Tensor, Tensor]:
@@ -128,16 +130,16 @@ class AsymMirai(ComparedModel):
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
         super().__init__(spec, config, experts_factory, native="resnet18", share=True)
         self.options = parse_options(Options, config.options, "asymmirai")
-        if any(task.kind == "segmentation" for task in spec.tasks) or len(set(self.encoders.widths.values())) > 1:
+        if any(task.dense for task in spec.tasks) or len(set(self.encoders.widths.values())) > 1:
             raise ConfigError("asymmirai compares mammograms of two breasts", "model.name", "use it on mammograms only")
         if self.options.pairs not in ("bilateral", "cross_type"):
             raise ConfigError(f"pairs must be bilateral or cross_type, got {self.options.pairs!r}", "model.options")
-        self.partners = [partner_of(name) for name in spec.modalities]
+        self.partners = [partner_of(name, spec.inputs) for name in spec.modalities]
         if self.options.pairs == "cross_type" and not set(self.partners) <= set(spec.modalities):
             raise ConfigError("cross_type needs every view in both types", "data.modalities", "use pairs: bilateral")
         width = next(iter(self.encoders.widths.values()))
         self.channels = nn.ModuleDict({name: ChannelMatrix(width) for name in spec.modalities})
-        self.risk_tasks = risk_tasks(spec.task_names)
+        self.risk_tasks = tuple(task.name for several in follow_ups(spec.tasks).values() for task in several)
         self.other_tasks = tuple(task.name for task in spec.tasks if task.name not in self.risk_tasks)
         # content is read where a task has no score of its own, or where a vector is merged with that of an MToE
         self.content: nn.Module | None = None

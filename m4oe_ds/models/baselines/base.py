@@ -24,7 +24,6 @@ from m4oe_ds.models.baselines.attached import Attached, AttachedMToE
 from m4oe_ds.models.baselines.decoder import MaskDecoder
 from m4oe_ds.models.baselines.encoders import ViewEncoders
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, MultiModalModel, Tokens
-from m4oe_ds.models.m4oe import MASK_OWNER
 
 T = TypeVar("T")
 
@@ -84,11 +83,11 @@ class ComparedModel(MultiModalModel):
     @property
     def classification_tasks(self) -> tuple[TaskSpec, ...]:
         """Tasks with class logits."""
-        return tuple(task for task in self.spec.tasks if task.kind == "classification")
+        return tuple(task for task in self.spec.tasks if task.coded)
 
     def owner(self, task: str) -> str:
         """The modality whose maps a mask is decoded from."""
-        return MASK_OWNER.get(task, self.spec.modalities[0])
+        return self.spec.owner(task)
 
     def finish(self, width: int) -> None:
         """Builds merging layers, heads and mask decoders.
@@ -111,7 +110,7 @@ class ComparedModel(MultiModalModel):
                     self.encoders.pyramid_widths[self.owner(task.name)], self.feature_width, self.spec.image_size
                 )
                 for task in self.spec.tasks
-                if task.kind == "segmentation"
+                if task.dense
             }
         )
 
@@ -156,7 +155,7 @@ class ComparedModel(MultiModalModel):
         logits: dict[str, Tensor] = {}
         for task in self.spec.tasks:
             feature = fused.features[task.name]
-            if task.kind == "segmentation":
+            if task.dense:
                 logits[task.name] = self.decoders[task.name](fused.maps[self.owner(task.name)], feature)
             else:
                 logits[task.name] = self.heads[task.name](feature)

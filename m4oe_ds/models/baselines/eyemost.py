@@ -126,7 +126,7 @@ class EyeMoSt(ComparedModel):
         modality_widths = dict(self.source_widths)
         if self.mtoe is not None:
             self.source_widths[ATTACHED] = config.dim
-        masks = any(task.kind == "segmentation" for task in spec.tasks)
+        masks = any(task.dense for task in spec.tasks)
         self.project = (
             nn.ModuleDict({name: nn.Linear(width, config.dim) for name, width in modality_widths.items()})
             if masks and self.own_fusion
@@ -176,7 +176,7 @@ class EyeMoSt(ComparedModel):
         note_maps(fused, tokens)
         for task in self.spec.tasks:
             g = attached.get(task.name)
-            if task.kind == "classification":
+            if task.coded:
                 fused.features[task.name] = self._answer(task.name, sources, g, fused.extras)
             elif g is not None:
                 own = fused.features.get(task.name)
@@ -204,7 +204,7 @@ class EyeMoSt(ComparedModel):
         """Logits: the fused location as it is, masks from their decoders."""
         logits = {
             task.name: fused.features[task.name]
-            if task.kind == "classification"
+            if task.coded
             else self.decoders[task.name](fused.maps[self.owner(task.name)], fused.features[task.name])
             for task in self.spec.tasks
         }

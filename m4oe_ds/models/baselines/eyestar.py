@@ -116,7 +116,7 @@ class EyeStar(ComparedModel):
         width = sum(self.encoders.widths[name] for name in spec.modalities)
         self.finish(width)
         # with an attached MToE the decoder also gets the task's tokens at the places of the fundus
-        dense = [task.name for task in spec.tasks if task.kind == "segmentation"]
+        dense = [task.name for task in spec.tasks if task.dense]
         if self.options.crop and (not dense or not self.own_fusion):
             what = (
                 "a crop needs a mask to be predicted" if not dense else "a crop is part of the fusion that is replaced"

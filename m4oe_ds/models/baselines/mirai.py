@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
-from m4oe_ds.data.schema import TaskSpec, risk_tasks
+from m4oe_ds.data.schema import TaskSpec, follow_ups
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.layers.extras import HAZARD_LOGITS
@@ -109,11 +109,12 @@ class Mirai(ComparedModel):
         widths = set(self.encoders.widths.values())
         if len(widths) > 1:
             raise ConfigError("mirai needs views of equal width", "model.name")
-        self.view_ids = [VIEWS.index(name.split("_")[1]) for name in spec.modalities if "_" in name]
-        self.type_ids = [TYPES.index(name.split("_")[0]) for name in spec.modalities if "_" in name]
+        self.view_ids = [VIEWS.index(one.view) for one in spec.inputs if one.view in VIEWS and one.type in TYPES]
+        self.type_ids = [TYPES.index(one.type) for one in spec.inputs if one.view in VIEWS and one.type in TYPES]
         if len(self.view_ids) != len(spec.modalities):
-            raise ConfigError("mirai reads mammograms", "model.name", "use eyemost or eyestar for fundus and OCT")
-        self.risk_tasks = risk_tasks(spec.task_names)  # share one hazard layer
+            raise ConfigError("mirai reads mammograms", "model.name", "use a system that reads any image")
+        risks = follow_ups(spec.tasks)
+        self.risk_tasks = tuple(task.name for task in next(iter(risks.values()), ()))  # share one hazard layer
         self.aggregator = ViewAggregator(widths.pop(), options) if self.own_fusion else None
         self.finish(options.hidden)
         self.hazard = HazardLayer(self.feature_width, len(self.risk_tasks)) if self.risk_tasks else None

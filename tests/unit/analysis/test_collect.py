@@ -25,7 +25,7 @@ def batches(spec: Any, size: int, count: int = 8, padded: bool = False) -> Itera
     whole = problem.samples(spec, count, seed=0)
     height, width = spec.image_size
     for task in spec.tasks:
-        if task.kind == "segmentation":
+        if task.dense:
             whole.labels[task.name] = (torch.rand(count, 1, height, width) < 0.5).float()
     for start in range(0, count, size):
         part = problem.part(whole, start, min(start + size, count))

@@ -16,7 +16,7 @@ from m4oe_ds.models.interface import Tokens
 from tests.distributed import problem
 
 CPU = torch.device("cpu")
-TASK = TaskSpec("risk1", "classification", 2, ("no", "yes"))
+TASK = TaskSpec("risk1", "classes", 2, ("no", "yes"))
 
 
 def features(seed: int, count: int, strength: dict[str, float], noise: float = 1.0) -> Features:

@@ -228,9 +228,9 @@ def test_the_loss_of_a_sample_is_its_definition() -> None:
 
 
 TASKS = (
-    TaskSpec("grade", "classification", 3),
-    TaskSpec("cup", "segmentation", 1),
-    TaskSpec("side", "classification", 2),
+    TaskSpec("grade", "classes", 3),
+    TaskSpec("cup", "mask", 1),
+    TaskSpec("side", "classes", 2),
 )
 
 

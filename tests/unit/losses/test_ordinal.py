@@ -42,7 +42,7 @@ def test_loss_by_hand() -> None:
 
 
 def test_only_labelled_samples_count() -> None:
-    tasks = (TaskSpec("glaucoma", "classification", 3), TaskSpec("cup", "segmentation", 1))
+    tasks = (TaskSpec("glaucoma", "classes", 3), TaskSpec("cup", "mask", 1))
     cumulative = torch.randn(4, 2, requires_grad=True)
 
     output = SimpleNamespace(logits={}, extras={"ordinal.glaucoma": cumulative})

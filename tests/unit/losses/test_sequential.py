@@ -12,7 +12,7 @@ from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.losses.sequential import SequentialLoss
 from m4oe_ds.losses.tasks import LossParts, cross_entropy
 
-TASKS = (TaskSpec("grade", "classification", 3), TaskSpec("cup", "segmentation", 1))
+TASKS = (TaskSpec("grade", "classes", 3), TaskSpec("cup", "mask", 1))
 WEIGHT = torch.tensor([1.0, 2.0, 3.0])
 
 

@@ -65,7 +65,7 @@ def test_answers_have_their_shape_and_every_encoder_learns(
     batch = dataclasses.replace(batch, present=torch.ones_like(batch.present))
     output, loss = loss_of(config, model, batch)
     for task in model.spec.tasks:
-        shape = (task.num_classes,) if task.kind == "classification" else (1, *model.spec.image_size)
+        shape = (task.num_classes,) if task.coded else (1, *model.spec.image_size)
         assert output.logits[task.name].shape == (8, *shape)
     if mode != "none":
         assert output.routing["mtoe"].dispatch.shape[3] == size[1]

@@ -29,7 +29,7 @@ def case(*overrides: str, count: int = 8) -> tuple[Evif, Batch]:
     config = config_of(*overrides)
     spec = spec_for(config)
     batch = problem.samples(spec, count, seed=0)
-    masks = {task.name: torch.zeros(count, 1, *spec.image_size) for task in spec.tasks if task.kind == "segmentation"}
+    masks = {task.name: torch.zeros(count, 1, *spec.image_size) for task in spec.tasks if task.dense}
     model = build(config)
     assert isinstance(model, Evif)
     return model, dataclasses.replace(batch, labels={**batch.labels, **masks})
@@ -42,7 +42,7 @@ def parameters(module: nn.Module) -> int:
 def task_loss(model: nn.Module, output: object, batch: Batch) -> Tensor:
     goal = problem.objective(model.spec)
     for task in model.spec.tasks:
-        if task.kind == "segmentation":
+        if task.dense:
             goal.losses[task.name] = dataclasses.replace(goal.losses[task.name], kind="bce_dice")
     return sum(part.sum / part.count.clamp_min(1) for part in goal.task_parts(output, batch).values())
 

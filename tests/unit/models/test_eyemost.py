@@ -30,11 +30,7 @@ def samples(config: Config, count: int = 6) -> Batch:
     """Random samples, with a mask in place of class codes for a segmentation."""
     spec = spec_for(config)
     batch = problem.samples(spec, count, seed=0)
-    masks = {
-        task.name: (torch.rand(count, 1, *spec.image_size) < 0.3).float()
-        for task in spec.tasks
-        if task.kind == "segmentation"
-    }
+    masks = {task.name: (torch.rand(count, 1, *spec.image_size) < 0.3).float() for task in spec.tasks if task.dense}
     return dataclasses.replace(batch, labels={**batch.labels, **masks})
 
 
@@ -46,7 +42,7 @@ def loss(config: Config, model: nn.Module, batch: Batch) -> Tensor:
     goal = problem.objective(model.spec)
     goal.model_loss = model_loss(config, model.spec)
     for task in model.spec.tasks:
-        if task.kind == "segmentation":
+        if task.dense:
             goal.losses[task.name] = dataclasses.replace(goal.losses[task.name], kind="bce_dice")
     output = model(batch)
     parts = goal.task_parts(output, batch).values()
@@ -95,7 +91,8 @@ def test_the_native_network_answers_and_learns(mode: str) -> None:
     config = config_of(*GAMMA, "model.regime=native", f"model.attach_mtoe={mode}", "data.image_size=[64, 64]")
     model = build(config).train()
     spec = model.spec
-    batch = problem.samples(dataclasses.replace(spec, channels=(3, 16)), 2, seed=0)  # a shallow volume is faster
+    shallow = (spec.inputs[0], dataclasses.replace(spec.inputs[1], slices=16))  # is faster
+    batch = problem.samples(dataclasses.replace(spec, inputs=shallow), 2, seed=0)
     batch = dataclasses.replace(
         batch,
         labels={"glaucoma": torch.tensor([0, 2]), "cup": torch.zeros(2, 1, 64, 64)},

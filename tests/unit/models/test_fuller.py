@@ -29,14 +29,14 @@ def case(*overrides: str, count: int = 8) -> tuple[nn.Module, Batch]:
     config = config_of(*overrides)
     spec = spec_for(config)
     batch = problem.samples(spec, count, seed=0)
-    masks = {task.name: torch.zeros(count, 1, *spec.image_size) for task in spec.tasks if task.kind == "segmentation"}
+    masks = {task.name: torch.zeros(count, 1, *spec.image_size) for task in spec.tasks if task.dense}
     return build(config), dataclasses.replace(batch, labels={**batch.labels, **masks})
 
 
 def task_losses(model: nn.Module, output: ModelOutput, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
     goal = problem.objective(model.spec)
     for task in model.spec.tasks:
-        if task.kind == "segmentation":
+        if task.dense:
             goal.losses[task.name] = dataclasses.replace(goal.losses[task.name], kind="bce_dice")
     parts = goal.task_parts(output, batch)
     losses = {name: part.sum / part.count.clamp_min(1) for name, part in parts.items()}

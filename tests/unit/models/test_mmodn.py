@@ -27,7 +27,7 @@ def case(*overrides: str, count: int = 6) -> tuple[Config, nn.Module, Batch]:
     config = config_of(*overrides)
     spec = spec_for(config)
     batch = problem.samples(spec, count, seed=0)
-    masks = {task.name: torch.zeros(count, 1, *spec.image_size) for task in spec.tasks if task.kind == "segmentation"}
+    masks = {task.name: torch.zeros(count, 1, *spec.image_size) for task in spec.tasks if task.dense}
     return config, build(config), dataclasses.replace(batch, labels={**batch.labels, **masks})
 
 
@@ -55,7 +55,7 @@ def test_every_parameter_learns_for_any_modalities_and_tasks(
     goal = problem.objective(model.spec)
     goal.model_loss = model_loss(config, model.spec)
     for task in model.spec.tasks:
-        if task.kind == "segmentation":
+        if task.dense:
             goal.losses[task.name] = dataclasses.replace(goal.losses[task.name], kind="bce_dice")
     output = model(batch)
     total = sum(part.sum / part.count.clamp_min(1) for part in goal.task_parts(output, batch).values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from m4oe_ds import cli, config_loader
 from m4oe_ds.config import to_dict
+from m4oe_ds.data.cards import find_card, write_card
 from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.configuration import open_config
@@ -61,6 +63,23 @@ def test_an_export_and_the_configuration_next_to_it(tmp_path: Path, capsys: pyte
         open_source(out)
     assert cli.main(["export", str(checkpoint.path)]) == 0  # into the run folder, which has its configuration
     assert sorted(path.name for path in files.weights.parent.iterdir()) == ["model.safetensors"]
+
+
+def test_a_card_that_is_gone_travels_with_the_run_and_its_export(tmp_path: Path) -> None:
+    """The configuration names the card by a path, which is that of another machine."""
+    card = tmp_path / "mine.yaml"
+    write_card(card, replace(find_card("rsna"), name="mine"))
+    files = made(tmp_path / "old", f"data.dataset={card}")
+    write_card(files.card, find_card(str(card)))
+    checkpoint = CheckpointFolder(files.checkpoints / "step-00000001")
+    checkpoint.path.mkdir(parents=True)
+    write({"master|a|0": torch.arange(3.0)}, checkpoint.state(0))
+    checkpoint.manifest.write_text(json.dumps({"parameters": {"a": [3]}}))
+    card.unlink()
+    out = tmp_path / "exports" / "mine.safetensors"
+    assert cli.main(["export", str(checkpoint.path), "--out", str(out)]) == 0
+    for path in (files.path, files.weights, out, out.parent):
+        assert open_source(path).spec.task_names == ("density", "birads")
 
 
 def test_what_is_no_trained_model(tmp_path: Path) -> None:
