@@ -16,8 +16,6 @@ from m4oe_ds.errors import ConfigError
 
 declare_torchvision_operators()
 import timm  # noqa: E402  (needs the operators declared first)
-from timm.layers.pos_embed import resample_abs_pos_embed  # noqa: E402
-from timm.models import adapt_input_conv  # noqa: E402
 
 
 class Embedder(nn.Module):
@@ -51,11 +49,6 @@ class Embedder(nn.Module):
         if features.ndim == 4:  # convolutional: [B, C, h, w] -> [B, h*w, C], row by row
             features = features.flatten(2).transpose(1, 2)
         return self.project(features)
-
-    def first_weights(self) -> tuple[str, ...]:
-        """Names, seen from here, of the convolutions that read the channels of the image."""
-        first = self.backbone.pretrained_cfg.get("first_conv") or ()
-        return tuple(f"backbone.{name}.weight" for name in ((first,) if isinstance(first, str) else first))
 
 
 class Embedders(nn.Module):
@@ -108,21 +101,6 @@ class Embedders(nn.Module):
             if self.modality_embed is not None:
                 tokens[name] = tokens[name] + self.modality_embed[name]
         return tokens
-
-
-def resample_positions(positions: Tensor, old: tuple[int, ...], new: tuple[int, ...], num_prefix_tokens: int) -> Tensor:
-    """Position vectors ``[1, prefix + rows * cols, d]`` of another grid; those of prefix tokens stay as they are."""
-    resampled: Tensor = resample_abs_pos_embed(positions, list(new), list(old), num_prefix_tokens)
-    return resampled
-
-
-def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """A first convolution ``[O, C, h, w]`` for other input channels: the same answer to a grey image.
-
-    One channel gets the sum over the old ones; several get the old ones over and over, scaled by old / new count.
-    """
-    adapted: Tensor = adapt_input_conv(channels, weight, base_chans=weight.shape[1])
-    return adapted
 
 
 def _create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int, int]) -> Any:

@@ -8,9 +8,11 @@ does not fit keeps its fresh values, and all of it is said.
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +20,17 @@ from torch import Tensor, nn
 from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.layers import MToE, MToEBlock
 from m4oe_ds.layers.block import Block
-from m4oe_ds.models.embedders import Embedder, adapt_channels, resample_positions
+from m4oe_ds.models.adaptation import adapt_channels, first_weights, resample_positions
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.missing_bank import MissingBank
 from m4oe_ds.runs.initial_source import OPTION, Source
 from m4oe_ds.runs.weights import expert_rows
 
 MAP = "model.init_map"
+BY_MODALITY = "by_modality"  # holds the embedders
 SHARED = "shared"  # the embedder of all modalities
+# names, seen from an embedder, of its positions, and of the weights whose last axes are those of a patch
+POSITIONS = {"backbone.pos_embed": "backbone.patch_embed.proj.weight", "position": "patch.weight"}
 _KINDS = ("modality", "task")
 
 
@@ -170,7 +175,7 @@ class _Plan:
         modules = dict(model.named_modules())
         # places in a name where a modality or task stands, not any word that is also the name of one
         self.named = {name for name, module in modules.items() if isinstance(module, nn.ModuleDict | nn.ParameterDict)}
-        self.embedders = {name: module for name, module in modules.items() if isinstance(module, Embedder)}
+        self.embedders = {name: module for name, module in modules.items() if name.split(".")[-2:-1] == [BY_MODALITY]}
         self.free = (*self.embedders, *(n for n, m in modules.items() if isinstance(m, Block | MToEBlock)))
         self.banks = tuple(name for name, module in modules.items() if isinstance(module, MissingBank))
         self.task_axes = {"task_query.weight": 0}
@@ -238,7 +243,7 @@ class _Plan:
             return name
         parts = name.split(".")
         other = self.origin[parts[i]]
-        if parts[i - 1] == "by_modality" and parts[i] not in self.refused:
+        if parts[i - 1] == BY_MODALITY and parts[i] not in self.refused:
             there = {n.split(".")[i] for n in self.stored.names if n.startswith(".".join(parts[:i]) + ".")}
             if there == {SHARED}:  # the source has one embedder for all its modalities: any may start from it
                 other = SHARED
@@ -304,12 +309,16 @@ class _Plan:
         how = f"task slots {words}" + (f"; {rest} fresh" if rest else "")
         return _Copy(name, there, filled, value.numel() // value.shape[axis] * len(both), how)
 
-    def _of_embedder(self, name: str, there: str, value: Tensor, embedder: Embedder, inner: str) -> _Copy:
-        """Tensors of an image embedder: positions of another grid and inputs of other channels are adapted."""
-        if inner == "backbone.pos_embed":
-            return self._positions(name, there, value, embedder)
+    def _of_embedder(self, name: str, there: str, value: Tensor, embedder: Any, inner: str) -> _Copy:
+        """Tensors of an embedder: positions of another grid and inputs of other channels are adapted."""
+        own, other = (self._columns(spec, word) for spec, word in self._named_in(name, there))
+        if own != other:
+            raise _Refused("the columns of its table differ")
+        if inner in POSITIONS:
+            return self._positions(name, there, value, embedder, inner)
         shape = self.stored.shape(there)
-        if inner in embedder.first_weights() and len(shape) == value.ndim:
+        outer, _, rest = inner.partition(".")
+        if outer == "backbone" and rest in first_weights(embedder.backbone) and len(shape) == value.ndim:
             channels = (shape[1], value.shape[1])
             if channels[0] != channels[1] and [shape[0], *shape[2:]] == [value.shape[0], *value.shape[2:]]:
                 if 1 not in channels and channels[0] != 3:
@@ -323,17 +332,28 @@ class _Plan:
                 )
         return self._whole(name, there, value)
 
-    def _positions(self, name: str, there: str, value: Tensor, embedder: Embedder) -> _Copy:
+    def _named_in(self, name: str, there: str) -> tuple[tuple[ModelSpec, str], tuple[ModelSpec, str]]:
+        """The modality of an embedder's tensor here and in the source, each with its specification."""
+        i = self._segment(name) or 0
+        return (self.spec, name.split(".")[i]), (self.source.spec, there.split(".")[i])
+
+    def _columns(self, spec: ModelSpec, modality: str) -> list[Any]:
+        """Columns of a table, whose tensors have no names for them; empty for anything else."""
+        found = [one for one in spec.inputs if one.name == modality]
+        return [(column.name, column.kind, column.values) for one in found for column in one.columns]
+
+    def _positions(self, name: str, there: str, value: Tensor, embedder: Any, inner: str) -> _Copy:
         """Position vectors, interpolated where the patches form another grid, even one of as many patches."""
-        shape, size = self.stored.shape(there), self.source.spec.image_size
-        grid = tuple(embedder.backbone.patch_embed.grid_size)
-        prefix = value.shape[1] - _product(grid)
-        patch = there.removesuffix("pos_embed") + "patch_embed.proj.weight"
-        kernel = self.stored.shape(patch)[2:] if patch in self.stored.names else []
+        shape = self.stored.shape(there)
+        grid = tuple(getattr(embedder, "grid", None) or embedder.backbone.patch_embed.grid_size)
+        size, here = (spec.image_size if len(grid) == 2 else spec.volume_size for spec in (self.source.spec, self.spec))
+        prefix = value.shape[1] - math.prod(grid)
+        patch = there.removesuffix(inner) + POSITIONS[inner]
+        kernel = self.stored.shape(patch)[-len(grid) :] if patch in self.stored.names else []
         old = tuple(side // step for side, step in zip(size, kernel, strict=False))
-        if tuple(size) == tuple(self.spec.image_size) and shape == list(value.shape):
-            old = grid
-        if len(old) != len(grid) or shape != [1, _product(old) + prefix, value.shape[2]]:
+        if math.prod(old) + prefix != shape[1] and tuple(size) == tuple(here):
+            old = grid  # of an embedder whose patches come out of other layers, for the same image
+        if len(old) != len(grid) or shape != [1, math.prod(old) + prefix, value.shape[2]]:
             raise _Refused(f"positions {shape} in the source, {list(value.shape)} here, and its grid is not known")
         if old == grid:
             return self._whole(name, there, value)
@@ -387,10 +407,3 @@ def _within(name: str, prefix: str) -> bool:
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
-
-
-def _product(sizes: Iterable[int]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result

@@ -14,6 +14,7 @@ from m4oe_ds import config_loader
 from m4oe_ds.config import Config, to_dict
 from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.models import build, spec_for
+from m4oe_ds.models.adaptation import resample_positions
 from m4oe_ds.runs.folder import RunFolder, write_yaml
 from m4oe_ds.runs.initial_source import open_source
 from m4oe_ds.runs.initialise import Taken, initialise
@@ -119,6 +120,37 @@ def test_positions_follow_the_image(tmp_path: Path) -> None:
     taken, state, _ = started(folder, *RSNA, "data.image_size=[48, 40]")
     assert taken.adapted[name] == "positions 2x4 -> 6x5"
     assert state[name].shape == (1, 31, 16)
+
+
+def test_positions_of_a_volume() -> None:
+    """A ramp along each axis stays one; the class token, which has no place, stays as it is."""
+    axes = torch.meshgrid(torch.arange(2.0), torch.arange(3.0), torch.arange(4.0), indexing="ij")
+    positions = torch.cat([torch.full((1, 1, 3), -7.0), torch.stack(axes, -1).view(1, 24, 3)], dim=1)
+    found = resample_positions(positions, (2, 3, 4), (4, 3, 8), 1)
+    assert equal(found[:, :1], positions[:, :1])
+    ramps = found[0, 1:].view(4, 3, 8, 3)
+    for axis in range(3):
+        steps = ramps[..., axis].diff(dim=axis)
+        assert bool((steps >= 0).all())
+        assert float(steps.max()) > 0.4
+        others = [i for i in range(3) if i != axis]
+        assert all(float(ramps[..., axis].diff(dim=i).abs().max()) < 1e-6 for i in others)
+    assert equal(resample_positions(positions, (2, 3, 4), (2, 3, 4), 1), positions)
+
+
+def test_positions_behind_another_stem_are_taken_for_the_same_image(tmp_path: Path) -> None:
+    """A hybrid's patches are made by convolutions before: the grid does not follow from the last kernel."""
+    hybrid = (
+        "model.embedder.backbone=vit_tiny_r_s16_p8_224",
+        "model.embedder.options={embed_dim: 16, depth: 1, num_heads: 2}",
+    )
+    folder, source = trained(tmp_path / "hybrid", *EMBED, *hybrid, "data.image_size=[256, 128]")
+    name = "embedders.by_modality.ffdm_cc.backbone.pos_embed"
+    taken, state, _ = started(folder, *RSNA, *hybrid, "data.image_size=[256, 128]")
+    assert equal(state[name], source[name])
+    taken, state, fresh = started(folder, *RSNA, *hybrid, "data.image_size=[128, 256]")
+    assert "its grid is not known" in taken.new[name]
+    assert equal(state[name], fresh[name])
 
 
 def test_patches_of_another_size_do_not_fit_and_neither_do_their_places(embed: tuple[Path, dict[str, Tensor]]) -> None:
