@@ -127,6 +127,12 @@ def _whole(value: Any, top: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -1 <= value <= top
 
 
+def _measures(value: Any) -> bool:
+    """Whether a value is one of a geometry: true or false, nothing, or sizes and places in pixels or mm."""
+    numbers = value if isinstance(value, list) else [value]
+    return all(n is None or (isinstance(n, int | float) and abs(n) <= MAX_SIDE) for n in numbers)
+
+
 def _odd_values(meta: dict[str, Any], card: Card | None) -> list[str]:
     """Fields with a value that the converter cannot have written: patient numbers have no pattern to search for."""
     modalities = set(card.modalities) if card else set()
@@ -154,7 +160,7 @@ def _odd_values(meta: dict[str, Any], card: Card | None) -> list[str]:
         "geometry": isinstance(geometries, dict)
         and set(geometries) <= modalities
         and all(
-            isinstance(value, bool) or (isinstance(value, list) and all(_whole(n, MAX_SIDE) for n in value))
+            _measures(value)
             for geometry in geometries.values()
             for value in (geometry.values() if isinstance(geometry, dict) else ("",))
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from data_tools.convert.exam import convert_exam
 from data_tools.convert.eye import convert_eye
 from data_tools.convert.mammogram import best_view
 from data_tools.convert.sample import SampleJob, SampleResult
@@ -13,6 +14,8 @@ def convert_sample(job: SampleJob) -> SampleResult:
     """Converts all images of a sample; a bad one is noted and left out."""
     if job.converter == "eye":
         return convert_eye(job)
+    if job.converter == "exam":
+        return convert_exam(job)
     result = SampleResult(dict(job.meta))
     geometry: dict[str, Any] = {}
     for modality in job.images:
