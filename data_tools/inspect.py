@@ -238,18 +238,27 @@ def inspect(folder: Path, phi: bool = False, sheet: Path | None = None) -> tuple
     return lines, problems
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m data_tools.inspect", description=(__doc__ or "").split("\n\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command line."""
     parser.add_argument("folder", type=Path, help="folder of shards, made by data_tools.convert")
     parser.add_argument("--contact-sheet", type=Path, default=None, help="PNG to write with the first samples")
     parser.add_argument("--phi", action="store_true", help="search every byte for identifying content")
-    options = parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m data_tools.inspect", description=(__doc__ or "").split("\n\n")[0])
+    add_arguments(parser)
     try:
-        lines, problems = inspect(options.folder, options.phi, options.contact_sheet)
+        return run(parser.parse_args(arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints what a folder holds and what is wrong with it; returns the exit code."""
+    lines, problems = inspect(options.folder, options.phi, options.contact_sheet)
     for line in lines:
         print(line)
     for problem in problems:

@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(work=_evaluate)
 
+    _add_data(commands)
     from m4oe_ds.predict import command as prediction
 
     predict = commands.add_parser("predict", help="predict on new DICOM files with a finished run")
@@ -68,6 +69,20 @@ def parser() -> argparse.ArgumentParser:
 
     _add_export_models_config(commands)
     return top
+
+
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from data_tools import inspect
+    from data_tools.cards import command as cards
+    from data_tools.convert import options as conversion
+
+    convert = commands.add_parser("convert", help="make shards of an archive, or of your own data with their card")
+    conversion.add_arguments(convert)
+    convert.set_defaults(work=_convert)
+    look = commands.add_parser("inspect", help="say what a folder of shards holds, and check it")
+    inspect.add_arguments(look)
+    look.set_defaults(work=inspect.run)
+    cards.add_commands(commands.add_parser("card", help="check a card against its data, or propose one from a table"))
 
 
 def _add_export_models_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -114,6 +129,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from data_tools.convert import ConvertOptions, convert
+
+    convert(ConvertOptions.of(options))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -202,7 +202,9 @@ class _Reader:
             if column.kind == "category"
         }
         self.patterns = dict(source.files) | {
-            name: ", ".join(mask.pattern for mask in label.masks) for name, label in source.labels.items() if label.masks
+            name: ", ".join(mask.pattern for mask in label.masks)
+            for name, label in source.labels.items()
+            if label.masks
         }
         self.groups: dict[str, Counter[str]] = defaultdict(Counter)
 
@@ -375,4 +377,3 @@ def _identity_problems(found: TableFound, source: Source, reader: _Reader) -> li
             f"than one split, first in row {first_of[crossing[0]]}; a model would be tested on what it has learnt"
         )
     return lines
-

@@ -59,7 +59,7 @@ def convert_archive(options: ConvertOptions) -> dict[str, Any]:
     jobs = make_jobs(plan, options.folder, storing, _secret(options, synthetic), options.shares, options.limit)
     summary = {"synthetic": synthetic, "tables": conversion_report.table_summary(plan)}
     if options.dry_run:
-        conversion_report.print_plan(plan, jobs)
+        conversion_report.print_plan(plan, jobs, options.card)
         print("dry run: nothing written")
         return summary
     if not jobs:
@@ -249,12 +249,14 @@ def _finish(
     conversion_report.write(partial, report, quarantine, manifests, options.card)
     _check_made(partial, manifests)
     columns = ("key", "patient", "exam", "side", "split")
-    write_private(next_to(options.out, "mapping.csv"), columns, _mapping(work.jobs, records))
+    if not _reader(options):
+        columns = ("key", "group", "sample", "side", "split")
+    write_private(next_to(options.out, "mapping.csv"), columns, _mapping(work.jobs, records, columns))
     shards.remove_records(partial)
     for leftover in (_FINGERPRINT, ".finishing"):
         (partial / leftover).unlink(missing_ok=True)
     os.rename(partial, options.out)
-    _print_made(report, len(quarantine), options.out)
+    _print_made(report, len(quarantine), options.out, conversion_report.plural(options.card.group))
     return report
 
 
@@ -275,29 +277,31 @@ def _check_made(partial: Path, manifests: Mapping[str, Manifest]) -> None:
         )
 
 
-def _mapping(jobs: Sequence[ShardJob], records: Sequence[shards.Record]) -> list[dict[str, str]]:
+def _mapping(
+    jobs: Sequence[ShardJob], records: Sequence[shards.Record], columns: Sequence[str]
+) -> list[dict[str, str]]:
     """Which key is which exam, for every sample that was written, in order of the keys."""
     written = {key for record in records for key in record.keys}
     samples = sorted((sample for job in jobs for sample in job.samples), key=lambda sample: sample.meta["key"])
     return [
-        {
-            "key": sample.meta["key"],
-            "patient": sample.source[0],
-            "exam": sample.source[1],
-            "side": sample.meta.get("side", ""),
-            "split": sample.meta["split"],
-        }
+        dict(
+            zip(
+                columns,
+                (sample.meta["key"], *sample.source, sample.meta.get("side", ""), sample.meta["split"]),
+                strict=True,
+            )
+        )
         for sample in samples
         if sample.meta["key"] in written
     ]
 
 
-def _print_made(report: Mapping[str, Any], quarantined: int, out: Path) -> None:
+def _print_made(report: Mapping[str, Any], quarantined: int, out: Path, groups: str) -> None:
     """Says what was made, and warns of empty splits."""
     written: Mapping[str, int] = report["samples_written"]
     for split, number in written.items():
         if number == 0:
-            logger.warning("split %s of %s is empty: too few patients", split, out)
+            logger.warning("split %s of %s is empty: too few %s", split, out, groups)
     print(
         f"converted {sum(written.values())} samples with {report['images_written']} images "
         f"({', '.join(f'{split} {n}' for split, n in written.items())}); "

@@ -132,9 +132,7 @@ def fit_volume(
 def _mask(task: TaskSpec, files: tuple[MaskFile | None, ...], owner: _Owner) -> NDArray[np.uint8]:
     """Bits of classes in the stored size of the picture or volume."""
     one_file = len(files) == 1
-    found = [
-        None if file is None else _read_mask(file, task.num_classes if one_file else 1, owner) for file in files
-    ]
+    found = [None if file is None else _read_mask(file, task.num_classes if one_file else 1, owner) for file in files]
     bits = found[0] if one_file and found[0] is not None else overlay(found)
     stored = fit_mask(bits, owner.geometry) if owner.volume is None else resample_mask(bits, owner.geometry)
     return np.ascontiguousarray(stored, dtype=np.uint8)
