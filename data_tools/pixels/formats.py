@@ -155,11 +155,12 @@ def _channels_last(values: NDArray[Any]) -> NDArray[Any]:
 def _pillow(path: Path, kind: str, indices: bool) -> Decoded:
     from PIL import Image
 
-    with Image.open(path, formats=[_PILLOW[kind]]) as image:
-        check_size(image.height, image.width)
-        if getattr(image, "n_frames", 1) != 1:
+    with Image.open(path, formats=[_PILLOW[kind]]) as opened:
+        check_size(opened.height, opened.width)
+        if getattr(opened, "n_frames", 1) != 1:
             raise BadImage("several_images")
-        image.load()
+        opened.load()
+        image: Image.Image = opened
         orientation = int(image.getexif().get(_ORIENTATION, 1))
         notes: tuple[str, ...] = ()
         keyed = "transparency" in image.info  # one colour, or entries of the palette, stand for transparency
@@ -220,8 +221,20 @@ def _npy(path: Path) -> Decoded:
 
 
 def tiff_pages(file: Any) -> list[Any]:
-    """The pages of an open TIFF that are pictures of their own, without small copies of them."""
-    return [page.aspage() for page in file.pages if not page.is_reduced]
+    """The pages of an open TIFF that are pictures of their own, without small copies of them.
+
+    Raises:
+        BadImage: the chain of pages is broken: tifffile ends at the last one it finds, and slices would be lost.
+    """
+    import struct
+
+    pages = [page.aspage() for page in file.pages if not page.is_reduced]
+    place = file.pages.next_page_offset  # where the last page found names its successor
+    if place is not None:
+        file.filehandle.seek(place)
+        if struct.unpack(file.tiff.offsetformat, file.filehandle.read(file.tiff.offsetsize)) != (0,):
+            raise BadImage("undecodable_pixels")
+    return pages
 
 
 def tiff_page(page: Any, size: int, indices: bool = False) -> Decoded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def read_nifti(path: Path) -> Voxels:
     """
     import nibabel
 
-    image = nibabel.load(path)  # type: ignore[attr-defined]  # re-exported without __all__
+    image: Any = nibabel.load(path)  # type: ignore[attr-defined]  # re-exported without __all__
     header, proxy = image.header, image.dataobj
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:

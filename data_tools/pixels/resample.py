@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,10 +85,8 @@ def _inner(geometry: Geometry) -> tuple[slice, ...]:
     )
 
 
-def _nearest(values: NDArray[Any], shape: Geometry | list[int]) -> NDArray[Any]:
-    places = [
-        ((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(values.shape, list(shape), strict=True)
-    ]
+def _nearest(values: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+    places = [((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(values.shape, shape, strict=True)]
     return np.ascontiguousarray(values[np.ix_(*places)])
 
 

@@ -148,7 +148,9 @@ def _read(path: Path, labels: bool) -> Voxels:
 
 def _folder(path: Path, labels: bool) -> Voxels:
     files = sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != "." and p.name.lower() not in _NOT_SLICES)
-    series, pictures, others = [], [], 0
+    series: list[Path] = []
+    pictures: list[Path] = []
+    others = 0
     for file in files:
         try:
             kind = kind_of(file)
@@ -227,9 +229,9 @@ def _tiff(path: Path, labels: bool) -> Voxels:
     size = path.stat().st_size
     with TiffFile(path) as file:
         pages = tiff_pages(file)
-        if len(pages) == 1:  # ImageJ writes large stacks with one directory; a truncated one does not decode
-            series = file.series[0]
-            if len(series.shape) != 3 or not series.axes.endswith("YX"):
+        if len(pages) == 1:  # a stack may have one directory for all its slices: ImageJ's large ones, tifffile's
+            series = file.series[0] if file.is_imagej or file.is_shaped else None
+            if series is None or len(series.shape) != 3 or not series.axes.endswith("YX"):
                 raise BadImage("one_slice")
             check_size(*series.shape)
             return Voxels(series.asarray(), None, "unknown")

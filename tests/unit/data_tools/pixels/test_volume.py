@@ -86,13 +86,9 @@ def test_nifti_without_scaling_is_kept(tmp_path: Path, name: str, dtype: Any) ->
 
 
 def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
-    path = write_nifti(tmp_path / "a.nii.gz", (noise() % 4096).astype(np.int16))
-    header = nib.load(path).header
-    values = (noise() % 4096).astype(float) * 0.5 - 1024
-    image = nib.Nifti1Image(values.transpose(2, 1, 0)[::-1, ::-1], nib.load(path).affine, header)
-    image.header.set_data_dtype(np.int16)
-    image.header.set_slope_inter(0.5, -1024)
-    nib.save(image, path)
+    stored = noise() % 4096
+    path = write_nifti(tmp_path / "a.nii.gz", stored.astype(np.int16), set_slope_inter=(0.5, -1024))
+    values = stored * 0.5 - 1024
     volume = read_volume(path, (-1024, 1024))
     np.testing.assert_array_equal(volume.pixels, np.rint((values + 1024) * (65535 / 2048)).astype(np.uint16))
     assert volume.mapping == {"kind": "range", "low": -1024, "high": 1024}
@@ -126,7 +122,10 @@ def test_units_are_brought_to_mm(tmp_path: Path) -> None:
 
 
 def test_nifti_without_a_position_says_so(tmp_path: Path) -> None:
-    path = write_nifti(tmp_path / "a.nii", noise(), set_sform=(None, 0), set_qform=(None, 0))
+    path = write_nifti(tmp_path / "a.nii", noise())
+    data = bytearray(path.read_bytes())
+    data[252:256] = bytes(4)  # codes of both transforms; nibabel's own writing sets one
+    path.write_bytes(data)
     assert read_volume(path).notes == ("orientation_assumed",)
 
 
@@ -262,12 +261,35 @@ def test_pages_that_are_no_volume_are_refused(tmp_path: Path) -> None:
         for shape in ((6, 7), (7, 6)):
             file.write(noise(np.uint8, shape))
     assert reason(path) == "slices_of_different_sizes"
-    tifffile.imwrite(path, noise(np.uint8, (40, 60, 70)), photometric="minisblack", compression="lzw")
-    _cut(path)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("kind", ["lzw", "imagej", "one directory", "chain", "pillow"])
+def test_truncated_stacks_are_refused(tmp_path: Path, kind: str, share: float) -> None:
+    """Readers end at the last page they find: a third of the slices would be gone without a word."""
+    path, stack = tmp_path / "a.tif", noise(np.uint8, (40, 60, 70))
+    if kind == "pillow":
+        first, *others = (Image.fromarray(plane) for plane in stack)
+        first.save(path, save_all=True, append_images=others)
+    elif kind == "chain":
+        with tifffile.TiffWriter(path) as file:
+            for plane in stack:
+                file.write(plane, contiguous=False)
+    else:
+        options: dict[str, Any] = {"compression": "lzw"} if kind == "lzw" else {"imagej": kind == "imagej"}
+        tifffile.imwrite(path, stack, photometric="minisblack", **options)
+    np.testing.assert_array_equal(read_volume(path).pixels, stack)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     assert reason(path) == "undecodable_pixels"
-    tifffile.imwrite(path, noise(np.uint8, (40, 60, 70)), photometric="minisblack", imagej=True)
-    _cut(path)
-    assert reason(path) == "undecodable_pixels"
+
+
+def test_a_stack_of_one_directory(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", noise(), photometric="minisblack", metadata={"axes": "ZYX"}, volumetric=False)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:  # as ImageJ writes stacks beyond 4 GiB
+        place = file.pages[0].offset + 2 + 12 * len(file.pages[0].tags)
+        file.filehandle.seek(place)
+        file.filehandle.write(bytes(4))
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.tif").pixels, noise())
 
 
 @pytest.mark.parametrize("codes", ["LPS", "RAS", "SLA"])
