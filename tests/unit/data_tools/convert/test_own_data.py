@@ -29,7 +29,9 @@ def options(card: Path, out: Path, **more: Any) -> ConvertOptions:
     """A small conversion with a fixed secret."""
     secret = card.parent / "secret"
     secret.write_text(SECRET)
-    return ConvertOptions(card_path=card, out=out, **{"workers": 0, "salt_file": secret, "samples_per_shard": 5, **more})
+    return ConvertOptions(
+        card_path=card, out=out, **{"workers": 0, "salt_file": secret, "samples_per_shard": 5, **more}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -286,9 +288,7 @@ def test_options_of_a_card(card: Path, tmp_path: Path) -> None:
         ConvertOptions(dataset="embed", out=out).check()
 
 
-def test_a_dry_run_says_what_would_be_made(
-    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_says_what_would_be_made(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from m4oe_ds.cli import main
 
     assert main(["convert", "--card", str(card), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
