@@ -159,7 +159,7 @@ def best(seen: Sequence[Seen], kind: str) -> Seen | None:
     """
     pattern = {"sample": _ID, "group": _GROUP, "split": _SPLIT}[kind]
     named = [one for one in seen if pattern.search(one.name)]
-    return (named or (list(seen) if kind != "group" else []) or [None])[0]
+    return next(iter(named or (() if kind == "group" else seen)), None)
 
 
 def time_and_event(seen: Sequence[Seen], fields: Mapping[str, Sequence[str]]) -> tuple[Seen, Seen] | None:

@@ -257,6 +257,19 @@ def test_eight_and_sixteen_bits_in_one_modality(card: Path, tmp_path: Path) -> N
     assert found["mean"] == pytest.approx(0.5 * 0.75, rel=0.02)  # bars are a quarter
 
 
+def test_a_range_is_a_window(card: Path, tmp_path: Path) -> None:
+    path = card.parent / "window.yaml"
+    path.write_text(CARD.replace("  labels:", "  ranges: {photo: [50, 200], scan: [-1, 1]}\n  labels:"))
+    report = convert(options(path, tmp_path / "out"))
+    assert report["images_quarantined"] == {}
+    assert report["preprocessing"]["ranges"] == {"photo": [50.0, 200.0], "scan": [-1.0, 1.0]}
+    sample = members(tmp_path / "out")["eye001"]
+    for name in ("photo", "scan"):
+        pixels = decode(sample[f"{name}.b2"], "b2")
+        assert pixels.dtype == np.uint16
+        assert pixels.max() > 60000
+
+
 def test_sums_of_both_depths_are_exact() -> None:
     pixels = np.arange(256, dtype=np.uint8)
     wide = pixels.astype(np.uint16) * 257
