@@ -267,7 +267,7 @@ def test_a_range_is_a_window(card: Path, tmp_path: Path) -> None:
     for name in ("photo", "scan"):
         pixels = decode(sample[f"{name}.b2"], "b2")
         assert pixels.dtype == np.uint16
-        assert pixels.max() > 60000
+        assert pixels.max() > 40000  # averaged over what is shrunk
 
 
 def test_sums_of_both_depths_are_exact() -> None:
