@@ -47,6 +47,7 @@ setup(
     ],
     extras_require={
         "remote": ["urllib3>=2.2", "boto3>=1.34"],
+        "parquet": ["pyarrow>=15"],  # tables of one's own
         "test": [
             "urllib3>=2.2",
             "boto3>=1.34",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from m4oe_ds.data.cards import MaskFile
@@ -14,6 +15,23 @@ Images = dict[str, tuple[str, ...]]
 # Reason under which a row is counted as excluded, the statement about the archive it breaks, and whether it applies to
 # a row, given the images before it
 Exclusion = tuple[str, str | None, Callable[[Row, Set[str]], bool]]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The mask of one lesion.
+
+    Attributes:
+        of: modality that it lies over.
+        code: class of its task.
+        files: files of which one is the mask, relative to the archive's root.
+        own: drawn on the very scan that is used, not on another one of the same film.
+    """
+
+    of: str
+    code: int
+    files: tuple[str, ...]
+    own: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,7 @@ class Sample:
         subgroups: ``{attribute: group}``.
         layers: per mask task of a card its files (one for all classes, or one per class and None where that class is
             nowhere in the picture), their patterns being paths relative to the root.
+        outlines: per mask task all lesions of its film, where masks are one file per lesion.
     """
 
     patient: str
@@ -55,6 +74,7 @@ class Sample:
     tables: dict[str, dict[str, float | int | None]] = field(default_factory=dict)
     subgroups: dict[str, str] = field(default_factory=dict)
     layers: dict[str, tuple[MaskFile | None, ...]] = field(default_factory=dict)
+    outlines: dict[str, tuple[Outline, ...]] = field(default_factory=dict)
 
 
 @dataclass
@@ -146,3 +166,11 @@ def breasts(
             continue
         plan.samples.append(make(patient, side, images))
     plan.count_planned()
+
+
+def with_paths(outlines: Mapping[str, Sequence[Outline]], root: Path) -> dict[str, tuple[Outline, ...]]:
+    """The outlines with the paths of their files below the root made whole."""
+    return {
+        task: tuple(replace(one, files=tuple(str(root / path) for path in one.files)) for one in several)
+        for task, several in outlines.items()
+    }

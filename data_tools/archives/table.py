@@ -17,8 +17,8 @@ from data_tools.archives.files import Files
 from data_tools.archives.plan import ArchivePlan, Sample
 from data_tools.archives.tables import header_of, read_table
 from data_tools.archives.values import Choice, Oddities, OddValue, counted
-from m4oe_ds.data.cards import Card, MaskFile
-from m4oe_ds.data.cards.source import Source, columns_of
+from m4oe_ds.data.cards import Card, MaskFile, Source
+from m4oe_ds.data.cards.source import columns_of
 from m4oe_ds.errors import DataError
 from m4oe_ds.yaml_tree import Node, nearest, read_tree
 
@@ -218,7 +218,7 @@ class _Reader:
         source = self.source
         name = self._identifier(source.sample, row, number)
         group = self._identifier(source.group, row, number) if source.group else name
-        images = {}
+        images: dict[str, tuple[str, ...]] = {}
         for one in self.card.inputs:
             if one.kind == "table":
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def convert_exam(job: SampleJob) -> SampleResult:
     owners: dict[str, _Owner] = {}
     for spec in exam.inputs:
         if spec.name in job.images:
-            owner = _guarded(spec.name, result, lambda spec=spec: _pixels(spec, job, exam, result))
+            owner = _guarded(spec.name, result, partial(_pixels, spec, job, exam, result))
             if owner is not None:
                 owners[spec.name] = owner
         elif spec.name in exam.tables:
@@ -50,7 +51,7 @@ def convert_exam(job: SampleJob) -> SampleResult:
     for task in exam.masks:
         result.meta["labels"][task.name] = MISSING
         if task.name in exam.layers and task.of in owners:
-            mask = _guarded(task.name, result, lambda task=task: _mask(task, exam.layers[task.name], owners[task.of]))
+            mask = _guarded(task.name, result, partial(_mask, task, exam.layers[task.name], owners[task.of]))
             if mask is not None:
                 codec = codec_for(mask, job.codec)
                 result.members[f"{task.name}.{codec}"] = encode(mask, codec)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_tools.archives.plan import ArchivePlan, Sample
+from data_tools.archives.plan import ArchivePlan, Sample, with_paths
 from data_tools.convert.sample import ExamJob, SampleJob
 from data_tools.deidentify import hash16, split_of, vendor_family
 from m4oe_ds.data.cards import Card
@@ -147,6 +147,7 @@ def _sample_job(sample: Sample, split: str, root: Path, storing: Storing, secret
         masks,
         (sample.patient, sample.name or sample.exam),
         storing.converter,
+        with_paths(sample.outlines, root),
         _exam_job(sample, root, storing.card),
     )
 
@@ -188,8 +189,10 @@ def fingerprint(jobs: Sequence[ShardJob], preprocessing: Mapping[str, object]) -
     """
 
     def planned(sample: SampleJob) -> list[object]:
+        images = {name: len(paths) for name, paths in sample.images.items()}
+        masks = {task: [(one.code, len(one.files)) for one in several] for task, several in sample.outlines.items()}
         more = [] if sample.exam is None else [asdict(sample.exam) | {"layers": sorted(sample.exam.layers)}]
-        return [sample.meta, {name: len(paths) for name, paths in sample.images.items()}, *more]
+        return [sample.meta, images, *([masks] if masks else []), *more]
 
     content = [[job.name, [planned(sample) for sample in job.samples]] for job in jobs]
     return hashlib.sha256(json.dumps([content, dict(preprocessing)], sort_keys=True).encode()).hexdigest()

@@ -59,8 +59,8 @@ def print_plan(plan: ArchivePlan, jobs: Sequence[ShardJob], card: Card) -> None:
         images = sum(len(sample.images) for sample in mine)
         print(f"{split}: {len(mine)} samples of {len(groups)} {plural(card.group)}, {images} images")
         for name in mine[0].meta["labels"] if mine else ():
-            counts = label_counts(card.task(name), [sample.meta["labels"][name] for sample in mine])
-            print(f"  {name}: " + " ".join(f"{word}:{n}" for word, n in counts.items()))
+            found = label_counts(card.task(name), [sample.meta["labels"][name] for sample in mine])
+            print(f"  {name}: " + " ".join(f"{word}:{n}" for word, n in found.items()))
 
 
 def label_counts(task: TaskSpec, labels: Sequence[Any]) -> dict[str, int]:
@@ -100,7 +100,7 @@ def _image_violations(facts: Mapping[str, Counter[str]], quarantined: Mapping[st
         found["chest_wall_disagrees_with_laterality"] = total - agreed
     if quarantined.get("beyond_bits_stored"):
         found["values_beyond_bits_stored"] = quarantined["beyond_bits_stored"]
-    for name in ("slices_not_0_to_255", "mask_size_differs"):
+    for name in ("slices_not_0_to_255", "mask_size_differs", "no_mask", "several_masks", "mask_empty"):
         if quarantined.get(name):
             found[name] = quarantined[name]
     if snapped := facts.get("mask", Counter()).get("grey values snapped", 0):

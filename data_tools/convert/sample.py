@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.archives.plan import Outline
 from m4oe_ds.data.cards import MaskFile
 from m4oe_ds.data.codecs import encode
 from m4oe_ds.data.schema import ModalitySpec, TaskSpec
@@ -49,7 +50,8 @@ class SampleJob:
         choose: see :class:`data_tools.archives.plan.Sample`.
         masks: file per segmentation task.
         source: patient and exam, for the private mapping alone.
-        converter: what converts its images: ``mammogram``, ``eye`` or ``exam``.
+        converter: what converts its images: ``mammogram``, ``film``, ``eye`` or ``exam``.
+        outlines: see :class:`data_tools.archives.plan.Sample`.
         exam: of a sample of a card's table what it needs besides.
     """
 
@@ -62,6 +64,7 @@ class SampleJob:
     masks: dict[str, str] = field(default_factory=dict)
     source: tuple[str, str] = ("", "")
     converter: str = "mammogram"
+    outlines: dict[str, tuple[Outline, ...]] = field(default_factory=dict)
     exam: ExamJob | None = None
 
 
