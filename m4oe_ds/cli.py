@@ -182,13 +182,14 @@ def _question(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from m4oe_ds.data.cards import find_card
     from m4oe_ds.errors import ConfigError
     from m4oe_ds.models.fit import Question
+    from m4oe_ds.models.registry import settings_of
 
     if options.card and options.config:
         raise ConfigError("--card and --config exclude each other", fix="give one of them")
     if options.config:
         config = config_loader.load(options.config)
         question = Question.of(find_card(config.data.dataset), config.data.modalities, config.data.tasks)
-        return question, {config.model.name: config.model.options}
+        return question, {config.model.name: settings_of(config)}
     return (Question.of(find_card(options.card)), {}) if options.card else (None, {})
 
 

@@ -60,6 +60,7 @@ class Question:
         )
 
 
+# the second argument: options of the model and its regime; the answer: why not, in words that follow the system's name
 Rule = Callable[[Problem, Mapping[str, Any]], str]
 
 
@@ -68,6 +69,19 @@ def _flat(problem: Problem, _: Mapping[str, Any]) -> str:
         if not one.flat:
             what = "a table" if one.kind == "table" else "a volume in 3-D"
             return f"its encoder reads images only, and {one.name} is {what}"
+    return ""
+
+
+def _flat_if_native(problem: Problem, settings: Mapping[str, Any]) -> str:
+    reason = _flat(problem, settings) if settings.get("regime") == "native" else ""
+    return reason and f"in the regime native {reason}"
+
+
+def _flat_masks(problem: Problem, _: Mapping[str, Any]) -> str:
+    by_name = {one.name: one for one in problem.inputs}
+    for task in problem.tasks:
+        if task.dense and not (by_name.get(task.of) or problem.inputs[0]).flat:
+            return f"it draws masks over images only, and {task.name} lies over {task.of}"
     return ""
 
 
@@ -103,8 +117,8 @@ def _said(one: ModalitySpec) -> str:
     return f"view {one.view or 'none'} and type {one.type or 'none'}"
 
 
-def _pairs(problem: Problem, options: Mapping[str, Any]) -> str:
-    if options.get("pairs") == "cross_type":
+def _pairs(problem: Problem, settings: Mapping[str, Any]) -> str:
+    if settings.get("pairs") == "cross_type":
         for one in problem.inputs:
             if not partner_of(one.name, problem.inputs):
                 return f"cross_type needs every view in both types, and {one.name} has no partner of the same view"
@@ -136,6 +150,8 @@ def partner_of(modality: str, inputs: tuple[ModalitySpec, ...]) -> str:
 
 RULES: dict[str, Rule] = {  # without which a system cannot be built
     "images": _flat,
+    "images_if_native": _flat_if_native,
+    "flat_masks": _flat_masks,
     "classes_or_masks": _coded,
     "no_masks": _no_masks,
     "graded": _graded,

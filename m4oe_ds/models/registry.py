@@ -32,6 +32,7 @@ class Entry:
         sense: names of the rules (:data:`m4oe_ds.models.fit.SENSE`) without which it is left out of comparisons.
         contralateral: it reads the other side of the exam (``data.contralateral``).
         own_experts: whether the model has mixture layers even without an attached MToE.
+        class_weights: whether its loss of classes takes class weights.
     """
 
     builder: str
@@ -42,9 +43,10 @@ class Entry:
     sense: tuple[str, ...] = ()
     contralateral: bool = False
     own_experts: bool = False
+    class_weights: bool = True
 
 
-IMAGES = ("images", "classes_or_masks")  # what the encoders and heads of all compared systems take
+IMAGES = ("images", "flat_masks")  # what the encoders and decoders of the compared systems take
 
 
 MODELS: dict[str, Entry] = {
@@ -67,8 +69,9 @@ MODELS: dict[str, Entry] = {
         "EyeMoSt+: Confidence-aware multi-modality learning for eye disease screening (Medical Image Analysis 2024)",
         "re-implemented",
         "m4oe_ds.losses.evidential:EvidentialLoss",
-        IMAGES,
+        (*IMAGES, "classes_or_masks"),
         ("unlike",),
+        class_weights=False,
     ),
     "asymmirai": Entry(
         "m4oe_ds.models.baselines.asymmirai:build",
@@ -83,8 +86,9 @@ MODELS: dict[str, Entry] = {
         "GAMMA challenge: glaucoma grading from multi-modality images (Medical Image Analysis 2023), a finalist",
         "reconstructed",
         "m4oe_ds.losses.ordinal:OrdinalLoss",
-        (*IMAGES, "graded"),
+        (*IMAGES, "classes_or_masks", "graded"),
         ("masked_grades",),
+        class_weights=False,
     ),
     "aide": Entry(
         "m4oe_ds.models.baselines.aide:build",
@@ -97,7 +101,7 @@ MODELS: dict[str, Entry] = {
         "m4oe_ds.models.baselines.soft_moe:build",
         "From sparse to soft mixtures of experts (ICLR 2024), on the tokens of all modalities",
         "re-implemented",
-        needs=IMAGES,
+        needs=("images_if_native", "flat_masks"),
         own_experts=True,
     ),
     "mmodn": Entry(
@@ -155,13 +159,13 @@ def _entry(name: str) -> Entry:
     return entry
 
 
-def unfit(name: str, problem: Problem, options: Mapping[str, Any] | None = None, compared: bool = False) -> str:
+def unfit(name: str, problem: Problem, settings: Mapping[str, Any] | None = None, compared: bool = False) -> str:
     """Why a system cannot be built for a problem, in words that follow its name; empty if it can.
 
     Args:
         name: registered name.
         problem: modalities and tasks, e.g. ``Question.of(card)`` or a specification.
-        options: ``model.options``.
+        settings: ``model.options``, and ``regime``.
         compared: also why it would make no sense in a comparison.
 
     Raises:
@@ -169,7 +173,12 @@ def unfit(name: str, problem: Problem, options: Mapping[str, Any] | None = None,
     """
     entry = _entry(name)
     rules = [*(RULES[need] for need in entry.needs), *(SENSE[sense] for sense in entry.sense if compared)]
-    return next((reason for rule in rules if (reason := rule(problem, options or {}))), "")
+    return next((reason for rule in rules if (reason := rule(problem, settings or {}))), "")
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What :func:`unfit` asks of a configuration's model."""
+    return {**config.model.options, "regime": config.model.regime}
 
 
 def spec_for(config: Config) -> ModelSpec:
@@ -209,7 +218,7 @@ def build(config: Config, experts_factory: ExpertsFactory | None = None) -> Mult
     if config.model.missing_modality == "bank" and config.model.name != "m4oe":
         raise ConfigError(f"{config.model.name} has no bank", "model.missing_modality", "set it to mask, or use m4oe")
     spec = spec_for(config)
-    if reason := unfit(config.model.name, spec, config.model.options):
+    if reason := unfit(config.model.name, spec, settings_of(config)):
         fix = "`m4oe models --card CARD` lists the systems that fit, and `data.modalities` and `data.tasks` choose"
         raise ConfigError(f"{config.model.name} does not fit {config.data.dataset}: {reason}", "model.name", fix)
     module, _, function = entry.builder.partition(":")

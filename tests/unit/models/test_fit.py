@@ -30,18 +30,28 @@ def fitting(question: Question, compared: bool = False) -> set[str]:
     return {name for name in available() if not unfit(name, question, compared=compared)}
 
 
-def test_ours_takes_everything_and_the_others_images_with_classes_or_masks() -> None:
+EVERYBODY = set(available()) - {"mirai", "asymmirai"}
+
+
+def test_the_compared_systems_read_images_and_ours_and_soft_moe_everything() -> None:
     table = ModalitySpec("clinic", "table", columns=(Column("age", "number"),))
-    for odd in (
-        replace(PLAIN, inputs=(PICTURE, table)),
-        replace(PLAIN, inputs=(ModalitySpec("scan", "volume"),)),
-        replace(PLAIN, tasks=(GRADE, TaskSpec("pressure", "number", 1))),
-        replace(PLAIN, tasks=(TaskSpec("death", "survival", 2, horizons=(1.0, 2.0)),)),
-    ):
-        assert fitting(odd) == {"m4oe"}
-    everybody = set(available()) - {"mirai", "asymmirai"}
-    assert fitting(PLAIN) == everybody
-    assert fitting(replace(PLAIN, inputs=(ModalitySpec("scan", "volume", slices=8),))) == everybody
+    scan = ModalitySpec("scan", "volume")
+    for odd in (table, scan):
+        question = replace(PLAIN, inputs=(PICTURE, odd))
+        assert fitting(question) == {"m4oe", "soft_moe"}
+        assert "images only" in unfit("soft_moe", question, {"regime": "native"})
+    assert "lesion lies over scan" in unfit(
+        "soft_moe", replace(PLAIN, inputs=(scan,), tasks=(replace(MASK, of="scan"),))
+    )
+    assert fitting(PLAIN) == EVERYBODY
+    assert fitting(replace(PLAIN, inputs=(ModalitySpec("scan", "volume", slices=8),))) == EVERYBODY
+
+
+def test_numbers_and_survival_are_not_for_heads_of_evidence_or_grades() -> None:
+    for task in (TaskSpec("pressure", "number", 1), TaskSpec("death", "survival", 2, horizons=(1.0, 2.0))):
+        question = replace(PLAIN, tasks=(GRADE, task))
+        assert fitting(question) == EVERYBODY - {"eyemost", "eyestar"}
+        assert f"{task.name} is of kind {task.kind}" in unfit("eyemost", question)
 
 
 def test_each_system_has_its_own_needs() -> None:
@@ -86,7 +96,8 @@ def test_the_command_says_which_fit_and_why_not(tmp_path: Path, capsys: pytest.C
     assert main(["models", "--card", str(path)]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines.pop("m4oe") == "fits"
-    assert set(lines) == set(available()) - {"m4oe"}
+    assert lines.pop("soft_moe") == "fits"
+    assert set(lines) == set(available()) - {"m4oe", "soft_moe"}
     assert all(text.startswith("no: ") for text in lines.values())
     assert "scan is a volume in 3-D" in lines["aide"]
     config = tmp_path / "c.yaml"
