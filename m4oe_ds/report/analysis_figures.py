@@ -31,7 +31,7 @@ ANALYSES = (
     ("fig7_ablation", "Ablation (Fig. 7)",
      "Results over the number of experts and the weight of the mutual information."),
     ("own_heatmaps", "Where the two sides differ (AsymMirai)",
-     "The samples with the largest differences: heat-map over the view, and the window that the risk is read from."),
+     "The samples with the largest differences: heat-map over the image, and the window that the answer is read from."),
     ("interpretability", "How far contributions can be trusted",
      "Agreement of routing contributions, and of saliency and attention rollout, with the planted truth of the "
      "synthetic data and with what happens when a modality is taken away."),
