@@ -55,8 +55,8 @@ def write_report(
         folder = target.parent
         raise DataError(f"no predictions of {split}", str(folder), f"run `m4oe evaluate {folder} --split {split}`")
     tuned = _load(validation) if split != "val" else None
-    folder = Path(root) / split if root and "://" not in root else None
-    attributes = attributes_of(found, card, _noted(folder) if folder else {})
+    noted = _noted(Path(root) / split) if root and "://" not in root else {}
+    attributes = attributes_of(found, card, noted)
     report = clinical_report(found, tasks, tuned, train, attributes, resamples)
     report |= {"split": split, "thresholds_from": "val" if tuned is not None else None}
     temporary = target.with_name(f".{target.name}")
@@ -85,12 +85,13 @@ def attributes_of(
     """
     keys = predictions["keys"].tolist()
     found: dict[str, np.ndarray] = {}
-    if card is not None and card.sides:
-        found["side"] = np.array([key.rsplit("-", 1)[-1] for key in keys], dtype=object)
-    for name in card.strata if card is not None else ():
-        if f"label_{name}" in predictions:
-            names = (*card.task(name).class_names, "")  # the last one is that of the code -1
-            found[name] = np.array([names[code] for code in predictions[f"label_{name}"]], dtype=object)
+    if card is not None:
+        if card.sides:
+            found["side"] = np.array([key.rsplit("-", 1)[-1] for key in keys], dtype=object)
+        for name in card.strata:
+            if f"label_{name}" in predictions:
+                names = (*card.task(name).class_names, "")  # the last one is that of the code -1
+                found[name] = np.array([names[code] for code in predictions[f"label_{name}"]], dtype=object)
     for attribute in dict.fromkeys(name for values in noted.values() for name in values):
         values = [noted.get(key, {}).get(attribute, "") for key in keys]
         found.setdefault(attribute, np.array(values, dtype=object))
