@@ -189,14 +189,7 @@ def enumerate_cells(
     Raises:
         ConfigError: an unknown name, a method that a sweep cannot change, or nothing left.
     """
-    for kind, names, known in (
-        ("method", methods, tuple(METHODS)),
-        ("setting", settings, SETTINGS),
-        ("regime", (regime,), REGIMES),
-    ):
-        for name in names:
-            if name not in known:
-                raise ConfigError(f"unknown {kind} {name!r}", fix=f"known: {', '.join(known)}")
+    _check_known(methods, settings, regime)
     points = [point for text in sweeps for point in parse_sweep(text)]
     cells = []
     for subject in subjects_of(datasets):
@@ -232,6 +225,17 @@ def enumerate_cells(
         why = "; ".join(left_out(datasets, methods, regime)) or "these methods have no run in these settings"
         raise ConfigError(f"no cell: {why}", fix="see --list")
     return cells
+
+
+def _check_known(methods: Sequence[str], settings: Sequence[str], regime: str) -> None:
+    for kind, names, known in (
+        ("method", methods, tuple(METHODS)),
+        ("setting", settings, SETTINGS),
+        ("regime", (regime,), REGIMES),
+    ):
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"unknown {kind} {name!r}", fix=f"known: {', '.join(known)}")
 
 
 def _check_swept(key: str, sweeps: Sequence[str]) -> None:

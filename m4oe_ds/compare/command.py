@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of every cell; repeatable")
     add("--ds_config", default="", metavar="JSON", help="DeepSpeed JSON (default: zero2.json; paper: bf16.json)")
-    add("--output", default="", metavar="DIR", help="folder of the comparison (default: runs/compare-<preset>)")
+    add("--output", default="", metavar="DIR", help="folder of the comparison (default: runs/compare-<preset or card>)")
     add("--workers", type=int, default=0, help="cells at a time (default: one per core of a CPU machine, else 1)")
     add("--ranks", type=int, default=1, help="processes per cell, under the deepspeed launcher (default: 1)")
     add("--timeout", type=float, default=24.0, metavar="H", help="longest time for one cell in hours (default: 24)")
@@ -72,43 +72,17 @@ def main(options: argparse.Namespace) -> int:
         UserError: options contradict each other, or a folder holds other settings.
     """
     import os
-    from pathlib import Path
 
-    from m4oe_ds.compare import cells as grid
     from m4oe_ds.compare import run
-    from m4oe_ds.compare.published import Preset, presets
     from m4oe_ds.errors import ConfigError
-    from m4oe_ds.option_lists import comma_list
 
     if options.explain and options.sweep:
         raise ConfigError("explanations of a sweep are not scored", "--explain", "leave out --sweep")
     subject = _own(options)
-    options.preset = "own" if subject else options.preset or "smoke"
     if options.list:
         _list(subject)
         return 0
-    preset = Preset((), ("all",), (0,)) if subject else presets()[options.preset]
-    named = comma_list(options.methods, "--methods", str) or (["ours"] if options.sweep else preset.methods)
-    methods = [name for text in named for name in _methods(text)]
-    datasets = [subject] if subject else comma_list(options.datasets, "--datasets", str) or preset.datasets
-    cells = grid.enumerate_cells(
-        datasets,
-        methods,
-        comma_list(options.seeds, "--seeds", int) if options.seeds else preset.seeds,
-        comma_list(options.settings, "--settings", str) or preset.settings,
-        options.regime,
-        options.set,
-        options.sweep,
-    )
-    plan = run.CellPlan(
-        Path(options.output or f"runs/compare-{options.preset}").absolute(),
-        options.preset,
-        _ds_config(options),
-        options.ranks,
-        3600 * options.timeout,
-        str(Path(options.config).absolute()) if subject else "",
-    )
-    refused = grid.left_out(datasets, methods, options.regime)
+    cells, plan, refused = _planned(options, subject)
     if options.dry_run:
         for number, cell in enumerate(cells):
             print(f"{number:4} {run.state(cell, plan):8} {cell.name}")
@@ -129,6 +103,45 @@ def main(options: argparse.Namespace) -> int:
             return 75
     status = _tables(cells, plan, options)
     return max(status, _explanations(cells, plan, options)) if options.explain else status
+
+
+def _planned(options: argparse.Namespace, subject: Subject | None) -> tuple[list[Cell], CellPlan, list[str]]:
+    """The cells, how they are run, and a line for every system that makes no sense.
+
+    Args:
+        options: the command's.
+        subject: the data set of one's own configuration; None = those of a preset.
+    """
+    from pathlib import Path
+
+    from m4oe_ds.compare import cells as grid
+    from m4oe_ds.compare.published import Preset, presets
+    from m4oe_ds.compare.run import CellPlan
+    from m4oe_ds.option_lists import comma_list
+
+    name = "own" if subject else options.preset or "smoke"
+    preset = Preset((), ("all",), (0,)) if subject else presets()[name]
+    named = comma_list(options.methods, "--methods", str) or (["ours"] if options.sweep else preset.methods)
+    methods = [method for text in named for method in _methods(text)]
+    datasets = [subject] if subject else comma_list(options.datasets, "--datasets", str) or preset.datasets
+    cells = grid.enumerate_cells(
+        datasets,
+        methods,
+        comma_list(options.seeds, "--seeds", int) if options.seeds else preset.seeds,
+        comma_list(options.settings, "--settings", str) or preset.settings,
+        options.regime,
+        options.set,
+        options.sweep,
+    )
+    plan = CellPlan(
+        Path(options.output or f"runs/compare-{subject.name if subject else name}").absolute(),
+        name,
+        _ds_config(options),
+        options.ranks,
+        3600 * options.timeout,
+        str(Path(options.config).absolute()) if subject else "",
+    )
+    return cells, plan, grid.left_out(datasets, methods, options.regime)
 
 
 def _own(options: argparse.Namespace) -> Subject | None:
@@ -288,7 +301,7 @@ def _tables(cells: Sequence[Cell], plan: CellPlan, options: argparse.Namespace) 
     ending = "_native" if options.regime == "native" else ""
     if figures:
         facts = {
-            "preset": options.preset,
+            "preset": plan.preset,
             "seeds": sorted({cell.seed for cell in cells}),
             "regime": options.regime,
             "synthetic": _synthetic(cells, plan),

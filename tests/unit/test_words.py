@@ -48,6 +48,7 @@ ALLOWED: dict[str, dict[str, str]] = {  # file: word: why
     "data_tools/convert/images.py": {"eye": "the treatment that a reader's images get"},
     "data_tools/convert/sample.py": {"mammogram": "the treatment that a reader's images get"},
     "data_tools/convert/report.py": {"breast": "warnings about the treatment that a reader's images get"},
+    "data_tools/pixels/picture.py": {"breast": "switches off the check of grayscale.py for one's own images"},
     "data_tools/pixels/grayscale.py": {"breast": "why a film is put aside; only the readers' images come here"},
     "data_tools/convert/options.py": dict.fromkeys(("birads", "breasts", "embed", "rsna", "gamma"), OPTIONS),
 }
