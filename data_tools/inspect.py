@@ -129,7 +129,8 @@ def check(folder: Path, manifests: dict[str, Manifest], checksums: bool = True) 
             if not any(shard.name in line for line in damaged):
                 problems += _contents(path, shard)
             if fallen := _labels_fall(shard, manifest.tasks):
-                problems.append(f"{path}: risk falls with the horizon in {fallen} samples; convert the archive again")
+                what = f"answers about an event fall with the horizon in {fallen} samples"
+                problems.append(f"{path}: {what}; convert the archive again")
         for group in {group for shard in manifest.shards for group in shard.groups}:
             other = where.setdefault(group, split)
             if other != split:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from m4oe_ds.errors import UserError
 
@@ -104,7 +105,9 @@ def _add_export_models_config(commands: argparse._SubParsersAction[argparse.Argu
     )
     export.set_defaults(work=_export)
 
-    models = commands.add_parser("models", help="list the registered models")
+    models = commands.add_parser("models", help="list the registered models, and which of them fit a data set")
+    models.add_argument("--card", default="", metavar="CARD", help="a card (shipped name or path): which fit, why not")
+    models.add_argument("--config", default="", metavar="YAML", help="a configuration: which fit its data, why not")
     models.set_defaults(work=_models)
 
     config = commands.add_parser("config", help="check a configuration and print it with all defaults")
@@ -185,11 +188,34 @@ def _export(options: argparse.Namespace) -> None:
         print(f"{checkpoint.name} -> {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def _models(_: argparse.Namespace) -> None:
-    from m4oe_ds.models.registry import MODELS
+def _models(options: argparse.Namespace) -> None:
+    from m4oe_ds.models.registry import MODELS, unfit
 
+    question, given = _question(options)
     for name, entry in sorted(MODELS.items()):
-        print(f"{name:12} {entry.fidelity:16} {entry.paper}")
+        if question is None:
+            print(f"{name:12} {entry.fidelity:16} {entry.paper}")
+            continue
+        reason = unfit(name, question, given.get(name))
+        sense = "" if reason else unfit(name, question, given.get(name), compared=True)
+        print(f"{name:12} " + (f"no: {reason}" if reason else f"fits, not compared: {sense}" if sense else "fits"))
+
+
+def _question(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """Modalities and tasks that are asked about, None without any; options of the configuration's own model."""
+    from m4oe_ds import config_loader
+    from m4oe_ds.data.cards import find_card
+    from m4oe_ds.errors import ConfigError
+    from m4oe_ds.models.fit import Question
+    from m4oe_ds.models.registry import settings_of
+
+    if options.card and options.config:
+        raise ConfigError("--card and --config exclude each other", fix="give one of them")
+    if options.config:
+        config = config_loader.load(options.config)
+        question = Question.of(find_card(config.data.dataset), config.data.modalities, config.data.tasks)
+        return question, {config.model.name: settings_of(config)}
+    return (Question.of(find_card(options.card)), {}) if options.card else (None, {})
 
 
 def _config(options: argparse.Namespace) -> None:

@@ -113,9 +113,9 @@ class AugmentConfig:
     noise: float = option(0.01, "Standard deviation of Gaussian noise, in units of the full grey scale.", at_least=0)
     vertical_flip: bool = option(False, "Mirror top to bottom with probability one half.")
     horizontal_flip: bool = option(
-        False, "Mirror left to right with probability one half; not for mammograms, whose chest wall is at the left."
+        False, "Mirror left to right with probability one half; not where the converter turned all to one side."
     )
-    colour: float = option(0.0, "Largest relative change of each colour channel (fundus).", at_least=0, at_most=1)
+    colour: float = option(0.0, "Largest relative change of each colour channel.", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class PhantomConfig:
     patients: int = option(0, "Synthetic patients to generate when `data.root` does not exist; 0 = never.", at_least=0)
     seed: int = option(0, "Seed of the synthetic archive.", at_least=0)
     risk_prevalence: float = option(
-        0.35, "Share of the synthetic women with cancer within five years.", at_least=0, at_most=1
+        0.35, "Share of the synthetic people who meet the event of the tasks with a horizon.", at_least=0, at_most=1
     )
     image_size: tuple[int, ...] = option((128, 104), "Rows and columns of the images stored in the shards.", at_least=8)
 
@@ -133,7 +133,9 @@ class SamplingConfig:
     kind: Literal["uniform", "balanced"] = option(
         "uniform", "`uniform`: every sample once per epoch; `balanced`: rare classes more often, common ones less."
     )
-    tasks: tuple[str, ...] = option((), "`balanced`: tasks whose classes count; all risk horizons = risk-aware.")
+    tasks: tuple[str, ...] = option(
+        (), "`balanced`: tasks whose classes count; with all horizons of an event its time."
+    )
     strength: float = option(0.5, "`balanced`: 0 = as they come, 1 = all classes equally often.", at_least=0, at_most=1)
     max_ratio: float = option(
         20.0, "`balanced`: no sample comes more than this many times as often as another.", at_least=1
@@ -320,7 +322,7 @@ class EvaluationConfig:
     resamples: int = option(1000, "Patient-clustered bootstrap resamples for the intervals.", at_least=0)
     micro_batch: int = option(0, "Samples per forward and rank; 0 = as in training.", at_least=0)
     num_examples: int = option(
-        6, "Samples shown with their views and modality contributions in the report.", at_least=0
+        6, "Samples shown with their modalities and modality contributions in the report.", at_least=0
     )
 
 

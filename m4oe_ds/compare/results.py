@@ -20,6 +20,13 @@ from m4oe_ds.evaluation.metrics import statistic_named
 from m4oe_ds.evaluation.paired import PairedDifference, paired_difference, paired_mean_difference
 from m4oe_ds.runs.folder import RunFolder
 
+METRICS = {  # of a kind of task in metrics.json: what the tables show of it, the first one first
+    "classification": ("accuracy", "auroc"),
+    "segmentation": ("dice",),
+    "number": ("mae",),
+    "survival": ("uno_c",),
+}
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -31,18 +38,20 @@ class Figure:
         method: method of the cells.
         task: task of the cells.
         sweep: sweep of the cells.
-        metric: ``accuracy`` or ``dice`` (the paper's), ``auroc``.
+        metric: ``accuracy`` or ``dice`` (the paper's), ``auroc``, ``mae`` of a number, ``uno_c`` of a survival.
         seeds: seeds that were run.
         values: one per seed.
         mean: over the seeds.
         spread: standard deviation over the seeds (n - 1); None with one.
-        majority: accuracy of always answering the most frequent class; None for Dice and AUROC.
+        majority: accuracy of always answering the most frequent class, error of always answering the median, 0.5 for
+            a concordance; None for Dice and AUROC.
         n: number of test samples.
         difference: this minus M4oE ("Ours") in the same setting: the mean over the seeds that both have; None for
-            M4oE itself, or where it is missing or undefined.
+            M4oE itself, for a concordance, or where it is missing or undefined.
         low: lower bound of the difference, patients resampled together for both and for all seeds; None as there.
         high: upper bound of the difference; None as there.
         p: p of the difference, from the same resamples; None as there.
+        unit: of a number.
     """
 
     dataset: str
@@ -61,11 +70,14 @@ class Figure:
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    unit: str = ""
 
 
 @dataclass(frozen=True)
 class _Samples:
-    """Test samples of one cell and task: correct or not, or Dice; labels and probabilities of a classification."""
+    """Test samples of one cell and task: correct or not, Dice, or the error of a number; labels and probabilities of a
+    classification.
+    """
 
     keys: np.ndarray
     groups: np.ndarray
@@ -97,9 +109,9 @@ def collect(cells: Sequence[Cell], folder: Path, resamples: int = 2000) -> tuple
         ours = None if method == "ours" and not sweep else groups.get((dataset, setting, "ours", task, ""))
         entries.sort(key=lambda entry: entry[0].seed)
         seeds = tuple(cell.seed for cell, _, _ in entries)
-        dense = entries[0][1]["kind"] == "segmentation"
-        for metric in ("dice",) if dense else ("accuracy", "auroc"):
-            values = tuple(_value(found["metrics"][metric]["value"]) for _, found, _ in entries)
+        first = entries[0][1]
+        for metric in METRICS[first["kind"]]:
+            values = tuple(_value(found["metrics"].get(metric, {}).get("value")) for _, found, _ in entries)
             known = [value for value in values if math.isfinite(value)]
             figures.append(
                 Figure(
@@ -113,12 +125,20 @@ def collect(cells: Sequence[Cell], folder: Path, resamples: int = 2000) -> tuple
                     tuple(value if math.isfinite(value) else math.nan for value in values),
                     statistics.mean(known) if known else None,
                     statistics.stdev(known) if len(known) > 1 else None,
-                    entries[0][1]["prior"] if metric == "accuracy" else None,
-                    entries[0][1]["n"],
-                    **(_paired(entries, ours, resamples, metric) if ours else {}),
+                    _trivial(first, metric),
+                    first["n"],
+                    **(_paired(entries, ours, resamples, metric) if ours and metric != "uno_c" else {}),
+                    unit=first.get("unit", ""),
                 )
             )
     return figures, missing
+
+
+def _trivial(entry: Mapping[str, Any], metric: str) -> float | None:
+    """The metric of an answer that looks at nothing."""
+    if metric == "accuracy":
+        return entry["prior"]
+    return entry.get("baseline", {}).get(metric)
 
 
 def _value(value: float | None) -> float:
@@ -129,8 +149,14 @@ def _samples(arrays: Any, task: str) -> _Samples:
     """Values are NaN without a label."""
     keys, groups = arrays["keys"], arrays["groups"]
     if f"dice_{task}" in arrays:
-        return _Samples(keys, groups, arrays[f"dice_{task}"].astype(float))
-    labels, probability = arrays[f"label_{task}"], arrays[f"prob_{task}"]
+        dice = arrays[f"dice_{task}"].astype(float)
+        return _Samples(keys, groups, dice.reshape(len(dice), -1).mean(1))  # of several classes their mean
+    labels = arrays[f"label_{task}"]
+    if f"value_{task}" in arrays:
+        return _Samples(keys, groups, np.abs(arrays[f"value_{task}"].astype(float) - labels))
+    if f"prob_{task}" not in arrays:
+        return _Samples(keys, groups, np.full(len(keys), math.nan))  # time to an event: no value of one sample
+    probability = arrays[f"prob_{task}"]
     value = np.where(labels == MISSING, math.nan, probability.argmax(1) == labels)
     return _Samples(keys, groups, value, labels, probability)
 

@@ -77,7 +77,7 @@ def lines(summary: dict[str, Any]) -> list[str]:
     if summary["samples_without_prediction"]:
         out.append(f"samples without a prediction: {len(summary['samples_without_prediction'])}")
     if summary["exams_without_prediction"]:
-        out.append(f"exams without a usable view: {len(summary['exams_without_prediction'])} (in predictions.json)")
+        out.append(f"exams without a usable image: {len(summary['exams_without_prediction'])} (in predictions.json)")
     return out
 
 
@@ -90,6 +90,6 @@ def last_line(summary: dict[str, Any], out: Path) -> str:
     partial = sum(bool(sample["missing"]) for sample in samples)
     exams = len({sample["exam"] for sample in samples})
     return (
-        f"predicted {len(samples)} samples of {exams} exams{note}, {partial} with missing views: "
+        f"predicted {len(samples)} samples of {exams} exams{note}, {partial} with missing modalities: "
         f"{out / 'predictions.csv'}, {out / 'predictions.json'}; private: {next_to(out, 'mapping.csv')}"
     )

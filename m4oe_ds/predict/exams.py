@@ -149,7 +149,7 @@ def _choose(found: Found, rule: str, modalities: Sequence[str]) -> None:
             continue
         instances.add((*view, header.instance))
         takes[view].append(file)
-    breasts: dict[tuple[str, str, str], dict[str, tuple[str, ...]]] = defaultdict(dict)
+    samples: dict[tuple[str, str, str], dict[str, tuple[str, ...]]] = defaultdict(dict)
     for view, several in sorted(takes.items()):
         if rule == "first":
             several.sort(key=lambda file: take_order(file.header.row or {}), reverse=True)
@@ -159,8 +159,8 @@ def _choose(found: Found, rule: str, modalities: Sequence[str]) -> None:
         else:
             several.sort(key=_number_order)
         found.candidates[view] = several
-        breasts[view[:3]][view[3]] = tuple(file.name for file in several)
-    for (patient, exam, side), images in breasts.items():
+        samples[view[:3]][view[3]] = tuple(file.name for file in several)
+    for (patient, exam, side), images in samples.items():
         ordered = {name: images[name] for name in modalities if name in images}
         found.plan.samples.append(Sample(patient, exam, side, {}, ordered, choose=rule))
 

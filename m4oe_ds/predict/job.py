@@ -59,7 +59,7 @@ def check(job: PredictionJob) -> None:
         raise ConfigError(
             f"reads {' and '.join(card.modalities)}, which are not told apart by DICOM headers",
             str(job.run),
-            "m4oe predict --dicom is for mammograms; use `m4oe evaluate` on converted shards",
+            "--dicom needs a `type` and `view` per modality in the card; use `m4oe evaluate` on converted shards",
         )
     if not sources.is_remote(root) and not (Path(root) / "train" / "manifest.json").is_file():
         raise DataError(

@@ -70,7 +70,7 @@ class _Prepared:
 
 
 def predict(job: PredictionJob) -> dict[str, Any]:
-    """Predicts every breast below ``job.dicom`` and writes the files of ``job.out``.
+    """Predicts every sample below ``job.dicom`` and writes the files of ``job.out``.
 
     Returns:
         The content of ``predictions.json``.
@@ -163,9 +163,9 @@ def nothing_usable(reasons: Counter[str], files: int, dicom: Path) -> DataError:
     """The error of a folder without anything to predict."""
     why = counted(dict(reasons), REASONS_SHOWN) or "it is empty"
     return DataError(
-        f"no usable mammogram among {files} files ({why})",
+        f"no usable image among {files} files ({why})",
         str(dicom),
-        "give CC and MLO views for presentation, with laterality and view in their headers",
+        "give images for presentation, with laterality and view in their headers, of the modalities of the run",
     )
 
 

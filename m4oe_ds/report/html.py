@@ -53,6 +53,7 @@ def _content(folder: Path) -> dict[str, Any]:
     missing: list[str] = []
     files = RunFolder(folder)
     data_card = card_of(files)
+    groups = f"{data_card.group}s" if data_card else "patients"
     environment = _json(files.environment, missing)
     metrics = _json(files.metrics, missing)
     records = _records(files.log, missing)
@@ -72,7 +73,7 @@ def _content(folder: Path) -> dict[str, Any]:
     sections_of_samples = patients(examples, arrays, maps, data_card)
     inside = {key for key in examples.get("keys", np.zeros(0)).tolist() if sections_of_samples}
     return {
-        "clinical": clinical_tables.from_report(clinical) if clinical else [],
+        "clinical": clinical_tables.from_report(clinical, groups) if clinical else [],
         "clinical_split": clinical.get("split", ""),
         "analysis": analysis_figures.embedded(folder) if analysis else [],
         "missing_modalities": missing_tables.from_analysis(analysis.get("missing", {})),
@@ -87,6 +88,7 @@ def _content(folder: Path) -> dict[str, Any]:
         "splits": {name: _table(entry) for name, entry in splits.items()},
         "violations": {name: entry.get("risk_monotonicity_violations") for name, entry in splits.items()},
         "shown": shown,
+        "groups": groups,
         "figures": pictures.run_pictures(folder, records, splits.get(shown), arrays, clinical, gallery),
         "patients": sections_of_samples,
         "card": card(environment, metrics, records, config, ds_config, analysis, data_card),

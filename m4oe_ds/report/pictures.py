@@ -156,6 +156,6 @@ def dispatch_maps(folder: Path, gallery: Mapping[str, np.ndarray]) -> dict[str, 
         figure = gallery_figures.dispatch_maps(gallery, row)
         png = figures.save(figure, RunFolder(folder).figures, name, tables.dispatch_map(gallery, row))
         found[key] = picture(
-            png, f"Dispatch weight over the views, one row per task. Largest: {tables.brightest(gallery, row)}"
+            png, f"Dispatch weight over the modalities, one row per task. Largest: {tables.brightest(gallery, row)}"
         )
     return found

@@ -267,7 +267,7 @@ def test_nothing_usable_is_one_line_and_leaves_nothing(
     dicom = tmp_path / "dicom"
     dicom.mkdir()
     assert predict(plain, dicom, tmp_path / "out") == 4
-    assert "no usable mammogram among 0 files (it is empty)" in error(capsys)
+    assert "no usable image among 0 files (it is empty)" in error(capsys)
     data = sorted(embed.rglob("*.dcm"))[0].read_bytes()
     (dicom / "half.dcm").write_bytes(data[: len(data) // 2])  # found only when its pixels are read
     (dicom / "a.txt").touch()

@@ -79,6 +79,7 @@ def parse_card(tree: Node, name: str) -> Card:
         sides=sides,
         notice=top.text("notice"),
         headline=top.texts("headline"),
+        strata=top.texts("strata"),
         source=source,
         content=plain(tree),
     )
@@ -91,12 +92,15 @@ def parse_card(tree: Node, name: str) -> Card:
 
 def _check_whole(top: Part, card: Card) -> None:
     if card.name and not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", card.name):
-        top.wrong("name", f"{card.name!r} must be lower-case letters, digits and hyphens, such as my-eyes")
+        top.wrong("name", f"{card.name!r} must be lower-case letters, digits and hyphens, such as my-scans")
     elif len(card.name) > 32:
         top.wrong("name", f"has {len(card.name)} letters; at most 32 fit into a sample's key")
     for name in card.headline:
         if name not in {task.name for task in card.tasks}:
             top.wrong("headline", f"names {name!r}, which is no task")
+    for name in card.strata:
+        if name not in {task.name for task in card.tasks if task.coded}:
+            top.wrong("strata", f"names {name!r}, which is no task of classes")
 
 
 def _check_sides(top: Part, sides: Mapping[str, str]) -> None:
