@@ -88,8 +88,8 @@ def _volumes(config: Config, where: str, found: _Findings) -> Iterator[str]:
         return  # said already
     chosen = [one for one in card.inputs if one.name in (config.data.modalities or card.modalities)]
     solid = {one.name for one in card.inputs if one.kind == "volume" and not one.flat}
-    divided = len(size) == len(patch) and min(patch) > 0 and not any(a % b for a, b in zip(size, patch, strict=True))
-    if not divided and any(one.name in solid for one in chosen):
+    uneven = len(size) == len(patch) == 3 and any(not b or a % b for a, b in zip(size, patch, strict=True))
+    if uneven and any(one.name in solid for one in chosen):
         place = found.place("model.embedder.volume_patch", "data.volume_size", otherwise=where)
         yield f"{place}: model.embedder.volume_patch={list(patch)} does not divide data.volume_size={list(size)}"
     for task in card.tasks:
