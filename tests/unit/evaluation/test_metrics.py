@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from m4oe_ds.data.schema import DATASETS, TaskSpec
+from m4oe_ds.data.cards import find_card
+from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.evaluation import metrics
 from m4oe_ds.evaluation.intervals import Bootstrap, resampled_indices
 
-DENSITY, RISK = DATASETS["embed"].task("density"), DATASETS["embed"].task("risk1")
+DENSITY, RISK = find_card("embed").task("density"), find_card("embed").task("risk1")
 
 
 def drawn(classes: int, count: int = 120, seed: int = 0, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -147,11 +148,13 @@ def test_risk_monotonicity_violations() -> None:
     arrays = {"keys": np.array(["a", "b"]), "groups": np.array(["a", "b"])}
     for k, risk in enumerate(([0.1, 0.5], [0.2, 0.4]), start=1):
         arrays[f"prob_risk{k}"] = np.stack([1 - np.array(risk), risk], 1)
-    assert metrics.evaluate_split(arrays, [], resamples=0)["risk_monotonicity_violations"] == 0.5
+        arrays[f"label_risk{k}"] = np.array([0, 1])
+    tasks = [find_card("embed").task(name) for name in ("risk2", "risk1")]
+    assert metrics.evaluate_split(arrays, tasks, resamples=0)["risk_monotonicity_violations"] == 0.5
 
 
 def test_dice() -> None:
-    cup = DATASETS["gamma"].task("cup")
+    cup = find_card("gamma").task("cup")
     arrays = {
         "keys": np.array(["a", "b", "c"]),
         "groups": np.array(["a", "b", "c"]),
