@@ -16,7 +16,7 @@ from m4oe_ds.errors import ConfigError
 from m4oe_ds.models.backbones import TokenEmbedder, create_backbone
 
 declare_torchvision_operators()
-from timm.layers import resample_patch_embed  # noqa: E402  (needs the operators declared first)
+from timm.layers import resample_patch_embed  # type: ignore[attr-defined]  # noqa: E402  (no __all__)
 from timm.models import VisionTransformer  # noqa: E402
 
 
@@ -39,8 +39,8 @@ class VolumeEmbedder(TokenEmbedder):
 
     def __init__(self, config: EmbedderConfig, channels: int, volume_size: Sequence[int], dim: int) -> None:
         super().__init__()
-        patch = tuple(config.volume_patch)
-        check_patch(patch, volume_size)
+        check_patch(config.volume_patch, volume_size)
+        patch = (config.volume_patch[0], config.volume_patch[1], config.volume_patch[2])
         self._grid = tuple(side // step for side, step in zip(volume_size, patch, strict=True))
         rows, columns = _image_patch(config, channels)
         # positions of an image whose patches lie as those of one layer do; its own patches are not used
