@@ -120,12 +120,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from m4oe_ds.evaluation.metrics import format_table
+    from m4oe_ds.evaluation.missing_modalities import format_observed
     from m4oe_ds.runs.evaluate import evaluate_run
     from m4oe_ds.runs.folder import RunFolder
 
     metrics = evaluate_run(Path(options.run), options.split, options.data)
     if metrics is not None:
         print(format_table(metrics))
+        if "by_modalities_present" in metrics:
+            print("\nby the number of modalities that samples have")
+            print(format_observed(metrics["by_modalities_present"]))
         print(f"metrics of {options.split}: {RunFolder(Path(options.run)).metrics}")
 
 

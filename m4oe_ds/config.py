@@ -158,6 +158,12 @@ class DataConfig:
         (32, 64, 64), "Depth, height and width of volumes in 3-D fed to the embedders, in voxels.", at_least=4
     )
     complete_only: bool = option(False, "Use only samples that have every modality (what the paper implies).")
+    modality_dropout: float = option(
+        0.0,
+        "Training: each modality of a sample counts as absent with this probability; one always stays.",
+        at_least=0,
+        below=1,
+    )
     last_batch: Literal["pad", "drop"] = option(
         "pad", "`pad`: every sample once per epoch, the last batch filled with padding; `drop`: leave out a remainder."
     )

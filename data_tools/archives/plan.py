@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 Row = Mapping[str, str]
 Images = dict[str, tuple[str, ...]]
 # Reason under which a row is counted as excluded, the statement about the archive it breaks, and whether it applies to
 # a row, given the images before it
 Exclusion = tuple[str, str | None, Callable[[Row, Set[str]], bool]]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The mask of one lesion.
+
+    Attributes:
+        of: modality that it lies over.
+        code: class of its task.
+        files: files of which one is the mask, relative to the archive's root.
+        own: drawn on the very scan that is used, not on another one of the same film.
+    """
+
+    of: str
+    code: int
+    files: tuple[str, ...]
+    own: bool = True
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,7 @@ class Sample:
         stratum: patients are split within strata of this name (same share of each in every split).
         masks: per segmentation task its file, relative to the root.
         choose: ``first`` or ``area``, see ``images``.
+        outlines: per mask task all lesions of its film, where masks are one file per lesion.
     """
 
     patient: str
@@ -43,6 +62,7 @@ class Sample:
     stratum: str = ""
     masks: dict[str, str] = field(default_factory=dict)
     choose: str = "first"
+    outlines: dict[str, tuple[Outline, ...]] = field(default_factory=dict)
 
 
 @dataclass
@@ -134,3 +154,11 @@ def breasts(
             continue
         plan.samples.append(make(patient, side, images))
     plan.count_planned()
+
+
+def with_paths(outlines: Mapping[str, Sequence[Outline]], root: Path) -> dict[str, tuple[Outline, ...]]:
+    """The outlines with the paths of their files below the root made whole."""
+    return {
+        task: tuple(replace(one, files=tuple(str(root / path) for path in one.files)) for one in several)
+        for task, several in outlines.items()
+    }

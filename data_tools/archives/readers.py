@@ -17,7 +17,7 @@ from data_tools.archives.plan import ArchiveOptions, ArchivePlan
 from data_tools.archives.published import Published
 from m4oe_ds.errors import ConfigError
 
-READERS = ("embed", "gamma", "rsna", "vindr")
+READERS = ("cbis", "embed", "gamma", "rsna", "vindr")
 
 
 class Reader(Protocol):

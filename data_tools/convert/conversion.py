@@ -66,7 +66,7 @@ def convert_archive(options: ConvertOptions) -> dict[str, Any]:
         raise DataError(
             f"no sample to convert ({reasons or 'no exam'})", str(options.root), "look at it with --dry-run"
         )
-    if storing.converter == "mammogram":
+    if storing.converter in ("mammogram", "film"):
         _check_decoders([sample for job in jobs for sample in job.samples])
     return _convert(_Conversion(options, plan, jobs, synthetic)) or summary
 
@@ -128,7 +128,11 @@ def _check_decoders(samples: Sequence[SampleJob]) -> None:
     if not lacking:
         return
     logger.warning("%d transfer syntaxes have no decoder here: every header is read to see if they occur", len(lacking))
-    for path in (path for sample in samples for candidates in sample.images.values() for path in candidates):
+    images = [path for sample in samples for candidates in sample.images.values() for path in candidates]
+    masks = [
+        path for sample in samples for several in sample.outlines.values() for one in several for path in one.files
+    ]
+    for path in (*images, *masks):
         try:
             syntax = transfer_syntax(Path(path))
         except BadImage as bad:

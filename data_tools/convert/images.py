@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from data_tools.convert.eye import convert_eye
-from data_tools.convert.mammogram import best_view
+from data_tools.convert.film import convert_film
+from data_tools.convert.mammogram import convert_views
 from data_tools.convert.sample import SampleJob, SampleResult
 
 
@@ -13,18 +12,8 @@ def convert_sample(job: SampleJob) -> SampleResult:
     """Converts all images of a sample; a bad one is noted and left out."""
     if job.converter == "eye":
         return convert_eye(job)
+    if job.converter == "film":
+        return convert_film(job)
     result = SampleResult(dict(job.meta))
-    geometry: dict[str, Any] = {}
-    for modality in job.images:
-        view = best_view(modality, job, result)
-        if view is None:
-            continue
-        for name, value in view.facts.items():
-            result.count(name, value)
-        result.meta["vendor"] = result.meta["vendor"] or view.facts["vendor"]
-        result.add(modality, view.stored.pixels, job.codec)
-        geometry[modality] = view.stored.geometry
-    result.meta["vendor"] = result.meta["vendor"] or "other"
-    result.meta["modalities"] = list(geometry)
-    result.meta["geometry"] = geometry
+    convert_views(job, result)
     return result

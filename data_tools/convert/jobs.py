@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.archives.plan import ArchivePlan, Sample
+from data_tools.archives.plan import ArchivePlan, Sample, with_paths
 from data_tools.convert.sample import SampleJob
 from data_tools.deidentify import hash16, split_of, vendor_family
 from m4oe_ds.data.cards import Card
@@ -118,6 +118,7 @@ def _sample_job(sample: Sample, split: str, root: Path, storing: Storing, secret
         masks,
         (sample.patient, sample.exam),
         storing.converter,
+        with_paths(sample.outlines, root),
     )
 
 
@@ -158,7 +159,9 @@ def fingerprint(jobs: Sequence[ShardJob], preprocessing: Mapping[str, object]) -
     """
 
     def planned(sample: SampleJob) -> list[object]:
-        return [sample.meta, {name: len(paths) for name, paths in sample.images.items()}]
+        images = {name: len(paths) for name, paths in sample.images.items()}
+        masks = {task: [(one.code, len(one.files)) for one in several] for task, several in sample.outlines.items()}
+        return [sample.meta, images, *([masks] if masks else [])]
 
     content = [[job.name, [planned(sample) for sample in job.samples]] for job in jobs]
     return hashlib.sha256(json.dumps([content, dict(preprocessing)], sort_keys=True).encode()).hexdigest()

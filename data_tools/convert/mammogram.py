@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_tools.convert.sample import SampleJob, SampleResult
 from data_tools.pixels.dicom import BadImage, quiet
@@ -30,10 +30,14 @@ def _convert_view(path: Path, side: str, job: SampleJob) -> _View:
     """
     from data_tools.deidentify import vendor_family
     from data_tools.pixels.dicom import BadImage, decode, syntax_name
+    from data_tools.pixels.film import without_frame
     from data_tools.pixels.geometry import MAX_AREA, MIN_AREA, canonicalise
     from data_tools.pixels.grayscale import grade
 
     ds, stored, extremes = decode(path)
+    if job.converter == "film":
+        stored = without_frame(stored)
+        extremes = int(stored.min()), int(stored.max())
     graded = grade(ds, stored, extremes)
     mask = graded.mask()
     area = mask.area
@@ -53,6 +57,9 @@ def _convert_view(path: Path, side: str, job: SampleJob) -> _View:
         # as taken, a left breast has its chest wall at the left
         "flip": "agrees with laterality" if view.geometry["flipped"] == (side == "r") else "disagrees",
     }
+    if job.converter == "film":
+        letter = str(ds.get("Laterality") or "").strip().lower()
+        facts["laterality"] = ("agrees" if letter == side else "disagrees") if letter else "absent"
     return _View(view, facts)
 
 
@@ -78,3 +85,20 @@ def best_view(modality: str, job: SampleJob, result: SampleResult) -> _View | No
         if job.choose == "first":
             break
     return best
+
+
+def convert_views(job: SampleJob, result: SampleResult) -> None:
+    """Converts all views of a sample into the result; a bad one is noted and left out."""
+    geometry: dict[str, Any] = {}
+    for modality in job.images:
+        view = best_view(modality, job, result)
+        if view is None:
+            continue
+        for name, value in view.facts.items():
+            result.count(name, value)
+        result.meta["vendor"] = result.meta["vendor"] or view.facts["vendor"]
+        result.add(modality, view.stored.pixels, job.codec)
+        geometry[modality] = view.stored.geometry
+    result.meta["vendor"] = result.meta["vendor"] or "other"
+    result.meta["modalities"] = list(geometry)
+    result.meta["geometry"] = geometry

@@ -79,7 +79,7 @@ def _image_violations(facts: Mapping[str, Counter[str]], quarantined: Mapping[st
         found["chest_wall_disagrees_with_laterality"] = total - agreed
     if quarantined.get("beyond_bits_stored"):
         found["values_beyond_bits_stored"] = quarantined["beyond_bits_stored"]
-    for name in ("slices_not_0_to_255", "mask_size_differs"):
+    for name in ("slices_not_0_to_255", "mask_size_differs", "no_mask", "several_masks", "mask_empty"):
         if quarantined.get(name):
             found[name] = quarantined[name]
     if snapped := facts.get("mask", Counter()).get("grey values snapped", 0):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.archives.plan import Outline
 from m4oe_ds.data.codecs import encode
 
 
@@ -26,7 +27,8 @@ class SampleJob:
         choose: see :class:`data_tools.archives.plan.Sample`.
         masks: file per segmentation task.
         source: patient and exam, for the private mapping alone.
-        converter: what converts its images: ``mammogram`` or ``eye``.
+        converter: what converts its images: ``mammogram``, ``film`` or ``eye``.
+        outlines: see :class:`data_tools.archives.plan.Sample`.
     """
 
     meta: dict[str, Any]
@@ -38,6 +40,7 @@ class SampleJob:
     masks: dict[str, str] = field(default_factory=dict)
     source: tuple[str, str] = ("", "")
     converter: str = "mammogram"
+    outlines: dict[str, tuple[Outline, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

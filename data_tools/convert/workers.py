@@ -106,14 +106,17 @@ def _without_the_guilty(job: SampleJob, seconds: float) -> SampleResult:
     bad = []
     for modality, paths in job.images.items():
         for path in paths:
-            outcome = _alone(replace(job, images={modality: (path,)}), seconds)
+            outcome = _alone(replace(job, images={modality: (path,)}, outlines={}), seconds)
             if isinstance(outcome, _Failure):
                 bad.append((modality, outcome.reason))
             else:
                 kept[modality] = (*kept.get(modality, ()), path)
     outcome = _alone(replace(job, images=kept), seconds)
+    if isinstance(outcome, _Failure) and job.outlines:  # then it is one of the masks
+        bad += [(task, outcome.reason) for task in job.outlines]
+        outcome = _alone(replace(job, images=kept, outlines={}), seconds)
     if isinstance(outcome, _Failure):  # only together: give the sample up
-        bad = [(modality, outcome.reason) for modality in job.images]
+        bad = [(name, outcome.reason) for name in (*job.images, *job.outlines)]
         outcome = SampleResult({**job.meta, "modalities": [], "geometry": {}})
     logger.warning("%d images of sample %s crash or hang their decoder", len(bad), job.meta["key"])
     outcome.bad += bad

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-LAYOUTS = ("embed", "rsna", "vindr", "gamma")
+LAYOUTS = ("embed", "rsna", "vindr", "gamma", "cbis")
 Job = tuple[str, str, int, int, bool, float]
 
 

@@ -23,7 +23,7 @@ RULES = ("even", "hidden_cc", "hidden_mlo")  # which views show the finding, and
 FINDINGS = ("none", "smooth", "spiculated")
 FINDING_SHARES = (0.45, 0.25, 0.30)
 FAULT_PERIOD = 24  # patients after which the faults of a layout begin again
-_VISIBILITY = {**VISIBILITY, "even": (1.0, 1.0, 1.0, 1.0)}
+VISIBILITIES = {**VISIBILITY, "even": (1.0, 1.0, 1.0, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Side:
             (rng.uniform(-0.2, 0.2), rng.uniform(-0.1, 0.35), 0.42 + rng.uniform(-0.08, 0.08)),
             float(rng.uniform(0.13, 0.16)),
             FINDING_CONTRAST * (1.3 if self.finding == "spiculated" else 1.15),
-            _VISIBILITY[self.rule],
+            VISIBILITIES[self.rule],
             int(rng.integers(2**31)),
         )
 

@@ -1,8 +1,8 @@
 """Brings a picture to its stored size without stretching it, its masks with it, and masks back again.
 
 One set of numbers, GEOMETRY_FIELDS, places every picture: the box ``crop`` of the source (which may reach beyond it)
-lies in a frame of ``padded_shape``, in the middle from top to bottom and at the left, and the frame is resized to
-``stored_shape``. A picture in the middle of its frame has a box as wide as the frame.
+lies in a frame of ``padded_shape``, in the middle from top to bottom and at the left (mirrored if ``flipped``),
+and the frame is resized to ``stored_shape``. A picture in the middle of its frame has a box as wide as the frame.
 """
 
 from __future__ import annotations
@@ -81,6 +81,9 @@ def _overlap(geometry: Geometry) -> tuple[tuple[slice, slice], tuple[slice, slic
         first, last = max(0, start), min(size, start + length)
         source.append(slice(first, last))
         frame.append(slice(first - start + offset, last - start + offset))
+    if geometry["flipped"]:
+        width = geometry["crop"][3]
+        frame[1] = slice(width - frame[1].stop, width - frame[1].start)
     return (source[0], source[1]), (frame[0], frame[1])
 
 
@@ -88,7 +91,7 @@ def place(image: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
     """The frame of a picture or mask before it is resized; zero where the source does not reach."""
     source, frame = _overlap(geometry)
     out = np.zeros((*geometry["padded_shape"], *image.shape[2:]), image.dtype)
-    out[frame] = image[source]
+    out[frame] = image[source][:, ::-1] if geometry["flipped"] else image[source]
     return out
 
 
@@ -136,5 +139,6 @@ def unmap_mask(mask: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
     down = ((np.arange(frame_rows.start, frame_rows.stop) + 0.5) * rows / full_height).astype(int)
     across = ((np.arange(frame_cols.start, frame_cols.stop) + 0.5) * cols / full_width).astype(int)
     out = np.zeros(geometry["original_shape"], mask.dtype)
-    out[source_rows, source_cols] = mask[down][:, across]
+    kept = mask[down][:, across]
+    out[source_rows, source_cols] = kept[:, ::-1] if geometry["flipped"] else kept
     return out

@@ -24,7 +24,7 @@ from m4oe_ds.runs.folder import RunFolder, plain, write_json
 
 _logger = logging.getLogger(__name__)
 NEEDS_TRAINING_SPLIT = {"competition", "synergy"}
-NEEDS_PASS = {*SECTIONS} - {"conflict", "sweep", "gallery", "own", "clinical"}
+NEEDS_PASS = {*SECTIONS} - {"conflict", "sweep", "missing", "gallery", "own", "clinical"}
 
 
 def analyze(options: AnalysisOptions, say: Callable[[str], None] = _logger.info) -> dict[str, Any]:

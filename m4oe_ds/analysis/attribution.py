@@ -72,17 +72,30 @@ def shares(values: Tensor) -> Tensor:
 
 def without(batch: Batch, modality: str) -> Batch:
     """The batch as if no sample had the modality."""
-    column = batch.modalities.index(modality)
-    present = batch.present.clone()
-    present[:, column] = False
-    views = dict(batch.views)
-    views[modality] = torch.zeros_like(views[modality])
+    gone = torch.zeros_like(batch.present)
+    gone[:, batch.modalities.index(modality)] = True
+    return deprived(batch, gone)
+
+
+def deprived(batch: Batch, gone: Tensor) -> Batch:
+    """The batch as if its samples did not have some modalities, nor their other side.
+
+    Args:
+        batch: the samples.
+        gone: ``[B, m]`` bool, what is taken away.
+    """
+
+    def blank(view: Tensor, column: int) -> Tensor:
+        return view.masked_fill(gone[:, column].view(-1, *[1] * (view.ndim - 1)), 0)
+
+    views = {name: blank(batch.views[name], i) for i, name in enumerate(batch.modalities)}
     extras = dict(batch.extras)
-    if f"contralateral.{modality}" in extras:
-        extras[f"contralateral.{modality}"] = torch.zeros_like(extras[f"contralateral.{modality}"])
-        extras["contralateral_present"] = extras["contralateral_present"].clone()
-        extras["contralateral_present"][:, column] = False
-    return replace(batch, views=views, present=present, extras=extras)
+    for i, name in enumerate(batch.modalities):
+        if f"contralateral.{name}" in extras:
+            extras[f"contralateral.{name}"] = blank(extras[f"contralateral.{name}"], i)
+    if "contralateral_present" in extras:
+        extras["contralateral_present"] = extras["contralateral_present"] & ~gone
+    return replace(batch, views=views, present=batch.present & ~gone, extras=extras)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ SECTIONS = (
     "conflict",
     "sweep",
     "interpretability",
+    "missing",
     "gallery",
     "own",
     "clinical",

@@ -15,6 +15,7 @@ from m4oe_ds.analysis.collect import Features, collect_features
 from m4oe_ds.analysis.conflict import conflict_pairs, conflict_rows
 from m4oe_ds.analysis.gallery import GalleryCollector, save
 from m4oe_ds.analysis.inputs import sweep_rows, twin_folders
+from m4oe_ds.analysis.missing_section import missing
 from m4oe_ds.analysis.model_outputs import own_outputs
 from m4oe_ds.analysis.probes import competition, masked_probabilities
 from m4oe_ds.analysis.session import FEATURE_ROWS, PAPER_TASKS, Session, Skip
@@ -366,6 +367,7 @@ WORK: dict[str, Callable[[Session], Any]] = {
     "conflict": _conflict,
     "sweep": _sweep,
     "interpretability": _interpretability,
+    "missing": missing,
     "gallery": _gallery,
     "own": own_outputs,
     "clinical": _clinical,

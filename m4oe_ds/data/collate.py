@@ -24,6 +24,7 @@ class Sample:
         labels: answers by task, as :class:`TaskSpec` describes labels.
         masks: ``{task: [classes, H, W] or [classes, D, H, W]}`` float32 of those that are there.
         contralateral: views of the other side of the same exam, if they are to be read and exist.
+        lost: modalities that exist and were left out.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Sample:
     labels: dict[str, Any]
     masks: dict[str, Tensor]
     contralateral: dict[str, Tensor] = field(default_factory=dict)
+    lost: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch.nn import functional
 from m4oe_ds.data import codecs
 from m4oe_ds.data.augment import AugmentOptions, augment
 from m4oe_ds.data.collate import Sample
+from m4oe_ds.data.missing import dropped
 from m4oe_ds.data.order import generator
 from m4oe_ds.data.schema import ModalitySpec, TaskSpec
 from m4oe_ds.errors import DataError
@@ -43,7 +44,8 @@ class Reading:
         volume_size: depth, height and width of volumes in voxels; empty where there is none.
         normalise: ``{modality: (mean, std)}`` on the 0..1 scale; of a column of a table as ``modality.column``.
         augment: None = off.
-        seed: seed of the run; the augmentation of a sample follows from it.
+        seed: seed of the run; augmentation and modality dropout of a sample follow from it.
+        modality_dropout: probability with which each modality of a sample counts as absent; one always stays.
         contralateral: whether the other side of the same exam is read as well.
     """
 
@@ -54,6 +56,7 @@ class Reading:
     normalise: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     augment: AugmentOptions | None = None
     seed: int = 0
+    modality_dropout: float = 0.0
     contralateral: bool = False
 
     @property
@@ -61,22 +64,31 @@ class Reading:
         """Names of the modalities, in the order of the batch."""
         return tuple(one.name for one in self.inputs)
 
-    def sample(self, members: Mapping[str, bytes], epoch: int) -> Sample:
+    def sample(self, members: Mapping[str, bytes], epoch: int, lost: frozenset[str] | None = None) -> Sample:
         """Decodes, resizes, augments and standardises one sample.
+
+        Args:
+            members: its files by name.
+            epoch: number of the epoch.
+            lost: modalities to leave out; None = those that modality dropout draws for this sample.
 
         Raises:
             DataError: members missing or damaged.
         """
         described = self._described(members)
         by_name = {name.split(".", 1)[0]: (name.rsplit(".", 1)[-1], data) for name, data in members.items()}
-        views = {}
-        for spec in self.inputs:
-            if spec.name in described.modalities:
-                if spec.name not in by_name:
-                    raise DataError(f"member {spec.name} is missing")
-                codec, data = by_name[spec.name]
-                views[spec.name] = self._view(spec, codec, data)
-        masks = {task.name: self._mask(task, *by_name[task.name]) for task in self.tasks if self._has(task, by_name)}
+        there = [spec for spec in self.inputs if spec.name in described.modalities]
+        if missing := [spec.name for spec in there if spec.name not in by_name]:
+            raise DataError(f"member {missing[0]} is missing")
+        if lost is None:
+            present = [spec.name for spec in there]
+            lost = dropped(present, self.modality_dropout, self.seed, epoch, described.key)
+        views = {spec.name: self._view(spec, *by_name[spec.name]) for spec in there if spec.name not in lost}
+        masks = {
+            task.name: self._mask(task, *by_name[task.name])
+            for task in self.tasks
+            if self._has(task, by_name) and self._owner(task) not in lost
+        }
         if self.augment is not None:
             state = torch.Generator()
             state.manual_seed(int(generator(self.seed, "augment", epoch, described.key).integers(2**62)))
@@ -86,7 +98,11 @@ class Reading:
             if spec.name in views and spec.kind != "table":  # numbers of tables were standardised one by one
                 mean, std = self.normalise.get(spec.name, (0.0, 1.0))
                 views[spec.name] = (views[spec.name] - mean) / std
-        return Sample(described.key, described.group, views, described.labels, masks)
+        return Sample(described.key, described.group, views, described.labels, masks, lost=lost)
+
+    def _owner(self, task: TaskSpec) -> str:
+        """The modality that answers a mask task; without it the question cannot be asked."""
+        return task.of if task.of in self.modalities else self.modalities[0]
 
     def _has(self, task: TaskSpec, by_name: Mapping[str, object]) -> bool:
         """Whether the sample holds a mask of a task."""

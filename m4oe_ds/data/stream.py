@@ -80,7 +80,7 @@ class _Samples(Dataset[Any]):
         other = (self.other_side or {}).get((shard_id, index))
         if other is not None:
             try:
-                sample.contralateral = self.reading.sample(self._members(*other), epoch).views
+                sample.contralateral = self.reading.sample(self._members(*other), epoch, lost=sample.lost).views
             except DataError as error:  # it is also a sample itself, and is counted as one
                 _logger.debug("the other side cannot be read: %s", error)
         return sample
@@ -199,7 +199,8 @@ class ShardStream:
                 held = []
 
     def evaluation(self) -> Iterator[Batch]:
-        """Every sample once over all ranks, in manifest order, never augmented; equally many batches on every rank."""
+        """Every sample once over all ranks, in manifest order, whole and never augmented; equally many batches on every
+        rank."""
         samples = [item for item, keep in zip(self.manifest.samples(), self.eligible, strict=True) if keep]
         size = self.share.micro_batch
         per_round = size * self.share.world
@@ -207,7 +208,7 @@ class ShardStream:
         items = []
         for start in range(self.share.rank * size, len(samples), per_round):
             items.append([(*item, 0) for item in samples[start : start + size]])
-        yield from self._batches(items, replace(self.reading, augment=None))
+        yield from self._batches(items, replace(self.reading, augment=None, modality_dropout=0.0))
 
     def _batches(self, items: list[list[tuple[int, int, int]]], reading: Reading) -> Iterator[Batch]:
         if not items:

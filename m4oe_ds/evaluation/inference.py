@@ -35,6 +35,7 @@ class Predictions:
         token_share: ``[m]`` mean share of each modality in the tokens a sample has: what uniform routing would give.
         losses: mean loss per task over its labelled samples; None without labels.
         examples: views ``[E, m, h, w] uint8``, presence and keys of a few samples, and the kinds of the modalities.
+        present: ``[N, m]`` bool, which modalities each sample has; None if not known.
     """
 
     keys: np.ndarray
@@ -46,6 +47,7 @@ class Predictions:
     token_share: np.ndarray
     losses: dict[str, float | None]
     examples: dict[str, np.ndarray] = field(default_factory=dict)
+    present: np.ndarray | None = None
 
     @property
     def loss(self) -> float:
@@ -69,6 +71,8 @@ class Predictions:
             "modalities": np.array(spec.modalities),
             "token_share": self.token_share,
         }
+        if self.present is not None:
+            arrays["present"] = self.present
         if self.contribution is not None:
             arrays["contribution"] = self.contribution
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,6 +234,7 @@ def _assemble(joined: dict[str, np.ndarray], losses: np.ndarray, spec: ModelSpec
         dice={name: joined[f"dice_{name}"][order] for name in dense},
         contribution=joined["contribution"][order] if "contribution" in joined else None,
         token_share=joined["token_share"][order].mean(0),
+        present=joined["present"][order],
         losses={
             task.name: float(losses[0, k] / losses[1, k]) if losses[1, k] > 0 else None
             for k, task in enumerate(spec.tasks)

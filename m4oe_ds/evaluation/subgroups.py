@@ -105,7 +105,7 @@ def subgroup_table(
         truth, mine = known[rows], owner[rows]
         counts = np.bincount(truth, minlength=table.shape[1]).tolist()
         patients = len(np.unique(mine))
-        reason = _too_small(counts, patients, min_patients, min_positives)
+        reason = too_small(counts, patients, min_patients, min_positives)
         estimate = None
         if not reason:
             estimate = bootstrap.estimate(lambda index: statistic(truth[index], table[rows[index]]), mine)
@@ -124,8 +124,15 @@ def subgroup_table(
     return SubgroupTable(name, min_patients, min_positives, found)
 
 
-def _too_small(counts: list[int], patients: int, min_patients: int, min_positives: int) -> str:
-    """Why only counts are shown; empty if the metric may be."""
+def too_small(counts: list[int], patients: int, min_patients: int, min_positives: int) -> str:
+    """Why only counts are shown; empty if the metric may be.
+
+    Args:
+        counts: rows per class; two of a binary task.
+        patients: patients that the rows come from.
+        min_patients: least number of them.
+        min_positives: least number of positives and of negatives.
+    """
     if patients < min_patients:
         return f"fewer than {min_patients} patients: counts only"
     if len(counts) == 2 and min(counts) < min_positives:

@@ -30,6 +30,12 @@ ANALYSES = (
      "scores."),
     ("fig7_ablation", "Ablation (Fig. 7)",
      "Results over the number of experts and the weight of the mutual information."),
+    ("missing_removed", "When modalities are missing: taken away",
+     "The same samples with modalities taken from them at random, never the last one; the mean over the combinations "
+     "drawn, with its interval over patients. Dotted: the most frequent class, or chance."),
+    ("missing_observed", "When modalities are missing: as they are",
+     "Samples by the number of modalities that they have. They may differ in more than that: samples with few "
+     "modalities can be other patients."),
     ("own_heatmaps", "Where the two sides differ (AsymMirai)",
      "The samples with the largest differences: heat-map over the view, and the window that the risk is read from."),
     ("interpretability", "How far contributions can be trusted",

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from m4oe_ds.data.cards import Card
+from m4oe_ds.data.missing import Presence
 from m4oe_ds.data.schema import TaskSpec
 
 Entry = tuple[str, str]
@@ -100,6 +101,10 @@ def _data(
         text += f" Modalities: {views}. Questions and answers: {'; '.join(map(answer, tasks))}."
     else:
         text += ". The run has no card: what its samples and questions are is not known here."
+    if "presence" in environment and (missing := Presence(**environment["presence"]).line()):
+        text += f" {missing}."
+    if dropout := (tree.get("data") or {}).get("modality_dropout"):
+        text += f" In training each modality of a sample was left out with probability {dropout:g}, never all of them."
     digest = environment.get("data_digest")
     return text + (f" Fingerprint of the shards: {digest[:12]}." if digest else "")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from m4oe_ds.errors import DataError
-from m4oe_ds.report import analysis_figures, clinical_tables, pictures
+from m4oe_ds.report import analysis_figures, clinical_tables, missing_tables, pictures
 from m4oe_ds.report.card import agreement, card
 from m4oe_ds.report.clinical_tables import number
 from m4oe_ds.report.patients import patients
@@ -75,6 +75,7 @@ def _content(folder: Path) -> dict[str, Any]:
         "clinical": clinical_tables.from_report(clinical) if clinical else [],
         "clinical_split": clinical.get("split", ""),
         "analysis": analysis_figures.embedded(folder) if analysis else [],
+        "missing_modalities": missing_tables.from_analysis(analysis.get("missing", {})),
         "skipped": analysis.get("skipped", {}),
         "agreement": agreement(analysis),
         "analysed": bool(clinical or gallery or analysis),

@@ -17,6 +17,7 @@ from m4oe_ds.data.augment import AugmentOptions
 from m4oe_ds.data.cache import Cache
 from m4oe_ds.data.cards import Card, find_card
 from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.data.missing import RARE, Presence, presence
 from m4oe_ds.data.order import Share, balanced_weights
 from m4oe_ds.data.reading import Reading
 from m4oe_ds.data.shard_reader import verify_shards
@@ -88,6 +89,25 @@ def verify(config: Config, manifests: Mapping[str, Manifest], device: torch.devi
         raise DataError("\n".join(problems))
 
 
+def training_presence(config: Config, spec: ModelSpec, train: Manifest) -> tuple[Presence, str]:
+    """Which modalities the training samples have, and a warning if one is so rare that it is hardly trained.
+
+    Raises:
+        DataError: a modality that no training sample has: its embedder would answer with the noise it started from.
+    """
+    found = presence(train, spec.modalities, config.data.complete_only)
+    if never := found.never():
+        rest = [name for name in spec.modalities if name not in never]
+        raise DataError(
+            f"no training sample has {', '.join(never)}",
+            sources.shown(sources.join(config.data.root, "train")),
+            f"leave it out: data.modalities=[{', '.join(rest)}]",
+        )
+    if not found.rare():
+        return found, ""
+    return found, f"fewer than {RARE:.0%} of the training samples have {', '.join(found.rare())}: hardly trained"
+
+
 def stream(
     config: Config, split: str, spec: ModelSpec, micro: int, accumulation: int, manifests: Mapping[str, Manifest]
 ) -> ShardStream:
@@ -121,6 +141,7 @@ def stream(
             normalise=train.normalisation(),
             augment=AugmentOptions(**options) if config.data.augment.enabled and split == "train" else None,
             seed=config.run.seed,
+            modality_dropout=config.data.modality_dropout if split == "train" else 0.0,
             contralateral=config.data.contralateral,
         ),
         Share(reduce.rank(), reduce.world_size(), micro, accumulation),

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from m4oe_ds.evaluation.inference import predict_split
+from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.metrics import evaluate_split
+from m4oe_ds.evaluation.missing_modalities import observed
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.configuration import open_config
@@ -55,6 +57,11 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
         predictions.save(files.predictions(split), run.spec)
         metrics = evaluate_split(predictions.arrays(), run.spec.tasks, resamples=run.config.evaluation.resamples)
         metrics["loss"] = predictions.loss
+        if predictions.present is not None and not predictions.present.all():
+            bootstrap = Bootstrap(run.config.evaluation.resamples)
+            metrics["by_modalities_present"] = observed(
+                run.spec.tasks, predictions.arrays(), predictions.present, bootstrap
+            )
         everything = json.loads(files.metrics.read_text()) if files.metrics.is_file() else {}
         everything[split] = metrics
         write_json(files.metrics, everything)

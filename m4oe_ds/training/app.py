@@ -18,6 +18,7 @@ from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
 from m4oe_ds.data.cards import find_card, write_card
 from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.data.missing import Presence
 from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.evaluation.metrics import evaluate_split, format_table
 from m4oe_ds.models import spec_for
@@ -104,6 +105,7 @@ def run(
     with _timed("data"):
         manifests = _manifests(config, device)
     spec = spec_for(config)
+    present = _presence(config, spec, manifests["train"])
     if reduce.rank() == 0:
         _prepare_folder(folder, request)
     reduce.barrier()
@@ -126,7 +128,7 @@ def run(
         None if observers is None else lambda: observers(spec, config.model.name),
     )
     resumed = _resume(loop, store, request)
-    facts = _facts(config, engine, topology, manifests["train"], sizes, place)
+    facts = _facts(config, engine, topology, manifests["train"], sizes, place) | {"presence": present.as_dict()}
     if reduce.rank() == 0:
         _record(RunFolder(folder), config, ds_config, {**facts, "resumed_from": resumed})
         _announce(facts, loop, folder, resumed)
@@ -185,6 +187,14 @@ def _manifests(config: Config, device: torch.device) -> dict[str, Manifest]:
     manifests = assemble.load_manifests(config, splits)
     assemble.verify(config, manifests, device)
     return manifests
+
+
+def _presence(config: Config, spec: ModelSpec, train: Manifest) -> Presence:
+    """Which modalities the training samples have; says so if one is hardly there."""
+    present, warning = assemble.training_presence(config, spec, train)
+    if warning and reduce.rank() == 0:
+        _logger.warning(warning)
+    return present
 
 
 def _store(config: Config, folder: Path, stamp: dict[str, Any]) -> CheckpointStore:
@@ -261,7 +271,9 @@ def _announce(facts: dict[str, Any], loop: Loop, folder: Path, resumed: str | No
         f"{facts['num_parameters']:,} parameters, {facts['num_expert_parameters']:,} of them in experts over "
         f"{facts['ep_size']} of {facts['world']} ranks on {facts['device']}\n"
         f"{data}: {loop.train.num_samples} training samples, {loop.steps_per_epoch} steps of {loop.global_batch} per "
-        f"epoch, {loop.total_steps} steps in all -> {folder}" + (f"\nresuming from {resumed}" if resumed else ""),
+        f"epoch, {loop.total_steps} steps in all -> {folder}"
+        + (f"\n{missing}" if (missing := Presence(**facts["presence"]).line()) else "")
+        + (f"\nresuming from {resumed}" if resumed else ""),
         flush=True,
     )
 

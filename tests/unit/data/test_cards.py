@@ -122,8 +122,8 @@ def test_a_configuration_names_a_card_beside_itself(tmp_path: Path, monkeypatch:
     assert config.data.dataset == str(tmp_path / "mine" / "eyes.yaml")
     monkeypatch.chdir(tmp_path / "mine")
     assert config_loader.load(None, ["data.dataset=eyes.yaml"]).data.dataset == str(tmp_path / "mine" / "eyes.yaml")
+    (tmp_path / "mine" / "run.yaml").write_text("data: {dataset: eyes.yaml, tasks: [presure]}\n")
     with pytest.raises(ConfigError, match=r"run\.yaml:1: 'presure' is not one of the tasks of my-eyes; did you mean"):
-        (tmp_path / "mine" / "run.yaml").write_text("data: {dataset: eyes.yaml, tasks: [presure]}\n")
         config_loader.load(tmp_path / "mine" / "run.yaml")
 
 

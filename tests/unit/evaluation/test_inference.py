@@ -43,6 +43,8 @@ def test_absent_views_have_no_share(tmp_path: Path) -> None:
     found, manifest = predict(folder, 5)
     lacking = ~manifest.sample_present(manifest.modalities)[:, 2]
     assert lacking.sum() == 5
+    assert (~found.present[:, 2:]).all(1).sum() == 5
+    assert (found.present[:, 2] == (found.contribution[:, 0, 2] > 1e-7)).all()  # row by row
     np.testing.assert_allclose(found.token_share, [(5 * 0.5 + 8 * 0.25) / 13] * 2 + [8 * 0.25 / 13] * 2, atol=1e-6)
     assert np.isclose(found.contribution[:, :, 2:].sum(2), 0, atol=1e-7).all(1).sum() == 5
     assert found.examples["views"].shape == (3, 4, 16, 16)
@@ -54,9 +56,16 @@ def test_saved_arrays_need_no_pickle(tmp_path: Path) -> None:
     found, _ = predict(folder, 6)
     found.save(tmp_path / "p" / "test.npz", spec_for(problem.config("data.modalities=[]")))
     with np.load(tmp_path / "p" / "test.npz", allow_pickle=False) as stored:
-        assert {"keys", "groups", "tasks", "modalities", "token_share", "contribution", "prob_density"} <= set(
-            stored.files
-        )
+        assert {
+            "keys",
+            "groups",
+            "tasks",
+            "modalities",
+            "token_share",
+            "contribution",
+            "present",
+            "prob_density",
+        } <= set(stored.files)
 
 
 def test_overlap_of_masks() -> None:

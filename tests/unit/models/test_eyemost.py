@@ -91,7 +91,8 @@ def test_the_native_network_answers_and_learns(mode: str) -> None:
     config = config_of(*GAMMA, "model.regime=native", f"model.attach_mtoe={mode}", "data.image_size=[64, 64]")
     model = build(config).train()
     spec = model.spec
-    batch = problem.samples(dataclasses.replace(spec, channels=(3, 16)), 2, seed=0)  # a shallow volume is faster
+    shallow = (spec.inputs[0], dataclasses.replace(spec.inputs[1], slices=16))  # is faster
+    batch = problem.samples(dataclasses.replace(spec, inputs=shallow), 2, seed=0)
     batch = dataclasses.replace(
         batch,
         labels={"glaucoma": torch.tensor([0, 2]), "cup": torch.zeros(2, 1, 64, 64)},

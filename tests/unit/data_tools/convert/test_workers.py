@@ -7,6 +7,7 @@ import functools
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_tools.archives.plan import Outline
 from data_tools.convert import workers
 from data_tools.convert.images import convert_sample
 from data_tools.convert.sample import SampleJob, SampleResult
@@ -59,7 +61,8 @@ def behaviour(monkeypatch: pytest.MonkeyPatch, hanging: Path) -> None:
 
 
 def read(job: SampleJob, hanging: Path) -> SampleResult:
-    for paths in job.images.values():
+    masks = [outline.files for several in job.outlines.values() for outline in several]
+    for paths in (*job.images.values(), *masks):
         for path in paths:
             if path == "crash":
                 faulthandler.disable()  # its report would look like a failure of the tests
@@ -85,6 +88,15 @@ def test_one_bad_file_costs_one_image(file: str, reason: str, processes: int) ->
     assert results[2].meta["modalities"] == ["ffdm_mlo"]
     assert all(result.meta["modalities"] == ["ffdm_cc", "ffdm_mlo"] for n, result in enumerate(results) if n != 2)
     assert not any(result.bad for n, result in enumerate(results) if n != 2)
+
+
+@pytest.mark.usefixtures("behaviour")
+@pytest.mark.parametrize(("file", "reason"), [("crash", "decoder_crashed"), ("hang", "decoder_hung")])
+def test_a_mask_that_kills_its_decoder_costs_no_image(file: str, reason: str) -> None:
+    job = replace(sample_job(0, "good", "good"), outlines={"lesion_cc": (Outline("ffdm_cc", 0, (file,)),)})
+    result = next(iter(workers.converted([job], 1, seconds=LIMIT)))
+    assert result.bad == [("lesion_cc", reason)]
+    assert result.meta["modalities"] == ["ffdm_cc", "ffdm_mlo"]
 
 
 def test_processes_give_what_this_process_gives(tmp_path: Path) -> None:
