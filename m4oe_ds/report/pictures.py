@@ -157,13 +157,8 @@ def dispatch_maps(folder: Path, gallery: Mapping[str, np.ndarray]) -> dict[str, 
         name = f"dispatch_map_{row + 1}"
         figure = gallery_figures.dispatch_maps(gallery, row)
         png = figures.save(figure, RunFolder(folder).figures, name, tables.dispatch_map(gallery, row))
-<<<<<<< HEAD
-        found[key] = picture(
-            png, f"Dispatch weight over the modalities, one row per task. Largest: {tables.brightest(gallery, row)}"
-=======
         made = picture(
-            png, f"Dispatch weight over the views, one row per task. Largest: {tables.brightest(gallery, row)}"
->>>>>>> modkinds
+            png, f"Dispatch weight over the modalities, one row per task. Largest: {tables.brightest(gallery, row)}"
         )
         header, rows = tables.by_column(gallery, row)
         found[key] = replace(made, header=header, rows=rows, note=_how_to_read(tables.kinds(gallery)))
