@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from m4oe_ds.evaluation.metrics import format_table
+    from m4oe_ds.evaluation.metrics_text import format_table
     from m4oe_ds.runs.evaluate import evaluate_run
     from m4oe_ds.runs.folder import RunFolder
 

@@ -89,7 +89,7 @@ class Manifest:
             raise DataError(
                 f"schema version {version}, this package reads {SCHEMA_VERSION}", str(path), "convert the archive again"
             )
-        if odd := sorted(set(content) ^ MANIFEST_FIELDS - {"card"}):
+        if odd := sorted((set(content) ^ MANIFEST_FIELDS) - {"card"}):
             raise DataError(f"missing or unknown fields: {', '.join(odd)}", str(path), "convert the archive again")
         try:
             content["card"] = _card(content, str(path))
@@ -101,7 +101,9 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Writes ``manifest.json`` atomically."""
-        text = json.dumps({**self._content(), "card": self.card.content}, indent=1, sort_keys=True) + "\n"
+        # keys in order, but those of the card in its own: it is the order of modalities and tasks
+        content = json.loads(json.dumps(self._content(), sort_keys=True)) | {"card": self.card.content}
+        text = json.dumps(dict(sorted(content.items())), indent=1) + "\n"
         temporary = Path(folder) / ".manifest.json"
         with temporary.open("w", encoding="utf-8") as stream:
             stream.write(text)

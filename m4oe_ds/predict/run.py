@@ -211,7 +211,7 @@ def _infer(
                 forward,
                 itertools.chain([first], batches),
                 run.spec,
-                objective(run.config, run.spec, prepared.manifest.sample_labels, run.device),
+                objective(run.config, run.spec, run.statistics, run.device),
                 run.device,
                 torch.float32,
                 correction=assemble.prior_correction(run.config, run.spec, prepared.manifest),

@@ -1,0 +1,99 @@
+"""Metrics of a survival task by the functions of :mod:`m4oe_ds.evaluation.survival`, next to Kaplan-Meier.
+
+The censoring distribution that weights need is that of the evaluated split itself, anew in every resample.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.task_statistics import TaskStatistics, event_shares
+from m4oe_ds.evaluation.intervals import Bootstrap, Estimate, metric_entry
+from m4oe_ds.evaluation.survival import FollowUp, censored_brier, harrell_c, horizon_auc, integrated_brier, uno_c
+
+CHANCE = 0.5  # concordance and area of one risk for everybody
+
+
+def evaluate_survival(
+    task: TaskSpec,
+    labels: np.ndarray,
+    risks: np.ndarray,
+    groups: np.ndarray,
+    bootstrap: Bootstrap,
+    train: TaskStatistics | None = None,
+) -> dict[str, Any]:
+    """JSON-ready metrics ``uno_c``, ``harrell_c``, ``integrated_brier`` (two horizons or more), ``auc_<h>``,
+    ``brier_<h>``.
+
+    The score of the concordances is the risk of the longest horizon; Uno's goes up to it.
+
+    Args:
+        task: the task, with its horizons.
+        labels: ``[N, 2]`` time and event, all known.
+        risks: ``[N, H]`` P(event within each horizon).
+        groups: ``[N]`` patients.
+        bootstrap: how intervals are made.
+        train: training labels; without them Kaplan-Meier is that of the split itself, which flatters it.
+
+    Returns:
+        Also ``events``, ``horizons`` (per horizon: events, controls, excluded, mean predicted risk, Kaplan-Meier of
+        the split), ``baseline`` (metrics of the Kaplan-Meier risks for everybody; ``of``: whose), and why values are
+        undefined (``reasons``).
+    """
+    entry: dict[str, Any] = {
+        "kind": "survival",
+        "n": len(labels),
+        "n_groups": len(np.unique(groups)),
+        "unit": task.unit,
+        "event": task.event,
+        "events": int((labels[:, 1] > 0).sum()),
+        "metrics": {},
+        "beats_chance": False,
+        "note": "" if len(labels) else "no labelled samples",
+    }
+    if not len(labels):
+        return entry
+    data = FollowUp(labels[:, 0], labels[:, 1])
+    options: dict[str, Any] = {"groups": groups, "bootstrap": bootstrap}
+    # the labels are float32, in which a horizon such as 0.1 is another number
+    horizons = [float(horizon) for horizon in np.asarray(task.horizons, dtype=labels.dtype)]
+    observed = event_shares(data.time, data.event, horizons)
+    trained = train is not None and bool(train.risks)
+    constant = np.tile(train.risks if train is not None and trained else observed, (len(data), 1))
+    found: dict[str, Estimate] = {
+        "uno_c": uno_c(data, risks[:, -1], horizons[-1], **options),
+        "harrell_c": harrell_c(data, risks[:, -1], **options),
+    }
+    baseline: dict[str, Any] = {
+        "of": "Kaplan-Meier of the training split" if trained else "Kaplan-Meier of this split",
+        "risks": constant[0].tolist(),
+        "uno_c": CHANCE,
+        "harrell_c": CHANCE,
+    }
+    once = Bootstrap(0)
+    if len(task.horizons) > 1:
+        found["integrated_brier"] = integrated_brier(data, risks, horizons, **options)
+        baseline["integrated_brier"] = integrated_brier(data, constant, horizons, bootstrap=once).value
+    entry["horizons"] = []
+    for k, horizon in enumerate(horizons):
+        name = f"{task.horizons[k]:g}"
+        area = horizon_auc(data, risks[:, k], horizon, **options)
+        counts = {key: area.pop(key) for key in ("events", "controls", "excluded")}
+        area.pop("horizon")
+        found[f"auc_{name}"] = Estimate(**area)
+        found[f"brier_{name}"] = censored_brier(data, risks[:, k], horizon, **options)
+        baseline[f"auc_{name}"] = CHANCE
+        baseline[f"brier_{name}"] = censored_brier(data, constant[:, k], horizon, bootstrap=once).value
+        told = {"predicted": float(risks[:, k].mean()), "observed": observed[k]}
+        entry["horizons"].append({"horizon": task.horizons[k], **counts, **told})
+    entry["metrics"] = {name: metric_entry(one.value, one.low, one.high) for name, one in found.items()}
+    entry["reasons"] = {name: one.reason for name, one in found.items() if one.reason}
+    entry["baseline"] = baseline
+    entry["undefined_resamples"] = max(one.undefined_resamples for one in found.values())
+    entry["censoring_from"] = "this split"
+    low = entry["metrics"]["uno_c"]["low"]
+    entry["beats_chance"] = bool(low is not None and low > CHANCE)
+    return entry
