@@ -138,10 +138,11 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    import shutil
     from pathlib import Path
 
     from m4oe_ds.errors import CheckpointError
-    from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, RunFolder
+    from m4oe_ds.runs.folder import BEST, LATEST, TASK_STATISTICS, CheckpointFolder, RunFolder
     from m4oe_ds.runs.weights import consolidate
 
     run = Path(options.run)
@@ -158,6 +159,10 @@ def _export(options: argparse.Namespace) -> None:
         out = Path(options.out) if options.out else files.weights
     for path in consolidate(checkpoint, out, options.dtype, options.max_file_gb):
         print(f"{checkpoint.name} -> {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    statistics, copy = RunFolder(checkpoint.parent.parent).task_statistics, out.parent / TASK_STATISTICS
+    if statistics.is_file() and copy.resolve() != statistics.resolve():  # without it numbers have no unit
+        shutil.copyfile(statistics, copy)
+        print(f"scale of numbers and shares of classes -> {copy}")
 
 
 def _models(_: argparse.Namespace) -> None:
