@@ -50,8 +50,8 @@ class Figure:
         values: one per seed.
         mean: over the seeds.
         spread: standard deviation over the seeds (n - 1); None with one.
-        majority: what a trivial answer reaches: the accuracy of the most frequent class, the MAE of the training median;
-            None for Dice, AUROC and concordance.
+        majority: what a trivial answer reaches: the accuracy of the most frequent class, the MAE of the training
+            median; None for Dice, AUROC and concordance.
         n: number of test samples.
         difference: this minus M4oE ("Ours") in the same setting: the mean over the seeds that both have; None for
             M4oE itself, or where it is missing or undefined.

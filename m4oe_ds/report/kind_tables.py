@@ -58,8 +58,8 @@ def _survivals(entries: Mapping[str, Mapping[str, Any]]) -> Table:
             continue
         values, baseline = entry["metrics"], entry["baseline"]
         notes.append(
-            f"{label[:1].upper()}{label[1:]}: {entry['events']} of {entry['n']} with the event ({entry['event']}); Uno's C "
-            f"{number(values['uno_c'])}, Harrell's {number(values['harrell_c'])}"
+            f"{label[:1].upper()}{label[1:]}: {entry['events']} of {entry['n']} with the event ({entry['event']}); "
+            f"Uno's C {number(values['uno_c'])}, Harrell's {number(values['harrell_c'])}"
             + (
                 f", integrated Brier score {number(values['integrated_brier'])} "
                 f"({baseline['of']}: {number({'value': baseline['integrated_brier']})})."
