@@ -31,6 +31,10 @@ setup(
         "scikit-learn>=1.6",
         "pandas>=2.2",
         "pillow>=10.3",
+        "imagecodecs>=2025.3.30",  # 16-bit colour PNG, which Pillow reduces to 8 bits; the compressions of TIFF
+        "tifffile>=2025.5.10",  # TIFF of every depth and its pages, of which Pillow reads 8-bit colour only
+        "netpbmfile>=2025.1.1",  # PGM and PPM of 10 to 16 bits, which Pillow rescales
+        "nibabel>=5.3",  # NIfTI; orientations of volumes
         "blosc2>=3.0",
         "pyyaml>=6.0",
         "safetensors>=0.5",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data_tools.archives.gamma import BACKGROUND, CUP, NUM_SLICES, RIM
 from data_tools.convert.sample import SampleJob, SampleResult
 from data_tools.pixels.dicom import BadImage
-from data_tools.pixels.geometry import padded_shape
+from data_tools.pixels.fit import crop_geometry, nearest, place, resized
 from m4oe_ds.data.codecs import encode
 from m4oe_ds.data.schema import MISSING
 from m4oe_ds.errors import UserError
@@ -54,40 +54,11 @@ def fundus_crop(image: NDArray[np.uint8]) -> tuple[int, int, int, int]:
     return int(rows[0]), int(cols[0]), int(rows[-1] - rows[0] + 1), int(cols[-1] - cols[0] + 1)
 
 
-def _geometry(shape: tuple[int, ...], crop: tuple[int, int, int, int], rows: int, cols: int) -> dict[str, Any]:
-    return {
-        "original_shape": [int(n) for n in shape[:2]],
-        "crop": list(crop),
-        "flipped": False,
-        "padded_shape": list(padded_shape(crop[2], crop[3], rows, cols)),
-        "stored_shape": [rows, cols],
-    }
-
-
-def _place(image: NDArray[Any], geometry: Mapping[str, Any], fill: int) -> NDArray[Any]:
-    """Crops and pads: the content in the middle from top to bottom, at the left."""
-    top, left, height, width = geometry["crop"]
-    full_height, full_width = geometry["padded_shape"]
-    out = np.full((full_height, full_width, *image.shape[2:]), fill, image.dtype)
-    above = (full_height - height) // 2
-    out[above : above + height, :width] = image[top : top + height, left : left + width]
-    return out
-
-
-def _shrink(image: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
-    """Averages over areas where the source is larger, interpolates where it is smaller."""
-    from PIL import Image
-
-    smaller = image.shape[0] >= rows and image.shape[1] >= cols
-    method = Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(image).resize((cols, rows), method))
-
-
 def convert_fundus(path: Path, rows: int, cols: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """``(uint8 [rows, cols, 3], geometry)`` of a fundus photograph."""
     image = _read(path, "RGB")
-    geometry = _geometry(image.shape, fundus_crop(image), rows, cols)
-    return _shrink(_place(image, geometry, 0), rows, cols), geometry
+    geometry = crop_geometry(image.shape, fundus_crop(image), rows, cols)
+    return resized(place(image, geometry), rows, cols), geometry
 
 
 def convert_mask(path: Path, geometry: Mapping[str, Any], result: SampleResult) -> NDArray[np.uint8]:
@@ -106,24 +77,7 @@ def convert_mask(path: Path, geometry: Mapping[str, Any], result: SampleResult) 
         result.count("mask", "grey values snapped")
         distance = np.abs(grey[..., None].astype(np.int16) - known)
         grey = known[distance.argmin(axis=-1)].astype(np.uint8)
-    placed = _place((grey == CUP).astype(np.uint8), geometry, 0)
-    rows, cols = geometry["stored_shape"]
-    down = ((np.arange(rows) + 0.5) * placed.shape[0] / rows).astype(int)
-    across = ((np.arange(cols) + 0.5) * placed.shape[1] / cols).astype(int)
-    return np.ascontiguousarray(placed[down][:, across])
-
-
-def unmap_mask(mask: NDArray[Any], geometry: Mapping[str, Any]) -> NDArray[Any]:
-    """A stored or predicted mask ``[rows, cols]`` at the native resolution of its fundus image, 0 outside the crop."""
-    top, left, height, width = geometry["crop"]
-    full_height, full_width = geometry["padded_shape"]
-    rows, cols = geometry["stored_shape"]
-    above = (full_height - height) // 2
-    down = ((np.arange(height) + above + 0.5) * rows / full_height).astype(int)
-    across = ((np.arange(width) + 0.5) * cols / full_width).astype(int)
-    out = np.zeros(geometry["original_shape"], mask.dtype)
-    out[top : top + height, left : left + width] = mask[down][:, across]
-    return out
+    return nearest((grey == CUP).astype(np.uint8), geometry)
 
 
 def slice_paths(folder: Path) -> list[Path]:
@@ -153,7 +107,7 @@ def convert_volume(folder: Path, rows: int, cols: int) -> tuple[NDArray[np.uint8
         shape = shape or scan.shape
         if scan.shape != shape:
             raise BadImage("slices_of_different_sizes")
-        volume[number] = _shrink(scan, rows, cols)
+        volume[number] = resized(scan, rows, cols)
     if shape is None or int(volume.min()) == int(volume.max()):
         raise BadImage("constant")
     geometry = {

@@ -1,4 +1,4 @@
-"""Reads one mammogram: header, checks, decoded values. Errors name no file: paths of archives identify people."""
+"""Reads one DICOM image: header, checks, stored values. Errors name no file: paths of archives identify people."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m4oe_ds.data.codecs import MAX_PIXELS
 from m4oe_ds.errors import EnvironmentProblem
 
 # What decodes a transfer syntax best (package names); others may do too
@@ -105,11 +106,11 @@ def require_decoders(syntaxes: Iterable[Any]) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the warnings and log lines of pydicom, which quote header values and paths."""
-    chatty = logging.getLogger("pydicom")
+def quiet(library: str = "pydicom") -> Iterator[None]:
+    """Silences the warnings and log lines of a library that reads images: they quote header values and paths."""
+    chatty = logging.getLogger(library)
     level = chatty.level
-    chatty.setLevel(logging.CRITICAL)
+    chatty.setLevel(logging.CRITICAL + 1)  # nibabel and tifffile report damaged files as critical
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -127,23 +128,83 @@ def read_header(path: Path, tags: Sequence[str]) -> Any:
     return _read(path, stop_before_pixels=True, specific_tags=list(tags))
 
 
-def check_kind(ds: Any) -> None:
-    """Rejects what is not a single grey image made for viewing, by its header alone.
+def check_kind(ds: Any, colour: bool = False) -> None:
+    """Rejects what is not a single image made for viewing, by its header alone.
+
+    Args:
+        ds: header (a pydicom Dataset).
+        colour: whether a colour image will do too.
 
     Raises:
-        BadImage: the image is for processing, or has several frames or colours.
+        BadImage: the image is for processing, has several frames, or is in colour where grey is wanted.
     """
     if "PROCESSING" in str(ds.get("PresentationIntentType") or "").upper():
         raise BadImage("for_processing")
     frames = str(ds.get("NumberOfFrames") or "1").strip()
     if frames != "1":
         raise BadImage("multi_frame")
-    if ds.get("SamplesPerPixel", 1) != 1:
+    if not colour and ds.get("SamplesPerPixel", 1) != 1:
         raise BadImage("colour")
 
 
-def decode(path: Path) -> tuple[Any, NDArray[Any], tuple[int, int]]:
+def read_stored(path: Path, colour: bool = False) -> tuple[Any, NDArray[Any], tuple[int, int]]:
     """Header and stored values of one file.
+
+    Args:
+        path: the file.
+        colour: whether a colour image will do too; one in YBR comes back as RGB.
+
+    Returns:
+        ``(ds, stored, extremes)``: pydicom Dataset, an integer array [H, W] ([H, W, 3] of a colour image), its least
+        and largest value.
+
+    Raises:
+        BadImage: missing, truncated, not a single image for presentation, or beyond BitsStored.
+        EnvironmentProblem: no decoder for its transfer syntax.
+    """
+    with quiet():
+        ds = _read(path)
+        if "PixelData" not in ds:
+            raise BadImage("no_pixels")
+        check_kind(ds, colour)
+        uid = ds.file_meta.get("TransferSyntaxUID")
+        if uid is None:
+            raise BadImage("no_transfer_syntax")
+        require_decoders([uid])
+        if int(ds.get("Rows") or 0) * int(ds.get("Columns") or 0) > MAX_PIXELS:
+            raise BadImage("too_large")  # before anything is allocated for it
+        stored = _pixels(ds)
+    if stored.ndim != 2 and not (colour and stored.ndim == 3 and stored.shape[2] == 3):
+        raise BadImage("multi_frame")
+    bits = int(ds.get("BitsStored") or 16)
+    signed = int(ds.get("PixelRepresentation") or 0) == 1
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else (0, 2**bits)
+    least, most = int(stored.min()), int(stored.max())
+    if most >= high or least < low:
+        raise BadImage("beyond_bits_stored")
+    return ds, stored, (least, most)
+
+
+def _pixels(ds: Any) -> NDArray[Any]:
+    from pydicom.pixels import pixel_array  # type: ignore[attr-defined]  # re-exported without __all__
+
+    try:
+        # pydicom would cut values beyond BitsStored to their lower bits, which turns a wrong header into a wrong
+        # image without a word; left as they are, the caller finds them
+        return np.asarray(pixel_array(ds, correct_unused_bits=False))
+    except (ValueError, RuntimeError, AttributeError, KeyError, TypeError, EOFError, OSError, IndexError):
+        raise BadImage("undecodable_pixels") from None
+    except NotImplementedError:
+        raise BadImage("unsupported_transfer_syntax") from None
+    except BaseException as error:
+        # decoders written in Rust end in a panic, which is no Exception; found by mutated RLE files
+        if type(error).__name__ != "PanicException":
+            raise
+        raise BadImage("undecodable_pixels") from None
+
+
+def decode(path: Path) -> tuple[Any, NDArray[Any], tuple[int, int]]:
+    """Header and stored values of one grey image.
 
     Returns:
         ``(ds, stored, extremes)``: pydicom Dataset, an integer array [H, W], its least and largest value.
@@ -152,38 +213,7 @@ def decode(path: Path) -> tuple[Any, NDArray[Any], tuple[int, int]]:
         BadImage: missing, truncated, not a single grey image for presentation, constant, or beyond BitsStored.
         EnvironmentProblem: no decoder for its transfer syntax.
     """
-    from pydicom.pixels import pixel_array  # type: ignore[attr-defined]  # re-exported without __all__
-
-    with quiet():
-        ds = _read(path)
-        if "PixelData" not in ds:
-            raise BadImage("no_pixels")
-        check_kind(ds)
-        uid = ds.file_meta.get("TransferSyntaxUID")
-        if uid is None:
-            raise BadImage("no_transfer_syntax")
-        require_decoders([uid])
-        try:
-            # pydicom would cut values beyond BitsStored to their lower bits, which turns a wrong header into a wrong
-            # image without a word; left as they are, they are found below
-            stored = np.asarray(pixel_array(ds, correct_unused_bits=False))
-        except (ValueError, RuntimeError, AttributeError, KeyError, TypeError, EOFError, OSError, IndexError):
-            raise BadImage("undecodable_pixels") from None
-        except NotImplementedError:
-            raise BadImage("unsupported_transfer_syntax") from None
-        except BaseException as error:
-            # decoders written in Rust end in a panic, which is no Exception; found by mutated RLE files
-            if type(error).__name__ != "PanicException":
-                raise
-            raise BadImage("undecodable_pixels") from None
-    if stored.ndim != 2:
-        raise BadImage("multi_frame")
-    bits = int(ds.get("BitsStored") or 16)
-    signed = int(ds.get("PixelRepresentation") or 0) == 1
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else (0, 2**bits)
-    least, most = int(stored.min()), int(stored.max())
-    if most >= high or least < low:
-        raise BadImage("beyond_bits_stored")
-    if least == most:
+    ds, stored, extremes = read_stored(path)
+    if extremes[0] == extremes[1]:
         raise BadImage("constant")
-    return ds, stored, (least, most)
+    return ds, stored, extremes

@@ -92,7 +92,7 @@ def _mask(stored: NDArray[Any], low: int, table: Unit, ramp: tuple[float, float]
     return coarse_mask(small, factor, (stored.shape[0], stored.shape[1]))
 
 
-def _value(ds: Any, name: str) -> Any:
+def header_value(ds: Any, name: str) -> Any:
     """A header value; None where it is absent or cannot be read: pydicom converts, and fails, on access."""
     try:
         return ds.get(name)
@@ -124,11 +124,11 @@ def header_window(ds: Any) -> tuple[float, float, str] | None:
 
     Functions: ``LINEAR`` (also where the header has none), ``LINEAR_EXACT``, ``SIGMOID``.
     """
-    function = str(_value(ds, "VOILUTFunction") or "LINEAR").strip().upper() or "LINEAR"
+    function = str(header_value(ds, "VOILUTFunction") or "LINEAR").strip().upper() or "LINEAR"
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         return None
     least = 1.0 if function == "LINEAR" else 0.0
-    pairs = zip(_numbers(_value(ds, "WindowCenter")), _numbers(_value(ds, "WindowWidth")), strict=False)
+    pairs = zip(_numbers(header_value(ds, "WindowCenter")), _numbers(header_value(ds, "WindowWidth")), strict=False)
     for centre, width in pairs:
         if math.isfinite(centre) and math.isfinite(width) and width >= least and width > 0:
             return centre, width, function
@@ -152,7 +152,7 @@ def _voi_lut(ds: Any, values: NDArray[Any]) -> Unit | None:
     """The image through the first VOI LUT, scaled by the range of the table's own entries; None if unusable."""
     from pydicom.pixels import apply_voi  # type: ignore[attr-defined]  # re-exported without __all__
 
-    sequence = _value(ds, "VOILUTSequence")
+    sequence = header_value(ds, "VOILUTSequence")
     if not sequence or not np.issubdtype(values.dtype, np.integer):
         return None
     try:
@@ -166,25 +166,33 @@ def _voi_lut(ds: Any, values: NDArray[Any]) -> Unit | None:
     return np.clip((out - low) / (high - low), 0.0, 1.0).astype(np.float32) if high > low else None
 
 
-def _padding(ds: Any, domain: NDArray[Any]) -> NDArray[np.bool_]:
+def padding_of(ds: Any, domain: NDArray[Any]) -> NDArray[np.bool_]:
     """Which stored values are padding (PixelPaddingValue to PixelPaddingRangeLimit)."""
-    value = _numbers(_value(ds, "PixelPaddingValue"))[0]
+    value = _numbers(header_value(ds, "PixelPaddingValue"))[0]
     if not math.isfinite(value):
         return np.zeros(domain.shape, bool)
-    limit = _numbers(_value(ds, "PixelPaddingRangeLimit"))[0]
+    limit = _numbers(header_value(ds, "PixelPaddingRangeLimit"))[0]
     limit = limit if math.isfinite(limit) else value
     return np.asarray((domain >= min(value, limit)) & (domain <= max(value, limit)))
 
 
 def _percentile_table(
-    values: NDArray[Any], stored: NDArray[Any], low: int, occurs: NDArray[np.bool_], padding: NDArray[np.bool_]
+    values: NDArray[Any],
+    stored: NDArray[Any],
+    low: int,
+    occurs: NDArray[np.bool_],
+    padding: NDArray[np.bool_],
+    breast: bool,
 ) -> Unit:
     """Table between percentiles inside the breast.
 
     Args:
         values: one per entry, with bright tissue.
+        stored: the image.
+        low: stored value of the first entry.
         occurs: which entries the image holds.
         padding: which are padding.
+        breast: False for an image of something else: percentiles of all that is not padding.
     """
     x = values.astype(np.float32)
     valid = x[occurs & ~padding]
@@ -192,11 +200,16 @@ def _percentile_table(
         raise BadImage("constant")
     rough = np.clip((x - valid.min()) / (valid.max() - valid.min()), 0.0, 1.0).astype(np.float32)
     rough[padding] = 0.0
-    mask = _mask(stored, low, rough, _ramp(rough))
-    if not mask.blocks.any():
-        raise BadImage("no_breast")
     stride = SEEN_PER_DIRECTION if stored.size > SMALL else 1
-    inside = stored[::stride, ::stride][mask.every(stride)].astype(np.intp) - low
+    seen = stored[::stride, ::stride]
+    if breast:
+        mask = _mask(stored, low, rough, _ramp(rough))
+        if not mask.blocks.any():
+            raise BadImage("no_breast")
+        inside = seen[mask.every(stride)].astype(np.intp) - low
+    else:
+        inside = seen.astype(np.intp).ravel() - low
+        inside = inside[~padding[inside]]
     below, above = _percentiles(x, np.bincount(inside, minlength=len(x)))
     if above <= below:
         raise BadImage("constant")
@@ -215,7 +228,7 @@ def _percentiles(values: Unit, counts: NDArray[np.intp]) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def _modality_values(ds: Any, stored: NDArray[Any]) -> NDArray[Any]:
+def modality_values(ds: Any, stored: NDArray[Any]) -> NDArray[Any]:
     """Stored values through the modality LUT or rescale; unchanged, and still integers, where that is the identity.
 
     Raises:
@@ -223,8 +236,8 @@ def _modality_values(ds: Any, stored: NDArray[Any]) -> NDArray[Any]:
     """
     from pydicom.pixels import apply_modality_lut  # type: ignore[attr-defined]  # re-exported without __all__
 
-    slope, intercept = _numbers(_value(ds, "RescaleSlope"))[0], _numbers(_value(ds, "RescaleIntercept"))[0]
-    if _value(ds, "ModalityLUTSequence") is None and slope == 1 and intercept == 0:
+    slope, intercept = _numbers(header_value(ds, "RescaleSlope"))[0], _numbers(header_value(ds, "RescaleIntercept"))[0]
+    if header_value(ds, "ModalityLUTSequence") is None and slope == 1 and intercept == 0:
         return stored  # what pydicom returns here are floats, to which no VOI LUT can be applied
     try:
         return np.asarray(apply_modality_lut(stored, ds))
@@ -232,7 +245,7 @@ def _modality_values(ds: Any, stored: NDArray[Any]) -> NDArray[Any]:
         raise BadImage("modality_lut") from None
 
 
-def grade(ds: Any, stored: NDArray[Any], extremes: tuple[int, int] | None = None) -> Graded:
+def grade(ds: Any, stored: NDArray[Any], extremes: tuple[int, int] | None = None, breast: bool = True) -> Graded:
     """Grey values of a decoded image.
 
     All look-up tables and windows are applied to the stored values that can occur, not to the pixels: there are
@@ -242,11 +255,12 @@ def grade(ds: Any, stored: NDArray[Any], extremes: tuple[int, int] | None = None
         ds: header (a pydicom Dataset).
         stored: integer [H, W] as decoded.
         extremes: least and largest stored value, if known.
+        breast: False for an image of something else: percentiles are then those of all that is not padding.
 
     Raises:
         BadImage: another photometric interpretation, more than 16 bits, or nothing to see.
     """
-    photometric = str(_value(ds, "PhotometricInterpretation") or "").strip().upper()
+    photometric = str(header_value(ds, "PhotometricInterpretation") or "").strip().upper()
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadImage("photometric_interpretation")
     inverted = photometric == "MONOCHROME1"
@@ -258,8 +272,8 @@ def grade(ds: Any, stored: NDArray[Any], extremes: tuple[int, int] | None = None
     stride = SEEN_PER_DIRECTION if stored.size > SMALL else 1
     seen = stored[::stride, ::stride].astype(np.intp).ravel()
     occurs = np.bincount(seen - low if low else seen, minlength=len(domain)) > 0
-    padding = _padding(ds, domain)
-    values = _modality_values(ds, domain)
+    padding = padding_of(ds, domain)
+    values = modality_values(ds, domain)
     method, table = "voi_lut", _voi_lut(ds, values)
     if table is None and (window := header_window(ds)) is not None:
         method, table = "window", apply_window(values, *window)
@@ -272,5 +286,5 @@ def grade(ds: Any, stored: NDArray[Any], extremes: tuple[int, int] | None = None
     if table is None:
         method = "percentile"
         bright = -values.astype(np.float32) if inverted else values
-        table = _percentile_table(bright, stored, low, occurs, padding)
+        table = _percentile_table(bright, stored, low, occurs, padding, breast)
     return Graded(stored, low, np.where(padding, np.float32(0), table).astype(np.float32), method, inverted)

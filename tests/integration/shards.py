@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from m4oe_ds.data import codecs
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.order import Share
 from m4oe_ds.data.reading import Reading
-from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.data.shard_writer import ShardWriter
 from m4oe_ds.data.stream import Sampling, ShardStream
 
@@ -20,14 +20,12 @@ SIZES = {"train": 72, "val": 21, "test": 30}
 
 def write(folder: Path, sizes: dict[str, int] | None = None, seed: int = 0) -> Path:
     """Shards of random 32 x 32 views: a bright square for risk, the background level for density; a third lacks 2DS."""
-    spec, random = DATASETS["embed"], np.random.default_rng(seed)
+    spec, random = find_card("embed"), np.random.default_rng(seed)
     for split, count in (sizes or SIZES).items():
         writer = ShardWriter(
             folder,
-            "embed",
+            spec,
             split,
-            modalities=spec.modalities,
-            tasks=spec.tasks,
             samples_per_shard=10,
             synthetic=True,
             preprocessing={"image_size": [32, 32]},
@@ -70,7 +68,7 @@ def stream(
 ) -> ShardStream:
     """All of a split in one process; ``spec`` is of a data set or of a model."""
     manifest = Manifest.load(folder)
-    reading = Reading(spec.modalities, spec.channels, spec.tasks, image_size, manifest.normalisation())
+    reading = Reading(spec.inputs, spec.tasks, image_size, normalise=manifest.normalisation())
     return ShardStream(folder, manifest, reading, Share(0, 1, micro_batch), Sampling(), **options)
 
 

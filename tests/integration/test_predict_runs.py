@@ -22,7 +22,9 @@ from data_tools.convert.options import Shares
 from data_tools.phantom import archive as phantom
 from m4oe_ds import cli, config_loader
 from m4oe_ds.config import to_dict
-from m4oe_ds.data.schema import DATASETS, SPLITS, TaskSpec
+from m4oe_ds.data.cards import find_card
+from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.data.schema import SPLITS
 from m4oe_ds.evaluation.inference import predict_split
 from m4oe_ds.models import build
 from m4oe_ds.predict import samples as predict_samples
@@ -193,17 +195,20 @@ def breasts(path: Path, column: str) -> dict[tuple[str, str], str]:
     return {(Path(row["file"]).parent.name, row["side"]): row[column] for row in read(path) if row["key"]}
 
 
-def test_masks_and_a_manifest_alone(embed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No mammography data set has a segmentation task; one that had would get a mask per sample."""
-    spec = DATASETS["embed"]
-    mass = TaskSpec("mass", "mask", 1, ("mass",))
-    monkeypatch.setitem(DATASETS, "embed", replace(spec, tasks=(spec.task("density"), mass)))
+def test_masks_and_a_manifest_alone(embed: Path, tmp_path: Path) -> None:
+    """No shipped card of mammograms read by EMBED's reader has a mask; one of one's own gets a mask per sample."""
+    shipped = find_card("embed")
+    tasks = {
+        "density": shipped.content["tasks"]["density"],
+        "mass": {"kind": "mask", "of": "ffdm_cc", "classes": ["mass"]},
+    }
+    card = tmp_path / "masks.yaml"
+    card.write_text(json.dumps({**shipped.content, "tasks": tasks, "headline": ["density"]}))
     data = tmp_path / "moved"  # of the shards, only this file is needed
     (data / "train").mkdir(parents=True)
-    manifest = json.loads((embed.with_name("embed-shards") / "train" / "manifest.json").read_text())
-    manifest["tasks"].append({"name": "mass", "kind": "segmentation", "num_classes": 1, "class_names": ["mass"]})
-    (data / "train" / "manifest.json").write_text(json.dumps(manifest))
-    run = make_run(tmp_path / "run", tmp_path / "gone")
+    manifest = Manifest.load(embed.with_name("embed-shards") / "train")
+    replace(manifest, card=find_card(str(card))).save(data / "train")
+    run = make_run(tmp_path / "run", tmp_path / "gone", f"data.dataset={card}")
     assert predict(run, embed, tmp_path / "out") == 4  # the shards it was trained on are not here
     assert predict(run, embed, tmp_path / "out", "--data", str(data)) == 0
     for sample in content(tmp_path / "out")["samples"]:

@@ -16,8 +16,8 @@ import pytest
 from m4oe_ds.data import cache as caches
 from m4oe_ds.data import sources
 from m4oe_ds.data.cache import Cache
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.manifest import Manifest
-from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.data.shard_reader import verify_shards
 from m4oe_ds.errors import DataError, EnvironmentProblem
 from tests.integration import commands, servers, shards
@@ -60,7 +60,7 @@ def bucket(data: Path) -> Iterator[str]:
 
 
 def keys(root: str, split: str = "train", **options: Any) -> Counter[str]:
-    stream = shards.stream(sources.join(root, split), DATASETS["embed"], 8, **options)
+    stream = shards.stream(sources.join(root, split), find_card("embed"), 8, **options)
     return Counter(key for step in stream.epoch(0) for batch in step for key in batch.keys if key)
 
 

@@ -13,13 +13,13 @@ from sklearn.metrics import roc_auc_score
 from m4oe_ds.cli import main
 from m4oe_ds.compare import results, tables
 from m4oe_ds.compare.cells import Cell, enumerate_cells
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation.intervals import resampled_indices
 from m4oe_ds.evaluation.metrics import evaluate_split
 
 COUNT = 60
-TASKS = DATASETS["vindr"].tasks
+TASKS = find_card("vindr").tasks
 
 
 def write(folder: Path, cell: Cell, skill: float, keys_from: int = 0) -> dict[str, float]:

@@ -12,14 +12,15 @@ import torch
 from m4oe_ds.data import codecs
 from m4oe_ds.data.augment import AugmentOptions
 from m4oe_ds.data.batch import Batch
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.order import Share
 from m4oe_ds.data.reading import Reading
-from m4oe_ds.data.schema import DATASETS, SCHEMA_VERSION
+from m4oe_ds.data.schema import SCHEMA_VERSION
 from m4oe_ds.data.shard_writer import ShardWriter
 from m4oe_ds.data.stream import Sampling, ShardStream
 
-SPEC = DATASETS["rsna"]
+SPEC = find_card("rsna")
 COUNT, GLOBAL = 53, 24
 HEIGHT, WIDTH = 8, 6
 AUGMENT = AugmentOptions(10.0, 0.04, 0.08, 0.15, 0.1, 0.01, True)
@@ -42,10 +43,8 @@ def labels_of(number: int) -> dict[str, int]:
 def write(folder: Path, count: int = COUNT, statistics: dict[str, Any] | None = None) -> Path:
     writer = ShardWriter(
         folder,
-        "rsna",
+        SPEC,
         "train",
-        modalities=SPEC.modalities,
-        tasks=SPEC.tasks,
         samples_per_shard=7,
         synthetic=True,
         preprocessing={},
@@ -85,8 +84,7 @@ def stream(folder: Path, rank: int = 0, world: int = 1, **options: Any) -> Shard
         **options,
     }
     settings.setdefault("micro_batch", GLOBAL // (world * settings["accumulation"]))
-    channels = dict.fromkeys(DATASETS["embed"].modalities, 1)  # grey, and of RSNA too
-    settings["channels"] = tuple(channels[name] for name in settings["modalities"])
+    settings["inputs"] = tuple(find_card("embed").modality(name) for name in settings.pop("modalities"))  # RSNA's too
 
     def fields(cls: type) -> dict[str, Any]:
         return {field.name: settings[field.name] for field in dataclasses.fields(cls) if field.name in settings}

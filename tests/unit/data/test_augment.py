@@ -7,9 +7,27 @@ import torch
 from torch import Tensor
 
 from m4oe_ds.config import AugmentConfig
-from m4oe_ds.data.augment import AugmentOptions, augment
+from m4oe_ds.data import augment as augmentation
+from m4oe_ds.data.augment import AugmentOptions
+from m4oe_ds.data.schema import ModalitySpec
 
 FULL = AugmentOptions(10.0, 0.04, 0.08, 0.15, 0.1, 0.01, True)
+
+
+INPUTS = (
+    ModalitySpec("ffdm_cc"),
+    ModalitySpec("syn_cc"),
+    ModalitySpec("fundus", channels=3),
+    ModalitySpec("oct", "volume", slices=4),
+    ModalitySpec("ct", "volume"),
+    ModalitySpec("clinic", "table"),
+)
+
+
+def augment(
+    views: dict[str, Tensor], masks: dict[str, Tensor], options: AugmentOptions, state: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    return augmentation.augment(views, masks, INPUTS, {"cup": "fundus", "lesion": "ct"}, options, state)
 
 
 def generator(seed: int) -> torch.Generator:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from m4oe_ds.data.collate import Sample, collate
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.cards import find_card
+from m4oe_ds.data.collate import Sample, Sizes, collate
 
-EMBED, GAMMA = DATASETS["embed"], DATASETS["gamma"]
+EMBED, GAMMA = find_card("embed"), find_card("gamma")
 MODALITIES = ("ffdm_cc", "syn_cc")
 TASKS = (EMBED.task("density"), EMBED.task("birads"))
+
+
+INPUTS, SIZES = tuple(EMBED.modality(name) for name in MODALITIES), Sizes((4, 3))
 
 
 def sample(number: int, modalities: tuple[str, ...] = MODALITIES, **labels: int) -> Sample:
@@ -19,7 +22,7 @@ def sample(number: int, modalities: tuple[str, ...] = MODALITIES, **labels: int)
 
 
 def test_complete_samples() -> None:
-    batch = collate([sample(1, density=3, birads=0), sample(2, density=0, birads=2)], MODALITIES, (1, 1), TASKS, (4, 3))
+    batch = collate([sample(1, density=3, birads=0), sample(2, density=0, birads=2)], INPUTS, TASKS, SIZES)
     assert len(batch) == 2
     assert batch.views["syn_cc"][:, 0, 0, 0].tolist() == [11.0, 21.0]
     assert batch.views["ffdm_cc"].shape == (2, 1, 4, 3)
@@ -35,20 +38,20 @@ def test_complete_samples() -> None:
 
 
 def test_an_absent_modality_is_zeros_and_not_present() -> None:
-    batch = collate([sample(1, ("syn_cc",)), sample(2)], MODALITIES, (1, 1), TASKS, (4, 3))
+    batch = collate([sample(1, ("syn_cc",)), sample(2)], INPUTS, TASKS, SIZES)
     assert batch.present.tolist() == [[False, True], [True, True]]
     assert batch.views["ffdm_cc"][0].abs().sum() == 0
     assert batch.views["syn_cc"][0, 0, 0, 0] == 10.0
 
 
 def test_a_missing_label_is_masked_whether_absent_or_minus_one() -> None:
-    batch = collate([sample(1, density=-1), sample(2, birads=0)], MODALITIES, (1, 1), TASKS, (4, 3))
+    batch = collate([sample(1, density=-1), sample(2, birads=0)], INPUTS, TASKS, SIZES)
     assert batch.labels["density"].tolist() == [-1, -1]
     assert batch.label_mask.tolist() == [[False, False], [False, True]]
 
 
 def test_padding_leaves_no_trace_but_a_row() -> None:
-    batch = collate([None, sample(2, density=1, birads=1), None], MODALITIES, (1, 1), TASKS, (4, 3))
+    batch = collate([None, sample(2, density=1, birads=1), None], INPUTS, TASKS, SIZES)
     assert batch.valid.tolist() == [False, True, False]
     assert batch.present.tolist() == [[True, True]] * 3  # no softmax over nothing
     assert batch.label_mask.tolist() == [[False, False], [True, True], [False, False]]
@@ -60,7 +63,7 @@ def test_padding_leaves_no_trace_but_a_row() -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_batch_of_padding_alone(count: int) -> None:
-    batch = collate([None] * count, MODALITIES, (1, 1), TASKS, (4, 3))
+    batch = collate([None] * count, INPUTS, TASKS, SIZES)
     assert len(batch) == count
     assert not batch.valid.any()
     assert not batch.label_mask.any()
@@ -71,7 +74,7 @@ def test_masks_of_a_segmentation() -> None:
     mask[0, 1, 2] = 1.0
     with_mask = Sample("a", "g", {"fundus": torch.ones(3, 4, 3)}, {"glaucoma": 2}, {"cup": mask})
     without = Sample("b", "g", {"fundus": torch.ones(3, 4, 3), "oct": torch.ones(256, 4, 3)}, {}, {})
-    batch = collate([with_mask, without, None], GAMMA.modalities, GAMMA.channels, GAMMA.tasks, (4, 3))
+    batch = collate([with_mask, without, None], GAMMA.inputs, GAMMA.tasks, SIZES)
     assert batch.views["oct"].shape == (3, 256, 4, 3)
     assert batch.present.tolist() == [[True, False], [True, True], [True, True]]
     assert batch.labels["cup"].shape == (3, 1, 4, 3)
@@ -80,7 +83,7 @@ def test_masks_of_a_segmentation() -> None:
 
 
 def test_moving_a_batch_keeps_names_and_changes_the_type_of_views_only() -> None:
-    batch = collate([sample(1, density=3), None], MODALITIES, (1, 1), TASKS, (4, 3)).to("cpu", torch.bfloat16)
+    batch = collate([sample(1, density=3), None], INPUTS, TASKS, SIZES).to("cpu", torch.bfloat16)
     assert batch.views["ffdm_cc"].dtype == torch.bfloat16
     assert batch.labels["density"].dtype == torch.int64
     assert batch.present.dtype == batch.valid.dtype == batch.label_mask.dtype == torch.bool

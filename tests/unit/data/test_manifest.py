@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from m4oe_ds.data import codecs
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.manifest import Manifest
-from m4oe_ds.data.schema import DATASETS, MANIFEST_FIELDS, META_FIELDS, SCHEMA_VERSION
+from m4oe_ds.data.schema import MANIFEST_FIELDS, META_FIELDS, SCHEMA_VERSION
 from m4oe_ds.data.shard_reader import read_sample, verify_shards
 from m4oe_ds.data.shard_writer import ShardWriter
 from m4oe_ds.errors import DataError
 
-SPEC = DATASETS["rsna"]
+SPEC = find_card("rsna")
 
 
 def key(number: int) -> str:
@@ -51,10 +52,8 @@ def sample(number: int, modalities: tuple[str, ...] = SPEC.modalities, **labels:
 def writer(folder: Path, samples_per_shard: int = 3) -> ShardWriter:
     return ShardWriter(
         folder,
-        "rsna",
+        SPEC,
         "train",
-        modalities=SPEC.modalities,
-        tasks=SPEC.tasks,
         samples_per_shard=samples_per_shard,
         synthetic=True,
         preprocessing={"height": 4},

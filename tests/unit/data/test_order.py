@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m4oe_ds.data.cards import Card
 from m4oe_ds.data.manifest import Manifest, Shard
 from m4oe_ds.data.order import WINDOW_SAMPLES, Share, epoch_order, generator, shuffle_quality
+from m4oe_ds.data.schema import ModalitySpec
 
 
 def manifest(sizes: list[int]) -> Manifest:
@@ -29,7 +31,7 @@ def manifest(sizes: list[int]) -> Manifest:
         )
         for i, size in enumerate(sizes)
     )
-    return Manifest("x", "train", True, ("a",), (), sum(sizes), 1, shards, {}, {}, {}, {})
+    return Manifest("x", "train", True, Card("x", (ModalitySpec("a"),), ()), sum(sizes), 1, shards, {}, {}, {}, {})
 
 
 def pairs(order: np.ndarray) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 import torch
 
 from m4oe_ds.config_loader import load
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.manifest import Shard, assemble
 from m4oe_ds.data.order import weighted_order
-from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.runs.assemble import prior_correction, sampling_weights
 
@@ -23,20 +24,21 @@ RISKS = tuple(f"risk{k}" for k in range(1, 6))
 def manifest(labels: dict[str, list[int]], size: int = 10) -> Any:
     """A split with these labels; no files."""
     count = len(next(iter(labels.values())))
-    tasks = [task for task in DATASETS["embed"].tasks if task.name in labels]
+    card = find_card("embed")
+    card = replace(card, tasks=tuple(task for task in card.tasks if task.name in labels))
     shards = []
     for start in range(0, count, size):
         part = {name: codes[start : start + size] for name, codes in labels.items()}
         n = len(next(iter(part.values())))
         shards.append(Shard(f"{start}", 0, "", n, list(range(n + 1)), part, [1] * n, ["g"] * n, ["e-l"] * n))
-    return assemble("embed", "train", shards, modalities=("ffdm_cc",), tasks=tasks, synthetic=True, preprocessing={})
+    return assemble(card, "train", shards, synthetic=True, preprocessing={})
 
 
 def settings(*names: str, **more: Any) -> tuple[Any, Any]:
     """Configuration and tasks."""
     overrides = ["data.sampling.kind=balanced", f"data.sampling.tasks=[{', '.join(names)}]"]
     overrides += [f"data.sampling.{name}={value}" for name, value in more.items()]
-    tasks = tuple(DATASETS["embed"].task(name) for name in names)
+    tasks = tuple(find_card("embed").task(name) for name in names)
     return load(None, overrides), SimpleNamespace(tasks=tasks)
 
 

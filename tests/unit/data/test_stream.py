@@ -14,8 +14,9 @@ import torch
 
 from m4oe_ds.data import codecs
 from m4oe_ds.data.batch import Batch
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.manifest import Manifest
-from m4oe_ds.data.schema import DATASETS, SCHEMA_VERSION
+from m4oe_ds.data.schema import SCHEMA_VERSION
 from m4oe_ds.data.shard_writer import ShardWriter
 from m4oe_ds.errors import DataError
 from tests.unit.data.stream_cases import (
@@ -198,7 +199,7 @@ def test_samples_without_any_modality_asked_for_are_left_out(folder: Path) -> No
 
 def test_what_the_split_does_not_have_is_named(folder: Path) -> None:
     with pytest.raises(DataError, match="syn_cc, risk1"):
-        stream(folder, modalities=["ffdm_cc", "syn_cc"], tasks=[DATASETS["embed"].task("risk1")])
+        stream(folder, modalities=["ffdm_cc", "syn_cc"], tasks=[find_card("embed").task("risk1")])
 
 
 # --------------------------------------------------------------------------------------------------- evaluation
@@ -281,13 +282,11 @@ def test_weighted_epochs_resume_and_leave_out_what_is_not_eligible(folder: Path)
 
 
 def test_the_other_breast_of_the_same_exam_comes_along(tmp_path: Path) -> None:
-    spec = DATASETS["rsna"]
+    spec = find_card("rsna")
     writer = ShardWriter(
         tmp_path,
-        "rsna",
+        spec,
         "train",
-        modalities=spec.modalities,
-        tasks=spec.tasks,
         samples_per_shard=2,
         synthetic=True,
         preprocessing={},

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from data_tools import deidentify, inspect
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.codecs import encode
-from m4oe_ds.data.schema import DATASETS, SPLITS
+from m4oe_ds.data.schema import SPLITS
 from m4oe_ds.data.shard_writer import ShardWriter
 from m4oe_ds.errors import DataError
 
-SPEC = DATASETS["embed"]
+SPEC = find_card("embed")
 
 
 def meta_of(split: str, patient: int, side: str, modality: str) -> dict[str, Any]:
@@ -51,10 +52,8 @@ def shards(tmp_path: Path) -> Path:
     for split in SPLITS:
         writer = ShardWriter(
             out,
-            "embed",
+            SPEC,
             split,
-            modalities=SPEC.modalities,
-            tasks=SPEC.tasks,
             samples_per_shard=4,
             synthetic=True,
             preprocessing={},
@@ -106,10 +105,8 @@ def test_a_patient_in_two_splits_is_found(shards: Path) -> None:
     shutil.rmtree(shards / "test")
     writer = ShardWriter(
         shards,
-        "embed",
+        SPEC,
         "test",
-        modalities=SPEC.modalities,
-        tasks=SPEC.tasks,
         samples_per_shard=4,
         synthetic=True,
         preprocessing={},
@@ -208,10 +205,8 @@ def test_risk_that_falls_with_the_horizon_is_found(shards: Path, tmp_path: Path)
     shutil.rmtree(shards / "test")
     writer = ShardWriter(
         shards,
-        "embed",
+        SPEC,
         "test",
-        modalities=SPEC.modalities,
-        tasks=SPEC.tasks,
         samples_per_shard=4,
         synthetic=True,
         preprocessing={},

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.evaluation.clinical import clinical_report
 from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.operating_points import threshold_for
 from m4oe_ds.evaluation.survival import from_horizon_labels, uno_c
 
-TASKS = DATASETS["embed"].tasks
+TASKS = find_card("embed").tasks
 
 
 def predictions(count: int, seed: int) -> dict[str, np.ndarray]:

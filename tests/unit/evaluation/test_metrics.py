@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from m4oe_ds.data.schema import DATASETS, TaskSpec
+from m4oe_ds.data.cards import find_card
+from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.evaluation import metrics
 from m4oe_ds.evaluation.intervals import Bootstrap, resampled_indices
 
-DENSITY, RISK = DATASETS["embed"].task("density"), DATASETS["embed"].task("risk1")
+DENSITY, RISK = find_card("embed").task("density"), find_card("embed").task("risk1")
 
 
 def drawn(classes: int, count: int = 120, seed: int = 0, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +152,7 @@ def test_risk_monotonicity_violations() -> None:
 
 
 def test_dice() -> None:
-    cup = DATASETS["gamma"].task("cup")
+    cup = find_card("gamma").task("cup")
     arrays = {
         "keys": np.array(["a", "b", "c"]),
         "groups": np.array(["a", "b", "c"]),

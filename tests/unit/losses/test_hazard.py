@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.losses.hazard import HazardLoss, until_event
 from m4oe_ds.losses.tasks import cross_entropy
 
@@ -27,7 +27,7 @@ def test_horizons_up_to_the_event_count(labels: list[int], expected: list[int]) 
 
 
 def test_masked_horizons_get_no_gradient_and_other_tasks_stay() -> None:
-    tasks = DATASETS["embed"].tasks
+    tasks = find_card("embed").tasks
     count = len(EXAMPLES)
 
     risks = {f"risk{k + 1}": torch.tensor([row[k] for row, _ in EXAMPLES]) for k in range(5)}

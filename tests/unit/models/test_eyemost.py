@@ -30,11 +30,7 @@ def samples(config: Config, count: int = 6) -> Batch:
     """Random samples, with a mask in place of class codes for a segmentation."""
     spec = spec_for(config)
     batch = problem.samples(spec, count, seed=0)
-    masks = {
-        task.name: (torch.rand(count, 1, *spec.image_size) < 0.3).float()
-        for task in spec.tasks
-        if task.dense
-    }
+    masks = {task.name: (torch.rand(count, 1, *spec.image_size) < 0.3).float() for task in spec.tasks if task.dense}
     return dataclasses.replace(batch, labels={**batch.labels, **masks})
 
 

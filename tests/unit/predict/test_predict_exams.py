@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from data_tools.phantom.dicom import write_mammogram
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import EnvironmentProblem
 from m4oe_ds.predict import exams
 from tests import mammogram_facts
 
 FACTS = replace(mammogram_facts.FACTS, series_description="")
-ALL = DATASETS["embed"].modalities
-TWO = DATASETS["rsna"].modalities
+ALL = find_card("embed").modalities
+TWO = find_card("rsna").modalities
 
 
 def put(path: Path, **facts: Any) -> None:

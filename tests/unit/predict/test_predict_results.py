@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m4oe_ds.data.schema import DATASETS, TaskSpec
+from m4oe_ds.data.cards import find_card
+from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.evaluation.inference import Predictions
 from m4oe_ds.models.interface import ModelSpec
@@ -22,9 +23,8 @@ from m4oe_ds.predict.samples import KnownSample
 
 KEYS = ("embed-00000000000000aa-l", "embed-00000000000000bb-r")
 SPEC = ModelSpec(
-    ("ffdm_cc", "ffdm_mlo"),
-    (1, 1),
-    (DATASETS["embed"].task("risk1"), TaskSpec("cup", "mask", 1, ("cup",))),
+    find_card("rsna").inputs,
+    (find_card("embed").task("risk1"), TaskSpec("cup", "mask", 1, ("cup",))),
     (4, 4),
 )
 ROWS = {

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.report.html import render
 
-TASKS = DATASETS["embed"].tasks
-MODALITIES = DATASETS["embed"].modalities
+TASKS = find_card("embed").tasks
+MODALITIES = find_card("embed").modalities
 
 
 def fill(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.schema import ModalitySpec, TaskSpec
 from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.models.interface import ModelOutput, ModelSpec, MultiModalModel
 from m4oe_ds.training.gradient_policy import (
@@ -32,7 +32,9 @@ class TwoBranches(MultiModalModel):
     def __init__(self, tasks: tuple[str, ...] = TASKS) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.spec = ModelSpec(("x", "y"), (1, 1), tuple(TaskSpec(t, "classes", 1) for t in tasks), (1, 1))
+        self.spec = ModelSpec(
+            (ModalitySpec("x"), ModalitySpec("y")), tuple(TaskSpec(t, "classes", 1) for t in tasks), (1, 1)
+        )
         self.branches = nn.ModuleDict({name: nn.Linear(3, 4) for name in ("x", "y")})
         self.trunk = nn.Linear(8, 5)
         self.heads = nn.ModuleDict({name: nn.Linear(5, 1) for name in tasks})

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from data_tools.convert import ConvertOptions, convert
-from data_tools.convert.eye import unmap_mask
 from data_tools.identifiers import scan_identifiers
 from data_tools.phantom import archive as phantom
+from data_tools.pixels.fit import unmap_mask
 from m4oe_ds.data.codecs import decode
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.schema import SPLITS

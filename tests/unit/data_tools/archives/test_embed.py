@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.archives import embed
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import DataError
 
-MODALITIES = DATASETS["embed"].modalities
+MODALITIES = find_card("embed").modalities
 CLINICAL = [*embed.CLINICAL_REQUIRED, *embed.CLINICAL_OPTIONAL]
 METADATA = [*embed.METADATA_REQUIRED, *embed.METADATA_OPTIONAL]
 BILATERAL = "MG Screen Bilat w/Tomo/CAD Stnd Protocol"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from data_tools.archives.published import published, unlike_published
+from data_tools.archives.published import unlike_published
+from data_tools.archives.readers import find_reader
 
 Labels = dict[str, dict[str, dict[str, int]]]
 
@@ -15,7 +16,7 @@ def whole(dataset: str, **options: str) -> Labels:
         source.splits[0]: {
             task: {code: round(n) for code, n in numbers.items()} for task, numbers in source.labels.items()
         }
-        for source in published(dataset, options)
+        for source in find_reader(dataset).published(options)
         if source.counted
     }
 
@@ -40,30 +41,30 @@ def test_the_counts_of_the_fact_sheets_in_our_codes() -> None:
 @pytest.mark.parametrize("dataset", ["vindr", "rsna", "gamma"])
 def test_the_published_archive_is_like_itself_and_missing_labels_do_not_count(dataset: str) -> None:
     found = whole(dataset)
-    assert not unlike_published(dataset, {}, found)
+    assert not unlike_published(find_reader(dataset).published({}), found)
     for tables in found.values():
         for counts in tables.values():
             counts["-1"] = 100_000
-    assert not unlike_published(dataset, {}, found)
+    assert not unlike_published(find_reader(dataset).published({}), found)
 
 
 def test_one_class_too_few_is_a_count_and_perhaps_a_share() -> None:
     found = whole("rsna")
     found["train"]["birads"]["1"] -= 20  # of 850: 2.4 %, and 0.2 % of all
-    assert unlike_published("rsna", {}, found) == {"label_counts_unlike_published": 1}
+    assert unlike_published(find_reader("rsna").published({}), found) == {"label_counts_unlike_published": 1}
     found["train"]["birads"]["0"] -= 3000
-    shares = unlike_published("rsna", {}, found)
+    shares = unlike_published(find_reader("rsna").published({}), found)
     assert shares == {"label_counts_unlike_published": 2, "label_shares_unlike_published": 3}
 
 
 def test_exchanged_splits_are_found() -> None:
     found = whole("vindr")
     found["train"], found["test"] = found["test"], found["train"]
-    assert unlike_published("vindr", {}, found)["label_counts_unlike_published"] == 14
+    assert unlike_published(find_reader("vindr").published({}), found)["label_counts_unlike_published"] == 14
 
 
 def test_embed_is_judged_by_shares_alone() -> None:
     like = {"train": {"density": {"0": 99, "1": 419, "2": 428, "3": 54}}}
-    assert not unlike_published("embed", {}, like)
+    assert not unlike_published(find_reader("embed").published({}), like)
     like["train"]["density"]["3"] = 200
-    assert unlike_published("embed", {}, like) == {"label_shares_unlike_published": 3}
+    assert unlike_published(find_reader("embed").published({}), like) == {"label_shares_unlike_published": 3}

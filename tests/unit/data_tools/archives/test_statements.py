@@ -13,7 +13,7 @@ import pytest
 
 from data_tools.convert.options import Shares
 from data_tools.phantom import archive as phantom
-from m4oe_ds.data.schema import DATASETS
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import DataError
 from tests.unit.data_tools.archives.archive_cases import converted, plan_of, run
 
@@ -288,7 +288,7 @@ def test_gamma_without_masks_or_with_a_csv_sheet(clean: dict[str, Path], tmp_pat
 
 def test_every_task_and_modality_is_one_of_the_schema(clean: dict[str, Path]) -> None:
     for layout, root in clean.items():
-        spec = DATASETS[layout]
+        spec = find_card(layout)
         for sample in plan_of(layout, root).samples:
             assert set(sample.images) <= set(spec.modalities)
             assert set(sample.labels) | set(sample.masks) <= {task.name for task in spec.tasks}

@@ -18,9 +18,10 @@ from data_tools.convert.command import main
 from data_tools.convert.options import Part
 from data_tools.identifiers import scan_identifiers
 from data_tools.phantom import archive as phantom
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.codecs import decode
 from m4oe_ds.data.manifest import Manifest
-from m4oe_ds.data.schema import DATASETS, SPLITS
+from m4oe_ds.data.schema import SPLITS
 from m4oe_ds.data.shard_reader import read_sample, verify_shards
 from m4oe_ds.errors import DataError
 
@@ -137,7 +138,7 @@ def test_pixel_statistics_are_those_of_the_stored_pixels(shards: Path) -> None:
             for name, data in read_sample(shards / "train" / shard.name, start, stop).items():
                 if name.endswith(".b2"):
                     values.setdefault(name[:-3], []).append(decode(data, "b2") / 65535)
-    assert set(values) == set(DATASETS["embed"].modalities)
+    assert set(values) == set(find_card("embed").modalities)
     for name, arrays in values.items():
         pixels = np.stack(arrays)
         assert pixels.shape[1:] == (64, 52)

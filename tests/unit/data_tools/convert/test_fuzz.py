@@ -19,8 +19,8 @@ from data_tools.convert.images import convert_sample
 from data_tools.convert.options import Shares
 from data_tools.convert.sample import SampleJob
 from data_tools.phantom import archive as phantom
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.manifest import Manifest
-from m4oe_ds.data.schema import DATASETS
 from m4oe_ds.data.shard_reader import verify_shards
 from m4oe_ds.errors import DataError
 from tests.integration.shards import stream as stream_of
@@ -122,7 +122,7 @@ def test_damaged_tables_are_planned_or_refused_in_one_line(archive: Path, tmp_pa
             continue
         assert len(plan.samples) <= whole + 2
         for sample in plan.samples:
-            for task in DATASETS["embed"].tasks:
+            for task in find_card("embed").tasks:
                 assert -1 <= sample.labels[task.name] < task.num_classes
         outcomes["planned"] += 1
     assert sum(outcomes.values()) == TABLES
@@ -133,7 +133,7 @@ def test_damaged_shards_are_noticed_by_the_manifest_and_read_without_a_crash(sha
     """Every change of a shard is found by its checksum; reading on regardless gives samples or padding, counted."""
     random = np.random.default_rng(9)
     manifest = Manifest.load(shards)
-    spec = DATASETS["embed"]
+    spec = find_card("embed")
     clean = {shard.name: (shards / shard.name).read_bytes() for shard in manifest.shards}
     shortened = 0
     for number in range(SHARDS):
