@@ -152,7 +152,7 @@ def _samples(arrays: Any, task: str) -> _Samples:
     keys, groups = arrays["keys"], arrays["groups"]
     if f"dice_{task}" in arrays:
         dice = arrays[f"dice_{task}"].astype(float)
-        return _Samples(keys, groups, dice.reshape(len(dice), -1).mean(1))
+        return _Samples(keys, groups, dice if dice.ndim == 1 else dice.mean(1))
     labels = arrays[f"label_{task}"]
     if f"value_{task}" in arrays:
         return _Samples(keys, groups, np.abs(arrays[f"value_{task}"].astype(float) - labels))

@@ -31,7 +31,7 @@ def evaluate_mask(
     Returns:
         Also ``baseline``: the same metrics of the mask that covers the whole picture.
     """
-    table = dice.reshape(len(dice), -1)
+    table = dice[:, None] if dice.ndim == 1 else dice
     names = task.class_names if table.shape[1] > 1 else ()
     entry: dict[str, Any] = {
         "kind": "segmentation",

@@ -63,16 +63,21 @@ def _entry(
         return _classification(task, labels[keep], probability[keep].astype(float), groups[keep], bootstrap)
     if task.dense:
         dice, area = predictions[f"dice_{name}"], predictions.get(f"area_{name}")
-        keep = np.isfinite(dice.reshape(len(dice), -1)).all(1)
+        keep = _known_rows(dice)
         known = None if area is None else area[keep].astype(float)
         return evaluate_mask(task, dice[keep].astype(float), known, groups[keep], bootstrap)
     labels = predictions[f"label_{name}"]
-    keep = np.isfinite(labels.reshape(len(labels), -1)).all(1)
+    keep = _known_rows(labels)
     if task.kind == "survival":
         risks = predictions[f"risk_{name}"][keep].astype(float)
         return evaluate_survival(task, labels[keep], risks, groups[keep], bootstrap, train)
     value = predictions[f"value_{name}"][keep].astype(float)
     return evaluate_number(task, labels[keep].astype(float), value, groups[keep], bootstrap, train)
+
+
+def _known_rows(values: np.ndarray) -> np.ndarray:
+    """``[N]``: which rows of ``[N]`` or ``[N, C]`` hold no NaN."""
+    return np.isfinite(values) if values.ndim == 1 else np.isfinite(values).all(1)
 
 
 def _classification(

@@ -50,7 +50,7 @@ def entries(
         CheckpointError: probabilities that are not numbers.
     """
     answers = (*predictions.probabilities.values(), *predictions.values.values(), *predictions.risks.values())
-    bad = sum(int((~np.isfinite(values.reshape(len(values), -1))).any(1).sum()) for values in answers)
+    bad = sum(int((~np.isfinite(values[:, None] if values.ndim == 1 else values)).any(1).sum()) for values in answers)
     if bad:
         raise CheckpointError(
             f"gives {bad} predictions that are not numbers",

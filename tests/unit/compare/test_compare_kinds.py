@@ -27,7 +27,7 @@ def write(folder: Path, cell: Cell, noise: float) -> dict[str, np.ndarray]:
     """A finished run whose answers are off by so much."""
     random, truth = np.random.default_rng([cell.seed, int(10 * noise)]), np.random.default_rng(7)
     value = truth.normal(size=COUNT)
-    time, end = truth.exponential(3 * np.exp(-value)), truth.exponential(5, COUNT)
+    time, end = truth.exponential(3 * np.exp(-3 * value)), truth.exponential(5, COUNT)
     score = value + noise * random.normal(size=COUNT)
     number = value.copy()
     number[::6] = np.nan
