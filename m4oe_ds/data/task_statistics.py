@@ -105,7 +105,8 @@ def from_json(content: Any, tasks: Sequence[TaskSpec], where: str) -> dict[str, 
     for task in tasks:
         try:
             entry = content[task.name]
-            one = TaskStatistics(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})
+            values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
+            one = TaskStatistics(**values)
             sound = math.isfinite(one.centre) and math.isfinite(one.median) and 0 < one.spread < math.inf
             lengths = (len(one.counts) == (task.num_classes if task.coded else 0)) and (
                 not one.risks or len(one.risks) == task.num_classes

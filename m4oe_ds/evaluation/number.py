@@ -93,12 +93,9 @@ def evaluate_number(
     for name, estimate in found.items():
         target = entry if name == "skill" else entry["metrics"]
         target[name] = metric_entry(values.get(name, estimate.value), estimate.low, estimate.high)
-    entry["baseline"] = {
-        "value": constant,
-        "of": "training median" if trained else "median of this split",
-        "mae": mean_absolute_error(truth, always),
-        "rmse": root_mean_square_error(truth, always),
-    }
+    error, root = mean_absolute_error(truth, always), root_mean_square_error(truth, always)
+    whose = "training median" if trained else "median of this split"
+    entry["baseline"] = {"value": constant, "of": whose, "mae": error, "rmse": root}
     low = entry["skill"]["low"]
     entry["beats_chance"] = bool(low is not None and low > 0)
     entry["undefined_resamples"] = max(estimate.undefined_resamples for estimate in found.values())

@@ -57,43 +57,56 @@ def evaluate_survival(
     if not len(labels):
         return entry
     data = FollowUp(labels[:, 0], labels[:, 1])
-    options: dict[str, Any] = {"groups": groups, "bootstrap": bootstrap}
     # the labels are float32, in which a horizon such as 0.1 is another number
     horizons = [float(horizon) for horizon in np.asarray(task.horizons, dtype=labels.dtype)]
     observed = event_shares(data.time, data.event, horizons)
     trained = train is not None and bool(train.risks)
     constant = np.tile(train.risks if train is not None and trained else observed, (len(data), 1))
-    found: dict[str, Estimate] = {
-        "uno_c": uno_c(data, risks[:, -1], horizons[-1], **options),
-        "harrell_c": harrell_c(data, risks[:, -1], **options),
-    }
-    baseline: dict[str, Any] = {
+    found, counts = _estimates(task, data, risks, horizons, groups, bootstrap)
+    trivial, _ = _estimates(task, data, constant, horizons, groups, Bootstrap(0))
+    entry["horizons"] = [
+        {**one, "predicted": float(risks[:, k].mean()), "observed": observed[k]} for k, one in enumerate(counts)
+    ]
+    entry["baseline"] = {
         "of": "Kaplan-Meier of the training split" if trained else "Kaplan-Meier of this split",
         "risks": constant[0].tolist(),
-        "uno_c": CHANCE,
-        "harrell_c": CHANCE,
+        # one risk for everybody ranks nobody
+        **{name: one.value if "brier" in name else CHANCE for name, one in trivial.items()},
     }
-    once = Bootstrap(0)
-    if len(task.horizons) > 1:
-        found["integrated_brier"] = integrated_brier(data, risks, horizons, **options)
-        baseline["integrated_brier"] = integrated_brier(data, constant, horizons, bootstrap=once).value
-    entry["horizons"] = []
-    for k, horizon in enumerate(horizons):
-        name = f"{task.horizons[k]:g}"
-        area = horizon_auc(data, risks[:, k], horizon, **options)
-        counts = {key: area.pop(key) for key in ("events", "controls", "excluded")}
-        area.pop("horizon")
-        found[f"auc_{name}"] = Estimate(**area)
-        found[f"brier_{name}"] = censored_brier(data, risks[:, k], horizon, **options)
-        baseline[f"auc_{name}"] = CHANCE
-        baseline[f"brier_{name}"] = censored_brier(data, constant[:, k], horizon, bootstrap=once).value
-        told = {"predicted": float(risks[:, k].mean()), "observed": observed[k]}
-        entry["horizons"].append({"horizon": task.horizons[k], **counts, **told})
     entry["metrics"] = {name: metric_entry(one.value, one.low, one.high) for name, one in found.items()}
     entry["reasons"] = {name: one.reason for name, one in found.items() if one.reason}
-    entry["baseline"] = baseline
     entry["undefined_resamples"] = max(one.undefined_resamples for one in found.values())
     entry["censoring_from"] = "this split"
     low = entry["metrics"]["uno_c"]["low"]
     entry["beats_chance"] = bool(low is not None and low > CHANCE)
     return entry
+
+
+def _estimates(
+    task: TaskSpec,
+    data: FollowUp,
+    risks: np.ndarray,
+    horizons: list[float],
+    groups: np.ndarray,
+    bootstrap: Bootstrap,
+) -> tuple[dict[str, Estimate], list[dict[str, Any]]]:
+    """Metrics by name, and per horizon the numbers of events, controls and cases of neither side."""
+    options: dict[str, Any] = {"groups": groups, "bootstrap": bootstrap}
+    found = {
+        "uno_c": uno_c(data, risks[:, -1], horizons[-1], **options),
+        "harrell_c": harrell_c(data, risks[:, -1], **options),
+    }
+    if len(horizons) > 1:
+        found["integrated_brier"] = integrated_brier(data, risks, horizons, **options)
+    counts = []
+    for k, horizon in enumerate(horizons):
+        name = f"{task.horizons[k]:g}"
+        area = horizon_auc(data, risks[:, k], horizon, **options)
+        area.pop("horizon")
+        counts.append({"horizon": task.horizons[k], **{key: area.pop(key) for key in _SIDES}})
+        found[f"auc_{name}"] = Estimate(**area)
+        found[f"brier_{name}"] = censored_brier(data, risks[:, k], horizon, **options)
+    return found, counts
+
+
+_SIDES = ("events", "controls", "excluded")

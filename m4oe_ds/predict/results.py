@@ -62,21 +62,7 @@ def entries(
         row = rows[key]
         tasks: dict[str, dict[str, Any]] = {}
         for k, task in enumerate(spec.tasks):
-            tasks[task.name] = {}
-            if task.coded:
-                values, names = predictions.probabilities[task.name][n], class_names(task)
-                tasks[task.name] = {
-                    "probabilities": dict(zip(names, map(_rounded, values), strict=True)),
-                    "predicted": names[int(values.argmax())],
-                }
-            elif task.kind == "number":
-                tasks[task.name] = {"value": _rounded(predictions.values[task.name][n]), "unit": task.unit}
-            elif task.kind == "survival":
-                risks = map(_rounded, predictions.risks[task.name][n])
-                horizons = (f"{horizon:g}" for horizon in task.horizons)
-                tasks[task.name] = {"risk": dict(zip(horizons, risks, strict=True)), "unit": task.unit}
-            else:
-                tasks[task.name] = {"mask": masks[key, task.name]}
+            tasks[task.name] = _answer(predictions, n, task, masks)
             if predictions.contribution is not None:
                 shares = map(_rounded, predictions.contribution[n, k])
                 tasks[task.name]["contribution"] = dict(zip(spec.modalities, shares, strict=True))
@@ -93,6 +79,21 @@ def entries(
             }
         )
     return out
+
+
+def _answer(predictions: Predictions, n: int, task: TaskSpec, masks: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    """What sample ``n`` answers to a task."""
+    if task.coded:
+        values, names = predictions.probabilities[task.name][n], class_names(task)
+        rounded = dict(zip(names, map(_rounded, values), strict=True))
+        return {"probabilities": rounded, "predicted": names[int(values.argmax())]}
+    if task.kind == "number":
+        return {"value": _rounded(predictions.values[task.name][n]), "unit": task.unit}
+    if task.kind == "survival":
+        horizons = (f"{horizon:g}" for horizon in task.horizons)
+        risks = map(_rounded, predictions.risks[task.name][n])
+        return {"risk": dict(zip(horizons, risks, strict=True)), "unit": task.unit}
+    return {"mask": masks[str(predictions.keys[n]), task.name]}
 
 
 def _rounded(value: Any) -> float:
