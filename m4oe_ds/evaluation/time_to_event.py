@@ -61,25 +61,24 @@ def evaluate_survival(
     horizons = [float(horizon) for horizon in np.asarray(task.horizons, dtype=labels.dtype)]
     observed = event_shares(data.time, data.event, horizons)
     trained = train is not None and bool(train.risks)
-    constant = np.tile(train.risks if train is not None and trained else observed, (len(data), 1))
+    constant = np.tile(train.risks if train and trained else observed, (len(data), 1))
     found, counts = _estimates(task, data, risks, horizons, groups, bootstrap)
     trivial, _ = _estimates(task, data, constant, horizons, groups, Bootstrap(0))
-    entry["horizons"] = [
-        {**one, "predicted": float(risks[:, k].mean()), "observed": observed[k]} for k, one in enumerate(counts)
-    ]
+    mean = risks.mean(0).tolist()
+    entry["horizons"] = [{**one, "predicted": mean[k], "observed": observed[k]} for k, one in enumerate(counts)]
     entry["baseline"] = {
         "of": "Kaplan-Meier of the training split" if trained else "Kaplan-Meier of this split",
         "risks": constant[0].tolist(),
-        # one risk for everybody ranks nobody
         **{name: one.value if "brier" in name else CHANCE for name, one in trivial.items()},
     }
     entry["metrics"] = {name: metric_entry(one.value, one.low, one.high) for name, one in found.items()}
     entry["reasons"] = {name: one.reason for name, one in found.items() if one.reason}
-    entry["undefined_resamples"] = max(one.undefined_resamples for one in found.values())
-    entry["censoring_from"] = "this split"
-    low = entry["metrics"]["uno_c"]["low"]
-    entry["beats_chance"] = bool(low is not None and low > CHANCE)
-    return entry
+    low = found["uno_c"].low
+    return entry | {
+        "undefined_resamples": max(one.undefined_resamples for one in found.values()),
+        "censoring_from": "this split",
+        "beats_chance": low is not None and low > CHANCE,
+    }
 
 
 def _estimates(
