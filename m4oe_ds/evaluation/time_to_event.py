@@ -39,9 +39,8 @@ def evaluate_survival(
         train: training labels; without them Kaplan-Meier is that of the split itself, which flatters it.
 
     Returns:
-        Also ``events``, ``horizons`` (per horizon: events, controls, excluded, mean predicted risk, Kaplan-Meier of
-        the split), ``baseline`` (metrics of the Kaplan-Meier risks for everybody; ``of``: whose), and why values are
-        undefined (``reasons``).
+        Also ``events``, ``horizons`` (events, controls, excluded, mean predicted risk, Kaplan-Meier of the split),
+        ``baseline`` (of the Kaplan-Meier risks for everybody; ``of``: whose), and why values are undefined.
     """
     entry: dict[str, Any] = {
         "kind": "survival",
