@@ -25,10 +25,9 @@ def evaluate_survival(
     bootstrap: Bootstrap,
     train: TaskStatistics | None = None,
 ) -> dict[str, Any]:
-    """JSON-ready metrics ``uno_c``, ``harrell_c``, ``integrated_brier`` (two horizons or more), ``auc_<h>``,
-    ``brier_<h>``.
+    """JSON-ready ``uno_c``, ``harrell_c``, ``integrated_brier`` (of several horizons), ``auc_<h>``, ``brier_<h>``.
 
-    The score of the concordances is the risk of the longest horizon; Uno's goes up to it.
+    Concordances rank by the risk of the longest horizon; Uno's goes up to it.
 
     Args:
         task: the task, with its horizons.
@@ -48,7 +47,7 @@ def evaluate_survival(
         "n_groups": len(np.unique(groups)),
         "unit": task.unit,
         "event": task.event,
-        "events": int((labels[:, 1] > 0).sum()),
+        "events": int(labels[:, 1].sum()),
         "metrics": {},
         "beats_chance": False,
         "note": "" if len(labels) else "no labelled samples",
@@ -59,24 +58,24 @@ def evaluate_survival(
     # the labels are float32, in which a horizon such as 0.1 is another number
     horizons = [float(horizon) for horizon in np.asarray(task.horizons, dtype=labels.dtype)]
     observed = event_shares(data.time, data.event, horizons)
-    trained = train is not None and bool(train.risks)
-    constant = np.tile(train.risks if train and trained else observed, (len(data), 1))
+    trained = train.risks if train is not None else ()
+    constant = np.tile(trained or observed, (len(data), 1))
     found, counts = _estimates(task, data, risks, horizons, groups, bootstrap)
-    trivial, _ = _estimates(task, data, constant, horizons, groups, Bootstrap(0))
-    mean = risks.mean(0).tolist()
-    entry["horizons"] = [{**one, "predicted": mean[k], "observed": observed[k]} for k, one in enumerate(counts)]
+    trivial = _estimates(task, data, constant, horizons, groups, Bootstrap(0))[0]
+    for one, predicted, share in zip(counts, risks.mean(0).tolist(), observed, strict=True):
+        one |= {"predicted": predicted, "observed": share}
     entry["baseline"] = {
         "of": "Kaplan-Meier of the training split" if trained else "Kaplan-Meier of this split",
         "risks": constant[0].tolist(),
         **{name: one.value if "brier" in name else CHANCE for name, one in trivial.items()},
     }
     entry["metrics"] = {name: metric_entry(one.value, one.low, one.high) for name, one in found.items()}
-    entry["reasons"] = {name: one.reason for name, one in found.items() if one.reason}
-    low = found["uno_c"].low
     return entry | {
+        "horizons": counts,
+        "reasons": {name: one.reason for name, one in found.items() if one.reason},
         "undefined_resamples": max(one.undefined_resamples for one in found.values()),
         "censoring_from": "this split",
-        "beats_chance": low is not None and low > CHANCE,
+        "beats_chance": (found["uno_c"].low or 0.0) > CHANCE,
     }
 
 
