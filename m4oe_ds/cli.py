@@ -143,7 +143,7 @@ def _convert(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from m4oe_ds.evaluation.metrics import format_table
+    from m4oe_ds.evaluation.metrics_text import format_table
     from m4oe_ds.evaluation.missing_modalities import format_observed
     from m4oe_ds.runs.evaluate import evaluate_run
     from m4oe_ds.runs.folder import RunFolder
@@ -166,10 +166,11 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    import shutil
     from pathlib import Path
 
     from m4oe_ds.errors import CheckpointError
-    from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, RunFolder
+    from m4oe_ds.runs.folder import BEST, LATEST, TASK_STATISTICS, CheckpointFolder, RunFolder
     from m4oe_ds.runs.weights import consolidate
 
     run = Path(options.run)
@@ -186,6 +187,10 @@ def _export(options: argparse.Namespace) -> None:
         out = Path(options.out) if options.out else files.weights
     for path in consolidate(checkpoint, out, options.dtype, options.max_file_gb):
         print(f"{checkpoint.name} -> {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    statistics, copy = RunFolder(checkpoint.parent.parent).task_statistics, out.parent / TASK_STATISTICS
+    if statistics.is_file() and copy.resolve() != statistics.resolve():  # without it numbers have no unit
+        shutil.copyfile(statistics, copy)
+        print(f"scale of numbers and shares of classes -> {copy}")
 
 
 def _models(options: argparse.Namespace) -> None:

@@ -280,8 +280,12 @@ class MutualInformationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskLossConfig:
-    kind: Literal["auto", "cross_entropy", "focal", "bce_dice"] = option(
-        "auto", "`auto`: cross-entropy for classes, BCE + Dice for masks."
+    kind: Literal["auto", "cross_entropy", "focal", "ranked_probability", "huber", "mse", "hazard", "bce_dice"] = (
+        option(
+            "auto",
+            "`auto`: cross-entropy for classes, `huber` for numbers (standardised; delta 1), `hazard` for survival "
+            "(censored likelihood by intervals), BCE + Dice for masks; `ranked_probability`: ordinal tasks.",
+        )
     )
     weight: float = option(1.0, "Factor of this task's loss.", at_least=0)
     gamma: float = option(2.0, "Focusing exponent of the focal loss.", at_least=0)

@@ -26,16 +26,28 @@ declare_torchvision_operators()
 from timm.layers import Attention  # type: ignore[attr-defined]  # noqa: E402  (no __all__; operators come first)
 
 
-def confidence(logits: Tensor) -> Tensor:
-    """Log-odds of the predicted class ``[B]`` from ``[B, C]``; for mask logits ``[B, C, ...]`` their mean magnitude.
+def confidence(logits: Tensor, kind: str = "classes") -> Tensor:
+    """The answer of each sample as one number ``[B]``, by the kind of the task.
 
-    The log-odds does not change when a constant is added to all logits, and does not saturate like a probability.
+    Classes: log-odds of the predicted one, which does not change when a constant is added to all logits, and does not
+    saturate like a probability. A number: its standardised value. Survival: log-odds of the event within the longest
+    horizon. Masks: mean magnitude of the logits.
     """
-    if logits.ndim >= 4:
+    if logits.ndim > 2:
         return logits.abs().flatten(1).mean(1)
+    if kind == "number":
+        return logits[:, 0]
+    if kind == "survival":
+        return _log_odds(logits)
     predicted = logits.argmax(1, keepdim=True)
     others = logits.scatter(1, predicted, -torch.inf).logsumexp(1)
     return logits.gather(1, predicted).squeeze(1) - others
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """Log-odds ``[B]`` of the event within the longest horizon from the logits of the hazards ``[B, H]``."""
+    total = functional.softplus(logits).sum(1)  # -log P(no event)
+    return total + torch.log(-torch.expm1(-total))
 
 
 def saliency(views: Mapping[str, Tensor], output: ModelOutput, spec: ModelSpec) -> Tensor:
@@ -51,7 +63,7 @@ def saliency(views: Mapping[str, Tensor], output: ModelOutput, spec: ModelSpec) 
     inputs = [views[name] for name in spec.modalities]
     rows = []
     for task in spec.tasks:
-        score = confidence(output.logits[task.name].float()).sum()
+        score = confidence(output.logits[task.name].float(), task.kind).sum()
         gradients = torch.autograd.grad(score, inputs, retain_graph=True, allow_unused=True)
         rows.append(
             torch.stack(
@@ -103,10 +115,11 @@ class Ablation:
     """Effect of leaving out one modality at a time.
 
     Attributes:
-        divergence: ``[B, p, m]`` KL(answer with all || answer without i) in nats (for masks: mean over the pixels); NaN
-            where the sample lacks i or has nothing else.
+        divergence: ``[B, p, m]`` KL(answer with all || answer without i) in nats (for masks: mean over the pixels; for
+            a number that of normal distributions of standard deviation 1 on the standardised scale; for survival that
+            of the event within the longest horizon); NaN where the sample lacks i or has nothing else.
         loss_increase: ``[B, p, m]`` cross-entropy without i minus with all; NaN also where the label is missing, and
-            for segmentation tasks.
+            for tasks without classes.
     """
 
     divergence: Tensor
@@ -130,7 +143,12 @@ def ablation(model: MultiModalModel, batch: Batch, output: ModelOutput, spec: Mo
         reduced = model(without(batch, name)).logits
         for k, task in enumerate(spec.tasks):
             full, less = output.logits[task.name].detach().float(), reduced[task.name].float()
-            if task.dense:
+            if task.kind == "number":
+                divergence[usable, k, i] = ((full - less)[:, 0].square() / 2)[usable]
+                continue
+            if not task.coded:
+                if task.kind == "survival":
+                    full, less = _log_odds(full)[:, None], _log_odds(less)[:, None]
                 p = full.sigmoid()
                 value = p * (functional.logsigmoid(full) - functional.logsigmoid(less))
                 value = value + (1 - p) * (functional.logsigmoid(-full) - functional.logsigmoid(-less))
@@ -197,7 +215,7 @@ def rollout(attention: Sequence[Tensor], present: Tensor, lengths: Sequence[int]
         lengths: tokens of each modality.
     """
     batch, count = present.shape
-    tasks = sum(task.coded for task in spec.tasks)
+    tasks = sum(not task.dense for task in spec.tasks)
     joint = [a for a in attention if a.shape[0] == batch and a.shape[1] == sum(lengths)]
     per_task = [a for a in attention if a.shape[0] == batch * tasks and a.shape[1] == count + 1]
     share: Tensor | None = None
@@ -224,8 +242,8 @@ def _rolled(attention: Sequence[Tensor]) -> Tensor:
 
 
 def _all_tasks(share: Tensor, spec: ModelSpec) -> Tensor:
-    """Rows of the classification tasks at their places; NaN for the others."""
+    """Rows of the tasks without masks at their places; NaN for the others."""
     found = share.new_full((len(share), len(spec.tasks), share.shape[2]), torch.nan)
-    columns = [k for k, task in enumerate(spec.tasks) if task.coded]
+    columns = [k for k, task in enumerate(spec.tasks) if not task.dense]
     found[:, columns] = share
     return found

@@ -1,4 +1,4 @@
-"""Task heads: class logits from the task token, mask logits from the patch tokens."""
+"""Task heads: logits of classes, a number or hazards from the task token, mask logits from the patch tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from m4oe_ds.errors import ConfigError
 
 
 class ClassificationHead(nn.Module):
-    """LayerNorm, Linear d -> d, token 0, Linear d -> classes (M4oE release; resolution A8)."""
+    """LayerNorm, Linear d -> d, token 0, Linear d -> classes (M4oE release; resolution A8).
+
+    A number is one such logit on the standardised scale, a survival has one per horizon: those of the hazards.
+    """
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -26,24 +29,24 @@ class ClassificationHead(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """Token grid to mask logits: four times (3x3 convolution, norm, ReLU, x2 bilinear), then a 1x1 convolution.
+    """Token grid to mask logits: four times (3x3 convolution, norm, ReLU, x2), then a 1x1 convolution.
 
-    In a volume the convolutions are 3x3x3, an axis grows no further than the mask, and the width halves from stage to
+    In a plane four doublings, bilinear, whatever the patch. In a volume the convolutions are 3x3x3, an axis grows no further than the mask, and the width halves from stage to
     stage down to 32 channels: eight times as many places at each would not fit otherwise.
 
     Args:
         dim: token width d.
         grid: patches along every axis of the image (2) or volume (3).
         size: size of the mask along the same axes.
-        channels: width of the decoder.
         classes: logits per pixel.
+        channels: width of the decoder.
     """
 
     def __init__(
-        self, dim: int, grid: tuple[int, ...], size: tuple[int, ...], channels: int = 256, classes: int = 1
+        self, dim: int, grid: tuple[int, ...], size: tuple[int, ...], classes: int = 1, channels: int = 256
     ) -> None:
         super().__init__()
-        if min(grid) < 1:
+        if min(grid) < 1 or len(grid) not in (2, 3) or len(grid) != len(size):
             raise ConfigError(f"a segmentation head needs a patch grid, got {grid}", "model.embedder.backbone")
         self.grid, self.size = tuple(grid), tuple(size)
         solid = len(self.grid) == 3

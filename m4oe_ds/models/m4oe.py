@@ -87,13 +87,13 @@ class M4oE(MultiModalModel):
         )
 
     def _head(self, task: TaskSpec) -> nn.Module:
-        if task.coded:
+        if not task.dense:
             return ClassificationHead(self.config.dim, task.num_classes)
         owner = self.spec.owner(task.name)
         embedder = self.embedders.of(owner)
         if not embedder.is_transformer:
             raise ConfigError(f"task {task.name} needs a vision-transformer embedder", "model.embedder.backbone")
-        return SegmentationHead(self.config.dim, embedder.grid, self.spec.shape(owner)[1:])
+        return SegmentationHead(self.config.dim, embedder.grid, self.spec.shape(owner)[1:], task.num_classes)
 
     def _missing_bank(self) -> MissingBank:
         spec = self.spec
@@ -147,9 +147,9 @@ class M4oE(MultiModalModel):
         z: list[Tensor],
         routing: dict[str, Routing],
     ) -> dict[str, Tensor]:
-        """H_k through the fusion tower: all classification tasks as one batch, then each dense task."""
+        """H_k through the fusion tower: all tasks without masks as one batch, then each mask."""
         features: dict[str, Tensor] = {}
-        classify = [k for k, task in enumerate(self.spec.tasks) if task.coded]
+        classify = [k for k, task in enumerate(self.spec.tasks) if not task.dense]
         if classify:
             count = len(classify)
             h = torch.cat(

@@ -15,7 +15,7 @@ import numpy as np
 from data_tools.deidentify import hash16
 from data_tools.outputs import write_private
 from m4oe_ds.data.schema import TaskSpec
-from m4oe_ds.errors import CheckpointError
+from m4oe_ds.errors import CheckpointError, DataError
 from m4oe_ds.evaluation.inference import Predictions
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.predict.exams import BEYOND_LIMIT, Found
@@ -43,12 +43,14 @@ def entries(
 
     Returns:
         ``key, group, exam, side, modalities, missing`` (names) and ``tasks``: per classification ``probabilities`` by
-        class and ``predicted``, per segmentation ``mask``; with routing ``contribution`` by modality, which sums to 1.
+        class and ``predicted``, per number ``value`` and ``unit``, per survival ``risk`` by horizon and the ``unit`` of
+        the horizons, per segmentation ``mask``; with routing ``contribution`` by modality, which sums to 1.
 
     Raises:
         CheckpointError: probabilities that are not numbers.
     """
-    bad = sum(int((~np.isfinite(values)).any(1).sum()) for values in predictions.probabilities.values())
+    answers = (*predictions.probabilities.values(), *predictions.values.values(), *predictions.risks.values())
+    bad = sum(int((~np.isfinite(values[:, None] if values.ndim == 1 else values)).any(1).sum()) for values in answers)
     if bad:
         raise CheckpointError(
             f"gives {bad} predictions that are not numbers",
@@ -60,15 +62,7 @@ def entries(
         row = rows[key]
         tasks: dict[str, dict[str, Any]] = {}
         for k, task in enumerate(spec.tasks):
-            tasks[task.name] = {}
-            if task.coded:
-                values, names = predictions.probabilities[task.name][n], class_names(task)
-                tasks[task.name] = {
-                    "probabilities": dict(zip(names, map(_rounded, values), strict=True)),
-                    "predicted": names[int(values.argmax())],
-                }
-            else:
-                tasks[task.name] = {"mask": masks[key, task.name]}
+            tasks[task.name] = _answer(predictions, n, task, masks)
             if predictions.contribution is not None:
                 shares = map(_rounded, predictions.contribution[n, k])
                 tasks[task.name]["contribution"] = dict(zip(spec.modalities, shares, strict=True))
@@ -87,6 +81,21 @@ def entries(
     return out
 
 
+def _answer(predictions: Predictions, n: int, task: TaskSpec, masks: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    """What sample ``n`` answers to a task."""
+    if task.coded:
+        values, names = predictions.probabilities[task.name][n], class_names(task)
+        rounded = dict(zip(names, map(_rounded, values), strict=True))
+        return {"probabilities": rounded, "predicted": names[int(values.argmax())]}
+    if task.kind == "number":
+        return {"value": _rounded(predictions.values[task.name][n]), "unit": task.unit}
+    if task.kind == "survival":
+        horizons = (f"{horizon:g}" for horizon in task.horizons)
+        risks = map(_rounded, predictions.risks[task.name][n])
+        return {"risk": dict(zip(horizons, risks, strict=True)), "unit": task.unit}
+    return {"mask": masks[str(predictions.keys[n]), task.name]}
+
+
 def _rounded(value: Any) -> float:
     return round(float(value), DECIMALS)
 
@@ -95,7 +104,8 @@ def write_table(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
     """Writes the entries of :func:`entries` as CSV, one row per sample.
 
     Columns: ``key group exam side modalities missing_views missing``, then per task ``<task>_predicted``,
-    ``<task>_probability_<class>``, ``<task>_contribution_<modality>``, ``<task>_mask``. Names within a field are
+    ``<task>_probability_<class>`` (classes), ``<task>_value`` (a number), ``<task>_risk_<horizon>`` (survival),
+    ``<task>_contribution_<modality>``, ``<task>_mask``. Names within a field are
     separated by a blank; ``missing_views`` is 1 if a modality of the run is missing.
     """
     lines = []
@@ -108,6 +118,10 @@ def write_table(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
                 line[f"{task}_predicted"] = answer["predicted"]
             for name, value in answer.get("probabilities", {}).items():
                 line[f"{task}_probability_{_word(name)}"] = f"{value:.{DECIMALS}f}"
+            if "value" in answer:
+                line[f"{task}_value"] = f"{answer['value']:.{DECIMALS}g}"
+            for name, value in answer.get("risk", {}).items():
+                line[f"{task}_risk_{_word(name)}"] = f"{value:.{DECIMALS}f}"
             for name, value in answer.get("contribution", {}).items():
                 line[f"{task}_contribution_{name}"] = f"{value:.{DECIMALS}f}"
             if "mask" in answer:
@@ -180,11 +194,19 @@ def write_mapping(path: Path, found: Found, exam_key: Mapping[tuple[str, str], s
 
 
 def save_mask(path: Path, mask: np.ndarray) -> None:
-    """Writes a mask, bool [H, W], as an 8-bit PNG of 0 and 255."""
+    """Writes a mask, bool [C, H, W], as an 8-bit PNG: 0 and 255; of several classes bit k is set where class k is.
+
+    Raises:
+        DataError: a volume, which no PNG holds.
+    """
     from PIL import Image
 
+    if mask.ndim != 3:
+        raise DataError(f"the mask has {mask.ndim - 1} dimensions", str(path), "leave the task out with data.tasks")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(mask.astype(np.uint8) * 255).save(path, format="PNG")
+    bits = (1 << np.arange(len(mask), dtype=np.uint8)) if len(mask) > 1 else np.array([255], dtype=np.uint8)
+    image = (mask * bits[:, None, None]).sum(0).astype(np.uint8)
+    Image.fromarray(image).save(path, format="PNG")
 
 
 def write_report(path: Path, content: Mapping[str, Any]) -> None:

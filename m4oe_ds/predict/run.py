@@ -196,7 +196,7 @@ def _infer(
         for name in dense:
             for key, logits in zip(batch.keys, output.logits[name], strict=True):
                 masks[key, name] = f"masks/{key}.{name}.png"
-                results.save_mask(folder / masks[key, name], (logits[0] > 0).cpu().numpy())
+                results.save_mask(folder / masks[key, name], (logits > 0).cpu().numpy())
         return output
 
     with tqdm(total=len(keys), desc="samples", unit="sample") as progress:
@@ -211,7 +211,7 @@ def _infer(
                 forward,
                 itertools.chain([first], batches),
                 run.spec,
-                objective(run.config, run.spec, prepared.manifest.sample_labels, run.device),
+                objective(run.config, run.spec, run.statistics, run.device),
                 run.device,
                 torch.float32,
                 correction=assemble.prior_correction(run.config, run.spec, prepared.manifest),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from m4oe_ds.report import tables
+from m4oe_ds.report import kind_tables, tables
 from m4oe_ds.runs.folder import RunFolder
 
 MOST_ROWS, MOST_COLUMNS = 64, 10  # of the numbers shown under a picture; the CSV next to it has all
@@ -120,6 +120,8 @@ def run_pictures(
     if split and arrays:
         areas = tables.areas(split)
         made["roc"] = (figures.roc(arrays, split), tables.roc(arrays, split), f"ROC curves; area: {areas}")
+    if split and (rows := kind_tables.scatter_rows(arrays, split)):
+        made["numbers"] = (figures.numbers(rows, split), rows, "Predicted over true value of every task for a number")
     if "contribution" in arrays:
         made["contribution"] = (
             figures.contribution(arrays),

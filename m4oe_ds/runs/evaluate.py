@@ -46,7 +46,7 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
         run.model,
         assemble.stream(run.config, split, run.spec, run.micro_batch, 1, run.manifests).evaluation(),
         run.spec,
-        objective(run.config, run.spec, train.sample_labels, device),
+        objective(run.config, run.spec, run.statistics, device),
         device,
         torch.float32,
         correction=assemble.prior_correction(run.config, run.spec, train),
@@ -55,7 +55,12 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     if reduce.rank() == 0:
         files = RunFolder(folder)
         predictions.save(files.predictions(split), run.spec)
-        metrics = evaluate_split(predictions.arrays(), run.spec.tasks, resamples=run.config.evaluation.resamples)
+        metrics = evaluate_split(
+            predictions.arrays(),
+            run.spec.tasks,
+            resamples=run.config.evaluation.resamples,
+            train=run.statistics,
+        )
         metrics["loss"] = predictions.loss
         if predictions.present is not None and not predictions.present.all():
             bootstrap = Bootstrap(run.config.evaluation.resamples)

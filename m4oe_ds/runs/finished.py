@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import torch
 from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.task_statistics import TaskStatistics, from_json, statistics_of
+from m4oe_ds.errors import DataError
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.models.interface import ModelSpec, MultiModalModel
 from m4oe_ds.runs import assemble, weights
@@ -28,6 +32,7 @@ class Run:
         spec: specification of the model.
         model: the model in evaluation mode, on ``device``.
         manifests: ``train`` and the split it was opened for.
+        statistics: of the labels it was trained with, by task.
         device: where the model is.
     """
 
@@ -36,6 +41,7 @@ class Run:
     spec: ModelSpec
     model: MultiModalModel
     manifests: Mapping[str, Manifest]
+    statistics: Mapping[str, TaskStatistics]
     device: torch.device
 
     @property
@@ -78,7 +84,7 @@ def open_run(folder: Path, split: str, data: str = "", device: torch.device | No
         device: device of the model; None = the GPU if there is one.
 
     Raises:
-        DataError: no such run or split.
+        DataError: no such run or split, or nothing says what scale the run's numbers have.
         CheckpointError: weights missing or of another model.
     """
     config = open_config(folder, data)
@@ -87,4 +93,25 @@ def open_run(folder: Path, split: str, data: str = "", device: torch.device | No
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(config)
     weights.load(model, RunFolder(folder).weights)
-    return Run(folder, config, spec_for(config), model.to(device).eval(), manifests, device)
+    spec = spec_for(config)
+    statistics = trained_with(RunFolder(folder), spec.tasks, manifests["train"])
+    return Run(folder, config, spec, model.to(device).eval(), manifests, statistics, device)
+
+
+def trained_with(files: RunFolder, tasks: Sequence[TaskSpec], train: Manifest) -> dict[str, TaskStatistics]:
+    """Statistics of the labels that a run was trained with, from its folder; of runs older than them from the shards.
+
+    Raises:
+        DataError: they are damaged, or missing in a run that answers with numbers: other shards have another scale.
+    """
+    path = files.task_statistics
+    if path.is_file():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"not valid JSON: {error}", str(path), "restore it from the run") from None
+        return from_json(content, tasks, str(path))
+    numbers = [task.name for task in tasks if task.kind == "number"]
+    if numbers:
+        raise DataError(f"is missing: the scale of {', '.join(numbers)} is in it", str(path), "restore it from the run")
+    return statistics_of(train, tasks)

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 CHECKPOINTS = "checkpoints"
+TASK_STATISTICS = "task_statistics.json"  # in a run folder, and next to exported weights
 LATEST, BEST = "LATEST", "BEST"  # files next to the checkpoints that hold the tag of one
 _STEP, _STATE, _MANIFEST = "step-", "state-", "manifest.json"
 
@@ -47,6 +48,11 @@ class RunFolder:
     def environment(self) -> Path:
         """Versions, hardware, seeds, sizes of the model and of the batches."""
         return self.path / "environment.json"
+
+    @property
+    def task_statistics(self) -> Path:
+        """What the training labels say of each task: the scale of numbers, class counts, risks without a model."""
+        return self.path / TASK_STATISTICS
 
     @property
     def log(self) -> Path:

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from m4oe_ds.config import Config, to_dict
 from m4oe_ds.data.cards import find_card, write_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.missing import Presence
+from m4oe_ds.data.task_statistics import TaskStatistics, statistics_of, to_json
 from m4oe_ds.errors import CheckpointError, ConfigError
-from m4oe_ds.evaluation.metrics import evaluate_split, format_table
+from m4oe_ds.evaluation.metrics import evaluate_split
+from m4oe_ds.evaluation.metrics_text import format_table
 from m4oe_ds.models import spec_for
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import expert_counts
@@ -75,9 +77,21 @@ def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
     deepspeed_json.batch_sizes(ds_config, world, request.ds_config)
     from m4oe_ds.parallel.topology import choose_ep_size
 
+    _check_selection(config)
     gradient_policy.policy(config.loss.gradient_policy, **config.loss.gradient_options)
     choose_ep_size(config.parallel.ep_size, world, expert_counts(config), f"{request.config}: parallel.ep_size")
     return config, ds_config, Path(request.output or f"runs/{config.run.name}")
+
+
+def _check_selection(config: Config) -> None:
+    """The best checkpoint must be one that can be found.
+
+    Raises:
+        ConfigError: it is chosen by a metric of classes, and no task has any.
+    """
+    metric = config.run.checkpoint.metric
+    if metric != "loss" and not any(task.coded for task in spec_for(config).tasks):
+        raise ConfigError(f"no task of this run has classes, and so no {metric}", "run.checkpoint.metric", "use loss")
 
 
 def run(
@@ -112,7 +126,8 @@ def run(
     seed_everything(config.run.seed, place.rank)
     with _timed("engine"):
         engine, topology = engines.create(config, ds_config, sizes, place.world)
-    objective = build_objective(config, spec, manifests["train"].sample_labels, device)
+    statistics = statistics_of(manifests["train"], spec.tasks)
+    objective = build_objective(config, spec, statistics, device)
     store = _store(config, folder, assemble.stamp(config, ds_config, topology.stamp(), manifests["train"]))
     loop = Loop(
         config,
@@ -131,17 +146,20 @@ def run(
     facts = _facts(config, engine, topology, manifests["train"], sizes, place) | {"presence": present.as_dict()}
     if reduce.rank() == 0:
         _record(RunFolder(folder), config, ds_config, {**facts, "resumed_from": resumed})
+        write_json(RunFolder(folder).task_statistics, to_json(statistics))
         _announce(facts, loop, folder, resumed)
     outcome = loop.run()
     if outcome.stopped_by:
         _say(f"stopped by signal {outcome.stopped_by} at step {outcome.position.step}; resume with --resume auto")
     else:
-        finish(loop, outcome, folder, facts)
+        finish(loop, outcome, folder, facts, statistics)
     launch.stop()
     return not outcome.stopped_by
 
 
-def finish(loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any]) -> None:
+def finish(
+    loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any], statistics: Mapping[str, TaskStatistics]
+) -> None:
     """Evaluates the best checkpoint on the requested splits, writes weights, metrics, predictions and report."""
     store, config, files = loop.store, loop.config, RunFolder(folder)
     best = outcome.best_tag
@@ -159,7 +177,7 @@ def finish(loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any]) ->
             if examples:
                 predictions.save_examples(files.examples)
             metrics[split] = evaluate_split(
-                predictions.arrays(), loop.spec.tasks, resamples=config.evaluation.resamples
+                predictions.arrays(), loop.spec.tasks, resamples=config.evaluation.resamples, train=statistics
             )
             metrics[split]["loss"] = predictions.loss
     if reduce.rank() == 0:

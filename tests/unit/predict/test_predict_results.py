@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.schema import TaskSpec
-from m4oe_ds.errors import CheckpointError
+from m4oe_ds.errors import CheckpointError, DataError
 from m4oe_ds.evaluation.inference import Predictions
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.predict import results
@@ -74,10 +75,38 @@ def test_predictions_that_are_no_numbers_are_refused() -> None:
 
 
 def test_masks_are_plain_images(tmp_path: Path) -> None:
-    mask = np.array([[True, False], [False, False]])
+    mask = np.array([[[True, False], [False, False]]])
     results.save_mask(tmp_path / "masks" / "m.png", mask)
     with Image.open(tmp_path / "masks" / "m.png") as image:
-        np.testing.assert_array_equal(np.asarray(image), mask * np.uint8(255))
+        np.testing.assert_array_equal(np.asarray(image), mask[0] * np.uint8(255))
+    several = np.array([[[True, False]], [[True, True]], [[False, True]]])  # a bit per class, as shards store them
+    results.save_mask(tmp_path / "several.png", several)
+    with Image.open(tmp_path / "several.png") as image:
+        assert np.asarray(image).tolist() == [[0b011, 0b110]]
+    with pytest.raises(DataError, match="the mask has 3 dimensions"):
+        results.save_mask(tmp_path / "v.png", several[:, None])
+
+
+def test_numbers_and_risks_have_columns_of_their_own(tmp_path: Path) -> None:
+    age = TaskSpec("age", "number", 1, unit="months")
+    failure = TaskSpec("failure", "survival", 2, unit="years", horizons=(1.0, 2.5))
+    found = replace(
+        predictions([[0.2, 0.8], [0.9, 0.1]], routed=False),
+        values={"age": np.array([81.25, -3.5], np.float32)},
+        risks={"failure": np.array([[0.25, 0.5], [0.125, 0.75]], np.float32)},
+    )
+    spec = replace(SPEC, tasks=(age, failure))
+    made = results.entries(found, ROWS, spec, {})
+    assert made[0]["tasks"] == {
+        "age": {"value": 81.25, "unit": "months"},
+        "failure": {"risk": {"1": 0.25, "2.5": 0.5}, "unit": "years"},
+    }
+    results.write_table(tmp_path / "p.csv", made)
+    with (tmp_path / "p.csv").open(newline="") as stream:
+        row = list(csv.DictReader(stream))[1]
+    assert (row["age_value"], row["failure_risk_1"], row["failure_risk_2_5"]) == ("-3.5", "0.1250000", "0.7500000")
+    with pytest.raises(CheckpointError, match="1 predictions that are not numbers"):
+        results.entries(replace(found, values={"age": np.array([np.inf, 1.0])}), ROWS, spec, {})
 
 
 def found() -> Found:
