@@ -33,13 +33,12 @@ EVERYWHERE = {  # words that are also English or mathematics, as identifiers
     "gamma": "a factor or an exponent of augmentation, losses and schedules",
     "eye": "the identity matrix of numpy and torch",
 }
+PREFIX = r"\.(startswith|removeprefix|split|partition)\(|re\.\w+\("
 CITED = "titles of papers"
 OPTIONS = "options that only the readers of the archives take"
 ALLOWED: dict[str, dict[str, str]] = {  # file: word: why
     "m4oe_ds/config.py": {"embed": "the default of data.dataset: a configuration without one is that of the demo"},
     "m4oe_ds/models/registry.py": dict.fromkeys(("breast", "cancer", "mammography", "eye", "gamma", "glaucoma"), CITED),
-    "m4oe_ds/evaluation/clinical.py": {"risk": "a key of clinical.json that files of earlier versions have"},
-    "m4oe_ds/report/clinical_tables.py": {"risk": "the same key"},
     "m4oe_ds/models/embedders.py": {"embed": "patch_embed, the name that timm gives the first layer"},
     "m4oe_ds/predict/headers.py": {"mammogram": "why a file of mammography DICOM is left out: it reads no other"},
     "m4oe_ds/predict/exams.py": {"women": "what the rules of an archive's reader say of sex"},
@@ -94,10 +93,21 @@ def runs(name: str) -> set[str]:
     return {"_".join(parts[a:b]) for a in range(len(parts)) for b in range(a + 1, len(parts) + 1)}
 
 
+def by_prefix(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Lines and texts that tell tasks of follow-up by how their names begin: ``name.startswith("risk")``, risk1."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr) and re.search(r"\brisk\{", ast.unparse(node)):
+            yield node.lineno, ast.unparse(node)
+        if isinstance(node, ast.Call) and re.search(PREFIX, ast.unparse(node)):
+            for argument in node.args[:2]:
+                if isinstance(argument, ast.Constant) and re.fullmatch(r"\^?risk[_(\[\\]?.*", str(argument.value)):
+                    yield node.lineno, ast.unparse(node)
+
+
 def in_text(text: str, known: set[str]) -> set[str]:
     """Known words in a text, and names that begin like a task of follow-up."""
     found = {run for word in re.findall(r"[a-z0-9_]+", text.lower()) for run in runs(word)} & known
-    return found | set(re.findall(r"\brisk(?=\d|\{|\.\.)|^risk_?$", text.lower()))
+    return found | set(re.findall(r"\brisk(?=\d|\{|\.\.)", text.lower()))
 
 
 def in_name(name: str, known: set[str]) -> set[str]:
@@ -113,6 +123,7 @@ def problems(path: Path, text: str, known: set[str], allow: bool = True) -> list
     if path.suffix == ".py":
         tree = ast.parse(text)
         hits = [(line, word, value) for line, value in constants(tree) for word in in_text(value, known)]
+        hits += [(line, "risk", call) for line, call in by_prefix(tree)]
         hits += [(line, word, name) for line, name in identifiers(tree) for word in in_name(name, known)]
     else:
         hits = [(n, word, line) for n, line in enumerate(text.splitlines(), 1) for word in in_text(line, known)]
@@ -147,6 +158,7 @@ def test_what_is_allowed_is_still_there(name: str) -> None:
     [
         ('TASKS = ("density", "other")', "density"),
         ('if name.startswith("risk"): pass', "risk"),
+        ('year = re.sub(r"risk_?", "", name)', "risk"),
         ('text = f"risk{year}"', "risk"),
         ('say("one breast of one exam")', "breast"),
         ("def convert_fundus(): pass", "fundus"),
@@ -167,4 +179,5 @@ def test_a_planted_name_is_found_in_a_template() -> None:
 
 def test_english_and_mathematics_stay_possible() -> None:
     text = "x = torch.eye(3)\ny = config.gamma * patch_embed(x)\nchance = risk_set(x)\n'asymmetry at risk'\n"
+    text += "z = found.get('risk')[f'risk_{name}']\n"
     assert problems(Path("m4oe_ds/fine.py"), text, words()) == []
