@@ -64,11 +64,12 @@ def test_an_empty_mask_is_one(tmp_path: Path) -> None:
     assert not read_mask(write(tmp_path / "a.png", np.zeros((11, 7), np.uint8)), (11, 7), 1).any()
 
 
-def test_palettes_store_classes_as_indices(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp"])
+def test_palettes_store_classes_as_indices(tmp_path: Path, name: str) -> None:
     image = Image.fromarray(LABELS)
     image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])
-    image.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", (11, 7), 3), np.array([0, 1, 2, 4])[LABELS])
+    image.save(tmp_path / name)
+    np.testing.assert_array_equal(read_mask(tmp_path / name, (11, 7), 3), np.array([0, 1, 2, 4])[LABELS])
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp"])

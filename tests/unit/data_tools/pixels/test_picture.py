@@ -298,6 +298,16 @@ def test_truncated_files_are_refused(tmp_path: Path, kind: str, share: float) ->
     assert reason(path, 3) == "undecodable_pixels"
 
 
+def test_a_tiff_with_a_missing_part_is_refused(tmp_path: Path) -> None:
+    """The format allows parts that were never written, and readers make them black."""
+    for tag in ("StripOffsets", "StripByteCounts"):
+        write_tiff(tmp_path / "a.tif", noise((64, 50, 3), np.uint8), rowsperstrip=16, compression="deflate")
+        with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+            values = list(file.pages[0].tags[tag].value)
+            file.pages[0].tags[tag].overwrite([*values[:2], 0, values[3]])
+        assert reason(tmp_path / "a.tif", 3) == "undecodable_pixels"
+
+
 def test_a_flipped_bit_in_a_png_is_refused(tmp_path: Path) -> None:
     for dtype in DEPTHS:
         data = bytearray(write_png(tmp_path / "a.png", noise((64, 50, 3), dtype)).read_bytes())

@@ -48,10 +48,8 @@ def write_nifti(path: Path, upright: NDArray[Any], codes: str = "RAS", **options
 
 
 ORIENTATIONS = [
-    "".join(signs)
-    for order in itertools.permutations(("RL", "AP", "SI"))
-    for signs in itertools.product(*order)
-]  # fmt: skip
+    "".join(signs) for order in itertools.permutations(("RL", "AP", "SI")) for signs in itertools.product(*order)
+]
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
