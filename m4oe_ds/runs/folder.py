@@ -39,6 +39,11 @@ class RunFolder:
         return self.path / "card.yaml"
 
     @property
+    def data(self) -> Path:
+        """What is kept of the training data: statistics, preprocessing, numbers of labels."""
+        return self.path / "data.json"
+
+    @property
     def ds_config(self) -> Path:
         """DeepSpeed's JSON as used."""
         return self.path / "ds_config.json"

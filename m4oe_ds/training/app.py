@@ -25,6 +25,7 @@ from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble, weights
+from m4oe_ds.runs.finished import training_data
 from m4oe_ds.runs.folder import LATEST, CheckpointFolder, RunFolder, write_json, write_yaml
 from m4oe_ds.runs.objective import objective as build_objective
 from m4oe_ds.training import engine as engines
@@ -129,6 +130,7 @@ def run(
     facts = _facts(config, engine, topology, manifests["train"], sizes, place)
     if reduce.rank() == 0:
         _record(RunFolder(folder), config, ds_config, {**facts, "resumed_from": resumed})
+        training_data(config, spec, manifests["train"]).save(RunFolder(folder).data)
         _announce(facts, loop, folder, resumed)
     outcome = loop.run()
     if outcome.stopped_by:
