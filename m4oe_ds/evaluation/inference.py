@@ -35,6 +35,8 @@ class Predictions:
         token_share: ``[m]`` mean share of each modality in the tokens a sample has: what uniform routing would give.
         losses: mean loss per task over its labelled samples; None without labels.
         examples: views ``[E, m, h, w] uint8``, presence and keys of a few samples.
+        values: ``{task: [N] float32}`` predicted numbers, in their unit.
+        risks: ``{task: [N, H] float32}`` P(event within each horizon).
     """
 
     keys: np.ndarray
@@ -46,6 +48,8 @@ class Predictions:
     token_share: np.ndarray
     losses: dict[str, float | None]
     examples: dict[str, np.ndarray] = field(default_factory=dict)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    risks: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
