@@ -259,9 +259,7 @@ def _read(found: TableFound, chosen: Sequence[int], card: Card, options: CheckOp
     plan = type(found.plan)(samples=[_unsplit(sample) for sample in samples])
     if len({sample.name for sample in samples}) < len(samples):
         return []  # two of one name: said already
-    jobs = [
-        job for shard in make_jobs(plan, options.folder, storing, _STAND_IN, (100, 0, 0), None) for job in shard.samples
-    ]
+    jobs = [job for shard in make_jobs(plan, options.folder, storing, _STAND_IN, (100, 0, 0), None) for job in shard.samples]
     place_of = {sample.name: place for place, sample in enumerate(samples)}
     jobs.sort(key=lambda job: place_of[job.source[1]])
     return list(converted(jobs, min(options.workers, MOST_PROCESSES)))

@@ -110,6 +110,6 @@ def last_line(summary: dict[str, Any], out: Path) -> str:
     partial = sum(bool(sample["missing"]) for sample in samples)
     groups = len({sample["group"] for sample in samples})
     return (
-        f"predicted {len(samples)} samples of {groups} {summary['words']['groups']}{note}, {partial} with missing modalities: "
-        f"{out / 'predictions.csv'}, {out / 'predictions.json'}; private: {next_to(out, 'mapping.csv')}"
+        f"predicted {len(samples)} samples of {groups} {summary['words']['groups']}{note}, "
+        f"{partial} with missing modalities: {out / 'predictions.csv'}, {out / 'predictions.json'}; private: {next_to(out, 'mapping.csv')}"
     )

@@ -98,7 +98,7 @@ def _check_fits(job: PredictionJob, card: Card) -> None:
     if source is not None and source.table:
         if job.table is None:
             raise ConfigError(
-                f"its card reads a table with a row per {card.unit}, and the files it names, not a folder of DICOM files",
+                f"its card reads a table with a row per {card.unit}, and the files it names; it needs --table",
                 where,
                 "use `m4oe predict RUN --table FILE [--root DIR]`",
             )

@@ -58,10 +58,9 @@ def entries(
     Raises:
         CheckpointError: predictions that are not numbers.
     """
-    answers = (predictions.probabilities, predictions.values, predictions.risks)
-    bad = sum(
-        int((~np.isfinite(array.reshape(len(array), -1))).any(1).sum()) for kind in answers for array in kind.values()
-    )
+    kinds = (predictions.probabilities, predictions.values, predictions.risks)
+    answers = [array.reshape(len(array), -1) for kind in kinds for array in kind.values()]
+    bad = sum(int((~np.isfinite(array)).any(1).sum()) for array in answers)
     if bad:
         raise CheckpointError(
             f"gives {bad} predictions that are not numbers",
@@ -138,9 +137,8 @@ def _fields(task: str, answer: Mapping[str, Any]) -> dict[str, str]:
     line = {}
     if "predicted" in answer:
         line[f"{task}_predicted"] = answer["predicted"]
-    for word, value in zip(
-        words(answer.get("probabilities", {})), answer.get("probabilities", {}).values(), strict=True
-    ):
+    probabilities, masks = answer.get("probabilities", {}), answer.get("masks", {})
+    for word, value in zip(words(probabilities), probabilities.values(), strict=True):
         line[f"{task}_probability_{word}"] = f"{value:.{DECIMALS}f}"
     if "value" in answer:
         line[f"value_{task}"] = f"{answer['value']:.{DECIMALS}g}"
@@ -150,7 +148,7 @@ def _fields(task: str, answer: Mapping[str, Any]) -> dict[str, str]:
         line[f"{task}_contribution_{name}"] = f"{value:.{DECIMALS}f}"
     if "mask" in answer:
         line[f"{task}_mask"] = answer["mask"]
-    for word, file in zip(words(answer.get("masks", {})), answer.get("masks", {}).values(), strict=True):
+    for word, file in zip(words(masks), masks.values(), strict=True):
         line[f"{task}_mask_{word}"] = file
     return line
 

@@ -146,10 +146,8 @@ def test_mapping_of_a_table_has_its_rows(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    assert [(row["key"], row["row"], row["outcome"]) for row in rows] == [
-        (KEYS[0], "2", "used"),
-        ("", "3", "empty_row"),
-    ]
+    assert [row["key"] for row in rows] == [KEYS[0], ""]
+    assert [(row["row"], row["outcome"]) for row in rows] == [("2", "used"), ("3", "empty_row")]
 
 
 def test_mapping_names_every_file_and_is_private(tmp_path: Path) -> None:
