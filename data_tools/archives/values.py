@@ -43,9 +43,9 @@ class Oddities:
     values: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
 
     def add(self, column: str, reason: str, row: int, value: str | None = None) -> None:
-        """Counts one; the value is kept only where it is given."""
+        """Counts one; the value is kept only where it is given and does not look like an identifier or a date."""
         self.rows.setdefault((column, reason), []).append(row)
-        if value is not None:
+        if value is not None and not find_identifiers(value):
             self.values.setdefault((column, reason), Counter())[value] += 1
 
     def lines(self) -> list[str]:

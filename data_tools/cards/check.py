@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_tools.archives.plan import Sample
+from data_tools.archives.plan import ArchivePlan, Sample
 from data_tools.archives.table import TableFound, read_samples
 from data_tools.archives.values import counted
 from data_tools.cards.warnings import warnings_of
@@ -108,16 +108,14 @@ def check_card(card: Card, options: CheckOptions) -> Checked:
         "subgroups": _subgroups(samples, card),
         "problems": list(found.problems),
     }
-    results: list[SampleResult] = []
-    if not any("splits" in line or "split, first" in line for line in found.problems):
-        chosen = _chosen(found, options.full)
-        results = _read(found, chosen, card, options)
-        content["read"] = _reading(results, card, len(samples))
-        content["examples"] = [
-            _example(found.numbers[place], samples[place], result, card)
-            for place, result in list(zip(chosen, results, strict=True))[:EXAMPLES]
-        ]
-        content["problems"] += _bad_problem(content["read"], options)
+    chosen = _chosen(samples, options.full)
+    results = _read([samples[place] for place in chosen], card, options)
+    content["read"] = _reading(results, card, len(samples))
+    content["examples"] = [
+        _example(found.numbers[place], samples[place], result, card)
+        for place, result in list(zip(chosen, results, strict=False))[:EXAMPLES]  # none where names are there twice
+    ]
+    content["problems"] += _bad_problem(content["read"], options)
     content["warnings"] = warnings_of(found, card, content, results)
     content["next"] = _next(options, bool(content["problems"]))
     return Checked(card, content, results)
@@ -238,37 +236,34 @@ def _subgroups(samples: Sequence[Sample], card: Card) -> dict[str, dict[str, int
     return out
 
 
-def _chosen(found: TableFound, full: bool) -> list[int]:
-    """Places of the samples to read: all, or some spread evenly over those that have most files."""
-    samples = found.plan.samples
+def _chosen(samples: Sequence[Sample], full: bool) -> list[int]:
+    """Places of the samples to read: all, or half of a few among those that have most files, half among all."""
     places = list(range(len(samples)))
     if full:
         return places
-    most = max(len(sample.images) + len(sample.layers) for sample in samples)
-    rich = [place for place in places if len(samples[place].images) + len(samples[place].layers) == most]
-    steps = np.unique(np.linspace(0, len(rich) - 1, min(SAMPLES_READ, len(rich))).astype(int))
-    return [rich[step] for step in steps]
+    files = [len(sample.images) + len(sample.layers) for sample in samples]
+    rich = _spread([place for place in places if files[place] == max(files)], SAMPLES_READ // 2)
+    return sorted({*rich, *_spread([place for place in places if place not in rich], SAMPLES_READ - len(rich))})
 
 
-def _read(found: TableFound, chosen: Sequence[int], card: Card, options: CheckOptions) -> list[SampleResult]:
-    """The chosen samples as a conversion would make them, in the order of their places."""
+def _spread(places: Sequence[int], most: int) -> list[int]:
+    """At most so many of the places, spread evenly."""
+    steps = np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).astype(int))
+    return [places[step] for step in steps]
+
+
+def _read(samples: Sequence[Sample], card: Card, options: CheckOptions) -> list[SampleResult]:
+    """The samples as a conversion would make them, in their order."""
     assert card.source is not None
-    samples = [found.plan.samples[place] for place in chosen]
-    rows, cols = card.source.size
-    storing = Storing(card, "exam", rows, cols, "b2", len(samples))
-    plan = type(found.plan)(samples=[_unsplit(sample) for sample in samples])
     if len({sample.name for sample in samples}) < len(samples):
         return []  # two of one name: said already
-    jobs = [job for shard in make_jobs(plan, options.folder, storing, _STAND_IN, (100, 0, 0), None) for job in shard.samples]
+    rows, cols = card.source.size
+    storing = Storing(card, "exam", rows, cols, "b2", len(samples))
+    plan = ArchivePlan(samples=[replace(sample, split="", stratum="") for sample in samples])
+    shards = make_jobs(plan, options.folder, storing, _STAND_IN, (100, 0, 0), None)
     place_of = {sample.name: place for place, sample in enumerate(samples)}
-    jobs.sort(key=lambda job: place_of[job.source[1]])
+    jobs = sorted((job for shard in shards for job in shard.samples), key=lambda job: place_of[job.source[1]])
     return list(converted(jobs, min(options.workers, MOST_PROCESSES)))
-
-
-def _unsplit(sample: Sample) -> Sample:
-    from dataclasses import replace
-
-    return replace(sample, split="", stratum="")
 
 
 def _reading(results: Sequence[SampleResult], card: Card, samples: int) -> dict[str, Any]:
