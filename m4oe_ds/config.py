@@ -155,7 +155,7 @@ class DataConfig:
     tasks: tuple[str, ...] = option((), "Tasks to train, by name; empty = all of the data set.")
     image_size: tuple[int, ...] = option((224, 224), "Height and width fed to the embedders, in pixels.", at_least=8)
     volume_size: tuple[int, ...] = option(
-        (32, 64, 64), "Depth, height and width of volumes fed to the embedders, in voxels.", at_least=4
+        (32, 64, 64), "Depth, height and width of volumes in 3-D fed to the embedders, in voxels.", at_least=4
     )
     complete_only: bool = option(False, "Use only samples that have every modality (what the paper implies).")
     last_batch: Literal["pad", "drop"] = option(
@@ -174,14 +174,21 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedderConfig:
-    backbone: str = option("vit_base_patch16_224", "Name of any timm model, ViT or convolutional.")
+    backbone: str = option("vit_base_patch16_224", "Name of any timm model, ViT or convolutional; volumes in 3-D need a ViT, whose blocks they pass.")
     options: dict[str, Any] = option({}, "Further keyword arguments for timm, e.g. {patch_size: 8, depth: 2}.")
+    volume_patch: tuple[int, ...] = option(
+        (8, 16, 16), "Depth, height and width of a patch of a volume; must divide `data.volume_size`.", at_least=1
+    )
     weights: str = option("", "Empty = random; a path to local weights; or `hub` to download (needs a network).")
     replicate_grey: bool = option(
         False, "Repeat grey images to three identical channels, as the authors' release does."
     )
-    share: bool = option(False, "One embedder for all modalities instead of one each; adds a modality embedding.")
-    freeze: bool = option(False, "Do not train the embedders.")
+    share: bool = option(
+        False, "One embedder for all modalities, which must be of one kind, not one each; adds a modality embedding."
+    )
+    freeze: bool = option(
+        False, "Do not train the backbones; patches of volumes and the embedders of tables are still trained."
+    )
     modality_embed: bool = option(False, "Add a learned vector per modality to its tokens.")
 
 
@@ -229,7 +236,7 @@ class ModelConfig:
     missing_modality: Literal["mask", "bank"] = option(
         "mask", "`m4oe`: leave out the tokens of an absent modality, or learn some for each combination (Flex-MoE)."
     )
-    embedder: EmbedderConfig = section(EmbedderConfig, "Image embedders.")
+    embedder: EmbedderConfig = section(EmbedderConfig, "Embedders of images, volumes and tables.")
     router: RouterConfig = section(RouterConfig, "Router of every mixture layer.")
     msoe: MSoEConfig = section(MSoEConfig, "Modality-specific Soft-MoE towers.")
     mtoe: MToEConfig = section(MToEConfig, "Modality-task mixture of experts.")

@@ -18,18 +18,20 @@ from torch.nn import functional
 
 from m4oe_ds.compat import declare_torchvision_operators
 from m4oe_ds.data.batch import Batch
+from m4oe_ds.models.embedders import Embedders
 from m4oe_ds.models.interface import ModelOutput, ModelSpec, MultiModalModel
+from m4oe_ds.models.towers import ModalityTowers
 
 declare_torchvision_operators()
 from timm.layers import Attention  # type: ignore[attr-defined]  # noqa: E402  (no __all__; operators come first)
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """Log-odds of the predicted class ``[B]`` from ``[B, C]``; for mask logits ``[B, 1, H, W]`` their mean magnitude.
+    """Log-odds of the predicted class ``[B]`` from ``[B, C]``; for mask logits ``[B, C, H, W]`` or ``[B, C, D, H, W]`` their mean magnitude.
 
     The log-odds does not change when a constant is added to all logits, and does not saturate like a probability.
     """
-    if logits.ndim == 4:
+    if logits.ndim >= 4:
         return logits.abs().flatten(1).mean(1)
     predicted = logits.argmax(1, keepdim=True)
     others = logits.scatter(1, predicted, -torch.inf).logsumexp(1)
@@ -39,10 +41,11 @@ def confidence(logits: Tensor) -> Tensor:
 def saliency(views: Mapping[str, Tensor], output: ModelOutput, spec: ModelSpec) -> Tensor:
     """Input-times-gradient share of each modality ``[B, p, m]``: sum of |x dy/dx| over its pixels, rows sum to 1.
 
-    y is :func:`confidence`; x is standardised, so 0 is the mean grey level. NaN where no pixel matters.
+    y is :func:`confidence`; x is standardised, so 0 is the mean grey level, and of a table that a value is not known.
+    NaN where no pixel matters.
 
     Args:
-        views: ``{modality: [B, C, H, W]}`` that require a gradient.
+        views: ``{modality: [B, ...]}`` that require a gradient.
         output: the model's output for these views; its graph is kept afterwards.
     """
     inputs = [views[name] for name in spec.modalities]
@@ -134,9 +137,12 @@ def recorded_attention(model: nn.Module) -> Iterator[list[Tensor]]:
     """Collects the attention probabilities ``[rows, N, N]`` (mean over the heads) of every forward within, in call
     order.
 
-    They are computed a second time from the inputs, because the fused kernel does not give them.
+    They are computed a second time from the inputs, because the fused kernel does not give them. Embedders and MSoE
+    towers are left out: they look at one modality, and by its number of tokens alone a table could be taken for more.
     """
     found: list[Tensor] = []
+    apart = [part for part in model.modules() if isinstance(part, (Embedders, ModalityTowers))]
+    single = {id(module) for part in apart for module in part.modules()}
 
     @torch.no_grad()
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -154,7 +160,7 @@ def recorded_attention(model: nn.Module) -> Iterator[list[Tensor]]:
     handles = [
         module.register_forward_pre_hook(look, with_kwargs=True)
         for module in model.modules()
-        if isinstance(module, Attention)
+        if isinstance(module, Attention) and id(module) not in single
     ]
     try:
         yield found

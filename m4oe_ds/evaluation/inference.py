@@ -34,7 +34,7 @@ class Predictions:
         contribution: ``[N, p, m] float32`` modality shares, or None for a model without task-slotted routing.
         token_share: ``[m]`` mean share of each modality in the tokens a sample has: what uniform routing would give.
         losses: mean loss per task over its labelled samples; None without labels.
-        examples: views ``[E, m, h, w] uint8``, presence and keys of a few samples.
+        examples: views ``[E, m, h, w] uint8``, presence and keys of a few samples, and the kinds of the modalities.
         values: ``{task: [N] float32}`` predicted numbers, in their unit.
         risks: ``{task: [N, H] float32}`` P(event within each horizon).
     """
@@ -187,12 +187,21 @@ def overlap(predicted: Tensor, truth: Tensor) -> Tensor:
 
 
 def _thumbnails(batch: Batch, example: Tensor) -> Tensor:
-    """Views of the example samples as ``[B, m, h, w]`` uint8, each stretched to its own range; zeros elsewhere."""
-    height, width = next(iter(batch.views.values())).shape[-2:]
+    """Views of the example samples as ``[B, m, h, w]`` uint8, each stretched to its own range; zeros elsewhere.
+
+    Of a volume the middle slice, at the size of the images if there are any; of a table nothing.
+    """
+    dimensions = sorted((view.ndim, tuple(view.shape[-2:])) for view in batch.views.values() if view.ndim > 3)
+    height, width = dimensions[0][1] if dimensions else (1, 1)
     images = torch.zeros(len(batch), len(batch.modalities), height, width, dtype=torch.uint8, device=batch.valid.device)
     for b in example.nonzero().flatten().tolist():
         for i, name in enumerate(batch.modalities):
-            view = batch.views[name][b].float().mean(0)
+            whole = batch.views[name][b].float()
+            if whole.ndim == 2:
+                continue
+            view = (whole if whole.ndim == 3 else whole[:, whole.shape[1] // 2]).mean(0)
+            if tuple(view.shape) != (height, width):
+                view = functional.interpolate(view[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
             low, high = view.min(), view.max()
             images[b, i] = ((view - low) / (high - low).clamp_min(1e-6) * 255).to(torch.uint8)
     return images
@@ -215,6 +224,7 @@ def _assemble(joined: dict[str, np.ndarray], losses: np.ndarray, spec: ModelSpec
             "keys": _decode(joined["key"])[chosen],
             "views": joined["thumbnail"][chosen],
             "present": joined["present"][chosen],
+            "kinds": np.array(["image" if one.flat else one.kind for one in spec.inputs]),
         }
     return Predictions(
         keys=keys,

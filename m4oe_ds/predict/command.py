@@ -111,5 +111,6 @@ def last_line(summary: dict[str, Any], out: Path) -> str:
     groups = len({sample["group"] for sample in samples})
     return (
         f"predicted {len(samples)} samples of {groups} {summary['words']['groups']}{note}, "
-        f"{partial} with missing modalities: {out / 'predictions.csv'}, {out / 'predictions.json'}; private: {next_to(out, 'mapping.csv')}"
+        f"{partial} with missing modalities: {out / 'predictions.csv'}, {out / 'predictions.json'}; "
+        f"private: {next_to(out, 'mapping.csv')}"
     )

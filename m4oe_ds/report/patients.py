@@ -38,6 +38,7 @@ def patients(
     if not examples or not arrays:
         return []
     tasks, modalities = arrays["tasks"].tolist(), arrays["modalities"].tolist()
+    kinds = examples["kinds"].tolist() if "kinds" in examples else ["image"] * len(modalities)
     names = {task.name: task.class_names for task in card.tasks} if card else {}
     row_of = {key: row for row, key in enumerate(arrays["keys"].tolist())}
     found = []
@@ -47,8 +48,10 @@ def patients(
             {
                 "name": name,
                 "image": embedded(figures.view_png(examples["views"][number, i]))
-                if examples["present"][number, i]
+                if examples["present"][number, i] and kinds[i] != "table"
                 else "",
+                "instead": "table" if examples["present"][number, i] else "absent",
+                "note": ", middle slice" if kinds[i] == "volume" and examples["present"][number, i] else "",
                 "colour": figures.COLOURS[i % len(figures.COLOURS)],
             }
             for i, name in enumerate(modalities)

@@ -58,6 +58,7 @@ class ComparedModel(MultiModalModel):
         experts_factory: factory of the experts of the attached MToE.
         native: timm name of the original's encoder, per modality or one for all.
         share: one encoder for all modalities.
+        pictures_only: see :class:`ViewEncoders`.
     """
 
     def __init__(
@@ -68,10 +69,11 @@ class ComparedModel(MultiModalModel):
         *,
         native: str | Mapping[str, str] = "resnet18",
         share: bool = True,
+        pictures_only: bool = True,
     ) -> None:
         super().__init__()
         self.spec, self.config = spec, config
-        self.encoders = ViewEncoders(spec, config, native, share)
+        self.encoders = ViewEncoders(spec, config, native, share, pictures_only)
         self.mode = config.attach_mtoe
         self.mtoe = None if self.mode == "none" else AttachedMToE(spec, config, self.encoders.widths, experts_factory)
 
@@ -104,6 +106,10 @@ class ComparedModel(MultiModalModel):
         self.heads = nn.ModuleDict(
             {task.name: self.make_head(task, self.feature_width) for task in self.classification_tasks}
         )
+        for task in self.spec.tasks:
+            if task.dense and not self.spec.modality(self.owner(task.name)).flat:
+                what = f"{self.config.name} decodes masks of images; {task.name} lies over {self.owner(task.name)}"
+                raise ConfigError(what, "model.name", "use m4oe, or leave it out with data.tasks")
         self.decoders = nn.ModuleDict(
             {
                 task.name: MaskDecoder(
