@@ -52,7 +52,7 @@ def entries(
     Returns:
         ``key, group, exam, modalities, missing`` (names), ``side`` and ``row`` where there are such, and ``tasks``: of
         classes ``probabilities`` by class and ``predicted``, of a number ``value`` and ``unit``, of a survival
-        ``risks`` by horizon and ``unit``, of a mask ``mask``, or ``masks`` by class; with routing ``contribution`` by
+        ``risk`` by horizon and ``unit``, of a mask ``mask``, or ``masks`` by class; with routing ``contribution`` by
         modality, which sums to 1.
 
     Raises:
@@ -102,7 +102,7 @@ def _answer(task: TaskSpec, predictions: Predictions, n: int, masks: Mapping[str
         return {"value": float(f"{float(predictions.values[task.name][n]):.{DECIMALS}g}"), "unit": task.unit}
     if task.kind == "survival":
         risks = map(_rounded, predictions.risks[task.name][n])
-        return {"risks": dict(zip(names, risks, strict=True)), "unit": task.unit}
+        return {"risk": dict(zip(names, risks, strict=True)), "unit": task.unit}
     return {"mask": masks[""]} if "" in masks else {"masks": dict(masks)}
 
 
@@ -114,8 +114,8 @@ def write_table(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
     """Writes the entries of :func:`entries` as CSV, one row per sample.
 
     Columns: ``key row group exam side modalities missing_views missing`` (``row`` and ``side`` where there are such),
-    then per task ``<task>_predicted`` and ``<task>_probability_<class>``, or ``value_<task>``, or
-    ``risk_<task>_<horizon>``, or ``<task>_mask`` and ``<task>_mask_<class>``; and ``<task>_contribution_<modality>``.
+    then per task ``<task>_predicted`` and ``<task>_probability_<class>``, or ``<task>_value``, or
+    ``<task>_risk_<horizon>``, or ``<task>_mask`` and ``<task>_mask_<class>``; and ``<task>_contribution_<modality>``.
     Names within a field are separated by a blank; ``missing_views`` is 1 if a modality of the run is missing.
     """
     lines = []
@@ -141,9 +141,10 @@ def _fields(task: str, answer: Mapping[str, Any]) -> dict[str, str]:
     for word, value in zip(words(probabilities), probabilities.values(), strict=True):
         line[f"{task}_probability_{word}"] = f"{value:.{DECIMALS}f}"
     if "value" in answer:
-        line[f"value_{task}"] = f"{answer['value']:.{DECIMALS}g}"
-    for name, value in answer.get("risks", {}).items():
-        line[f"risk_{task}_{name}"] = f"{value:.{DECIMALS}f}"
+        line[f"{task}_value"] = f"{answer['value']:.{DECIMALS}g}"
+    risk = answer.get("risk", {})
+    for word, value in zip(words(risk), risk.values(), strict=True):
+        line[f"{task}_risk_{word}"] = f"{value:.{DECIMALS}f}"
     for name, value in answer.get("contribution", {}).items():
         line[f"{task}_contribution_{name}"] = f"{value:.{DECIMALS}f}"
     if "mask" in answer:

@@ -95,8 +95,7 @@ def evaluated(run: Path, splits: Sequence[str]) -> dict[str, np.ndarray]:
         opened = open_run(run, split)
         if not opened.manifests[split].num_samples:
             continue
-        labels_of = opened.manifests["train"].sample_labels
-        goal = objective(opened.config, opened.spec, labels_of, opened.device)
+        goal = objective(opened.config, opened.spec, opened.data.labels, opened.device)
         found = predict_split(opened.model, opened.batches(split), opened.spec, goal, opened.device, torch.float32)
         rows = np.concatenate([found.probabilities[task] for task in found.probabilities], axis=1)
         out.update(zip(map(str, found.keys), rows, strict=True))

@@ -110,14 +110,14 @@ def test_numbers_risks_and_masks_of_several_classes_have_their_columns(tmp_path:
     masks = {(key, "eye"): {"cup": f"{key}.cup.png", "disc": f"{key}.disc.png"} for key in KEYS}
     made = results.entries(given, rows, ModelSpec(find_card("rsna").inputs, tasks, (4, 4)), masks)
     assert made[0]["tasks"]["age"] == {"value": 61.25, "unit": "years"}
-    assert made[0]["tasks"]["death"] == {"risks": {"1": 0.125, "2.5": 0.5}, "unit": "years"}
+    assert made[0]["tasks"]["death"] == {"risk": {"1": 0.125, "2.5": 0.5}, "unit": "years"}
     assert "side" not in made[0]
     results.write_table(tmp_path / "p.csv", made)
     with (tmp_path / "p.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
     assert [line["row"] for line in lines] == ["2", "5"]
-    assert [line["value_age"] for line in lines] == ["61.25", "1234568"]
-    assert lines[0]["risk_death_2.5"] == "0.5000000"
+    assert [line["age_value"] for line in lines] == ["61.25", "1234568"]
+    assert lines[0]["death_risk_2_5"] == "0.5000000"
     assert lines[1]["eye_mask_disc"] == f"{KEYS[1]}.disc.png"
     bad = replace(given, values={"age": np.array([np.inf, 1], np.float32)})
     with pytest.raises(CheckpointError, match="1 predictions that are not numbers"):
