@@ -45,7 +45,9 @@ def make_run(folder: Path, data: Path, *overrides: str) -> Path:
         parameter.data += 0.05 * torch.randn_like(parameter)
     (folder / "weights").mkdir(parents=True)
     write_yaml(folder / "config.yaml", to_dict(config))
-    state = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
+    state = {
+        name: value.detach().clone().contiguous() for name, value in (*model.named_parameters(), *model.named_buffers())
+    }
     save_file(state, str(folder / "weights" / "model.safetensors"))
     return folder
 

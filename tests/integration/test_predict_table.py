@@ -1,4 +1,4 @@
-"""``m4oe predict --table``: the samples of a card's own table, from a run folder that was moved away from its shards."""
+"""``m4oe predict --table``: samples of a card's own table, from a run folder that was moved away from its shards."""
 
 from __future__ import annotations
 
