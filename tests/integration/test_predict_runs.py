@@ -283,7 +283,7 @@ def test_what_is_refused(
     out = tmp_path / "out"
     gamma = make_run(tmp_path / "gamma", embed.with_name("embed-shards"), "data.dataset=gamma")
     assert predict(gamma, embed, out) == 3
-    assert "reads fundus and oct, which are not DICOM files" in error(capsys)
+    assert "reads fundus and oct, for which its card names no table and no headers" in error(capsys)
     assert predict(tmp_path / "none", embed, out) == 4
     assert "not a run folder" in error(capsys)
     assert predict(plain, tmp_path / "none", out) == 4
