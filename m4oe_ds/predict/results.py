@@ -255,9 +255,9 @@ def save_masks(folder: Path, key: str, task: TaskSpec, masks: np.ndarray) -> dic
     from PIL import Image
 
     names = class_names(task)
-    files = {"": f"{stem}.png"} if len(masks) == 1 else {
-        name: f"{stem}.{word}.png" for name, word in zip(names, words(names), strict=True)
-    }  # fmt: skip
+    files = {name: f"{stem}.{word}.png" for name, word in zip(names, words(names), strict=True)}
+    if len(masks) == 1:
+        files = {"": f"{stem}.png"}
     for file, mask in zip(files.values(), masks, strict=True):
         Image.fromarray(mask.astype(np.uint8) * 255).save(folder / file, format="PNG")
     return files

@@ -14,8 +14,8 @@ from typing import Any
 
 from data_tools.archives.table import FIRST_ROW, TableFound, read_samples
 from data_tools.archives.tables import header_of
-from m4oe_ds.data.cards import Card
-from m4oe_ds.data.cards.source import Source, columns_in
+from m4oe_ds.data.cards import Card, Source
+from m4oe_ds.data.cards.source import columns_in
 from m4oe_ds.predict.given import File, Found, Row
 
 FIX = "check rows and files against the card with `m4oe card check`"
@@ -70,9 +70,13 @@ def collect(card: Card, where: Path, root: Path, answers: Source) -> Found:
             continue
         sample, _ = next(rows)
         row = Row(
-            patient=sample.patient, exam=sample.exam, sample=sample.name, side=sample.side.lower(), row=number,
+            patient=sample.patient,
+            exam=sample.exam,
+            sample=sample.name,
+            side=sample.side.lower(),
+            row=number,
             outcome=faulty.get(number, ""),
-        )  # fmt: skip
+        )
         found.rows.append(row)
         files = [_file(row, name, paths[0]) for name, paths in sample.images.items()]
         found.files += files
@@ -88,10 +92,8 @@ def collect(card: Card, where: Path, root: Path, answers: Source) -> Found:
 
 
 def _file(row: Row, modality: str, name: str, outcome: str = "") -> File:
-    return File(
-        name, modality, patient=row.patient, exam=row.exam, sample=row.sample, side=row.side, row=row.row,
-        outcome=outcome,
-    )  # fmt: skip
+    whose = {"patient": row.patient, "exam": row.exam, "sample": row.sample, "side": row.side}
+    return File(name, modality, **whose, row=row.row, outcome=outcome)
 
 
 def _missing(read: TableFound, row: Row) -> Iterator[File]:

@@ -125,15 +125,18 @@ def test_numbers_risks_and_masks_of_several_classes_have_their_columns(tmp_path:
 
 
 def found() -> Found:
-    mine, other = {"patient": "p1", "exam": "a1", "sample": "a1", "side": "l"}, {"patient": "p2", "exam": "a2"}
+    def file(name: str, outcome: str, *source: str, modality: str = "") -> File:
+        patient, exam, side = source or ("", "", "")
+        return File(name, modality, patient=patient, exam=exam, sample=exam, side=side, outcome=outcome)
+
     return Found(
         "mammogram",
         "look",
         [
-            File("x/1.dcm", "ffdm_cc", **mine, outcome="used"),
-            File("x/2.dcm", **mine, outcome="spot_or_magnification"),
-            File("y/3.dcm", **other, sample="a2", side="r", outcome="other_view"),
-            File(os.fsdecode(b"\xff.txt"), outcome="not_dicom"),
+            file("x/1.dcm", "used", "p1", "a1", "l", modality="ffdm_cc"),
+            file("x/2.dcm", "spot_or_magnification", "p1", "a1", "l"),
+            file("y/3.dcm", "other_view", "p2", "a2", "r"),
+            file(os.fsdecode(b"\xff.txt"), "not_dicom"),
         ],
     )
 
