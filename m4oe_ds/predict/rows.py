@@ -92,8 +92,16 @@ def collect(card: Card, where: Path, root: Path, answers: Source) -> Found:
 
 
 def _file(row: Row, modality: str, name: str, outcome: str = "") -> File:
-    whose = {"patient": row.patient, "exam": row.exam, "sample": row.sample, "side": row.side}
-    return File(name, modality, **whose, row=row.row, outcome=outcome)
+    return File(
+        name,
+        modality,
+        patient=row.patient,
+        exam=row.exam,
+        sample=row.sample,
+        side=row.side,
+        row=row.row,
+        outcome=outcome,
+    )
 
 
 def _missing(read: TableFound, row: Row) -> Iterator[File]:

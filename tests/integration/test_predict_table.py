@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data_tools.convert import ConvertOptions, convert
@@ -16,7 +17,7 @@ from m4oe_ds import cli, config_loader
 from m4oe_ds.data.cards import find_card, write_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.models import spec_for
-from m4oe_ds.runs.finished import training_data
+from m4oe_ds.runs.finished import open_run, training_data
 from m4oe_ds.runs.folder import RunFolder
 from tests.integration import shards
 from tests.integration.test_predict_runs import content, error, evaluated, make_run, probabilities, read
@@ -149,6 +150,17 @@ def test_keys_and_answers_are_those_of_conversion_and_evaluation(cups: Path, tmp
     assert not [row["cup"] for row in rows if row["cup"] in text]
     assert "breast" not in text
     assert "mammo" not in text
+
+
+def test_evaluation_needs_the_shards_of_its_split_alone(cups: Path, tmp_path: Path) -> None:
+    run = cups.with_name("run")
+    shutil.copytree(cups.with_name("shards") / "test", tmp_path / "test")
+    there, here = open_run(run, "test"), open_run(run, "test", str(tmp_path))
+    assert set(here.manifests) == {"test"}
+    for batch, other in zip(there.batches("test"), here.batches("test"), strict=True):
+        assert batch.keys == other.keys
+        for name, view in batch.views.items():
+            torch.testing.assert_close(other.views[name], view, rtol=0, atol=0)
 
 
 def test_bad_rows_and_files_are_counted_by_row_and_the_rest_is_predicted(
