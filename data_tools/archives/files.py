@@ -111,9 +111,10 @@ class Files:
                     f"{self._instead(patterns[what])}"
                 )
             else:
+                share = _up(len(counts.absent), total)
                 lines.append(
                     f"{where}: {len(counts.absent)} of {counted(total, 'file')} of {what} are not there, {first}; add "
-                    f"them, empty their fields, or take them for absent with --max-missing {_up(len(counts.absent), total)}"
+                    f"them, empty their fields, or take them for absent with --max-missing {share}"
                 )
         return lines
 

@@ -151,7 +151,8 @@ def _read_rows(card: Card, source: Source, where: str, root: Path) -> list[dict[
         raise DataError(f"is not a readable table ({type(error).__name__})", str(path), hint) from None
     tree = _tree(where)
     absent = [
-        f"{_place(tree, dotted, where)} names the column {column!r}, which is not in {source.table}{nearest(column, header)}"
+        f"{_place(tree, dotted, where)} names the column {column!r}, which {source.table} does not have"
+        + nearest(column, header)
         for column, dotted in wanted.items()
         if column not in header
     ]
@@ -323,8 +324,8 @@ class _Reader:
     def group_problems(self) -> list[str]:
         """Subgroups of so many values that they single out patients."""
         return [
-            f"column {self.source.subgroups[name].column!r}: {len(counts)} different values for the subgroup {name}, at "
-            f"most {values.MOST_GROUPS} may go into shards; give it `bands`, or make it coarser"
+            f"column {self.source.subgroups[name].column!r}: {len(counts)} different values for the subgroup {name}, "
+            f"at most {values.MOST_GROUPS} may go into shards; give it `bands`, or make it coarser"
             for name, counts in self.groups.items()
             if len(counts) > values.MOST_GROUPS
         ]

@@ -161,8 +161,8 @@ def answer_reader(task: TaskSpec, card: Card, missing: frozenset[str]) -> Callab
         if time is not None and time < 0:
             raise OddValue("a time below 0", source.column)
         if (time is None) != (event is None):
-            raise OddValue(f"there without {'an event' if event is None else 'a time'}",
-                           source.column if event is None else source.event)  # fmt: skip
+            lone, other = (source.column, "an event") if event is None else (source.event, "a time")
+            raise OddValue(f"there without {other}", lone)
         return None if time is None or event is None else [time, float(event)]
 
     return survival

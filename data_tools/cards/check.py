@@ -88,9 +88,10 @@ def check_card(card: Card, options: CheckOptions) -> Checked:
     where = str(options.card_path)
     if card.source is not None and card.source.reader:
         raise DataError(
-            f"is of an archive with a reader of its own, {card.source.reader}", where,
+            f"is of an archive with a reader of its own, {card.source.reader}",
+            where,
             "look at the archive with `m4oe convert --dry-run`",
-        )  # fmt: skip
+        )
     found = read_samples(card, where, options.folder, options.max_missing)
     assert card.source is not None
     samples = found.plan.samples
@@ -197,7 +198,7 @@ def _labels(task: TaskSpec, samples: Sequence[Sample]) -> dict[str, Any]:
         out["within"] = {
             f"{horizon:g}": {
                 "events": sum(bool(event) and time <= horizon for time, event in known),
-                "followed": sum(not event and time >= horizon for time, event in known),
+                "followed": sum(time > horizon or (not event and time == horizon) for time, event in known),
             }
             for horizon in task.horizons
         }
@@ -304,8 +305,9 @@ def _bad_problem(read: dict[str, Any], options: CheckOptions) -> list[str]:
     total = bad + read["good"]
     if not total or bad <= options.max_quarantine * total:
         return []
-    reasons = Counter({f"{what} {reason.replace('_', ' ')}": number
-                       for what, counts in read["bad"].items() for reason, number in counts.items()})  # fmt: skip
+    reasons: Counter[str] = Counter()
+    for what, counts in read["bad"].items():
+        reasons.update({f"{what} {reason.replace('_', ' ')}": number for reason, number in counts.items()})
     listed = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common(3))
     return [f"{bad} of {counted(total, 'file')} read cannot be used ({listed}); a conversion would stop"]
 

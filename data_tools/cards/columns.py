@@ -93,7 +93,7 @@ def _role(name: str, fields: Sequence[str], known: Sequence[str], counts: Mappin
     if {value.casefold() for value in counts} <= set(SPLIT_WORDS) and (len(counts) > 1 or _SPLIT.search(name)):
         return "split"
     numbers = [number for number in map(_number, known) if number is not None]
-    most = min(MOST_VALUES, max(2, len(known) // 5))
+    most = min(MOST_VALUES, max(3, len(fields) // 5))
     words = Counter(field.casefold() for field in fields if field.casefold() in ("none", "-"))
     if len(counts) + len(words) <= most and (len(counts) > 1 or words):
         fractions = len(numbers) == len(known) and any(number != int(number) for number in numbers)
@@ -159,18 +159,36 @@ def best(seen: Sequence[Seen], kind: str) -> Seen | None:
     """
     pattern = {"sample": _ID, "group": _GROUP, "split": _SPLIT}[kind]
     named = [one for one in seen if pattern.search(one.name)]
-    return (named or (list(seen) if kind != "group" else []) or [None])[0]
+    return next(iter(named or (() if kind == "group" else seen)), None)
 
 
-def time_and_event(seen: Sequence[Seen]) -> tuple[Seen, Seen] | None:
-    """A column of times and one of events, by their names and values; None if there is no such pair."""
-    times = [one for one in seen if one.role == "number" and _TIME.search(one.name)]
-    events = [
-        one
-        for one in seen
-        if one.role == "few" and _EVENT.search(one.name) and {value.casefold() for value in one.values} <= set(EVENTS)
-    ]
-    return (times[0], events[0]) if times and events else None
+def time_and_event(seen: Sequence[Seen], fields: Mapping[str, Sequence[str]]) -> tuple[Seen, Seen] | None:
+    """A column of times and one of events; None if there is no such pair.
+
+    The time is known by its name, the event by its name or because it stands beside the time and is missing with it.
+
+    Args:
+        seen: columns in the order of the table.
+        fields: their fields, by column.
+    """
+
+    def gaps(one: Seen) -> list[bool]:
+        return [field.casefold() in MISSING_WORDS for field in fields[one.column]]
+
+    times = [one for one in seen if _TIME.search(one.name) and _all_numbers(fields[one.column])]
+    events = [one for one in seen if one.role == "few" and {value.casefold() for value in one.values} <= set(EVENTS)]
+    for time in times:
+        named = [one for one in events if _EVENT.search(one.name)]
+        place = list(seen).index(time)
+        beside = [one for one in events if one in seen[max(0, place - 1) : place + 2] and gaps(one) == gaps(time)]
+        if named or beside:
+            return time, (named or beside)[0]
+    return None
+
+
+def _all_numbers(fields: Sequence[str]) -> bool:
+    known = [field for field in fields if field.casefold() not in MISSING_WORDS]
+    return bool(known) and all(_number(field) is not None for field in known)
 
 
 def known_before(one: Seen) -> bool:

@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_tools.archives.tables import header_of, read_table
 from data_tools.cards import columns
 from data_tools.cards.columns import Seen, card_name
 from data_tools.pixels.dicom import BadImage
 from data_tools.pixels.formats import decode_file, guarded, kind_of, tiff_pages
+from data_tools.pixels.nifti import read_nifti
 from m4oe_ds.data.cards import parse_card
 from m4oe_ds.errors import DataError, UserError
 from m4oe_ds.yaml_tree import parse_tree
 
+_NIFTI = (".nii", ".nii.gz")
 MOST_MASK_CLASSES, MASKS_LOOKED_AT = 8, 5
+_AS_TEXT = "save it as UTF-8 text, .xlsx or .parquet (which needs pyarrow)"
 _BINARY = ({"0", "1"}, {"no", "yes"}, {"n", "y"}, {"false", "true"})
 
 
@@ -60,12 +64,15 @@ def propose(table: Path, root: Path, name: str = "") -> str:
         raise DataError("is not here", str(table), "give the path of the table as --table")
     try:
         relative = table.resolve().relative_to(root.resolve()).as_posix()
-        header = header_of(table)
     except ValueError:
         raise DataError("is not below the root", str(table), f"move it below {root}, or give another --root") from None
+    try:
+        header = header_of(table)
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise DataError(f"is not a readable table ({type(error).__name__})", str(table), _AS_TEXT) from None
     usable = [column for column in header if column and header.count(column) == 1 and not set(column) & set("{}")]
     fields: dict[str, list[str]] = {column: [] for column in usable}
-    for row in read_table(table, usable, again="save it as UTF-8 text, .xlsx or .parquet"):
+    for row in read_table(table, usable, again=_AS_TEXT):
         if any(row.values()):
             for column in usable:
                 fields[column].append(row[column])
@@ -80,25 +87,30 @@ def propose(table: Path, root: Path, name: str = "") -> str:
     try:
         parse_card(parse_tree(text, "the proposed card"), "the proposed card")
     except UserError as error:
-        raise DataError(f"no card can be made of it: {error}", str(table), "write one: docs/guide/your-own-data.md") from None
+        raise DataError(
+            f"no card can be made of it: {error}", str(table), "write one: docs/guide/your-own-data.md"
+        ) from None
     return text
 
 
-def _card(relative: str, root: Path, name: str, seen: Sequence[Seen], sample: Seen, fields: dict[str, list[str]]) -> str:
+def _card(
+    relative: str, root: Path, name: str, seen: Sequence[Seen], sample: Seen, fields: dict[str, list[str]]
+) -> str:
     draft = _Draft()
     rest = [one for one in seen if one is not sample or one.role == "path"]
     group = columns.best([one for one in rest if one.role != "path" and one.known == len(fields[one.column])], "group")
     split = columns.best([one for one in rest if one.role == "split"], "split")
     rest = [one for one in rest if one is not group and one is not split]
-    for one in [one for one in rest if one.role == "path" and not columns.is_mask(one)]:
+    masks = [one for one in rest if one.role == "path" and (columns.is_mask(one) or _few_values(one, fields, root))]
+    for one in [one for one in rest if one.role == "path" and one not in masks]:
         _add_picture(draft, one.column, f"{{{one.column}}}", fields[one.column], root)
     if not draft.files:
         for pattern in columns.find_pattern(fields[sample.column], sample.column, root):
             _add_picture(draft, _folder_name(pattern), pattern, fields[sample.column], root)
-    for one in [one for one in rest if one.role == "path" and columns.is_mask(one)]:
+    for one in masks:
         _add_mask(draft, one, fields[one.column], root)
     rest = [one for one in rest if one.role != "path"]
-    pair = columns.time_and_event(rest)
+    pair = columns.time_and_event(rest, fields)
     if pair is not None:
         _add_survival(draft, *pair, fields)
         rest = [one for one in rest if one not in pair]
@@ -127,17 +139,17 @@ def _text(relative: str, name: str, draft: _Draft, sample: Seen, group: Seen | N
     lines = [
         "# Proposed from the table; read it through. Next: m4oe card check THIS_FILE",
         f"name: {slug}",
-        "unit: sample                 # what one row is called in sentences: eye, woman, scan",
+        f"{f'unit: {_unit(sample)}':29}# what one row is called in sentences: eye, woman, scan",
         "modalities:                  # what a model sees",
         *draft.modalities,
-        *([f"  clinic:                    # known before the question is asked; {_MOVE_TO_TASKS}", "    kind: table",
-           "    columns:", *draft.table] if draft.table else []),
+        *(_CLINIC if draft.table else ()),
+        *draft.table,
         "tasks:                       # what it is asked",
         *draft.tasks,
         "source:",
         f"  table: {json.dumps(relative)}",
         f"  sample: {json.dumps(sample.column)}  # every row has a value of its own here",
-    ]  # fmt: skip
+    ]
     if group is not None:
         lines.append(f"  group: {json.dumps(group.column)}  # rows of one group are never learnt and tested on")
     else:
@@ -158,7 +170,17 @@ def _text(relative: str, name: str, draft: _Draft, sample: Seen, group: Seen | N
     return "\n".join(lines) + "\n"
 
 
-_MOVE_TO_TASKS = "move what is asked for to tasks"
+def _unit(sample: Seen) -> str:
+    """What a row is called, from the column that names rows: an eye where that is ``eye`` or ``eye_id``."""
+    word = re.sub(r"(_?id|_name|_no|_nr)$", "", sample.column.casefold())
+    return word if re.fullmatch("[a-z]{3,}", word) and word not in ("name", "key", "index", "number") else "sample"
+
+
+_CLINIC = (
+    "  clinic:                    # known before the question is asked; move what is asked for to tasks",
+    "    kind: table",
+    "    columns:",
+)
 
 
 def _add_picture(draft: _Draft, column: str, pattern: str, fields: Sequence[str], root: Path) -> None:
@@ -169,7 +191,9 @@ def _add_picture(draft: _Draft, column: str, pattern: str, fields: Sequence[str]
     try:
         kind, channels, shape, words = describe(path)
     except BadImage as bad:
-        draft.left_out.append(f"#   {json.dumps(column)} names files that cannot be read ({bad.reason.replace('_', ' ')})")
+        draft.left_out.append(
+            f"#   {json.dumps(column)} names files that cannot be read ({bad.reason.replace('_', ' ')})"
+        )
         return
     name = draft.name(column)
     draft.images[name] = shape
@@ -180,8 +204,9 @@ def _add_picture(draft: _Draft, column: str, pattern: str, fields: Sequence[str]
 
 def _first(pattern: str, fields: Sequence[str], root: Path) -> Path | None:
     """The first file of a pattern of one column that is there."""
+    before, _, rest = pattern.partition("{")
     for text in fields:
-        path = root / re.sub(r"\{[^{}]*\}", lambda _: text, pattern)
+        path = root / f"{before}{text}{rest.partition('}')[2]}"
         if text and path.exists():
             return path
     return None
@@ -193,13 +218,16 @@ def describe(path: Path) -> tuple[str, int, tuple[int, ...], str]:
     Raises:
         BadImage: it is no picture and no volume.
     """
-    if path.is_dir() or path.name.lower().endswith((".nii", ".nii.gz")) or _is_volume(path):
+    if path.name.lower().endswith(_NIFTI):
+        shape = tuple(guarded(lambda: read_nifti(path), "nibabel").values.shape)
+        return "volume", 1, shape, f"NIfTI, {' x '.join(map(str, shape))}"
+    if path.is_dir() or _is_volume(path):
         return "volume", 1, (), "a folder of slices" if path.is_dir() else "a volume"
     kind = kind_of(path)
     if kind == "dicom":
         return "image", 1, (), "DICOM"
     decoded = decode_file(path)
-    height, width, channels = decoded.values.shape
+    height, width, _ = decoded.values.shape
     pixels = decoded.values[:, :, :-1] if decoded.alpha else decoded.values
     grey = pixels.shape[2] == 3 and bool((pixels == pixels[:, :, :1]).all())
     count = 1 if grey else pixels.shape[2]
@@ -223,6 +251,33 @@ def _is_volume(path: Path) -> bool:
     return False
 
 
+def _stored(path: Path) -> NDArray[Any]:
+    """Values of a mask as they are stored, [H, W] or [D, H, W].
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    if path.name.lower().endswith(_NIFTI):
+        values: NDArray[Any] = guarded(lambda: read_nifti(path), "nibabel").values
+        return values
+    decoded = decode_file(path, indices=True)
+    if decoded.values.shape[2] != 1:
+        raise BadImage("colour")
+    return decoded.values[:, :, 0]
+
+
+def _few_values(one: Seen, fields: dict[str, list[str]], root: Path) -> bool:
+    """Whether the first file of a column holds a few whole numbers, as masks do."""
+    path = _first(f"{{{one.column}}}", fields[one.column], root)
+    if path is None or path.is_dir():
+        return False
+    try:
+        values = np.unique(_stored(path))
+    except BadImage:
+        return False
+    return 1 < len(values) <= MOST_MASK_CLASSES + 1 and values[0] == 0 and bool((values == np.rint(values)).all())
+
+
 def _add_mask(draft: _Draft, one: Seen, fields: Sequence[str], root: Path) -> None:
     """A mask task over the first image of the same size, with as many classes as its first files have values."""
     values: set[int] = set()
@@ -230,8 +285,8 @@ def _add_mask(draft: _Draft, one: Seen, fields: Sequence[str], root: Path) -> No
     paths = [root / text for text in fields if text and (root / text).is_file()][:MASKS_LOOKED_AT]
     try:
         for path in paths:
-            stored = decode_file(path, indices=True).values
-            shape = shape or stored.shape[:2]
+            stored = _stored(path)
+            shape = shape or stored.shape
             values |= {int(value) for value in np.unique(stored)[:256]}
     except BadImage:
         values = set()
@@ -241,7 +296,11 @@ def _add_mask(draft: _Draft, one: Seen, fields: Sequence[str], root: Path) -> No
     if owner is None or not values or not (several or len(values) == 1):
         draft.left_out.append(
             f"#   {json.dumps(one.column)} seems to name masks, but "
-            + ("no image is of their size" if owner is None else f"has {len(values)} values: say what they mean")
+            + (
+                "no image or volume is of their size"
+                if owner is None
+                else f"has {len(values)} values: say what they mean"
+            )
         )
         return
     name = draft.name(one.column)
@@ -277,12 +336,15 @@ def _add_answer(draft: _Draft, one: Seen, fields: Sequence[str]) -> None:
         yes = next(value for value in classes if value.casefold() in ("1", "yes", "y", "true"))
         no = next(value for value in classes if value != yes)
         if lower != {"no", "yes"}:
-            label = f"{{column: {label}, values: {{{json.dumps(no)}: \"no\", {json.dumps(yes)}: \"yes\"}}}}"
+            label = f'{{column: {label}, values: {{{json.dumps(no)}: "no", {json.dumps(yes)}: "yes"}}}}'
         classes = ["no", "yes"]
     numbers = all(value.lstrip("-").isdigit() for value in classes) and len(classes) > 2
     kind = "binary" if len(classes) == 2 else "ordinal" if numbers else "classes"
-    why = {"binary": "the second is the one asked about", "ordinal": "whole numbers; `classes` if their order means nothing",
-           "classes": "few values; `ordinal`, in order, if they are grades"}[kind]  # fmt: skip
+    why = {
+        "binary": "the second is the one asked about",
+        "ordinal": "whole numbers; `classes` if their order means nothing",
+        "classes": "few values; `ordinal`, in order, if they are grades",
+    }[kind]
     draft.tasks.append(f"  {name}: {{kind: {kind}, classes: {json.dumps(classes, ensure_ascii=False)}}}  # {why}")
     draft.labels.append(f"    {name}: {label}")
 
@@ -294,7 +356,5 @@ def _add_input(draft: _Draft, one: Seen, fields: Sequence[str]) -> None:
         draft.table.append(f"      {one.name}: {{kind: number{more}}}")
         return
     values = columns.class_values(one, fields)
-    draft.table.append(
-        f"      {one.name}: {{kind: category, values: {json.dumps(values, ensure_ascii=False)}{more}}}"
-    )
+    draft.table.append(f"      {one.name}: {{kind: category, values: {json.dumps(values, ensure_ascii=False)}{more}}}")
     draft.subgroups.append(f"    {one.name}: {json.dumps(one.column)}")

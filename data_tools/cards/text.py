@@ -8,6 +8,11 @@ from typing import Any
 from data_tools.cards.check import headline
 from data_tools.convert.report import plural
 
+_ODD_FILES = {
+    "not_named": "not named (taken for absent)",
+    "missing": "MISSING",
+    "outside": "OUTSIDE the folder",
+}
 FACTS_SHOWN = 4  # values of a fact in a line
 
 
@@ -60,9 +65,7 @@ def _splits(content: Mapping[str, Any]) -> list[str]:
 def _files(files: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
     for name, one in files.items():
-        odd = [f"{one[key]} {words}" for key, words in (
-            ("not_named", "not named (taken for absent)"), ("missing", "MISSING"), ("outside", "OUTSIDE the folder"),
-        ) if one[key]]  # fmt: skip
+        odd = [f"{one[key]} {words}" for key, words in _ODD_FILES.items() if one[key]]
         found = ", ".join([f"{one['there']} there", *odd])
         lines.append(f"  {name} ({one['kind']}, {one['pattern']}): {found}")
     return lines
@@ -89,7 +92,7 @@ def _answers(name: str, entry: Mapping[str, Any]) -> list[str]:
     if "follow_up" in entry:
         lines.append(f"    followed {_range(entry['follow_up'])}")
         for horizon, one in entry["within"].items():
-            lines.append(f"    to {horizon}: {one['events']} events, {one['followed']} followed without one")
+            lines.append(f"    to {horizon}: {one['events']} events, {one['followed']} followed so long without one")
     return lines
 
 

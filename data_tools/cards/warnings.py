@@ -12,6 +12,11 @@ from data_tools.convert.report import plural
 from data_tools.convert.sample import SampleResult
 from m4oe_ds.data.cards import Card
 
+_WITHOUT = {
+    "train": "nothing can be trained",
+    "val": "no best checkpoint can be chosen",
+    "test": "nothing can be evaluated",
+}
 FEW, LARGE_GROUP, MANY_MISSING = 10, 0.1, 0.5  # samples of a class; share of one group; share of missing answers
 
 
@@ -37,7 +42,7 @@ def _shared_files(found: TableFound) -> list[str]:
         shared = sum(len(groups) > 1 for (one, _), groups in owners.items() if one == name)
         if shared:
             lines.append(
-                f"{counted(shared, 'file')} of {name} belong to several groups: the same picture may be learnt and tested"
+                f"{counted(shared, 'file')} of {name} in several groups: the same picture may be learnt and tested on"
             )
     return lines
 
@@ -55,10 +60,7 @@ def _splits(content: dict[str, Any], card: Card) -> list[str]:
     lines = []
     for split, counts in content["splits"].get("counts", {}).items():
         if counts["samples"] == 0:
-            lines.append(f"split {split} is empty: " + {
-                "train": "nothing can be trained", "val": "no best checkpoint can be chosen",
-                "test": "nothing can be evaluated",
-            }[split])  # fmt: skip
+            lines.append(f"split {split} is empty: {_WITHOUT[split]}")
         elif counts["samples"] < FEW:
             lines.append(f"split {split} has {counted(counts['samples'], 'sample')}: its numbers will say little")
     source = card.source

@@ -81,7 +81,7 @@ def _pixels(spec: ModalitySpec, job: SampleJob, exam: ExamJob, result: SampleRes
     values = exam.ranges.get(spec.name)
     volume: Volume | None = None
     if spec.kind == "image":
-        picture = read_picture(path, spec.channels, values)
+        picture = read_picture(path, spec.channels, values, clip=values is not None)
         source, notes = picture.pixels, picture.notes
         pixels, geometry = fit(source, job.rows, job.cols)
     else:

@@ -212,6 +212,8 @@ class ConvertOptions:
         """
         if bool(self.dataset) == (self.card_path is not None):
             raise DataError("give one of --dataset and --card", "options", f"known data sets: {', '.join(shipped())}")
+        if self.dataset and self.dataset not in shipped():
+            raise DataError(f"{self.dataset!r} is not known", "--dataset", f"use one of {shipped()}, or --card")
         self._check_source()
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:

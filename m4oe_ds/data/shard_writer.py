@@ -24,7 +24,8 @@ def check_sample(meta: Mapping[str, Any], members: Mapping[str, bytes], card: Ca
     key = str(meta.get("key", ""))
     if not KEY_PATTERN.fullmatch(key):
         form = "<name of the card>-<16 hex digits>, and -<side> if it has one: lower-case letters, digits, hyphens"
-        raise DataError(f"the key {key!r} is not {form}", "shard writer")
+        # not repeated: what should not be a key may be an identifier of the archive
+        raise DataError(f"a sample's key must be {form}", "shard writer")
     odd = sorted(set(meta) - META_FIELDS | META_FIELDS - OPTIONAL_META_FIELDS - set(meta))
     if odd:
         raise DataError(f"fields missing or not allowed in a shard: {', '.join(odd)}", f"sample {key}")

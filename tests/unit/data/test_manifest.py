@@ -13,7 +13,7 @@ import pytest
 from m4oe_ds.data import codecs
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.manifest import Manifest
-from m4oe_ds.data.schema import MANIFEST_FIELDS, META_FIELDS, SCHEMA_VERSION
+from m4oe_ds.data.schema import MANIFEST_FIELDS, META_FIELDS, OPTIONAL_META_FIELDS, SCHEMA_VERSION
 from m4oe_ds.data.shard_reader import read_sample, verify_shards
 from m4oe_ds.data.shard_writer import ShardWriter
 from m4oe_ds.errors import DataError
@@ -182,7 +182,7 @@ def test_a_field_outside_the_allow_list_is_refused_without_its_value(tmp_path: P
     assert "Doe" not in message
 
 
-@pytest.mark.parametrize("field", sorted(META_FIELDS - {"key"}))
+@pytest.mark.parametrize("field", sorted(META_FIELDS - OPTIONAL_META_FIELDS - {"key"}))
 def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
     meta, members = sample(0)
     del meta[field]
@@ -213,7 +213,7 @@ def test_a_geometry_field_outside_the_allow_list_is_refused(tmp_path: Path) -> N
 def test_a_malformed_key_is_refused_and_not_repeated(tmp_path: Path, bad: str) -> None:
     meta, members = sample(0)
     message = refused(tmp_path, {**meta, "key": bad}, members)
-    assert "<dataset>-<16 hex digits>-<side>" in message
+    assert "must be <name of the card>-<16 hex digits>, and -<side>" in message
     assert not bad or bad not in message  # it may be an identifier of the archive
 
 
@@ -298,7 +298,7 @@ def test_a_manifest_of_another_form_is_refused(tmp_path: Path, change: dict[str,
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("field", sorted(MANIFEST_FIELDS - {"schema_version"}))
+@pytest.mark.parametrize("field", sorted(MANIFEST_FIELDS - {"schema_version", "card"}))
 def test_a_manifest_with_a_missing_field_names_it(tmp_path: Path, field: str) -> None:
     folder, _ = split(tmp_path, count=1)
     path = folder / "manifest.json"
@@ -306,6 +306,33 @@ def test_a_manifest_with_a_missing_field_names_it(tmp_path: Path, field: str) ->
     del content[field]
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=field):
+        Manifest.load(folder)
+
+
+def test_shards_older_than_cards_are_of_the_shipped_card(tmp_path: Path) -> None:
+    folder, manifest = split(tmp_path, count=1)
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    assert list(content) == sorted(content)
+    assert content["card"] == SPEC.content
+    assert list(content["card"]["modalities"]) == list(SPEC.modalities)  # their order is that of the batch
+    del content["card"]
+    path.write_text(json.dumps(content))
+    assert Manifest.load(folder) == manifest
+    assert Manifest.load(folder).digest == manifest.digest  # checkpoints of that time may be resumed
+    path.write_text(json.dumps({**content, "dataset": "unheard-of"}))
+    with pytest.raises(DataError, match="its card cannot be used: unknown data set 'unheard-of'"):
+        Manifest.load(folder)
+
+
+def test_a_card_that_says_otherwise_than_the_manifest_is_refused(tmp_path: Path) -> None:
+    folder, _ = split(tmp_path, count=1)
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["card"]["tasks"]["birads"]
+    content["card"]["headline"] = ["density"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="its card has other modalities or tasks than it lists"):
         Manifest.load(folder)
 
 

@@ -148,7 +148,9 @@ def test_risk_monotonicity_violations() -> None:
     arrays = {"keys": np.array(["a", "b"]), "groups": np.array(["a", "b"])}
     for k, risk in enumerate(([0.1, 0.5], [0.2, 0.4]), start=1):
         arrays[f"prob_risk{k}"] = np.stack([1 - np.array(risk), risk], 1)
-    assert metrics.evaluate_split(arrays, [], resamples=0)["risk_monotonicity_violations"] == 0.5
+        arrays[f"label_risk{k}"] = np.array([0, 1])
+    tasks = [find_card("embed").task(name) for name in ("risk2", "risk1")]
+    assert metrics.evaluate_split(arrays, tasks, resamples=0)["risk_monotonicity_violations"] == 0.5
 
 
 def test_dice() -> None:

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.report import tables
 from m4oe_ds.report.card import card
 from m4oe_ds.report.figures import COLOURS
@@ -51,7 +52,7 @@ def test_a_sample_says_what_was_answered_and_whether_it_is_right() -> None:
         "contribution": np.full((4, 2, 2), 0.5),
     }
     examples["contribution"][0, 1] = np.nan  # a task without slots
-    found = patients(examples, arrays(), {}, "embed")
+    found = patients(examples, arrays(), {}, find_card("embed"))
     assert [one["title"] for one in found] == ["Sample 1", "Sample 2", "Sample 3", "Sample 4"]
     answers = [one["answers"][0] for one in found]
     assert [(a["said"], a["truth"], a["right"]) for a in answers] == [
@@ -64,7 +65,7 @@ def test_a_sample_says_what_was_answered_and_whether_it_is_right() -> None:
     assert found[0]["answers"][1] == {"task": "cup", "shares": [], "said": "mask", "truth": "–", "right": None}
     assert [share["percent"] for share in answers[0]["shares"]] == [50.0, 50.0]
     assert [bool(view["image"]) for view in found[0]["views"]] == [True, False]
-    assert patients({}, arrays(), {}, "embed") == []
+    assert patients({}, arrays(), {}, find_card("embed")) == []
 
 
 def test_the_card_says_what_the_folder_knows_and_nothing_else() -> None:
@@ -95,10 +96,15 @@ def test_the_card_says_what_the_folder_knows_and_nothing_else() -> None:
         "zero_optimization": {"stage": 2},
     }
     records = [{"step": 12, "epoch": 3}, {"event": "validation", "step": 12}]
-    found = dict(card(environment, metrics, records, config, json.dumps(engine), {}))
+    found = dict(card(environment, metrics, records, config, json.dumps(engine), {}, find_card("embed")))
     assert "1,000 parameters, 600 of them in experts; 16 experts" in found["Model"]
     assert "alpha = 0.05" in found["Model"]
-    for phrase in ("synthetic phantoms", "test 9 samples of 4 patients", "Views: ffdm_cc.", "density (A, B, C, D)."):
+    for phrase in (
+        "synthetic phantoms",
+        "test 9 samples of 4 patients",
+        "Modalities: ffdm_cc (digital mammogram, CC).",
+        "density (A, B, C, D).",
+    ):
         assert phrase in found["Data"], phrase
     assert "risk1" not in found["Data"]
     for phrase in (
@@ -112,7 +118,7 @@ def test_the_card_says_what_the_folder_knows_and_nothing_else() -> None:
         assert phrase in found["Training"], phrase
     assert "by accuracy: density." in found["Limits"]  # risk1 beats its majority
     assert "was not measured" in found["Explanations"]
-    empty = dict(card({}, {}, [], "", "", {}))
+    empty = dict(card({}, {}, [], "", "", {}, None))
     assert set(empty) == set(found)
     assert empty["Data"].startswith("unknown")
 

@@ -135,5 +135,5 @@ def test_weight_and_kind_of_the_term_come_from_the_configuration() -> None:
 
 def test_a_loss_that_does_not_fit_its_task_is_refused() -> None:
     config = problem.config("loss.tasks={density: {kind: bce_dice}}")
-    with pytest.raises(ConfigError, match=r"bce_dice does not fit the classification task density"):
+    with pytest.raises(ConfigError, match=r"bce_dice does not fit the ordinal task density"):
         objective(config, spec_for(config), labels_of, CPU)

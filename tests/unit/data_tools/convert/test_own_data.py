@@ -29,7 +29,9 @@ def options(card: Path, out: Path, **more: Any) -> ConvertOptions:
     """A small conversion with a fixed secret."""
     secret = card.parent / "secret"
     secret.write_text(SECRET)
-    return ConvertOptions(card_path=card, out=out, **{"workers": 0, "salt_file": secret, "samples_per_shard": 5, **more})
+    return ConvertOptions(
+        card_path=card, out=out, **{"workers": 0, "salt_file": secret, "samples_per_shard": 5, **more}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +257,19 @@ def test_eight_and_sixteen_bits_in_one_modality(card: Path, tmp_path: Path) -> N
     assert found["mean"] == pytest.approx(0.5 * 0.75, rel=0.02)  # bars are a quarter
 
 
+def test_a_range_is_a_window(card: Path, tmp_path: Path) -> None:
+    path = card.parent / "window.yaml"
+    path.write_text(CARD.replace("  labels:", "  ranges: {photo: [50, 200], scan: [-1, 1]}\n  labels:"))
+    report = convert(options(path, tmp_path / "out"))
+    assert report["images_quarantined"] == {}
+    assert report["preprocessing"]["ranges"] == {"photo": [50.0, 200.0], "scan": [-1.0, 1.0]}
+    sample = members(tmp_path / "out")["eye001"]
+    for name in ("photo", "scan"):
+        pixels = decode(sample[f"{name}.b2"], "b2")
+        assert pixels.dtype == np.uint16
+        assert pixels.max() > 40000  # averaged over what is shrunk
+
+
 def test_sums_of_both_depths_are_exact() -> None:
     pixels = np.arange(256, dtype=np.uint8)
     wide = pixels.astype(np.uint16) * 257
@@ -286,9 +301,7 @@ def test_options_of_a_card(card: Path, tmp_path: Path) -> None:
         ConvertOptions(dataset="embed", out=out).check()
 
 
-def test_a_dry_run_says_what_would_be_made(
-    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_says_what_would_be_made(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from m4oe_ds.cli import main
 
     assert main(["convert", "--card", str(card), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
