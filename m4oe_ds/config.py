@@ -174,7 +174,10 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedderConfig:
-    backbone: str = option("vit_base_patch16_224", "Name of any timm model, ViT or convolutional; volumes in 3-D need a ViT, whose blocks they pass.")
+    backbone: str = option(
+        "vit_base_patch16_224",
+        "Name of any timm model, ViT or convolutional; volumes in 3-D need a ViT, whose blocks they pass.",
+    )
     options: dict[str, Any] = option({}, "Further keyword arguments for timm, e.g. {patch_size: 8, depth: 2}.")
     volume_patch: tuple[int, ...] = option(
         (8, 16, 16), "Depth, height and width of a patch of a volume; must divide `data.volume_size`.", at_least=1

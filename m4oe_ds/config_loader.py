@@ -88,17 +88,17 @@ def _volumes(config: Config, where: str, found: _Findings) -> Iterator[str]:
         return  # said already
     chosen = [one for one in card.inputs if one.name in (config.data.modalities or card.modalities)]
     solid = {one.name for one in card.inputs if one.kind == "volume" and not one.flat}
-    divided = len(size) == len(patch) and min(patch) > 0 and not any(a % b for a, b in zip(size, patch, strict=True))
-    if not divided and any(one.name in solid for one in chosen):
+    uneven = len(size) == len(patch) == 3 and any(not b or a % b for a, b in zip(size, patch, strict=True))
+    if uneven and any(one.name in solid for one in chosen):
         place = found.place("model.embedder.volume_patch", "data.volume_size", otherwise=where)
         yield f"{place}: model.embedder.volume_patch={list(patch)} does not divide data.volume_size={list(size)}"
     for task in card.tasks:
         taken = task.dense and (not config.data.tasks or task.name in config.data.tasks)
-        if taken and chosen and task.of not in {one.name for one in chosen}:
-            # a mask over an image is decoded from the first modality instead: possible only between images
-            if task.of in solid or not chosen[0].flat:
-                place = found.place("data.modalities", otherwise=where)
-                yield f"{place}: data.modalities leaves out {task.of}, over which the mask {task.name} lies"
+        lost = taken and chosen and task.of not in {one.name for one in chosen}
+        # a mask over an image is decoded from the first modality instead: possible only between images
+        if lost and (task.of in solid or not chosen[0].flat):
+            place = found.place("data.modalities", otherwise=where)
+            yield f"{place}: data.modalities leaves out {task.of}, over which the mask {task.name} lies"
 
 
 def _with_card(config: Config, found: _Findings) -> Config:

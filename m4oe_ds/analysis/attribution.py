@@ -27,7 +27,7 @@ from timm.layers import Attention  # type: ignore[attr-defined]  # noqa: E402  (
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """Log-odds of the predicted class ``[B]`` from ``[B, C]``; for mask logits ``[B, C, H, W]`` or ``[B, C, D, H, W]`` their mean magnitude.
+    """Log-odds of the predicted class ``[B]`` from ``[B, C]``; for mask logits ``[B, C, ...]`` their mean magnitude.
 
     The log-odds does not change when a constant is added to all logits, and does not saturate like a probability.
     """

@@ -60,12 +60,12 @@ def binary_cross_entropy_dice(logits: Tensor, target: Tensor, mask: Tensor, smoo
     """Per image: mean binary cross-entropy + (1 - soft Dice), in float32 (resolution A16 in docs/decisions/0001).
 
     Args:
-        logits: ``[B, 1, H, W]``.
-        target: ``[B, 1, H, W]`` in {0, 1}.
+        logits: ``[B, 1, H, W]`` or ``[B, 1, D, H, W]``.
+        target: of the same shape, in {0, 1}.
         mask: ``[B]`` bool.
         smooth: added to numerator and denominator of the Dice ratio, in pixels.
     """
-    keep = mask[:, None, None, None]
+    keep = mask.view(-1, *[1] * (logits.ndim - 1))  # a volume has an axis more
     logits, target = torch.where(keep, logits, 0.0).float(), torch.where(keep, target, 0.0).float()
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).mean(1)
     probability = logits.sigmoid().flatten(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ class Embedders(nn.Module):
 
 def _check_alike(inputs: Sequence[ModalitySpec]) -> None:
     """Raises a ConfigError unless one embedder can take every modality."""
-    found = {
+    found: dict[str, dict[str, Any]] = {
         "kinds": {one.name: "image" if one.flat else one.kind for one in inputs},
         "channels": {one.name: one.planes for one in inputs},
         "columns": {one.name: one.columns for one in inputs},

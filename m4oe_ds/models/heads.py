@@ -61,8 +61,7 @@ class SegmentationHead(nn.Module):
         self.logits = convolution(widths[-1], classes, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """``[B, rows*cols, d] -> [B, classes, H, W]`` mask logits, or ``[B, depth*rows*cols, d] -> [B, .., D, H, W]``.
-        """
+        """Mask logits: ``[B, rows*cols, d] -> [B, classes, H, W]``; of a volume with depth and D before these."""
         x = tokens.transpose(1, 2).unflatten(2, self.grid)  # [B, d, rows, cols]
         for stage in self.stages:
             x = stage(x)

@@ -97,10 +97,7 @@ class M4oE(MultiModalModel):
 
     def _missing_bank(self) -> MissingBank:
         spec = self.spec
-        lengths = {
-            name: count_tokens(self.embedders.of(name), spec.shape(name))
-            for name in spec.modalities
-        }
+        lengths = {name: count_tokens(self.embedders.of(name), spec.shape(name)) for name in spec.modalities}
         return MissingBank(lengths, self.config.dim)
 
     def encode(self, batch: Batch) -> Tokens:

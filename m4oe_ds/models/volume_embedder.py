@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +16,8 @@ from m4oe_ds.errors import ConfigError
 from m4oe_ds.models.backbones import TokenEmbedder, create_backbone
 
 declare_torchvision_operators()
-from timm.layers import resample_abs_pos_embed, resample_patch_embed  # noqa: E402  (needs the operators declared first)
+from timm.layers import resample_patch_embed  # type: ignore[attr-defined]  # noqa: E402  (no __all__)
 from timm.models import VisionTransformer  # noqa: E402
-
-IMAGE = (224, 224)  # size at which the vision transformer is built: its patches are not used, its positions resampled
 
 
 class VolumeEmbedder(TokenEmbedder):
@@ -40,16 +39,12 @@ class VolumeEmbedder(TokenEmbedder):
 
     def __init__(self, config: EmbedderConfig, channels: int, volume_size: Sequence[int], dim: int) -> None:
         super().__init__()
-        patch = tuple(config.volume_patch)
-        check_patch(patch, volume_size)
+        check_patch(config.volume_patch, volume_size)
+        patch = (config.volume_patch[0], config.volume_patch[1], config.volume_patch[2])
         self._grid = tuple(side // step for side, step in zip(volume_size, patch, strict=True))
-        network = create_backbone(config, channels, IMAGE)
-        if not isinstance(network, VisionTransformer):
-            raise ConfigError(
-                f"{config.backbone} takes no volumes: it is a {type(network).__name__}, not a plain vision transformer",
-                "model.embedder.backbone",
-                "choose a vit_*, or leave volumes out with data.modalities",
-            )
+        rows, columns = _image_patch(config, channels)
+        # positions of an image whose patches lie as those of one layer do; its own patches are not used
+        network = create_backbone(config, channels, (self._grid[1] * rows, self._grid[2] * columns))
         width = int(network.embed_dim)
         self.patch = nn.Conv3d(channels, width, patch, stride=patch)
         self.position = nn.Parameter(torch.empty(1, math.prod(self._grid), width))
@@ -85,14 +80,10 @@ class VolumeEmbedder(TokenEmbedder):
                 self.patch.bias.copy_(bias)
         if network.pos_embed is None:
             return
-        count = 0 if network.no_embed_class else self.num_prefix_tokens
-        layers, *size = self._grid
-        places = resample_abs_pos_embed(
-            network.pos_embed, size, old_size=network.patch_embed.grid_size, num_prefix_tokens=count
-        )
-        if self.prefix is not None and count:
-            self.prefix += places[:, :count]
-        self.position.copy_(places[:, count:].repeat(1, layers, 1))
+        count = network.pos_embed.shape[1] - self._grid[1] * self._grid[2]
+        if self.prefix is not None and count:  # prefix tokens may have positions as well
+            self.prefix[:, :count] += network.pos_embed[:, :count]
+        self.position.copy_(network.pos_embed[:, count:].repeat(1, self._grid[0], 1))
 
     def forward(self, volume: Tensor) -> Tensor:
         """``[B, C, D, H, W] -> [B, l, d]``: prefix tokens, then patches in the order depth, row, column."""
@@ -101,6 +92,24 @@ class VolumeEmbedder(TokenEmbedder):
             tokens = torch.cat([self.prefix.expand(len(tokens), -1, -1), tokens], 1)
         tokens = self.norm(self.blocks(self.norm_pre(tokens)))
         return self.project(tokens)
+
+
+def _image_patch(config: EmbedderConfig, channels: int) -> tuple[int, int]:
+    """Rows and columns of a patch of the backbone, which need not be built for that.
+
+    Raises:
+        ConfigError: it is no plain vision transformer.
+    """
+    with torch.device("meta"):
+        network = create_backbone(dataclasses.replace(config, weights=""), channels, (224, 224))
+    if not isinstance(network, VisionTransformer):
+        raise ConfigError(
+            f"{config.backbone} takes no volumes: it is a {type(network).__name__}, not a plain vision transformer",
+            "model.embedder.backbone",
+            "choose a vit_*, or leave volumes out with data.modalities",
+        )
+    rows, columns = network.patch_embed.patch_size
+    return rows, columns
 
 
 def check_patch(patch: Sequence[int], volume_size: Sequence[int]) -> None:

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import torch
 
-from m4oe_ds import config_loader
+from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
+from m4oe_ds.models import spec_for
 from m4oe_ds.models.interface import ModelSpec
+from m4oe_ds.runs.objective import objective
+from m4oe_ds.training import engine as engines
+from m4oe_ds.training.step import train_step
 from tests.distributed import problem
 
 CARD = """
@@ -76,3 +80,20 @@ def samples(spec: ModelSpec, count: int, seed: int) -> Batch:
 def with_view(batch: Batch, name: str, view: torch.Tensor) -> Batch:
     """The batch with another tensor of one modality."""
     return dataclasses.replace(batch, views={**batch.views, name: view})
+
+
+def trajectory(cfg: Config, stage: int, steps: int, rank: int, world: int) -> list[tuple[float, float]]:
+    """Loss and gradient norm of ``steps`` optimizer steps on 8 samples each, whatever the number of ranks."""
+    ds = problem.deepspeed_config(stage, 8, 1, 0.0)
+    sizes = deepspeed_json.batch_sizes(ds, world, "test")
+    engine, _ = engines.create(cfg, ds, sizes, world)
+    engine.train()
+    spec = spec_for(cfg)
+    goal = objective(cfg, spec, lambda task: samples(spec, 64, 0).labels[task].numpy(), torch.device("cpu"))
+    figures = []
+    for step in range(steps):
+        batch = problem.part(samples(spec, 8, 100 + step), rank * sizes.micro, (rank + 1) * sizes.micro)
+        found = train_step(engine, [batch], goal, torch.float32).collect(goal)
+        figures.append((found["loss"], found["grad_norm"]))
+    engine.destroy()
+    return figures

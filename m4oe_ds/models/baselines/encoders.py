@@ -51,9 +51,7 @@ class ViewEncoders(nn.Module):
         self.modalities, self.regime = spec.modalities, config.regime
         self.pyramid_widths: dict[str, list[int]] = {}
         if config.regime == "vit":
-            self.embedders = Embedders(
-                config.embedder, spec.inputs, spec.image_size, config.dim, spec.volume_size
-            )
+            self.embedders = Embedders(config.embedder, spec.inputs, spec.image_size, config.dim, spec.volume_size)
             for name, embedder in self.embedders.by_modality.items():
                 if isinstance(embedder, Embedder) and not embedder.is_transformer:
                     raise ConfigError(
