@@ -92,7 +92,12 @@ def _add_export_models_config(commands: argparse._SubParsersAction[argparse.Argu
     export.add_argument(
         "--checkpoint", default="best", metavar="best|latest|TAG", help="checkpoint to export (default: best)"
     )
-    export.add_argument("--out", default="", metavar="FILE", help="default: RUN/weights/model.safetensors")
+    export.add_argument(
+        "--out",
+        default="",
+        metavar="FILE|DIR",
+        help="file, or folder that opens as a run elsewhere (default: RUN/weights/model.safetensors)",
+    )
     export.add_argument(
         "--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="type of the weights (default: fp32)"
     )
@@ -166,16 +171,18 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    import shutil
     from pathlib import Path
 
     from m4oe_ds.errors import CheckpointError
-    from m4oe_ds.runs.folder import BEST, LATEST, TASK_STATISTICS, CheckpointFolder, RunFolder
-    from m4oe_ds.runs.weights import consolidate
+    from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, RunFolder
+    from m4oe_ds.runs.weights import consolidate, describe
 
     run = Path(options.run)
     files = RunFolder(run)
-    checkpoint, out = run, Path(options.out) if options.out else RunFolder(run.parent.parent).weights
+    wanted = Path(options.out) if options.out else None
+    if wanted is not None and wanted.suffix != ".safetensors":
+        wanted = RunFolder(wanted).weights
+    checkpoint, out = run, wanted or RunFolder(run.parent.parent).weights
     if not CheckpointFolder(run).manifest.is_file():
         pointer = {"best": BEST, "latest": LATEST}.get(options.checkpoint)
         path = files.checkpoints / (pointer or options.checkpoint)
@@ -184,13 +191,12 @@ def _export(options: argparse.Namespace) -> None:
                 f"no {options.checkpoint} checkpoint", str(run), "name one with --checkpoint step-..."
             )
         checkpoint = files.checkpoints / path.read_text().strip() if pointer else path
-        out = Path(options.out) if options.out else files.weights
+        out = wanted or files.weights
+    folder = describe(RunFolder(checkpoint.parent.parent), out)
+    if folder is not None:
+        print(f"configuration, card and statistics of the data -> {folder}")
     for path in consolidate(checkpoint, out, options.dtype, options.max_file_gb):
         print(f"{checkpoint.name} -> {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    statistics, copy = RunFolder(checkpoint.parent.parent).task_statistics, out.parent / TASK_STATISTICS
-    if statistics.is_file() and copy.resolve() != statistics.resolve():  # without it numbers have no unit
-        shutil.copyfile(statistics, copy)
-        print(f"scale of numbers and shares of classes -> {copy}")
 
 
 def _models(options: argparse.Namespace) -> None:

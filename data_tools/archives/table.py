@@ -38,6 +38,7 @@ class TableFound:
         numbers: number of every row, as a spreadsheet counts.
         problems: what stands against a conversion, one line each.
         files: what became of the files, by modality and task.
+        odd: fields that cannot be read.
         patterns: pattern of the files, by modality and task.
     """
 
@@ -46,6 +47,7 @@ class TableFound:
     numbers: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     files: Files | None = None
+    odd: Oddities = field(default_factory=Oddities)
     patterns: dict[str, str] = field(default_factory=dict)
 
 
@@ -91,7 +93,7 @@ def read_samples(card: Card, where: str, root: Path, max_missing: float = 0.0) -
         raise DataError("its card names no table", where, "add `source: {table: cases.csv, sample: ..., ...}`")
     rows = _read_rows(card, source, where, root)
     reader = _Reader(card, source, root)
-    found = TableFound(files=reader.files, patterns=reader.patterns)
+    found = TableFound(files=reader.files, odd=reader.odd, patterns=reader.patterns)
     found.plan.steps["table_rows"] = len(rows)
     for number, row in enumerate(rows, FIRST_ROW):
         if not any(row.values()):

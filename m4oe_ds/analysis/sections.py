@@ -22,6 +22,7 @@ from m4oe_ds.analysis.session import FEATURE_ROWS, Session, Skip, headline
 from m4oe_ds.analysis.synergy_section import synergy
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.evaluation.clinical import write_report
+from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import Run, open_run
 from m4oe_ds.runs.folder import RunFolder, plain
 
@@ -79,7 +80,7 @@ def write_clinical(run: Run, split: str, resamples: int) -> dict[str, Any]:
     Raises:
         DataError: the split has no stored predictions.
     """
-    train = run.manifests["train"]
+    train = assemble.load_manifests(run.config, ("train",))["train"]
     labels = {f"label_{task.name}": train.sample_labels(task.name) for task in run.spec.tasks if task.coded}
     files, tasks = RunFolder(run.folder), run.spec.tasks
     own, tuning = files.predictions(split), files.predictions("val")
@@ -96,7 +97,7 @@ def facts_of(session: Session) -> dict[str, Any]:
         "limit": session.options.limit,
         "modalities": list(run.spec.modalities),
         "tasks": list(run.spec.task_names),
-        "synthetic": bool(run.manifests["train"].synthetic),
+        "synthetic": bool(run.data.synthetic),
     }
     if session.collected is not None:
         facts |= {"samples": session.split.samples, "patients": len(set(session.split.groups.tolist()))}

@@ -50,8 +50,8 @@ class Figure:
         values: one per seed.
         mean: over the seeds.
         spread: standard deviation over the seeds (n - 1); None with one.
-        majority: what a trivial answer reaches: the accuracy of the most frequent class, the error of the median, 0.5 of
-            a concordance; None for Dice and AUROC.
+        majority: what a trivial answer reaches: the accuracy of the most frequent class, the error of the median, 0.5
+            of a concordance; None for Dice and AUROC.
         n: number of test samples.
         difference: this minus M4oE ("Ours") in the same setting: the mean over the seeds that both have; None for
             M4oE itself, for a concordance, or where it is missing or undefined.

@@ -1,6 +1,6 @@
 """What the training labels say of each task: class counts, centre and spread of numbers, risks without any model.
 
-A run keeps them (:attr:`m4oe_ds.runs.folder.RunFolder.task_statistics`): without centre and spread the answers of a
+A run keeps them (:class:`m4oe_ds.runs.training_data.TrainingData`): without centre and spread the answers of a
 model to a question for a number have no unit.
 """
 

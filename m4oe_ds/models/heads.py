@@ -31,8 +31,9 @@ class ClassificationHead(nn.Module):
 class SegmentationHead(nn.Module):
     """Token grid to mask logits: four times (3x3 convolution, norm, ReLU, x2), then a 1x1 convolution.
 
-    In a plane four doublings, bilinear, whatever the patch. In a volume the convolutions are 3x3x3, an axis grows no further than the mask, and the width halves from stage to
-    stage down to 32 channels: eight times as many places at each would not fit otherwise.
+    In a plane four doublings, bilinear, whatever the patch. In a volume the convolutions are 3x3x3, an axis grows no
+    further than the mask, and the width halves from stage to stage down to 32 channels: eight times as many places at
+    each would not fit otherwise.
 
     Args:
         dim: token width d.

@@ -41,15 +41,14 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     device = launch.start(launch.resolve(os.environ), timeout_minutes)
     run = open_run(folder, split, data, device)
     assemble.verify(run.config, {split: run.manifests[split]}, device)
-    train = run.manifests["train"]
     predictions = predict_split(
         run.model,
-        assemble.stream(run.config, split, run.spec, run.micro_batch, 1, run.manifests).evaluation(),
+        run.batches(split),
         run.spec,
         objective(run.config, run.spec, run.statistics, device),
         device,
         torch.float32,
-        correction=assemble.prior_correction(run.config, run.spec, train),
+        correction=run.correction,
     )
     metrics = None
     if reduce.rank() == 0:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,14 +11,13 @@ import torch
 from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.manifest import Manifest
-from m4oe_ds.data.schema import TaskSpec
-from m4oe_ds.data.task_statistics import TaskStatistics, from_json, statistics_of
-from m4oe_ds.errors import DataError
+from m4oe_ds.data.task_statistics import TaskStatistics, from_json, statistics_of, to_json
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.models.interface import ModelSpec, MultiModalModel
 from m4oe_ds.runs import assemble, weights
 from m4oe_ds.runs.configuration import micro_batch, open_config
 from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.runs.training_data import TrainingData, kept_data
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ class Run:
         config: configuration it was trained with, augmentation switched off.
         spec: specification of the model.
         model: the model in evaluation mode, on ``device``.
-        manifests: ``train`` and the split it was opened for.
-        statistics: of the labels it was trained with, by task.
+        data: what it was trained on.
+        manifests: of the split it was opened for, and ``train`` of runs that kept nothing of their data.
         device: where the model is.
     """
 
@@ -40,14 +38,28 @@ class Run:
     config: Config
     spec: ModelSpec
     model: MultiModalModel
+    data: TrainingData
     manifests: Mapping[str, Manifest]
-    statistics: Mapping[str, TaskStatistics]
     device: torch.device
 
     @property
     def micro_batch(self) -> int:
         """Samples per forward: ``evaluation.micro_batch``, or as in training."""
         return micro_batch(self.config, self.folder)
+
+    @property
+    def correction(self) -> dict[str, torch.Tensor]:
+        """``{task: [C]}`` added to the logits at evaluation; see :func:`m4oe_ds.runs.assemble.prior_correction`."""
+        return {task: torch.tensor(values, dtype=torch.float32) for task, values in self.data.correction.items()}
+
+    @property
+    def statistics(self) -> dict[str, TaskStatistics]:
+        """What the training labels say of each task.
+
+        Raises:
+            DataError: the run kept nothing usable of a task.
+        """
+        return from_json(self.data.statistics, self.spec.tasks, str(RunFolder(self.folder).data))
 
     def batches(self, split: str, limit: int = 0) -> Iterator[Batch]:
         """Every sample of a split once, in manifest order, without augmentation.
@@ -56,7 +68,8 @@ class Run:
             split: one of those the run was opened for.
             limit: most samples to read, 0 = all.
         """
-        source = assemble.stream(self.config, split, self.spec, self.micro_batch, 1, self.manifests)
+        normalise = self.data.normalisation()
+        source = assemble.stream(self.config, split, self.spec, self.micro_batch, 1, self.manifests, normalise)
         left = limit or None
         for batch in source.evaluation():
             if left is None:
@@ -74,12 +87,15 @@ class Run:
         return -(-min(count, limit or count) // self.micro_batch)
 
 
-def open_run(folder: Path, split: str, data: str = "", device: torch.device | None = None) -> Run:
+def open_run(folder: Path, split: str = "", data: str = "", device: torch.device | None = None) -> Run:
     """Loads a run's configuration, weights and manifests on this process.
+
+    Pixels are standardised with the statistics that the run kept, whatever shards are read. Runs that kept none, which
+    are older than ``data.json``, take them from the training split of the shards.
 
     Args:
         folder: a run folder with ``config.yaml`` and ``weights/``.
-        split: split to be read, next to ``train``, whose statistics standardise the pixels.
+        split: split to be read; empty = none, for which a run that kept its statistics needs no shards.
         data: other shard folder, or empty.
         device: device of the model; None = the GPU if there is one.
 
@@ -88,30 +104,26 @@ def open_run(folder: Path, split: str, data: str = "", device: torch.device | No
         CheckpointError: weights missing or of another model.
     """
     config = open_config(folder, data)
-    manifests = assemble.load_manifests(config, tuple(dict.fromkeys(("train", split))))
+    kept, spec = kept_data(RunFolder(folder)), spec_for(config)
+    splits = dict.fromkeys((*(("train",) if kept is None else ()), *((split,) if split else ())))
+    manifests = assemble.load_manifests(config, tuple(splits)) if splits else {}
+    if kept is None:
+        kept = training_data(config, spec, manifests["train"])
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(config)
     weights.load(model, RunFolder(folder).weights)
-    spec = spec_for(config)
-    statistics = trained_with(RunFolder(folder), spec.tasks, manifests["train"])
-    return Run(folder, config, spec, model.to(device).eval(), manifests, statistics, device)
+    return Run(folder, config, spec, model.to(device).eval(), kept, manifests, device)
 
 
-def trained_with(files: RunFolder, tasks: Sequence[TaskSpec], train: Manifest) -> dict[str, TaskStatistics]:
-    """Statistics of the labels that a run was trained with, from its folder; of runs older than them from the shards.
+def training_data(config: Config, spec: ModelSpec, train: Manifest) -> TrainingData:
+    """What a run keeps of its training split.
 
-    Raises:
-        DataError: they are damaged, or missing in a run that answers with numbers: other shards have another scale.
+    Args:
+        config: the resolved configuration.
+        spec: specification of the model.
+        train: manifest of the training split.
     """
-    path = files.task_statistics
-    if path.is_file():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"not valid JSON: {error}", str(path), "restore it from the run") from None
-        return from_json(content, tasks, str(path))
-    numbers = [task.name for task in tasks if task.kind == "number"]
-    if numbers:
-        raise DataError(f"is missing: the scale of {', '.join(numbers)} is in it", str(path), "restore it from the run")
-    return statistics_of(train, tasks)
+    correction = assemble.prior_correction(config, spec, train)
+    statistics = to_json(statistics_of(train, spec.tasks))
+    return TrainingData.of(train, statistics, {task: values.tolist() for task, values in correction.items()})

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 CHECKPOINTS = "checkpoints"
-TASK_STATISTICS = "task_statistics.json"  # in a run folder, and next to exported weights
+WEIGHTS = "model.safetensors"
 LATEST, BEST = "LATEST", "BEST"  # files next to the checkpoints that hold the tag of one
 _STEP, _STATE, _MANIFEST = "step-", "state-", "manifest.json"
 
@@ -40,6 +40,11 @@ class RunFolder:
         return self.path / "card.yaml"
 
     @property
+    def data(self) -> Path:
+        """What is kept of the training data: statistics, preprocessing, numbers of labels."""
+        return self.path / "data.json"
+
+    @property
     def ds_config(self) -> Path:
         """DeepSpeed's JSON as used."""
         return self.path / "ds_config.json"
@@ -48,11 +53,6 @@ class RunFolder:
     def environment(self) -> Path:
         """Versions, hardware, seeds, sizes of the model and of the batches."""
         return self.path / "environment.json"
-
-    @property
-    def task_statistics(self) -> Path:
-        """What the training labels say of each task: the scale of numbers, class counts, risks without a model."""
-        return self.path / TASK_STATISTICS
 
     @property
     def log(self) -> Path:
@@ -77,7 +77,12 @@ class RunFolder:
     @property
     def weights(self) -> Path:
         """Consolidated weights of the best checkpoint; several files have an index next to this name."""
-        return self.path / "weights" / "model.safetensors"
+        return self.path / "weights" / WEIGHTS
+
+    @property
+    def origin(self) -> tuple[Path, ...]:
+        """What makes weights usable elsewhere: how the model was configured, and what it was trained on."""
+        return self.config, self.card, self.data, self.environment
 
     @property
     def metrics(self) -> Path:

@@ -19,7 +19,7 @@ from m4oe_ds.config import Config, to_dict
 from m4oe_ds.data.cards import find_card, write_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.missing import Presence
-from m4oe_ds.data.task_statistics import TaskStatistics, statistics_of, to_json
+from m4oe_ds.data.task_statistics import TaskStatistics, statistics_of
 from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.evaluation.metrics_text import format_table
@@ -28,6 +28,7 @@ from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble, weights
+from m4oe_ds.runs.finished import training_data
 from m4oe_ds.runs.folder import LATEST, CheckpointFolder, RunFolder, write_json, write_yaml
 from m4oe_ds.runs.objective import objective as build_objective
 from m4oe_ds.training import engine as engines
@@ -146,7 +147,7 @@ def run(
     facts = _facts(config, engine, topology, manifests["train"], sizes, place) | {"presence": present.as_dict()}
     if reduce.rank() == 0:
         _record(RunFolder(folder), config, ds_config, {**facts, "resumed_from": resumed})
-        write_json(RunFolder(folder).task_statistics, to_json(statistics))
+        training_data(config, spec, manifests["train"]).save(RunFolder(folder).data)
         _announce(facts, loop, folder, resumed)
     outcome = loop.run()
     if outcome.stopped_by:

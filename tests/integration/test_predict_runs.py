@@ -45,7 +45,9 @@ def make_run(folder: Path, data: Path, *overrides: str) -> Path:
         parameter.data += 0.05 * torch.randn_like(parameter)
     (folder / "weights").mkdir(parents=True)
     write_yaml(folder / "config.yaml", to_dict(config))
-    state = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
+    state = {
+        name: value.detach().clone().contiguous() for name, value in (*model.named_parameters(), *model.named_buffers())
+    }
     save_file(state, str(folder / "weights" / "model.safetensors"))
     return folder
 
@@ -281,7 +283,7 @@ def test_what_is_refused(
     out = tmp_path / "out"
     gamma = make_run(tmp_path / "gamma", embed.with_name("embed-shards"), "data.dataset=gamma")
     assert predict(gamma, embed, out) == 3
-    assert "reads fundus and oct, which are not DICOM files" in error(capsys)
+    assert "reads fundus and oct, for which its card names no table and no headers" in error(capsys)
     assert predict(tmp_path / "none", embed, out) == 4
     assert "not a run folder" in error(capsys)
     assert predict(plain, tmp_path / "none", out) == 4
