@@ -15,9 +15,9 @@ from m4oe_ds.data.cards import Card
 from m4oe_ds.data.codecs import decode
 
 SAMPLES_SHOWN = 8
-_COLOURS = np.array(  # one for each class of a mask
-    [[255, 64, 64], [64, 160, 255], [255, 208, 0], [0, 208, 128], [208, 96, 255], [255, 144, 0], [0, 224, 224],
-     [255, 128, 192]], np.float32,
+_COLOURS = (  # one for each class of a mask
+    (255, 64, 64), (64, 160, 255), (255, 208, 0), (0, 208, 128), (208, 96, 255), (255, 144, 0), (0, 224, 224),
+    (255, 128, 192),
 )  # fmt: skip
 
 
@@ -61,5 +61,5 @@ def _tinted(picture: NDArray[Any], bits: NDArray[Any], volume: bool, classes: in
     small = plane[down][:, across]
     for k in range(classes):
         inside = (small >> k & 1).astype(bool)
-        picture[inside] = 0.6 * picture[inside] + 0.4 * _COLOURS[k]
+        picture[inside] = 0.6 * picture[inside] + 0.4 * np.array(_COLOURS[k], np.float32)
     return picture

@@ -111,6 +111,19 @@ def _image_violations(facts: Mapping[str, Counter[str]], quarantined: Mapping[st
     return found
 
 
+def _facts(records: Sequence[Record]) -> dict[str, Counter[str]]:
+    """Histograms over all records."""
+    facts: dict[str, Counter[str]] = {}
+    for record in records:
+        for name, counts in record.facts.items():
+            facts.setdefault(name, Counter()).update(counts)
+    return facts
+
+
+def _published_content(source: Published) -> dict[str, Any]:
+    return {"splits": list(source.splits), "counted": source.counted, "labels": source.labels}
+
+
 def build(
     plan: ArchivePlan,
     records: Sequence[Record],
@@ -130,10 +143,7 @@ def build(
         whole: False if only some samples are converted (``--limit``); labels are then not compared with published
             counts.
     """
-    facts: dict[str, Counter[str]] = {}
-    for record in records:
-        for name, counts in record.facts.items():
-            facts.setdefault(name, Counter()).update(counts)
+    facts = _facts(records)
     quarantined = Counter(item["reason"] for record in records for item in record.quarantine)
     histograms = {split: manifest.label_histograms for split, manifest in manifests.items()}
     across_patients, across_splits = _duplicates(records, manifests)
@@ -167,10 +177,7 @@ def build(
         "duplicate_pixels_across_splits": across_splits,
         "histograms": {name: dict(sorted(counts.items())) for name, counts in sorted(facts.items())},
         "labels": histograms,
-        "published_labels": {
-            source.name: {"splits": list(source.splits), "counted": source.counted, "labels": source.labels}
-            for source in known
-        },
+        "published_labels": {source.name: _published_content(source) for source in known},
         "censored": censored,
         "censored_share": {name: round(number / total, 4) if total else 0.0 for name, number in censored.items()},
         "modalities": {split: manifest.modality_counts for split, manifest in manifests.items()},
