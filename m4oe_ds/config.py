@@ -253,6 +253,12 @@ class ModelConfig:
     mtoe: MToEConfig = section(MToEConfig, "Modality-task mixture of experts.")
     fusion: FusionConfig = section(FusionConfig, "Fusion tower.")
     activation_checkpointing: bool = option(False, "Recompute block activations in backward to save memory.")
+    init_from: str = option(
+        "", "Start from a trained model: a run folder, an export folder or a `*.safetensors` with its configuration."
+    )
+    init_map: dict[str, str] = option(
+        {}, "`init_from`: modality or task of this run: the one of the source it starts from; empty = from none."
+    )
     regime: Literal["vit", "native"] = option(
         "vit",
         "Compared systems: encoders of `model.embedder` (`vit`, like for like), or those of the original (`native`).",

@@ -69,6 +69,9 @@ def _contradictions(config: Config, where: str, found: _Findings) -> Iterator[st
         if len(size) != 2:
             yield f"{found.place(name, otherwise=where)}: {name} must be [height, width], got {size}"
     model = config.model
+    if model.init_map and not model.init_from:
+        place = found.place("model.init_map", otherwise=where)
+        yield f"{place}: model.init_map does nothing without model.init_from"
     for name, heads in (("msoe", model.msoe), ("mtoe", model.mtoe), ("fusion", model.fusion)):
         if heads.num_heads >= 1 and model.dim % heads.num_heads:
             option = f"model.{name}.num_heads"

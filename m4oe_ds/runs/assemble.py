@@ -26,6 +26,7 @@ from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import MODELS
 from m4oe_ds.parallel import reduce
+from m4oe_ds.runs.configuration import without_sources
 
 Normalise = Mapping[str, tuple[float, float]]  # mean and standard deviation by modality, or modality.column
 
@@ -249,7 +250,13 @@ def stamp(config: Config, ds_config: Mapping[str, Any], topology: dict[str, Any]
     import deepspeed
 
     precision = next((name for name in ("bf16", "fp16") if ds_config.get(name, {}).get("enabled")), "fp32")
-    architecture = to_dict(config.model) | {"tasks": config.data.tasks, "modalities": config.data.modalities}
+    # not where the values came from, and as versions without init_from wrote it, so that their checkpoints are accepted
+    architecture = {
+        key: value
+        for key, value in to_dict(without_sources(config).model).items()
+        if key not in ("init_from", "init_map")
+    }
+    architecture |= {"tasks": config.data.tasks, "modalities": config.data.modalities}
     return {
         **topology,
         "zero_stage": ds_config["zero_optimization"]["stage"],

@@ -17,7 +17,7 @@ UNRECORDED_MICRO_BATCH = 16  # of runs whose environment.json does not say what 
 
 
 def open_config(folder: Path, data: str = "") -> Config:
-    """The configuration of a finished run, with augmentation switched off.
+    """The configuration of a finished run, with augmentation switched off and without the files it started from.
 
     Args:
         folder: run folder.
@@ -29,11 +29,31 @@ def open_config(folder: Path, data: str = "") -> Config:
     path = RunFolder(folder).config
     if not path.is_file():
         raise DataError("not a run folder (no config.yaml)", str(folder), "name a folder under runs/")
-    card = RunFolder(folder).card
-    # its own card, wherever the one it was trained with is now; runs older than cards have shipped data sets
-    config = config_loader.load(path, [f"data.dataset={json.dumps(str(card.absolute()))}"] if card.is_file() else ())
+    config = with_card(path, RunFolder(folder).card)
     augment = replace(config.data.augment, enabled=False)
     return replace(config, data=replace(config.data, root=data or config.data.root, augment=augment))
+
+
+def with_card(path: Path, card: Path) -> Config:
+    """The configuration of a trained model, with its own card and without the files it started from.
+
+    Args:
+        path: the configuration.
+        card: its card, wherever the one it was trained with is now; absent for models older than cards, whose data sets
+            are shipped.
+    """
+    overrides = [f"data.dataset={json.dumps(str(card.absolute()))}"] if card.is_file() else ()
+    return without_sources(config_loader.load(path, overrides))
+
+
+def without_sources(config: Config) -> Config:
+    """The configuration of a model whose every value is about to be overwritten: nothing initial is looked for.
+
+    Where values came from (``model.init_from``, ``model.init_map``, ``model.embedder.weights``) does not say what the
+    model is, and a run outlives the files that it started from.
+    """
+    embedder = replace(config.model.embedder, weights="")
+    return replace(config, model=replace(config.model, embedder=embedder, init_from="", init_map={}))
 
 
 def card_of(files: RunFolder) -> Card | None:

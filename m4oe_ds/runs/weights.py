@@ -25,6 +25,8 @@ from m4oe_ds.runs.state_files import StateReader
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INDEX_SUFFIX = ".index.json"
+# of the configuration and the card that an export writes next to the weights: model.safetensors.yaml
+CONFIG_SUFFIX, CARD_SUFFIX = ".yaml", ".card.yaml"
 
 
 def consolidate(checkpoint: Path, path: Path, dtype: str = "fp32", max_file_gb: float = 0.0) -> list[Path]:
@@ -122,6 +124,9 @@ class WholeWeights:
     Args:
         path: path of the single file; the index is looked for next to it.
 
+    Attributes:
+        files: the files read, by name.
+
     Raises:
         CheckpointError: neither is there.
     """
@@ -132,9 +137,11 @@ class WholeWeights:
             names: dict[str, str] = json.loads(index.read_text())["weight_map"]
             files = {name: safe_open(str(path.with_name(name)), framework="pt") for name in set(names.values())}
             self._file: dict[str, Any] = {name: files[file] for name, file in names.items()}
+            self.files = [path.with_name(name) for name in sorted(files)]
         elif path.is_file():
             stored = safe_open(str(path), framework="pt")
             self._file = dict.fromkeys(stored.keys(), stored)
+            self.files = [path]
         else:
             raise CheckpointError("no consolidated weights", str(path), "run `m4oe export` or train to the end")
 
@@ -159,6 +166,17 @@ class WholeWeights:
         return part
 
 
+def expert_rows(model: nn.Module) -> dict[str, tuple[tuple[int, int], int]]:
+    """``{name of a stacked tensor: (rows [first, last) of the experts held here, number of experts)}``."""
+    return {
+        f"{prefix}experts.{key}": ((held.expert_ids[0], held.expert_ids[-1] + 1), int(executor.num_experts))
+        for name, executor in model.named_modules()
+        if isinstance(held := getattr(executor, "experts", None), ExpertWeights)
+        for prefix in (f"{name}." if name else "",)
+        for key in ("w1", "w2", "w3")
+    }
+
+
 def load(model: nn.Module, path: Path, *, strict: bool = True) -> list[str]:
     """Fills a model built at any ``ep_size`` from consolidated weights; each rank reads only the experts it holds.
 
@@ -173,13 +191,7 @@ def load(model: nn.Module, path: Path, *, strict: bool = True) -> list[str]:
         CheckpointError: missing file, or (strict) names and shapes that do not match, all listed.
     """
     stored = WholeWeights(path)
-    experts = {  # name of a stacked tensor: the rows held here, and of how many
-        f"{prefix}experts.{key}": ((held.expert_ids[0], held.expert_ids[-1] + 1), int(executor.num_experts))
-        for name, executor in model.named_modules()
-        if isinstance(held := getattr(executor, "experts", None), ExpertWeights)
-        for prefix in (f"{name}." if name else "",)
-        for key in ("w1", "w2", "w3")
-    }
+    experts = expert_rows(model)
     target = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     problems = [f"missing {name}" for name in sorted(target.keys() - stored.names)]
     problems += [f"unexpected {name}" for name in sorted(stored.names - target.keys())]

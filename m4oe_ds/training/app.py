@@ -28,14 +28,17 @@ from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble, weights
+from m4oe_ds.runs.configuration import without_sources
 from m4oe_ds.runs.finished import training_data
-from m4oe_ds.runs.folder import LATEST, CheckpointFolder, RunFolder, write_json, write_yaml
+from m4oe_ds.runs.folder import LATEST, CheckpointFolder, RunFolder, checkpoint_tags, write_json, write_yaml
+from m4oe_ds.runs.initial_source import open_source
+from m4oe_ds.runs.initialise import Taken, initialise
 from m4oe_ds.runs.objective import objective as build_objective
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training import gradient_policy
 from m4oe_ds.training.checkpoint import CheckpointStore
 from m4oe_ds.training.loop import Loop, Outcome
-from m4oe_ds.training.records import environment
+from m4oe_ds.training.records import environment, recorded_origin
 from m4oe_ds.training.seeds import seed_everything
 from m4oe_ds.training.validation import Observer
 
@@ -70,6 +73,7 @@ def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
 
     Raises:
         ConfigError: any contradiction, before anything is started.
+        CheckpointError: no trained model where a run that begins is to start from one.
     """
     config = config_loader.load(request.config, request.overrides)
     ds_config = deepspeed_json.read(request.ds_config)
@@ -81,7 +85,13 @@ def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
     _check_selection(config)
     gradient_policy.policy(config.loss.gradient_policy, **config.loss.gradient_options)
     choose_ep_size(config.parallel.ep_size, world, expert_counts(config), f"{request.config}: parallel.ep_size")
-    return config, ds_config, Path(request.output or f"runs/{config.run.name}")
+    folder = Path(request.output or f"runs/{config.run.name}")
+    starts = request.resume == "never" or (
+        request.resume == "auto" and not checkpoint_tags(RunFolder(folder).checkpoints)
+    )
+    if config.model.init_from and starts:
+        open_source(Path(config.model.init_from))
+    return config, ds_config, folder
 
 
 def _check_selection(config: Config) -> None:
@@ -121,15 +131,15 @@ def run(
         manifests = _manifests(config, device)
     spec = spec_for(config)
     present = _presence(config, spec, manifests["train"])
-    if reduce.rank() == 0:
-        _prepare_folder(folder, request)
-    reduce.barrier()
+    _prepare_folder(folder, request)
     seed_everything(config.run.seed, place.rank)
+    topology = engines.place(config, place.world)
+    store = _store(config, folder, assemble.stamp(config, ds_config, topology.stamp(), manifests["train"]))
+    start = _checkpoint(store, request)
     with _timed("engine"):
-        engine, topology = engines.create(config, ds_config, sizes, place.world)
+        engine, origin = _engine(config, ds_config, sizes, place.world, start)
     statistics = statistics_of(manifests["train"], spec.tasks)
     objective = build_objective(config, spec, statistics, device)
-    store = _store(config, folder, assemble.stamp(config, ds_config, topology.stamp(), manifests["train"]))
     loop = Loop(
         config,
         engine,
@@ -143,10 +153,10 @@ def run(
         request.profile_steps,
         None if observers is None else lambda: observers(spec, config.model.name),
     )
-    resumed = _resume(loop, store, request)
+    resumed = _resume(loop, start)
     facts = _facts(config, engine, topology, manifests["train"], sizes, place) | {"presence": present.as_dict()}
     if reduce.rank() == 0:
-        _record(RunFolder(folder), config, ds_config, {**facts, "resumed_from": resumed})
+        _record(RunFolder(folder), config, ds_config, {**facts, "resumed_from": resumed}, origin)
         training_data(config, spec, manifests["train"]).save(RunFolder(folder).data)
         _announce(facts, loop, folder, resumed)
     outcome = loop.run()
@@ -226,8 +236,11 @@ def _store(config: Config, folder: Path, stamp: dict[str, Any]) -> CheckpointSto
     )
 
 
-def _resume(loop: Loop, store: CheckpointStore, request: Request) -> str | None:
-    """Loads the checkpoint that ``--resume`` names; returns its tag."""
+def _checkpoint(store: CheckpointStore, request: Request) -> tuple[str, CheckpointStore] | None:
+    """Tag and store of the checkpoint that ``--resume`` names; None for a run that starts.
+
+    Known before the model is built: a resumed run does not look for what it was initialised from.
+    """
     if request.resume == "never":
         return None
     if request.resume != "auto":
@@ -236,23 +249,69 @@ def _resume(loop: Loop, store: CheckpointStore, request: Request) -> str | None:
             raise CheckpointError(
                 "not a checkpoint of this trainer (no manifest.json)", str(path), "name a step-* folder"
             )
-        loop.resume(path.name, CheckpointStore(path.parent, store.stamp, store.keep_last))
-        return path.name
+        return path.name, CheckpointStore(path.parent, store.stamp, store.keep_last)
     tag = store.newest_valid()
-    if tag is not None:
-        loop.resume(tag)
-    return tag
+    return None if tag is None else (tag, store)
 
 
-def _record(files: RunFolder, config: Config, ds_config: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Writes what the run was made from."""
+def _resume(loop: Loop, start: tuple[str, CheckpointStore] | None) -> str | None:
+    """Loads the checkpoint, if there is one; returns its tag."""
+    if start is None:
+        return None
+    loop.resume(*start)
+    return start[0]
+
+
+def _engine(
+    config: Config, ds_config: dict[str, Any], sizes: deepspeed_json.BatchSizes, world: int, start: Any
+) -> tuple[Any, dict[str, Any] | None]:
+    """The engine and, if it starts from a trained model, what is recorded about that."""
+    if start is not None:
+        if config.model.init_from:
+            _say("model.init_from is ignored: the run continues from its own checkpoint")
+        return engines.create(without_sources(config), ds_config, sizes, world)[0], None
+    if not config.model.init_from:
+        return engines.create(config, ds_config, sizes, world)[0], None
+    source = open_source(Path(config.model.init_from))
+    found: list[Taken] = []
+    engine, _ = engines.create(
+        config,
+        ds_config,
+        sizes,
+        world,
+        lambda model: found.append(initialise(model, model.spec, source, config.model.init_map)),
+    )
+    _say(found[0].table())
+    digest = source.digest() if reduce.rank() == 0 else ""
+    return engine, {"name": source.name, "sha256": digest, **found[0].counts()}
+
+
+def _record(
+    files: RunFolder, config: Config, ds_config: dict[str, Any], facts: dict[str, Any], origin: dict[str, Any] | None
+) -> None:
+    """Writes what the run was made from; a resumed one keeps what its first leg recorded about its initial weights."""
+    if facts["resumed_from"] is not None:
+        origin = recorded_origin(files.environment)
     write_yaml(files.config, to_dict(config))
     write_card(files.card, find_card(config.data.dataset))
     write_json(files.ds_config, ds_config)
-    write_json(files.environment, environment(**facts))
+    write_json(files.environment, environment(**facts, init_from=origin))
 
 
 def _prepare_folder(folder: Path, request: Request) -> None:
+    """Makes the folder, on rank 0.
+
+    Raises:
+        ConfigError: it holds a run that is not to be touched.
+
+    Collectives: a barrier; every rank must call it.
+    """
+    if reduce.rank() == 0:
+        _make_folder(folder, request)
+    reduce.barrier()
+
+
+def _make_folder(folder: Path, request: Request) -> None:
     if request.resume == "never" and RunFolder(folder).log.is_file():
         raise ConfigError("already holds a run", str(folder), "choose another --output, or --resume auto to continue")
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import deepspeed
@@ -13,14 +13,30 @@ from m4oe_ds import deepspeed_json
 from m4oe_ds.config import Config
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models import build
+from m4oe_ds.models.interface import MultiModalModel
 from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.parallel import deepspeed_moe, topology
 
 _logger = logging.getLogger(__name__)
 
 
+def place(config: Config, world: int) -> topology.Topology:
+    """This rank's place in the expert groups of a configuration.
+
+    Raises:
+        ConfigError: an ep_size that does not fit.
+
+    Collectives: creates process groups the first time; every rank must call it.
+    """
+    return topology.create(topology.choose_ep_size(config.parallel.ep_size, world, expert_counts(config)))
+
+
 def create(
-    config: Config, ds_config: Mapping[str, Any], sizes: deepspeed_json.BatchSizes, world: int
+    config: Config,
+    ds_config: Mapping[str, Any],
+    sizes: deepspeed_json.BatchSizes,
+    world: int,
+    fill: Callable[[MultiModalModel], None] | None = None,
 ) -> tuple[Any, topology.Topology]:
     """The DeepSpeed engine of a configuration and this rank's place in the expert groups.
 
@@ -29,6 +45,7 @@ def create(
         ds_config: the DeepSpeed JSON as it was read.
         sizes: derived batch sizes.
         world: number of ranks.
+        fill: gives the fresh model other initial values, before anything is partitioned or copied to the optimizer.
 
     Raises:
         ConfigError: an ep_size that does not fit, or a precision this device lacks.
@@ -37,9 +54,10 @@ def create(
     Collectives: creates process groups and broadcasts parameters; every rank must call it.
     """
     _check_precision(ds_config)
-    ep_size = topology.choose_ep_size(config.parallel.ep_size, world, expert_counts(config))
-    place = topology.create(ep_size)
-    model = build(config, deepspeed_moe.experts_factory(place))
+    placed = place(config, world)
+    model = build(config, deepspeed_moe.experts_factory(placed))
+    if fill is not None:
+        fill(model)
     groups = deepspeed_moe.parameter_groups(model.parameters())
     resolved = dict(
         ds_config,
@@ -49,7 +67,7 @@ def create(
     )
     engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=groups, config=resolved)
     deepspeed_moe.check_engine(engine, model)
-    return engine, place
+    return engine, placed
 
 
 def compute_dtype(engine: Any) -> torch.dtype:

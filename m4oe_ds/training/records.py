@@ -41,6 +41,14 @@ def environment(**facts: Any) -> dict[str, Any]:
     }
 
 
+def recorded_origin(path: Path) -> Any:
+    """What an earlier leg of the run recorded under ``init_from``; None if nothing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("init_from")
+    except (OSError, ValueError, AttributeError):  # another folder, or a record cut short; the run itself is sound
+        return None
+
+
 def _git_commit() -> dict[str, Any]:
     folder = Path(__file__).resolve().parents[2]
     try:
