@@ -129,7 +129,7 @@ def run(
     sizes = deepspeed_json.batch_sizes(ds_config, place.world, request.ds_config)
     with _timed("data"):
         manifests = _manifests(config, device)
-    spec = spec_for(config)
+    spec, statistics = spec_for(config), statistics_of(manifests["train"], spec_for(config).tasks)
     present = _presence(config, spec, manifests["train"])
     _prepare_folder(folder, request)
     seed_everything(config.run.seed, place.rank)
@@ -138,7 +138,6 @@ def run(
     start = _checkpoint(store, request)
     with _timed("engine"):
         engine, origin = _engine(config, ds_config, sizes, place.world, start)
-    statistics = statistics_of(manifests["train"], spec.tasks)
     objective = build_objective(config, spec, statistics, device)
     loop = Loop(
         config,

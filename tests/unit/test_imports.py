@@ -32,7 +32,7 @@ class Import:
 
 
 FLOORS = (
-    "m4oe_ds.errors", "m4oe_ds.compat", "m4oe_ds.option_lists", "m4oe_ds.data",
+    "m4oe_ds.errors", "m4oe_ds.compat", "m4oe_ds.option_lists", "m4oe_ds.yaml_tree", "m4oe_ds.data",
     "data_tools.outputs", "data_tools.deidentify", "data_tools.identifiers", "data_tools.pixels", "data_tools.archives",
     "data_tools.phantom", "data_tools.inspect", "data_tools.convert", "data_tools.cards", "data_tools.demo",
     "m4oe_ds.config", "m4oe_ds.config_loader", "m4oe_ds.deepspeed_json", "m4oe_ds.layers", "m4oe_ds.losses",

@@ -19,7 +19,7 @@ MOST_CLASSES = 1000
 MOST_MASK_CLASSES = 8  # a stored mask has a bit for each
 MOST_MODALITIES = 62  # a manifest has a bit for each
 # attributes of the containers that models keep modalities and tasks in, and members of a sample that are neither
-RESERVED = frozenset((
+_RESERVED = (
     "add_module", "apply", "bfloat16", "buffers", "call_super_init", "children", "clear", "compile", "copy", "cpu",
     "cuda", "double", "dump_patches", "eval", "extra_repr", "float", "forward", "fromkeys", "get", "get_buffer",
     "get_extra_state", "get_parameter", "get_submodule", "half", "ipu", "items", "keys", "load_state_dict", "meta",
@@ -30,7 +30,8 @@ RESERVED = frozenset((
     "register_state_dict_pre_hook", "requires_grad_", "set_extra_state", "set_submodule", "setdefault",
     "share_memory", "shared", "state_dict", "to", "to_empty", "train", "training", "type", "update", "values",
     "xpu", "zero_grad",
-))  # fmt: skip
+)  # fmt: skip
+RESERVED = frozenset(_RESERVED)
 
 
 def read_card(path: Path) -> Card:
