@@ -1,8 +1,8 @@
 """Searches every byte of a folder of shards for what identifies a person: text patterns, DICOM headers, tar metadata.
 
-JSON is read value by value, so that sizes and byte positions may look like anything; everything else, pixels included,
-is searched as bytes. Members of shards must be what the codecs write: a PNG with other than its three critical chunks
-or a pixel member with a foreign header is a finding. The lines never quote what was found.
+JSON is read value by value, so that sizes and byte positions may look like anything; everything else is searched as
+bytes, but for pixel members that are byte for byte what the codec gives to their pixels. A PNG with other than its
+three critical chunks or a pixel member with a foreign header is a finding. The lines never quote what was found.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.deidentify import VENDORS, find_identifiers
+from m4oe_ds.data import codecs
 from m4oe_ds.data.cards import Card, card_from, find_card
 from m4oe_ds.data.schema import GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS, SPLITS
-from m4oe_ds.errors import ConfigError
+from m4oe_ds.errors import ConfigError, DataError
 
 ALL_DIGIT_SHARE = 0.02  # of true hashes, (10/16)^16 = 0.05 % hold digits only; identifiers always do
 _COUNTED_KEYS = frozenset({"bytes", "offsets"})  # file sizes and positions may look like anything
@@ -231,7 +232,19 @@ def _scan_pixels(scan: _Scan, place: str, extension: str, data: bytes) -> None:
             scan.report(place, "does not begin as pixel data does")
     else:
         scan.report(place, f"is a kind of member that no shard may have (.{extension})")
-    scan.data(place, data)
+    if not _nothing_but_pixels(extension, data):
+        scan.data(place, data)
+
+
+def _nothing_but_pixels(extension: str, data: bytes) -> bool:
+    """Whether the bytes are exactly those that the codec gives to the pixels in them: then nothing else is there.
+
+    Searching them would find numbers by chance: the values of dark grey are the characters of digits.
+    """
+    try:
+        return codecs.encode(codecs.decode(data, extension), extension) == data
+    except (DataError, ValueError):
+        return False
 
 
 def _scan_tar(scan: _Scan, path: Path, place: str, pixels: bool, card: Card | None) -> None:
