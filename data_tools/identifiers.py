@@ -1,8 +1,8 @@
 """Searches every byte of a folder of shards for what identifies a person: text patterns, DICOM headers, tar metadata.
 
-JSON is read value by value, so that sizes and byte positions may look like anything; everything else, pixels included,
-is searched as bytes. Members of shards must be what the codecs write: a PNG with other than its three critical chunks
-or a pixel member with a foreign header is a finding. The lines never quote what was found.
+JSON is read value by value, so that sizes and byte positions may look like anything; everything else is searched as
+bytes, but for pixel members that are byte for byte what the codec gives to their pixels. A PNG with other than its
+three critical chunks or a pixel member with a foreign header is a finding. The lines never quote what was found.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.deidentify import VENDORS, find_identifiers
+from m4oe_ds.data import codecs
 from m4oe_ds.data.cards import Card, card_from, find_card
 from m4oe_ds.data.schema import GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS, SPLITS
-from m4oe_ds.errors import ConfigError
+from m4oe_ds.errors import ConfigError, DataError
 
 ALL_DIGIT_SHARE = 0.02  # of true hashes, (10/16)^16 = 0.05 % hold digits only; identifiers always do
 _COUNTED_KEYS = frozenset({"bytes", "offsets"})  # file sizes and positions may look like anything
@@ -127,6 +128,12 @@ def _whole(value: Any, top: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -1 <= value <= top
 
 
+def _measures(value: Any) -> bool:
+    """Whether a value is one of a geometry: true or false, nothing, or sizes and places in pixels or mm."""
+    numbers = value if isinstance(value, list) else [value]
+    return all(n is None or (isinstance(n, int | float) and abs(n) <= MAX_SIDE) for n in numbers)
+
+
 def _odd_values(meta: dict[str, Any], card: Card | None) -> list[str]:
     """Fields with a value that the converter cannot have written: patient numbers have no pattern to search for."""
     modalities = set(card.modalities) if card else set()
@@ -154,7 +161,7 @@ def _odd_values(meta: dict[str, Any], card: Card | None) -> list[str]:
         "geometry": isinstance(geometries, dict)
         and set(geometries) <= modalities
         and all(
-            isinstance(value, bool) or (isinstance(value, list) and all(_whole(n, MAX_SIDE) for n in value))
+            _measures(value)
             for geometry in geometries.values()
             for value in (geometry.values() if isinstance(geometry, dict) else ("",))
         ),
@@ -225,7 +232,19 @@ def _scan_pixels(scan: _Scan, place: str, extension: str, data: bytes) -> None:
             scan.report(place, "does not begin as pixel data does")
     else:
         scan.report(place, f"is a kind of member that no shard may have (.{extension})")
-    scan.data(place, data)
+    if not _nothing_but_pixels(extension, data):
+        scan.data(place, data)
+
+
+def _nothing_but_pixels(extension: str, data: bytes) -> bool:
+    """Whether the bytes are exactly those that the codec gives to the pixels in them: then nothing else is there.
+
+    Searching them would find numbers by chance: the values of dark grey are the characters of digits.
+    """
+    try:
+        return codecs.encode(codecs.decode(data, extension), extension) == data
+    except (DataError, ValueError):
+        return False
 
 
 def _scan_tar(scan: _Scan, path: Path, place: str, pixels: bool, card: Card | None) -> None:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from data_tools.identifiers import scan_identifiers
 from m4oe_ds.data.schema import MISSING, SPLITS, TaskSpec, follow_ups
 from m4oe_ds.errors import DataError, UserError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from m4oe_ds.data.cards import Card
     from m4oe_ds.data.manifest import Manifest, Shard
 
 SHEET_SAMPLES = 8  # rows of the contact sheet, per split
@@ -51,12 +54,16 @@ def describe(folder: Path, manifests: dict[str, Manifest]) -> list[str]:
             f"{len(manifest.shards)} shards"
         )
         present = ", ".join(f"{name} {n}" for name, n in manifest.modality_counts.items())
-        lines.append(f"  images: {present}")
+        tables = any(one.kind == "table" for one in manifest.card.inputs)
+        lines.append(f"  {'inputs' if tables else 'images'}: {present}")
         if split == "train" and manifest.num_samples > 1:
             lines.append(f"  order: {_shuffle(manifest)}")
         for task in manifest.tasks:
             counts = manifest.label_histograms.get(task.name, {})
-            classes = " ".join(f"{code}:{counts.get(str(code), 0)}" for code in range(max(2, task.num_classes)))
+            words: Sequence[object] = range(max(2, task.num_classes))
+            if not (task.coded or task.dense):
+                words = ("known",) if task.kind == "number" else ("censored", "event")
+            classes = " ".join(f"{word}:{counts.get(str(word), 0)}" for word in words)
             lines.append(f"  {task.name}: {classes} missing:{counts.get('-1', 0)}")
     return lines
 
@@ -122,7 +129,8 @@ def check(folder: Path, manifests: dict[str, Manifest], checksums: bool = True) 
             if not any(shard.name in line for line in damaged):
                 problems += _contents(path, shard)
             if fallen := _labels_fall(shard, manifest.tasks):
-                problems.append(f"{path}: risk falls with the horizon in {fallen} samples; convert the archive again")
+                what = f"answers about an event fall with the horizon in {fallen} samples"
+                problems.append(f"{path}: {what}; convert the archive again")
         for group in {group for shard in manifest.shards for group in shard.groups}:
             other = where.setdefault(group, split)
             if other != split:
@@ -141,7 +149,7 @@ def check(folder: Path, manifests: dict[str, Manifest], checksums: bool = True) 
 
 
 def contact_sheet(folder: Path, manifests: dict[str, Manifest], path: Path | BinaryIO) -> int:
-    """Writes a PNG with the first samples of every split, one row each, one column per modality.
+    """Writes a PNG with the first samples of every split, one row each, one column per modality that is no table.
 
     Returns:
         How many samples it shows.
@@ -152,7 +160,6 @@ def contact_sheet(folder: Path, manifests: dict[str, Manifest], path: Path | Bin
     import numpy as np
     from PIL import Image
 
-    from m4oe_ds.data.codecs import decode
     from m4oe_ds.data.shard_reader import read_sample
 
     strips = []
@@ -163,28 +170,49 @@ def contact_sheet(folder: Path, manifests: dict[str, Manifest], path: Path | Bin
             for i in range(shard.num_samples)
         ]
         for shard, start, stop in places[:SHEET_SAMPLES]:
-            members = read_sample(Path(folder) / split / shard.name, start, stop)
-            tiles = {}
-            for name, data in members.items():
-                modality, _, codec = name.partition(".")
-                if modality in manifest.modalities:
-                    pixels = decode(data, codec)
-                    if pixels.ndim == 3 and pixels.shape[2] != 3:
-                        pixels = pixels[len(pixels) // 2]  # the middle slice of a volume
-                    scale = 255.0 / np.iinfo(pixels.dtype).max
-                    tile = Image.fromarray((pixels * scale).astype(np.uint8)).convert("RGB")
-                    tile.thumbnail((TILE, TILE))
-                    tiles[modality] = np.asarray(tile)
-            strip = np.full((TILE, TILE * len(manifest.modalities), 3), 40, np.uint8)
-            for place, modality in enumerate(manifest.modalities):
-                if modality in tiles:
-                    rows, cols = tiles[modality].shape[:2]
-                    strip[:rows, place * TILE : place * TILE + cols] = tiles[modality]
-            strips.append(strip)
-    if not strips:
+            strips.append(_strip(read_sample(Path(folder) / split / shard.name, start, stop), manifest.card))
+    if not strips or not strips[0].size:
         raise DataError("holds no sample to show", str(folder), "convert an archive with samples")
     Image.fromarray(np.concatenate(strips)).save(path, format="PNG")
     return len(strips)
+
+
+def _strip(members: Mapping[str, bytes], card: Card) -> NDArray[Any]:
+    """A row of the contact sheet: the pictures of one sample side by side."""
+    import numpy as np
+
+    from m4oe_ds.data.codecs import decode
+
+    shown = [one for one in card.inputs if one.kind != "table"]
+    strip = np.full((TILE, TILE * len(shown), 3), 40, np.uint8)
+    for name, data in members.items():
+        modality, _, codec = name.partition(".")
+        for place, spec in enumerate(shown):
+            if modality == spec.name:
+                picture = tile(decode(data, codec), spec.kind == "volume")
+                rows, cols = picture.shape[:2]
+                strip[:rows, place * TILE : place * TILE + cols] = picture
+    return strip
+
+
+def tile(pixels: NDArray[Any], volume: bool) -> NDArray[Any]:
+    """A small uint8 picture ``[at most TILE, at most TILE, 3]`` of an image, or of the middle slice of a volume.
+
+    Args:
+        pixels: uint8 or uint16, ``[H, W]``, ``[H, W, C]`` or ``[D, H, W]``.
+        volume: whether it is a volume.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if volume:
+        pixels = pixels[len(pixels) // 2]
+    elif pixels.ndim == 3 and pixels.shape[2] != 3:
+        pixels = pixels[:, :, :3] if pixels.shape[2] == 4 else pixels[:, :, 0]  # of two channels the first
+    scale = 255.0 / np.iinfo(pixels.dtype).max
+    small = Image.fromarray((pixels * scale).astype(np.uint8)).convert("RGB")
+    small.thumbnail((TILE, TILE))
+    return np.asarray(small)
 
 
 def inspect(folder: Path, phi: bool = False, sheet: Path | None = None) -> tuple[list[str], list[str]]:
@@ -211,18 +239,27 @@ def inspect(folder: Path, phi: bool = False, sheet: Path | None = None) -> tuple
     return lines, problems
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m data_tools.inspect", description=(__doc__ or "").split("\n\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command line."""
     parser.add_argument("folder", type=Path, help="folder of shards, made by data_tools.convert")
     parser.add_argument("--contact-sheet", type=Path, default=None, help="PNG to write with the first samples")
     parser.add_argument("--phi", action="store_true", help="search every byte for identifying content")
-    options = parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m data_tools.inspect", description=(__doc__ or "").split("\n\n")[0])
+    add_arguments(parser)
     try:
-        lines, problems = inspect(options.folder, options.phi, options.contact_sheet)
+        return run(parser.parse_args(arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints what a folder holds and what is wrong with it; returns the exit code."""
+    lines, problems = inspect(options.folder, options.phi, options.contact_sheet)
     for line in lines:
         print(line)
     for problem in problems:

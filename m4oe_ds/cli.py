@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from m4oe_ds.errors import UserError
 
@@ -26,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(work=_evaluate)
 
+    _add_data(commands)
     from m4oe_ds.predict import command as prediction
 
     predict = commands.add_parser("predict", help="predict on new DICOM files with a finished run")
@@ -70,13 +72,32 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from data_tools import inspect
+    from data_tools.cards import command as cards
+    from data_tools.convert import options as conversion
+
+    convert = commands.add_parser("convert", help="make shards of an archive, or of your own data with their card")
+    conversion.add_arguments(convert)
+    convert.set_defaults(work=_convert)
+    look = commands.add_parser("inspect", help="say what a folder of shards holds, and check it")
+    inspect.add_arguments(look)
+    look.set_defaults(work=inspect.run)
+    cards.add_commands(commands.add_parser("card", help="check a card against its data, or propose one from a table"))
+
+
 def _add_export_models_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     export = commands.add_parser("export", help="consolidate a checkpoint into safetensors, every expert included")
     export.add_argument("run", metavar="RUN", help="run folder, or one of its step-* checkpoints")
     export.add_argument(
         "--checkpoint", default="best", metavar="best|latest|TAG", help="checkpoint to export (default: best)"
     )
-    export.add_argument("--out", default="", metavar="FILE", help="default: RUN/weights/model.safetensors")
+    export.add_argument(
+        "--out",
+        default="",
+        metavar="FILE|DIR",
+        help="file, or folder that opens as a run elsewhere (default: RUN/weights/model.safetensors)",
+    )
     export.add_argument(
         "--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="type of the weights (default: fp32)"
     )
@@ -89,7 +110,9 @@ def _add_export_models_config(commands: argparse._SubParsersAction[argparse.Argu
     )
     export.set_defaults(work=_export)
 
-    models = commands.add_parser("models", help="list the registered models")
+    models = commands.add_parser("models", help="list the registered models, and which of them fit a data set")
+    models.add_argument("--card", default="", metavar="CARD", help="a card (shipped name or path): which fit, why not")
+    models.add_argument("--config", default="", metavar="YAML", help="a configuration: which fit its data, why not")
     models.set_defaults(work=_models)
 
     config = commands.add_parser("config", help="check a configuration and print it with all defaults")
@@ -116,10 +139,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _convert(options: argparse.Namespace) -> None:
+    from data_tools.convert import ConvertOptions, convert
+
+    convert(ConvertOptions.of(options))
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from m4oe_ds.evaluation.metrics import format_table
+    from m4oe_ds.evaluation.metrics_text import format_table
     from m4oe_ds.evaluation.missing_modalities import format_observed
     from m4oe_ds.runs.evaluate import evaluate_run
     from m4oe_ds.runs.folder import RunFolder
@@ -146,11 +175,14 @@ def _export(options: argparse.Namespace) -> None:
 
     from m4oe_ds.errors import CheckpointError
     from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, RunFolder
-    from m4oe_ds.runs.weights import CARD_SUFFIX, CONFIG_SUFFIX, consolidate
+    from m4oe_ds.runs.weights import CARD_SUFFIX, CONFIG_SUFFIX, consolidate, describe
 
     run = Path(options.run)
     files = RunFolder(run)
-    checkpoint, out = run, Path(options.out) if options.out else RunFolder(run.parent.parent).weights
+    wanted = Path(options.out) if options.out else None
+    if wanted is not None and wanted.suffix != ".safetensors":
+        wanted = RunFolder(wanted).weights
+    checkpoint, out = run, wanted or RunFolder(run.parent.parent).weights
     if not CheckpointFolder(run).manifest.is_file():
         pointer = {"best": BEST, "latest": LATEST}.get(options.checkpoint)
         path = files.checkpoints / (pointer or options.checkpoint)
@@ -159,22 +191,48 @@ def _export(options: argparse.Namespace) -> None:
                 f"no {options.checkpoint} checkpoint", str(run), "name one with --checkpoint step-..."
             )
         checkpoint = files.checkpoints / path.read_text().strip() if pointer else path
-        out = Path(options.out) if options.out else files.weights
+        out = wanted or files.weights
+    origin = RunFolder(checkpoint.parent.parent)
+    folder = describe(origin, out)
+    if folder is not None:
+        print(f"configuration, card and statistics of the data -> {folder}")
     for path in consolidate(checkpoint, out, options.dtype, options.max_file_gb):
         print(f"{checkpoint.name} -> {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    origin = RunFolder(checkpoint.parent.parent)
-    if out != origin.weights and origin.config.is_file():
+    if folder is None and out != origin.weights and origin.config.is_file():
         for kept, suffix in ((origin.config, CONFIG_SUFFIX), (origin.card, CARD_SUFFIX)):
             if kept.is_file():  # runs older than cards have none
                 out.with_name(out.name + suffix).write_bytes(kept.read_bytes())
         print(f"its configuration -> {out}{CONFIG_SUFFIX} (another run starts from it with model.init_from)")
 
 
-def _models(_: argparse.Namespace) -> None:
-    from m4oe_ds.models.registry import MODELS
+def _models(options: argparse.Namespace) -> None:
+    from m4oe_ds.models.registry import MODELS, unfit
 
+    question, given = _question(options)
     for name, entry in sorted(MODELS.items()):
-        print(f"{name:12} {entry.fidelity:16} {entry.paper}")
+        if question is None:
+            print(f"{name:12} {entry.fidelity:16} {entry.paper}")
+            continue
+        reason = unfit(name, question, given.get(name))
+        sense = "" if reason else unfit(name, question, given.get(name), compared=True)
+        print(f"{name:12} " + (f"no: {reason}" if reason else f"fits, not compared: {sense}" if sense else "fits"))
+
+
+def _question(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """Modalities and tasks that are asked about, None without any; options of the configuration's own model."""
+    from m4oe_ds import config_loader
+    from m4oe_ds.data.cards import find_card
+    from m4oe_ds.errors import ConfigError
+    from m4oe_ds.models.fit import Question
+    from m4oe_ds.models.registry import settings_of
+
+    if options.card and options.config:
+        raise ConfigError("--card and --config exclude each other", fix="give one of them")
+    if options.config:
+        config = config_loader.load(options.config)
+        question = Question.of(find_card(config.data.dataset), config.data.modalities, config.data.tasks)
+        return question, {config.model.name: settings_of(config)}
+    return (Question.of(find_card(options.card)), {}) if options.card else (None, {})
 
 
 def _config(options: argparse.Namespace) -> None:

@@ -113,9 +113,9 @@ class AugmentConfig:
     noise: float = option(0.01, "Standard deviation of Gaussian noise, in units of the full grey scale.", at_least=0)
     vertical_flip: bool = option(False, "Mirror top to bottom with probability one half.")
     horizontal_flip: bool = option(
-        False, "Mirror left to right with probability one half; not for mammograms, whose chest wall is at the left."
+        False, "Mirror left to right with probability one half; not where the converter turned all to one side."
     )
-    colour: float = option(0.0, "Largest relative change of each colour channel (fundus).", at_least=0, at_most=1)
+    colour: float = option(0.0, "Largest relative change of each colour channel.", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class PhantomConfig:
     patients: int = option(0, "Synthetic patients to generate when `data.root` does not exist; 0 = never.", at_least=0)
     seed: int = option(0, "Seed of the synthetic archive.", at_least=0)
     risk_prevalence: float = option(
-        0.35, "Share of the synthetic women with cancer within five years.", at_least=0, at_most=1
+        0.35, "Share of the synthetic people who meet the event of the tasks with a horizon.", at_least=0, at_most=1
     )
     image_size: tuple[int, ...] = option((128, 104), "Rows and columns of the images stored in the shards.", at_least=8)
 
@@ -133,7 +133,9 @@ class SamplingConfig:
     kind: Literal["uniform", "balanced"] = option(
         "uniform", "`uniform`: every sample once per epoch; `balanced`: rare classes more often, common ones less."
     )
-    tasks: tuple[str, ...] = option((), "`balanced`: tasks whose classes count; all risk horizons = risk-aware.")
+    tasks: tuple[str, ...] = option(
+        (), "`balanced`: tasks whose classes count; with all horizons of an event its time."
+    )
     strength: float = option(0.5, "`balanced`: 0 = as they come, 1 = all classes equally often.", at_least=0, at_most=1)
     max_ratio: float = option(
         20.0, "`balanced`: no sample comes more than this many times as often as another.", at_least=1
@@ -155,7 +157,7 @@ class DataConfig:
     tasks: tuple[str, ...] = option((), "Tasks to train, by name; empty = all of the data set.")
     image_size: tuple[int, ...] = option((224, 224), "Height and width fed to the embedders, in pixels.", at_least=8)
     volume_size: tuple[int, ...] = option(
-        (32, 64, 64), "Depth, height and width of volumes fed to the embedders, in voxels.", at_least=4
+        (32, 64, 64), "Depth, height and width of volumes in 3-D fed to the embedders, in voxels.", at_least=4
     )
     complete_only: bool = option(False, "Use only samples that have every modality (what the paper implies).")
     modality_dropout: float = option(
@@ -180,14 +182,24 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedderConfig:
-    backbone: str = option("vit_base_patch16_224", "Name of any timm model, ViT or convolutional.")
+    backbone: str = option(
+        "vit_base_patch16_224",
+        "Name of any timm model, ViT or convolutional; volumes in 3-D need a ViT, whose blocks they pass.",
+    )
     options: dict[str, Any] = option({}, "Further keyword arguments for timm, e.g. {patch_size: 8, depth: 2}.")
+    volume_patch: tuple[int, ...] = option(
+        (8, 16, 16), "Depth, height and width of a patch of a volume; must divide `data.volume_size`.", at_least=1
+    )
     weights: str = option("", "Empty = random; a path to local weights; or `hub` to download (needs a network).")
     replicate_grey: bool = option(
         False, "Repeat grey images to three identical channels, as the authors' release does."
     )
-    share: bool = option(False, "One embedder for all modalities instead of one each; adds a modality embedding.")
-    freeze: bool = option(False, "Do not train the embedders.")
+    share: bool = option(
+        False, "One embedder for all modalities, which must be of one kind, not one each; adds a modality embedding."
+    )
+    freeze: bool = option(
+        False, "Do not train the backbones; patches of volumes and the embedders of tables are still trained."
+    )
     modality_embed: bool = option(False, "Add a learned vector per modality to its tokens.")
 
 
@@ -235,7 +247,7 @@ class ModelConfig:
     missing_modality: Literal["mask", "bank"] = option(
         "mask", "`m4oe`: leave out the tokens of an absent modality, or learn some for each combination (Flex-MoE)."
     )
-    embedder: EmbedderConfig = section(EmbedderConfig, "Image embedders.")
+    embedder: EmbedderConfig = section(EmbedderConfig, "Embedders of images, volumes and tables.")
     router: RouterConfig = section(RouterConfig, "Router of every mixture layer.")
     msoe: MSoEConfig = section(MSoEConfig, "Modality-specific Soft-MoE towers.")
     mtoe: MToEConfig = section(MToEConfig, "Modality-task mixture of experts.")
@@ -274,8 +286,12 @@ class MutualInformationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskLossConfig:
-    kind: Literal["auto", "cross_entropy", "focal", "bce_dice"] = option(
-        "auto", "`auto`: cross-entropy for classes, BCE + Dice for masks."
+    kind: Literal["auto", "cross_entropy", "focal", "ranked_probability", "huber", "mse", "hazard", "bce_dice"] = (
+        option(
+            "auto",
+            "`auto`: cross-entropy for classes, `huber` for numbers (standardised; delta 1), `hazard` for survival "
+            "(censored likelihood by intervals), BCE + Dice for masks; `ranked_probability`: ordinal tasks.",
+        )
     )
     weight: float = option(1.0, "Factor of this task's loss.", at_least=0)
     gamma: float = option(2.0, "Focusing exponent of the focal loss.", at_least=0)
@@ -326,7 +342,7 @@ class EvaluationConfig:
     resamples: int = option(1000, "Patient-clustered bootstrap resamples for the intervals.", at_least=0)
     micro_batch: int = option(0, "Samples per forward and rank; 0 = as in training.", at_least=0)
     num_examples: int = option(
-        6, "Samples shown with their views and modality contributions in the report.", at_least=0
+        6, "Samples shown with their modalities and modality contributions in the report.", at_least=0
     )
 
 

@@ -63,9 +63,7 @@ def _contradictions(config: Config, where: str, found: _Findings) -> Iterator[st
     for name, value, bounds in _bounded(config, ""):
         if not bounds.hold(value):
             yield f"{found.place(name, otherwise=where)}: {name}={value} must be {bounds}"
-    if len(config.data.volume_size) != 3:
-        place = found.place("data.volume_size", otherwise=where)
-        yield f"{place}: data.volume_size must be [depth, height, width], got {config.data.volume_size}"
+    yield from _volumes(config, where, found)
     sizes = {"data.image_size": config.data.image_size, "data.phantom.image_size": config.data.phantom.image_size}
     for name, size in sizes.items():
         if len(size) != 2:
@@ -79,6 +77,31 @@ def _contradictions(config: Config, where: str, found: _Findings) -> Iterator[st
             option = f"model.{name}.num_heads"
             place = found.place(option, "model.dim", otherwise=where)
             yield f"{place}: {option}={heads.num_heads} does not divide model.dim={model.dim}"
+
+
+def _volumes(config: Config, where: str, found: _Findings) -> Iterator[str]:
+    """Sizes of volumes and of their patches, which must divide them, and masks that have lost their volume."""
+    size, patch = config.data.volume_size, config.model.embedder.volume_patch
+    for name, value in {"data.volume_size": size, "model.embedder.volume_patch": patch}.items():
+        if len(value) != 3:
+            yield f"{found.place(name, otherwise=where)}: {name} must be [depth, height, width], got {value}"
+    try:
+        card = find_card(config.data.dataset)
+    except ConfigError:
+        return  # said already
+    chosen = [one for one in card.inputs if one.name in (config.data.modalities or card.modalities)]
+    solid = {one.name for one in card.inputs if one.kind == "volume" and not one.flat}
+    uneven = len(size) == len(patch) == 3 and any(not b or a % b for a, b in zip(size, patch, strict=True))
+    if uneven and any(one.name in solid for one in chosen):
+        place = found.place("model.embedder.volume_patch", "data.volume_size", otherwise=where)
+        yield f"{place}: model.embedder.volume_patch={list(patch)} does not divide data.volume_size={list(size)}"
+    for task in card.tasks:
+        taken = task.dense and (not config.data.tasks or task.name in config.data.tasks)
+        lost = taken and chosen and task.of not in {one.name for one in chosen}
+        # a mask over an image is decoded from the first modality instead: possible only between images
+        if lost and (task.of in solid or not chosen[0].flat):
+            place = found.place("data.modalities", otherwise=where)
+            yield f"{place}: data.modalities leaves out {task.of}, over which the mask {task.name} lies"
 
 
 def _with_card(config: Config, found: _Findings) -> Config:

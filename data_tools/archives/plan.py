@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+from m4oe_ds.data.cards import MaskFile
 
 Row = Mapping[str, str]
 Images = dict[str, tuple[str, ...]]
@@ -33,13 +36,13 @@ class Outline:
 
 @dataclass(frozen=True)
 class Sample:
-    """One breast of one exam, or one eye.
+    """One breast of one exam, one eye, or one row of one's own table.
 
     Attributes:
-        patient: the archive's id of the patient; leaves the archive only as a keyed hash.
+        patient: the archive's id of the patient (of the group); leaves the archive only as a keyed hash.
         exam: the archive's id of the exam; leaves the archive only as a keyed hash.
-        side: ``L``, ``R`` (GAMMA: ``E``).
-        labels: code per classification task, MISSING where unknown; scheme and rules as in the options.
+        side: ``L``, ``R`` (GAMMA: ``E``); empty where samples have none.
+        labels: answer per task but masks, as TaskSpec describes labels; scheme and rules as in the options.
         images: per modality the candidate files, relative to the archive's root, preferred first. One is used: the
             first, or under ``choose="area"`` the one that shows the largest breast (a tie goes to the first).
         screening: whether the exam was a screening exam; None where the archive does not say.
@@ -48,13 +51,18 @@ class Sample:
         stratum: patients are split within strata of this name (same share of each in every split).
         masks: per segmentation task its file, relative to the root.
         choose: ``first`` or ``area``, see ``images``.
+        name: what names the sample within its group; empty where exam and side do.
+        tables: ``{table modality: {column: number, code or None}}``.
+        subgroups: ``{attribute: group}``.
+        layers: per mask task of a card its files (one for all classes, or one per class and None where that class is
+            nowhere in the picture), their patterns being paths relative to the root.
         outlines: per mask task all lesions of its film, where masks are one file per lesion.
     """
 
     patient: str
     exam: str
     side: str
-    labels: dict[str, int]
+    labels: dict[str, Any]
     images: dict[str, tuple[str, ...]]
     screening: bool | None = None
     manufacturer: str = ""
@@ -62,6 +70,10 @@ class Sample:
     stratum: str = ""
     masks: dict[str, str] = field(default_factory=dict)
     choose: str = "first"
+    name: str = ""
+    tables: dict[str, dict[str, float | int | None]] = field(default_factory=dict)
+    subgroups: dict[str, str] = field(default_factory=dict)
+    layers: dict[str, tuple[MaskFile | None, ...]] = field(default_factory=dict)
     outlines: dict[str, tuple[Outline, ...]] = field(default_factory=dict)
 
 

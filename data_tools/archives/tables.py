@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,33 +21,35 @@ def read_table(
     *,
     damaged: str = ROUNDED,
     original: str = "use the table as it was published",
+    again: str = "download it again",
+    blank_rows: bool = False,
 ) -> list[dict[str, str]]:
-    """Rows of a CSV file, every value as stripped text; absent optional columns are empty.
+    """Rows of a table, every value as stripped text; absent optional columns are empty.
 
     Args:
-        path: path of the table.
+        path: path of the table: ``.csv`` (also with semicolons), ``.tsv``, ``.txt``, ``.xlsx`` or ``.parquet``.
         required: columns that must be there.
         optional: columns that are read if they are there.
         identifiers: columns that must not have been rounded.
         damaged: pattern found in an identifier that was.
         original: what to do where a column is missing.
+        again: what to do where the table cannot be read.
+        blank_rows: whether blank lines of a text are rows as well, so that rows can be counted as a spreadsheet does.
 
     Raises:
         DataError: missing file or column, unreadable, or identifiers such as ``123.0`` or ``1e+16``.
     """
-    import pandas as pd
-
     if not path.is_file():
         raise DataError("the table is not here", str(path), "check --root")
     try:
-        header = list(pd.read_csv(path, nrows=0, dtype=str).columns)
+        header = header_of(path)
         absent = [column for column in required if column not in header]
         if absent:
             raise DataError(f"columns missing: {', '.join(absent)}", str(path), original)
-        used = [column for column in (*required, *optional) if column in header]
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=used)
-    except (ValueError, OSError) as error:
-        raise DataError(f"is not a readable table ({type(error).__name__})", str(path), "download it again") from None
+        used = [column for column in dict.fromkeys((*required, *optional)) if column in header]
+        frame = _load(path, used, blank_rows)
+    except (ValueError, OSError, KeyError, ImportError, zipfile.BadZipFile) as error:
+        raise DataError(f"is not a readable table ({type(error).__name__})", str(path), again) from None
     for column in optional:
         if column not in frame.columns:
             frame[column] = ""
@@ -61,6 +65,70 @@ def read_table(
             )
     rows: list[Any] = frame.to_dict("records")  # pandas lets a column be called anything; these are called by text
     return rows
+
+
+def header_of(path: Path) -> list[str]:
+    """Names of the columns of a table, stripped, in their order.
+
+    Raises:
+        ValueError: it is no table.
+        OSError: it cannot be read.
+    """
+    import pandas as pd
+
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        from pyarrow import parquet
+
+        return [str(name).strip() for name in parquet.read_schema(path).names if not str(name).startswith("__index")]
+    if suffix == ".xlsx":
+        first = pd.read_excel(path, header=None, nrows=1, dtype=str, keep_default_na=False)
+    else:
+        first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, sep=separator(path))
+    return [str(name).strip() for name in first.iloc[0]] if len(first) else []
+
+
+def separator(path: Path) -> str:
+    """What stands between the columns of a text: the one of comma, semicolon and tab that its first line has most of.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8.
+    """
+    with path.open(encoding="utf-8-sig") as stream:
+        counts = Counter(stream.readline())
+    return max(",;\t", key=lambda mark: counts[mark])  # of equals the first
+
+
+def _load(path: Path, used: Sequence[str], blank_rows: bool) -> Any:
+    """The columns of a table as text; a missing value is empty or not a number."""
+    import pandas as pd
+
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        frame = pd.read_parquet(path, dtype_backend="pyarrow")  # whole numbers with gaps stay whole
+        frame.columns = frame.columns.astype(str).str.strip()
+        return frame[list(used)].astype("object").apply(lambda column: column.map(_text))
+    if suffix == ".xlsx":
+        frame = pd.read_excel(path, dtype=str, keep_default_na=False)
+    else:
+        frame = pd.read_csv(
+            path,
+            dtype=str,
+            keep_default_na=False,
+            sep=separator(path),
+            usecols=lambda name: str(name).strip() in used,
+            skip_blank_lines=not blank_rows,
+        )
+    frame.columns = frame.columns.astype(str).str.strip()
+    return frame[[column for column in frame.columns if column in used]]
+
+
+def _text(value: Any) -> str:
+    """A value of a table with types as text, missing ones empty."""
+    import pandas as pd
+
+    return "" if value is None or value is pd.NA or value != value else str(value)
 
 
 def number(text: str) -> float | None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan
+from data_tools.archives.published import Published
 from data_tools.archives.readers import find_reader
+from data_tools.archives.table import plan_table
 from data_tools.convert import report as conversion_report
 from data_tools.convert import shards
 from data_tools.convert.jobs import ShardJob, Storing, fingerprint, make_jobs
@@ -51,20 +53,20 @@ class _Conversion:
 def convert_archive(options: ConvertOptions) -> dict[str, Any]:
     """Converts an archive with options that were checked; see :func:`data_tools.convert.command.convert`."""
     plan = _plan(options)
-    synthetic = (options.root / "phantom.json").is_file()
+    synthetic = (options.folder / "phantom.json").is_file()
     rows, cols = options.size
     storing = Storing(options.card, _converter(options), rows, cols, options.codec, options.samples_per_shard)
-    jobs = make_jobs(plan, options.root, storing, _secret(options, synthetic), options.split, options.limit)
+    jobs = make_jobs(plan, options.folder, storing, _secret(options, synthetic), options.shares, options.limit)
     summary = {"synthetic": synthetic, "tables": conversion_report.table_summary(plan)}
     if options.dry_run:
-        conversion_report.print_plan(plan, jobs)
+        conversion_report.print_plan(plan, jobs, options.card)
         print("dry run: nothing written")
         return summary
     if not jobs:
         common = plan.excluded["exams"].most_common(shards.REASONS_SHOWN)
         reasons = ", ".join(f"{number} exams {reason}" for reason, number in common)
         raise DataError(
-            f"no sample to convert ({reasons or 'no exam'})", str(options.root), "look at it with --dry-run"
+            f"no sample to convert ({reasons or 'no exam'})", str(options.folder), "look at it with --dry-run"
         )
     if storing.converter in ("mammogram", "film"):
         _check_decoders([sample for job in jobs for sample in job.samples])
@@ -77,6 +79,8 @@ def _plan(options: ConvertOptions) -> ArchivePlan:
     Raises:
         DataError: an archive, table, column or option that cannot be used; with ``--strict`` also violations.
     """
+    if not _reader(options):
+        return plan_table(options.card, options.card_name, options.folder, options.max_missing, options.require)
     how = ArchiveOptions(
         birads_scheme=options.birads_scheme,
         risk_scope=options.risk_scope,
@@ -85,7 +89,7 @@ def _plan(options: ConvertOptions) -> ArchivePlan:
         birads_sites=options.birads_sites,
         exclude_screen_detected=options.exclude_screen_detected,
     )
-    plan = find_reader(_reader(options)).plan_archive(options.root, how)
+    plan = find_reader(_reader(options)).plan_archive(options.folder, how)
     _report_violations(plan.violations, options)
     return plan
 
@@ -96,7 +100,11 @@ def _reader(options: ConvertOptions) -> str:
 
 
 def _converter(options: ConvertOptions) -> str:
-    return find_reader(_reader(options)).CONVERTER
+    return find_reader(_reader(options)).CONVERTER if _reader(options) else "exam"
+
+
+def _published(options: ConvertOptions, preprocessing: Mapping[str, Any]) -> list[Published]:
+    return find_reader(_reader(options)).published(preprocessing) if _reader(options) else []
 
 
 def _report_violations(violations: Mapping[str, int], options: ConvertOptions) -> None:
@@ -105,7 +113,7 @@ def _report_violations(violations: Mapping[str, int], options: ConvertOptions) -
         return
     listed = ", ".join(f"{name} {number}" for name, number in sorted(violations.items()))
     if options.strict:
-        raise DataError(f"is not as documented: {listed}", str(options.root), "look at it, or leave out --strict")
+        raise DataError(f"is not as documented: {listed}", str(options.folder), "look at it, or leave out --strict")
     logger.warning("the archive is not as documented: %s", listed)
 
 
@@ -145,6 +153,21 @@ def _check_decoders(samples: Sequence[SampleJob]) -> None:
 def _preprocessing(options: ConvertOptions) -> dict[str, Any]:
     """What manifests and reports say about how images and labels were made."""
     rows, cols = options.size
+    source = options.card.source
+    if source is not None and not source.reader:
+        return {
+            "rows": rows,
+            "cols": cols,
+            "volume_size": list(source.volume_size),
+            "codec": options.codec,
+            "values": "8 and 16 bits as stored; all else over the range of the card, of volumes or of percentiles",
+            "ranges": {name: list(ends) for name, ends in source.ranges.items()},
+            "fit": "whole pictures in the middle, aspect kept; cubic voxels",
+            "max_missing": options.max_missing,
+            "require": options.require,
+            "split": "by the table" if source.split else str(options.shares),
+            "samples_per_shard": options.samples_per_shard,
+        }
     return {
         "rows": rows,
         "cols": cols,
@@ -159,7 +182,7 @@ def _preprocessing(options: ConvertOptions) -> dict[str, Any]:
         "risk_scope": options.risk_scope,
         "exclude_screen_detected": options.exclude_screen_detected,
         "require": options.require,
-        "split": str(options.split),
+        "split": str(options.shares),
         "fold": options.fold,
         "samples_per_shard": options.samples_per_shard,
     }
@@ -194,7 +217,7 @@ def _convert(work: _Conversion) -> dict[str, Any] | None:
     preprocessing = _preprocessing(options)
     partial = _partial_folder(options.out, fingerprint(jobs, preprocessing))
     mine = [job for place, job in enumerate(jobs) if options.part.has(place)]
-    rules = shards.ShardRules(options.require, options.max_quarantine, str(options.root))
+    rules = shards.ShardRules(options.require, options.max_quarantine, str(options.folder))
     try:
         shards.make_shards(partial, mine, options.card, rules, options.processes)
     except UserError:
@@ -219,7 +242,7 @@ def _finish(
     options, plan = work.options, work.plan
     manifests = shards.write_manifests(partial, work.jobs, records, options.card, work.synthetic, preprocessing)
     whole = options.limit is None
-    known = find_reader(_reader(options)).published(preprocessing)
+    known = _published(options, preprocessing)
     report = conversion_report.build(plan, records, manifests, known, work.synthetic, whole)
     if options.strict and report["violations"]:
         _report_violations(report["violations"], options)
@@ -230,12 +253,14 @@ def _finish(
     conversion_report.write(partial, report, quarantine, manifests, options.card)
     _check_made(partial, manifests)
     columns = ("key", "patient", "exam", "side", "split")
-    write_private(next_to(options.out, "mapping.csv"), columns, _mapping(work.jobs, records))
+    if not _reader(options):
+        columns = ("key", "group", "sample", "side", "split")
+    write_private(next_to(options.out, "mapping.csv"), columns, _mapping(work.jobs, records, columns))
     shards.remove_records(partial)
     for leftover in (_FINGERPRINT, ".finishing"):
         (partial / leftover).unlink(missing_ok=True)
     os.rename(partial, options.out)
-    _print_made(report, len(quarantine), options.out)
+    _print_made(report, len(quarantine), options.out, conversion_report.plural(options.card.group))
     return report
 
 
@@ -256,29 +281,31 @@ def _check_made(partial: Path, manifests: Mapping[str, Manifest]) -> None:
         )
 
 
-def _mapping(jobs: Sequence[ShardJob], records: Sequence[shards.Record]) -> list[dict[str, str]]:
+def _mapping(
+    jobs: Sequence[ShardJob], records: Sequence[shards.Record], columns: Sequence[str]
+) -> list[dict[str, str]]:
     """Which key is which exam, for every sample that was written, in order of the keys."""
     written = {key for record in records for key in record.keys}
     samples = sorted((sample for job in jobs for sample in job.samples), key=lambda sample: sample.meta["key"])
     return [
-        {
-            "key": sample.meta["key"],
-            "patient": sample.source[0],
-            "exam": sample.source[1],
-            "side": sample.meta.get("side", ""),
-            "split": sample.meta["split"],
-        }
+        dict(
+            zip(
+                columns,
+                (sample.meta["key"], *sample.source, sample.meta.get("side", ""), sample.meta["split"]),
+                strict=True,
+            )
+        )
         for sample in samples
         if sample.meta["key"] in written
     ]
 
 
-def _print_made(report: Mapping[str, Any], quarantined: int, out: Path) -> None:
+def _print_made(report: Mapping[str, Any], quarantined: int, out: Path, groups: str) -> None:
     """Says what was made, and warns of empty splits."""
     written: Mapping[str, int] = report["samples_written"]
     for split, number in written.items():
         if number == 0:
-            logger.warning("split %s of %s is empty: too few patients", split, out)
+            logger.warning("split %s of %s is empty: too few %s", split, out, groups)
     print(
         f"converted {sum(written.values())} samples with {report['images_written']} images "
         f"({', '.join(f'{split} {n}' for split, n in written.items())}); "

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data_tools.archives.plan import ArchivePlan, Sample, with_paths
-from data_tools.convert.sample import SampleJob
+from data_tools.convert.sample import ExamJob, SampleJob
 from data_tools.deidentify import hash16, split_of, vendor_family
 from m4oe_ds.data.cards import Card
 from m4oe_ds.data.schema import SCHEMA_VERSION, SPLITS, shard_name
@@ -91,34 +92,63 @@ def assign_splits(samples: Sequence[Sample], secret: bytes, shares: Sequence[int
     return out
 
 
-def _sample_job(sample: Sample, split: str, root: Path, storing: Storing, secret: bytes) -> SampleJob:
+def key_of(secret: bytes, card: str, sample: Sample) -> str:
+    """The key of a sample: the name of the card, a keyed hash, and the side where there is one."""
     side = sample.side.lower()
-    name = hash16(secret, "sample", storing.card.name, sample.patient, sample.exam, side)
+    what = (sample.name,) if sample.name else (sample.exam, side)
+    return f"{card}-{hash16(secret, 'sample', card, sample.patient, *what)}" + (f"-{side}" if side else "")
+
+
+def _meta(sample: Sample, split: str, storing: Storing, secret: bytes) -> dict[str, Any]:
+    """What is said of a sample before its images are read."""
+    card = storing.card.name
     meta = {
         "schema_version": SCHEMA_VERSION,
-        "dataset": storing.card.name,
+        "dataset": card,
         "split": split,
-        "key": f"{storing.card.name}-{name}-{side}",
-        "group": hash16(secret, "patient", storing.card.name, sample.patient),
-        "exam": hash16(secret, "exam", storing.card.name, sample.patient, sample.exam),
-        "side": side,
+        "key": key_of(secret, card, sample),
+        "group": hash16(secret, "patient", card, sample.patient),
+        "exam": hash16(secret, "exam", card, sample.patient, sample.exam),
         "labels": dict(sample.labels),
-        "screening": sample.screening,
-        "vendor": vendor_family(sample.manufacturer) if sample.manufacturer.strip() else "",
     }
+    if sample.side:
+        meta["side"] = sample.side.lower()
+    if sample.subgroups:
+        meta["subgroups"] = dict(sample.subgroups)
+    if storing.converter != "exam":
+        meta["screening"] = sample.screening
+        meta["vendor"] = vendor_family(sample.manufacturer) if sample.manufacturer.strip() else ""
+    return meta
+
+
+def _exam_job(sample: Sample, root: Path, card: Card) -> ExamJob | None:
+    """What a sample of a card's table needs besides; None for one of an archive."""
+    source = card.source
+    if source is None or source.reader:
+        return None
+    layers = {
+        name: tuple(mask and replace(mask, pattern=str(root / mask.pattern)) for mask in masks)
+        for name, masks in sample.layers.items()
+    }
+    masks = tuple(task for task in card.tasks if task.dense)
+    return ExamJob(card.inputs, masks, dict(source.ranges), source.volume_size, sample.tables, layers)
+
+
+def _sample_job(sample: Sample, split: str, root: Path, storing: Storing, secret: bytes) -> SampleJob:
     images = {name: tuple(str(root / path) for path in paths) for name, paths in sample.images.items()}
     masks = {name: str(root / path) for name, path in sample.masks.items()}
     return SampleJob(
-        meta,
+        _meta(sample, split, storing, secret),
         images,
         storing.rows,
         storing.cols,
         storing.codec,
         sample.choose,
         masks,
-        (sample.patient, sample.exam),
+        (sample.patient, sample.name or sample.exam),
         storing.converter,
         with_paths(sample.outlines, root),
+        _exam_job(sample, root, storing.card),
     )
 
 
@@ -161,7 +191,8 @@ def fingerprint(jobs: Sequence[ShardJob], preprocessing: Mapping[str, object]) -
     def planned(sample: SampleJob) -> list[object]:
         images = {name: len(paths) for name, paths in sample.images.items()}
         masks = {task: [(one.code, len(one.files)) for one in several] for task, several in sample.outlines.items()}
-        return [sample.meta, images, *([masks] if masks else [])]
+        more = [] if sample.exam is None else [asdict(sample.exam) | {"layers": sorted(sample.exam.layers)}]
+        return [sample.meta, images, *([masks] if masks else []), *more]
 
     content = [[job.name, [planned(sample) for sample in job.samples]] for job in jobs]
     return hashlib.sha256(json.dumps([content, dict(preprocessing)], sort_keys=True).encode()).hexdigest()

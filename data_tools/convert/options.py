@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_tools.archives.readers import find_reader
-from m4oe_ds.data.cards import Card, find_card, shipped
+from m4oe_ds.data.cards import Card, Source, find_card, read_card, shipped
 from m4oe_ds.errors import DataError
 
 MOST_PROCESSES = 8  # taken where no number is given
 # what an option with a name may be; the command line and the check read the same table
 CHOICES: dict[str, tuple[str | int, ...]] = {
-    "dataset": shipped(),
     "codec": ("b2", "png"),
     "birads_scheme": ("triage", "release", "native_rsna"),
     "birads_sites": ("labelled", "all"),
@@ -24,6 +23,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "require": ("any", "complete"),
     "fold": tuple(range(5)),
 }
+ARCHIVES_ONLY = ("birads_scheme", "birads_sites", "risk_scope", "exclude_screen_detected", "fold", "strict")
 
 
 class Shares(NamedTuple):
@@ -92,8 +92,9 @@ class ConvertOptions:
     """What to convert, and how.
 
     Attributes:
-        dataset: name of a shipped card, or the path of one of your own.
-        root: folder of the archive, with its tables and images.
+        dataset: name of a shipped card; empty where ``card_path`` is given.
+        card_path: card of your own data, in place of ``dataset``.
+        root: folder of the archive, with its tables and images; None takes the folder of the card.
         out: folder to make; must not exist.
         workers: worker processes; None = one per processor, at most ``MOST_PROCESSES``; 0 = convert in this process.
         rows: height of the stored images; None takes what suits the data set.
@@ -105,7 +106,7 @@ class ConvertOptions:
         risk_scope: EMBED: ``exam`` (both breasts) or ``side``.
         exclude_screen_detected: EMBED: leave out exams within six months before a diagnosis.
         require: images a sample needs: ``any`` or ``complete``.
-        split: percent of patients in train, val and test.
+        split: percent of patients in train, val and test; None takes what the card says, or 70/10/20.
         fold: GAMMA: the fold for testing, 0 to 4.
         salt_file: secret of the pseudonyms, made if absent; None takes ``<out>.secret``.
         limit: convert only this many samples; None converts all.
@@ -113,10 +114,12 @@ class ConvertOptions:
         dry_run: read the tables, print what would be made, write nothing.
         strict: stop where the archive is not as its documentation says.
         max_quarantine: share of bad images accepted.
+        max_missing: share of the files named by the table of a card, of each modality, that may not be there.
     """
 
-    dataset: str
-    root: Path
+    dataset: str = ""
+    card_path: Path | None = None
+    root: Path | None = None
     out: Path
     workers: int | None = None
     rows: int | None = None
@@ -128,7 +131,7 @@ class ConvertOptions:
     risk_scope: str = "exam"
     exclude_screen_detected: bool = False
     require: str = "any"
-    split: Shares = Shares(70, 10, 20)
+    split: Shares | None = None
     fold: int = 0
     salt_file: Path | None = None
     limit: int | None = None
@@ -136,6 +139,7 @@ class ConvertOptions:
     dry_run: bool = False
     strict: bool = False
     max_quarantine: float = 0.2
+    max_missing: float = 0.0
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str], description: str = "") -> ConvertOptions:
@@ -148,22 +152,52 @@ class ConvertOptions:
         Raises:
             DataError: a split or part that cannot be read.
         """
-        given = vars(_build_parser(description).parse_args(list(arguments)))
-        return cls(**{**given, "split": Shares.parse(given["split"]), "part": Part.parse(given["part"])})
+        parser = argparse.ArgumentParser(prog="python -m data_tools.convert", description=description)
+        add_arguments(parser)
+        return cls.of(parser.parse_args(list(arguments)))
+
+    @classmethod
+    def of(cls, parsed: argparse.Namespace) -> ConvertOptions:
+        """The options that a parser with those of :func:`add_arguments` has read.
+
+        Raises:
+            DataError: a split or part that cannot be read.
+        """
+        given = {one.name: getattr(parsed, one.name) for one in fields(cls)}
+        split = None if given["split"] is None else Shares.parse(given["split"])
+        return cls(**{**given, "dataset": given["dataset"] or "", "split": split, "part": Part.parse(given["part"])})
 
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns of the stored images, completed with those that suit the data set."""
         source = self.card.source
         if source is None:
-            raise DataError("its card has no source to convert from", str(self.dataset), "add a section `source`")
+            raise DataError("its card has no source to convert from", self.card_name, "add a section `source`")
         rows, cols = find_reader(source.reader).SIZE if source.reader else source.size
         return rows if self.rows is None else self.rows, cols if self.cols is None else self.cols
 
     @property
+    def card_name(self) -> str:
+        """What the card is found by: its name or path."""
+        return self.dataset if self.card_path is None else str(self.card_path)
+
+    @property
     def card(self) -> Card:
         """The card of the data set."""
-        return find_card(self.dataset)
+        return find_card(self.dataset) if self.card_path is None else read_card(self.card_path)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the archive, completed with that of the card."""
+        return self.root if self.root is not None else (self.card_path or Path(self.dataset)).parent
+
+    @property
+    def shares(self) -> Shares:
+        """Percent of patients in train, val and test, completed with what the card says."""
+        if self.split is not None:
+            return self.split
+        source = self.card.source
+        return Shares(*(Source.shares if source is None else source.shares))
 
     @property
     def processes(self) -> int:
@@ -176,11 +210,16 @@ class ConvertOptions:
         Raises:
             DataError: a value out of its range, an archive that is not there, or an output that is.
         """
+        if bool(self.dataset) == (self.card_path is not None):
+            raise DataError("give one of --dataset and --card", "options", f"known data sets: {', '.join(shipped())}")
+        if self.dataset and self.dataset not in shipped():
+            raise DataError(f"{self.dataset!r} is not known", "--dataset", f"use one of {shipped()}, or --card")
+        self._check_source()
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise DataError(f"{getattr(self, name)!r} is not known", _flag(name), f"use one of {known}")
         # read again as text: those made in Python may hold anything
-        Shares.parse(str(self.split))
+        Shares.parse(str(self.shares))
         Part.parse(str(self.part))
         if self.workers is not None and self.workers < 0:
             raise DataError(f"{self.workers} is negative", "--workers", "use 0 or more")
@@ -188,36 +227,53 @@ class ConvertOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DataError(f"{value} is below 1", _flag(name), "use a positive number")
-        if not 0.0 <= self.max_quarantine <= 1.0:
-            raise DataError(f"{self.max_quarantine} is outside 0..1", "--max-quarantine", "use a share")
+        for name in ("max_quarantine", "max_missing"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise DataError(f"{getattr(self, name)} is outside 0..1", _flag(name), "use a share")
         if self.out.exists():
             raise DataError("exists already", str(self.out), "choose another --out or remove it")
         if not self.dry_run and not self.out.resolve().parent.is_dir():
             raise DataError("its parent folder does not exist", str(self.out), "make it or choose another --out")
-        if not self.root.is_dir():
-            raise DataError("is not a folder", str(self.root), "give the folder of the archive as --root")
+        if not self.folder.is_dir():
+            raise DataError("is not a folder", str(self.folder), "give the folder of the archive as --root")
+
+    def _check_source(self) -> None:
+        """Refuses a card that nothing can be converted with, and options that its source does not know."""
+        source = self.card.source
+        if source is None:
+            raise DataError("its card has no source to convert from", self.card_name, "add a section `source`")
+        if self.root is None and self.card_path is None:
+            raise DataError("the archive has to be named", "--root", "give the folder of the archive")
+        if source.reader:
+            find_reader(source.reader)
+            return
+        plain = {one.name: one.default for one in fields(self)}
+        given = [_flag(name) for name in ARCHIVES_ONLY if getattr(self, name) != plain[name]]
+        if given:
+            raise DataError("is for archives with a reader of their own", ", ".join(given), "leave it out")
 
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _build_parser(description: str) -> argparse.ArgumentParser:
-    """The options of the command line, with the defaults of :class:`ConvertOptions`."""
-    parser = argparse.ArgumentParser(prog="python -m data_tools.convert", description=description)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command line, with the defaults of :class:`ConvertOptions`."""
     plain = ConvertOptions
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--dataset", choices=shipped(), help="an archive whose card comes with the package")
+    which.add_argument("--card", type=Path, dest="card_path", metavar="CARD", help="card of your own data (my.yaml)")
 
     def add(name: str, **more: Any) -> None:
         """Adds an option by the name of its field."""
         known: dict[str, Any] = {"choices": CHOICES[name]} if name in CHOICES else {}
         parser.add_argument(_flag(name), **known, **more)
 
-    add("dataset", required=True)
-    add("root", type=Path, required=True, help="folder of the archive, with its tables and images")
+    add("root", type=Path, help="folder of the archive, with its tables and images; of --card default: its folder")
     add("out", type=Path, required=True, help="folder to make; must not exist")
     add("workers", type=int, help="processes; default: one per processor, at most 8; 0 = convert in this one")
-    add("rows", type=int, help="height of the stored images; default 1024, GAMMA 512")
-    add("cols", type=int, help="width of the stored images; default 832, GAMMA 512")
+    add("rows", type=int, help="height of the stored images; default 1024, GAMMA 512, else as the card says")
+    add("cols", type=int, help="width of the stored images; default 832, GAMMA 512, else as the card says")
     add("codec", default=plain.codec, help="pixel codec; default b2")
     add("samples_per_shard", type=int, default=plain.samples_per_shard, help="most samples in a shard; default 64")
     add("birads_scheme", default=plain.birads_scheme, help="mapping of BI-RADS to three classes; default triage")
@@ -225,7 +281,7 @@ def _build_parser(description: str) -> argparse.ArgumentParser:
     add("risk_scope", default=plain.risk_scope, help="EMBED: give risk to both breasts (exam, default) or one (side)")
     add("exclude_screen_detected", action="store_true", help="EMBED: drop exams within six months before a diagnosis")
     add("require", default=plain.require, help="whether a sample needs any or all of its images; default any")
-    add("split", default=str(plain.split), help="percent of patients in train/val/test; default 70/10/20")
+    add("split", help="percent of patients in train/val/test; default as the card says, or 70/10/20")
     add("fold", type=int, default=plain.fold, help="GAMMA: the fold for testing; default 0")
     add("salt_file", type=Path, help="file with the secret of the pseudonyms; made if absent")
     add("limit", type=int, help="convert only this many samples")
@@ -237,4 +293,9 @@ def _build_parser(description: str) -> argparse.ArgumentParser:
     add("dry_run", action="store_true", help="read the tables, print what would be made, write nothing")
     add("strict", action="store_true", help="stop where the archive is not as its documentation says")
     add("max_quarantine", type=float, default=plain.max_quarantine, help="share of bad images accepted; default 0.2")
-    return parser
+    add(
+        "max_missing",
+        type=float,
+        default=plain.max_missing,
+        help="share of the files a card's table names that may not be there; default 0",
+    )

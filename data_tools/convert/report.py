@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_tools.archives.published import Published, unlike_published
 from m4oe_ds.data.cards import Card
-from m4oe_ds.data.schema import SPLITS, follow_ups
+from m4oe_ds.data.schema import SPLITS, TaskSpec, follow_ups
 
 if TYPE_CHECKING:
     from data_tools.archives.plan import ArchivePlan
@@ -33,7 +33,16 @@ def table_summary(plan: ArchivePlan) -> dict[str, Any]:
     }
 
 
-def print_plan(plan: ArchivePlan, jobs: Sequence[ShardJob]) -> None:
+def plural(noun: str) -> str:
+    """Several of what a card calls a sample or a group."""
+    if noun.endswith("man"):
+        return f"{noun[:-3]}men"
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+
+
+def print_plan(plan: ArchivePlan, jobs: Sequence[ShardJob], card: Card) -> None:
     """Prints what a conversion would make and leave out."""
     for name, number in plan.steps.items():
         print(f"{name}: {number}")
@@ -47,12 +56,24 @@ def print_plan(plan: ArchivePlan, jobs: Sequence[ShardJob]) -> None:
     for split in SPLITS:
         mine = [sample for job in jobs if job.split == split for sample in job.samples]
         groups = {sample.meta["group"] for sample in mine}
-        print(f"{split}: {len(mine)} samples of {len(groups)} patients, {sum(len(t.images) for t in mine)} images")
+        images = sum(len(sample.images) for sample in mine)
+        print(f"{split}: {len(mine)} samples of {len(groups)} {plural(card.group)}, {images} images")
         for name in mine[0].meta["labels"] if mine else ():
-            codes = Counter(sample.meta["labels"][name] for sample in mine)
-            print(
-                f"  {name}: " + " ".join(f"{'missing' if code < 0 else code}:{n}" for code, n in sorted(codes.items()))
-            )
+            found = label_counts(card.task(name), [sample.meta["labels"][name] for sample in mine])
+            print(f"  {name}: " + " ".join(f"{word}:{n}" for word, n in found.items()))
+
+
+def label_counts(task: TaskSpec, labels: Sequence[Any]) -> dict[str, int]:
+    """How often which answer occurs: codes, or how many are known, and of survivals how many are events."""
+    if task.coded:
+        codes = Counter(labels)
+        return {"missing" if code < 0 else str(code): number for code, number in sorted(codes.items())}
+    known = [label for label in labels if task.known(label)]
+    missing = {"missing": len(labels) - len(known)}
+    if task.kind == "survival":
+        events = sum(int(label[1]) for label in known)
+        return missing | {"censored": len(known) - events, "event": events}
+    return missing | {"known": len(known)}
 
 
 def _duplicates(records: Sequence[Record], manifests: Mapping[str, Manifest]) -> tuple[int, int]:
@@ -90,6 +111,19 @@ def _image_violations(facts: Mapping[str, Counter[str]], quarantined: Mapping[st
     return found
 
 
+def _facts(records: Sequence[Record]) -> dict[str, Counter[str]]:
+    """Histograms over all records."""
+    facts: dict[str, Counter[str]] = {}
+    for record in records:
+        for name, counts in record.facts.items():
+            facts.setdefault(name, Counter()).update(counts)
+    return facts
+
+
+def _published_content(source: Published) -> dict[str, Any]:
+    return {"splits": list(source.splits), "counted": source.counted, "labels": source.labels}
+
+
 def build(
     plan: ArchivePlan,
     records: Sequence[Record],
@@ -109,10 +143,7 @@ def build(
         whole: False if only some samples are converted (``--limit``); labels are then not compared with published
             counts.
     """
-    facts: dict[str, Counter[str]] = {}
-    for record in records:
-        for name, counts in record.facts.items():
-            facts.setdefault(name, Counter()).update(counts)
+    facts = _facts(records)
     quarantined = Counter(item["reason"] for record in records for item in record.quarantine)
     histograms = {split: manifest.label_histograms for split, manifest in manifests.items()}
     across_patients, across_splits = _duplicates(records, manifests)
@@ -146,10 +177,7 @@ def build(
         "duplicate_pixels_across_splits": across_splits,
         "histograms": {name: dict(sorted(counts.items())) for name, counts in sorted(facts.items())},
         "labels": histograms,
-        "published_labels": {
-            source.name: {"splits": list(source.splits), "counted": source.counted, "labels": source.labels}
-            for source in known
-        },
+        "published_labels": {source.name: _published_content(source) for source in known},
         "censored": censored,
         "censored_share": {name: round(number / total, 4) if total else 0.0 for name, number in censored.items()},
         "modalities": {split: manifest.modality_counts for split, manifest in manifests.items()},
@@ -165,9 +193,16 @@ def _label_tables(report: Mapping[str, Any], card: Card) -> list[dict[str, Any]]
     ]
     tables = []
     for task in card.tasks:
-        if not task.coded:
+        if task.dense:
             continue
         rows: list[tuple[str, list[str]]] = []
+        if not task.coded:
+            words = ("known", "-1") if task.kind == "number" else ("event", "censored", "-1")
+            for word in words:
+                counts = [str(labels.get(task.name, {}).get(word, 0)) for labels in report["labels"].values()]
+                rows.append(("missing" if word == "-1" else word, counts))
+            tables.append({"task": task.name, "columns": list(report["labels"]), "rows": rows})
+            continue
         here = [source for source in sources if task.name in source.labels]
         known = {
             split: sum(n for code, n in labels.get(task.name, {}).items() if code != "-1")
@@ -198,7 +233,8 @@ def _contact_sheet(folder: Path, manifests: Mapping[str, Manifest]) -> str:
     """The contact sheet as a PNG in base64; empty if no sample was written."""
     from data_tools.inspect import contact_sheet
 
-    if not any(manifest.num_samples for manifest in manifests.values()):
+    pictures = any(one.kind != "table" for manifest in manifests.values() for one in manifest.card.inputs)
+    if not pictures or not any(manifest.num_samples for manifest in manifests.values()):
         return ""
     stream = io.BytesIO()
     contact_sheet(folder, dict(manifests), stream)
@@ -226,5 +262,8 @@ def write(
         quarantine=quarantine,
         sheet=_contact_sheet(folder, manifests),
         modalities=card.modalities,
+        own=card.source is not None and not card.source.reader,
+        groups=plural(card.group),
+        pictures=[one.name for one in card.inputs if one.kind != "table"],
     )
     (folder / "conversion.html").write_text(page, encoding="utf-8")

@@ -11,7 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.archives.plan import Outline
+from m4oe_ds.data.cards import MaskFile
 from m4oe_ds.data.codecs import encode
+from m4oe_ds.data.schema import ModalitySpec, TaskSpec
+
+
+@dataclass(frozen=True)
+class ExamJob:
+    """What a sample of a card's table needs besides.
+
+    Attributes:
+        inputs: modalities of the card.
+        masks: mask tasks of the card.
+        ranges: stored values that become black and white, by modality.
+        volume_size: depth, rows and columns of the stored volumes.
+        tables: ``{table modality: {column: number, code or None}}``.
+        layers: files of each mask, see :class:`data_tools.archives.plan.Sample`; their patterns are paths.
+    """
+
+    inputs: tuple[ModalitySpec, ...]
+    masks: tuple[TaskSpec, ...]
+    ranges: dict[str, tuple[float, float]]
+    volume_size: tuple[int, int, int]
+    tables: dict[str, dict[str, float | int | None]]
+    layers: dict[str, tuple[MaskFile | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -27,8 +50,9 @@ class SampleJob:
         choose: see :class:`data_tools.archives.plan.Sample`.
         masks: file per segmentation task.
         source: patient and exam, for the private mapping alone.
-        converter: what converts its images: ``mammogram``, ``film`` or ``eye``.
+        converter: what converts its images: ``mammogram``, ``film``, ``eye`` or ``exam``.
         outlines: see :class:`data_tools.archives.plan.Sample`.
+        exam: of a sample of a card's table what it needs besides.
     """
 
     meta: dict[str, Any]
@@ -41,6 +65,7 @@ class SampleJob:
     source: tuple[str, str] = ("", "")
     converter: str = "mammogram"
     outlines: dict[str, tuple[Outline, ...]] = field(default_factory=dict)
+    exam: ExamJob | None = None
 
 
 @dataclass(frozen=True)
@@ -72,9 +97,11 @@ class Sums:
         return cls(int(pixels.size), total, squares, int(np.iinfo(pixels.dtype).max))
 
     def __add__(self, other: Sums) -> Sums:
-        if self.full != other.full:
-            raise ValueError("pixels of different types have no common mean")
-        return Sums(self.pixels + other.pixels, self.total + other.total, self.squares + other.squares, self.full)
+        full = max(self.full, other.full)
+        one, two = full // self.full, full // other.full  # 8 bits among 16 count 257 times as much: exactly
+        total = one * self.total + two * other.total
+        squares = one * one * self.squares + two * two * other.squares
+        return Sums(self.pixels + other.pixels, total, squares, full)
 
 
 @dataclass
@@ -87,6 +114,7 @@ class SampleResult:
         bad: (modality, reason) of images that were not used.
         facts: counts for the histograms of the report.
         sums: sums of the stored pixels per modality.
+        numbers: numbers of tables, by ``modality.column``.
         digests: digests of the members, to find an image that belongs to two patients.
     """
 
@@ -95,6 +123,7 @@ class SampleResult:
     bad: list[tuple[str, str]] = field(default_factory=list)
     facts: dict[str, Counter[str]] = field(default_factory=dict)
     sums: dict[str, Sums] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
     digests: list[str] = field(default_factory=list)
 
     def count(self, name: str, value: object) -> None:

@@ -10,6 +10,7 @@ import fcntl
 import functools
 import json
 import logging
+import math
 import operator
 import os
 import shutil
@@ -42,6 +43,7 @@ class Record:
         shard: None if no sample was left.
         keys: keys of the samples that were written.
         sums: sums of the stored pixels per modality.
+        numbers: the numbers of tables, by ``modality.column``.
         quarantine: key, modality and reason of images that were not used.
         facts: counts for the histograms of the report.
         digests: ``[digest of the decoded pixels, patient pseudonym]`` of every image.
@@ -51,6 +53,7 @@ class Record:
     shard: Shard | None = None
     keys: list[str] = field(default_factory=list)
     sums: dict[str, Sums] = field(default_factory=dict)
+    numbers: dict[str, list[float]] = field(default_factory=dict)
     quarantine: list[dict[str, str]] = field(default_factory=list)
     facts: dict[str, dict[str, int]] = field(default_factory=dict)
     digests: list[list[str]] = field(default_factory=list)
@@ -73,6 +76,8 @@ class Record:
         self.images += len(result.sums)
         for name, sums in result.sums.items():
             self.sums[name] = self.sums[name] + sums if name in self.sums else sums
+        for name, value in result.numbers.items():
+            self.numbers.setdefault(name, []).append(value)
 
     def save(self, folder: Path) -> None:
         """Writes the record in one go: its presence says that the shard is complete."""
@@ -193,7 +198,9 @@ def all_records(out: Path, jobs: Sequence[ShardJob]) -> list[Record] | None:
 
 
 def _statistics(records: Sequence[Record], modalities: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of stored pixels / full range of their type, per modality present."""
+    """Mean and standard deviation of stored pixels / full range of their type, per modality present; of numbers of
+    tables as they are, per ``modality.column``.
+    """
     out = {}
     for name in modalities:
         parts = [record.sums[name] for record in records if name in record.sums]
@@ -202,6 +209,11 @@ def _statistics(records: Sequence[Record], modalities: Sequence[str]) -> dict[st
             # exact: whole numbers until here
             variance = (sums.pixels * sums.squares - sums.total * sums.total) / (sums.pixels * sums.pixels)
             out[name] = {"mean": sums.total / sums.pixels / sums.full, "std": variance**0.5 / sums.full}
+    for name in sorted({name for record in records for name in record.numbers}):
+        values = [value for record in records for value in record.numbers.get(name, ())]
+        mean = math.fsum(values) / len(values)
+        spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+        out[name] = {"mean": mean, "std": spread or 1.0}  # a column that does not vary is left as it is around 0
     return out
 
 

@@ -32,7 +32,7 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
-def read_picture(path: Path, channels: int, value_range: Range | None = None) -> Picture:
+def read_picture(path: Path, channels: int, value_range: Range | None = None, clip: bool = False) -> Picture:
     """A picture from PNG, JPEG, TIFF, PGM, PPM, BMP, DICOM or ``.npy``.
 
     8 and 16 bits are kept as they are stored, except in DICOM, whose header says how stored values are shown: there
@@ -44,6 +44,7 @@ def read_picture(path: Path, channels: int, value_range: Range | None = None) ->
         channels: 1 to 4 wanted.
         value_range: the values that become 0 and 65535, in the units of the file (of DICOM: after rescale). With it
             every type of number is accepted; without it 8 and 16 bits without sign only.
+        clip: values outside the range become its ends (a window); else they are refused.
 
     Raises:
         BadImage: with its reason; nothing is converted that would change what the picture shows.
@@ -54,24 +55,26 @@ def read_picture(path: Path, channels: int, value_range: Range | None = None) ->
         raise ValueError(f"a picture has 1 to {MAX_CHANNELS} channels, not {channels}")
     if value_range is not None:
         check_range(value_range)
-    pixels, notes = read_pixels(path, channels, value_range)
+    pixels, notes = read_pixels(path, channels, value_range, clip)
     check_varies(pixels)
     return Picture(pixels, notes)
 
 
-def read_pixels(path: Path, channels: int, value_range: Range | None = None) -> tuple[NDArray[Any], tuple[str, ...]]:
+def read_pixels(
+    path: Path, channels: int, value_range: Range | None = None, clip: bool = False
+) -> tuple[NDArray[Any], tuple[str, ...]]:
     """What :func:`read_picture` gives, of a picture that may be constant: the outermost slices of volumes are.
 
     Raises:
         BadImage: with its reason.
     """
     if kind_of(path) == "dicom":
-        values, notes = guarded(lambda: _dicom(path, value_range), "pydicom")
+        values, notes = guarded(lambda: _dicom(path, value_range, clip), "pydicom")
         values, more = as_channels(values, False, channels)
         return values, (*notes, *more)
     decoded = decode_file(path)
     values, more = as_channels(decoded.values, decoded.alpha, channels)
-    pixels = as_integers(values, value_range)
+    pixels = as_integers(values, value_range, clip)
     return pixels, (*decoded.notes, *more, *(() if value_range is None else ("range",)))
 
 
@@ -106,7 +109,7 @@ def as_channels(values: NDArray[Any], alpha: bool, wanted: int) -> tuple[NDArray
     return np.ascontiguousarray(values[:, :, 0] if wanted == 1 else values), notes
 
 
-def _dicom(path: Path, value_range: Range | None) -> tuple[NDArray[Any], tuple[str, ...]]:
+def _dicom(path: Path, value_range: Range | None, clip: bool) -> tuple[NDArray[Any], tuple[str, ...]]:
     """``(values [H, W, 1 or 3], notes)`` of a DICOM picture."""
     ds, stored, extremes = read_stored(path, colour=True)
     photometric = str(header_value(ds, "PhotometricInterpretation") or "").strip().upper()
@@ -115,13 +118,13 @@ def _dicom(path: Path, value_range: Range | None) -> tuple[NDArray[Any], tuple[s
     if stored.ndim == 3:
         if photometric not in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"):
             raise BadImage("photometric_interpretation")
-        return as_integers(stored, value_range), ("dicom_exact",) if value_range is None else ("range",)
+        return as_integers(stored, value_range, clip), ("dicom_exact",) if value_range is None else ("range",)
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadImage("photometric_interpretation")
     dark_is_more = photometric == "MONOCHROME1"
     turned = ("dicom_inverted",) if dark_is_more else ()
     if value_range is not None:
-        pixels = spread(modality_values(ds, stored), value_range)
+        pixels = spread(modality_values(ds, stored), value_range, clip)
         return (65535 - pixels if dark_is_more else pixels)[:, :, None], ("range", *turned)
     if stored.dtype == np.uint8 and _shown_as_stored(ds):
         return (255 - stored if dark_is_more else stored)[:, :, None], ("dicom_exact", *turned)

@@ -15,7 +15,7 @@ from m4oe_ds.analysis.collect import collect, collect_features
 from m4oe_ds.analysis.inputs import analysed
 from m4oe_ds.analysis.options import SECTIONS, AnalysisOptions
 from m4oe_ds.analysis.sections import WORK, agreement_lines, facts_of, save_rows
-from m4oe_ds.analysis.session import FEATURE_ROWS, PAPER_TASKS, Session, Skip
+from m4oe_ds.analysis.session import FEATURE_ROWS, Session, Skip, headline
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.option_lists import check_known
@@ -100,7 +100,7 @@ def _tasks(session: Session) -> tuple[str, ...]:
     """Tasks of the synergy matrices."""
     known = [task.name for task in session.run.spec.tasks if task.coded]
     check_known(session.options.tasks, "--tasks", known, noun="classification task")
-    return session.options.tasks or tuple(name for name in PAPER_TASKS if name in known) or tuple(known[:2])
+    return session.options.tasks or headline(session)
 
 
 def _passes(session: Session, sections: Iterable[str], tasks: tuple[str, ...]) -> None:

@@ -18,37 +18,52 @@ from torch.nn import functional
 
 from m4oe_ds.compat import declare_torchvision_operators
 from m4oe_ds.data.batch import Batch
+from m4oe_ds.models.embedders import Embedders
 from m4oe_ds.models.interface import ModelOutput, ModelSpec, MultiModalModel
+from m4oe_ds.models.towers import ModalityTowers
 
 declare_torchvision_operators()
 from timm.layers import Attention  # type: ignore[attr-defined]  # noqa: E402  (no __all__; operators come first)
 
 
-def confidence(logits: Tensor) -> Tensor:
-    """Log-odds of the predicted class ``[B]`` from ``[B, C]``; for mask logits ``[B, 1, H, W]`` their mean magnitude.
+def confidence(logits: Tensor, kind: str = "classes") -> Tensor:
+    """The answer of each sample as one number ``[B]``, by the kind of the task.
 
-    The log-odds does not change when a constant is added to all logits, and does not saturate like a probability.
+    Classes: log-odds of the predicted one, which does not change when a constant is added to all logits, and does not
+    saturate like a probability. A number: its standardised value. Survival: log-odds of the event within the longest
+    horizon. Masks: mean magnitude of the logits.
     """
-    if logits.ndim == 4:
+    if logits.ndim > 2:
         return logits.abs().flatten(1).mean(1)
+    if kind == "number":
+        return logits[:, 0]
+    if kind == "survival":
+        return _log_odds(logits)
     predicted = logits.argmax(1, keepdim=True)
     others = logits.scatter(1, predicted, -torch.inf).logsumexp(1)
     return logits.gather(1, predicted).squeeze(1) - others
 
 
+def _log_odds(logits: Tensor) -> Tensor:
+    """Log-odds ``[B]`` of the event within the longest horizon from the logits of the hazards ``[B, H]``."""
+    total = functional.softplus(logits).sum(1)  # -log P(no event)
+    return total + torch.log(-torch.expm1(-total))
+
+
 def saliency(views: Mapping[str, Tensor], output: ModelOutput, spec: ModelSpec) -> Tensor:
     """Input-times-gradient share of each modality ``[B, p, m]``: sum of |x dy/dx| over its pixels, rows sum to 1.
 
-    y is :func:`confidence`; x is standardised, so 0 is the mean grey level. NaN where no pixel matters.
+    y is :func:`confidence`; x is standardised, so 0 is the mean grey level, and of a table that a value is not known.
+    NaN where no pixel matters.
 
     Args:
-        views: ``{modality: [B, C, H, W]}`` that require a gradient.
+        views: ``{modality: [B, ...]}`` that require a gradient.
         output: the model's output for these views; its graph is kept afterwards.
     """
     inputs = [views[name] for name in spec.modalities]
     rows = []
     for task in spec.tasks:
-        score = confidence(output.logits[task.name].float()).sum()
+        score = confidence(output.logits[task.name].float(), task.kind).sum()
         gradients = torch.autograd.grad(score, inputs, retain_graph=True, allow_unused=True)
         rows.append(
             torch.stack(
@@ -100,10 +115,11 @@ class Ablation:
     """Effect of leaving out one modality at a time.
 
     Attributes:
-        divergence: ``[B, p, m]`` KL(answer with all || answer without i) in nats (for masks: mean over the pixels); NaN
-            where the sample lacks i or has nothing else.
+        divergence: ``[B, p, m]`` KL(answer with all || answer without i) in nats (for masks: mean over the pixels; for
+            a number that of normal distributions of standard deviation 1 on the standardised scale; for survival that
+            of the event within the longest horizon); NaN where the sample lacks i or has nothing else.
         loss_increase: ``[B, p, m]`` cross-entropy without i minus with all; NaN also where the label is missing, and
-            for segmentation tasks.
+            for tasks without classes.
     """
 
     divergence: Tensor
@@ -127,7 +143,12 @@ def ablation(model: MultiModalModel, batch: Batch, output: ModelOutput, spec: Mo
         reduced = model(without(batch, name)).logits
         for k, task in enumerate(spec.tasks):
             full, less = output.logits[task.name].detach().float(), reduced[task.name].float()
-            if task.dense:
+            if task.kind == "number":
+                divergence[usable, k, i] = ((full - less)[:, 0].square() / 2)[usable]
+                continue
+            if not task.coded:
+                if task.kind == "survival":
+                    full, less = _log_odds(full)[:, None], _log_odds(less)[:, None]
                 p = full.sigmoid()
                 value = p * (functional.logsigmoid(full) - functional.logsigmoid(less))
                 value = value + (1 - p) * (functional.logsigmoid(-full) - functional.logsigmoid(-less))
@@ -147,9 +168,12 @@ def recorded_attention(model: nn.Module) -> Iterator[list[Tensor]]:
     """Collects the attention probabilities ``[rows, N, N]`` (mean over the heads) of every forward within, in call
     order.
 
-    They are computed a second time from the inputs, because the fused kernel does not give them.
+    They are computed a second time from the inputs, because the fused kernel does not give them. Embedders and MSoE
+    towers are left out: they look at one modality, and by its number of tokens alone a table could be taken for more.
     """
     found: list[Tensor] = []
+    apart = [part for part in model.modules() if isinstance(part, (Embedders, ModalityTowers))]
+    single = {id(module) for part in apart for module in part.modules()}
 
     @torch.no_grad()
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -167,7 +191,7 @@ def recorded_attention(model: nn.Module) -> Iterator[list[Tensor]]:
     handles = [
         module.register_forward_pre_hook(look, with_kwargs=True)
         for module in model.modules()
-        if isinstance(module, Attention)
+        if isinstance(module, Attention) and id(module) not in single
     ]
     try:
         yield found
@@ -191,7 +215,7 @@ def rollout(attention: Sequence[Tensor], present: Tensor, lengths: Sequence[int]
         lengths: tokens of each modality.
     """
     batch, count = present.shape
-    tasks = sum(task.coded for task in spec.tasks)
+    tasks = sum(not task.dense for task in spec.tasks)
     joint = [a for a in attention if a.shape[0] == batch and a.shape[1] == sum(lengths)]
     per_task = [a for a in attention if a.shape[0] == batch * tasks and a.shape[1] == count + 1]
     share: Tensor | None = None
@@ -218,8 +242,8 @@ def _rolled(attention: Sequence[Tensor]) -> Tensor:
 
 
 def _all_tasks(share: Tensor, spec: ModelSpec) -> Tensor:
-    """Rows of the classification tasks at their places; NaN for the others."""
+    """Rows of the tasks without masks at their places; NaN for the others."""
     found = share.new_full((len(share), len(spec.tasks), share.shape[2]), torch.nan)
-    columns = [k for k, task in enumerate(spec.tasks) if task.coded]
+    columns = [k for k, task in enumerate(spec.tasks) if not task.dense]
     found[:, columns] = share
     return found

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--baseline", default="", metavar="RUN", help="another run, already analysed, to draw next to this one")
     add("--sweep", default="", metavar="CSV", help="sweep.csv of `m4oe compare --sweep`, for the ablation figure")
     add("--metric", default="accuracy", help="metric of the ablation figure (default: accuracy)")
-    add("--tasks", default="", metavar="A,B,..", help="tasks of the synergy matrices (default: density, risk1)")
+    add("--tasks", default="", metavar="A,B,..", help="tasks of the synergy matrices (default: the card's first two)")
     add(
         "--representation",
         default="task",

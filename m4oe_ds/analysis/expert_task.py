@@ -20,8 +20,10 @@ from torch.nn import functional
 
 from m4oe_ds.analysis.routing_statistics import expert_dependency
 from m4oe_ds.data.batch import Batch
+from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import DataError
 from m4oe_ds.layers import MToE, SoftMoE
+from m4oe_ds.losses.discrete_time import discrete_time_likelihood
 from m4oe_ds.models.interface import ModelOutput, ModelSpec
 
 
@@ -87,7 +89,7 @@ class ExpertTaskSums:
             count = int(known.sum())
             if not count:
                 continue
-            loss = _loss(output.logits[task.name].float(), batch.labels[task.name], known)
+            loss = _loss(task, output.logits[task.name].float(), batch.labels[task.name], known)
             gradients = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
             for o, g in zip(outputs, gradients, strict=True):
                 if g is not None:
@@ -112,9 +114,16 @@ class ExpertTaskSums:
         }
 
 
-def _loss(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
-    """Sum over the known samples of the cross-entropy (for masks: mean over the pixels)."""
-    if logits.ndim == 4:
+def _loss(task: TaskSpec, logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+    """Sum over the known samples of the cross-entropy (for masks: mean over the pixels), or of the censored likelihood.
+
+    For a number it is the standardised answer itself, which does not vanish where the answer happens to be right.
+    """
+    if task.kind == "number":
+        return logits[known].sum()
+    if task.kind == "survival":
+        return discrete_time_likelihood(logits, labels, known, task.horizons).sum
+    if task.dense:
         return (
             functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
             .flatten(1)

@@ -1,11 +1,15 @@
 """What the experts look at: dispatch maps over the views of a few samples, and the patches each expert takes most of.
 
+A volume shows its middle slice under the mean of the weights over its depth, and patches from their own slice; a table
+has a row of columns, and no picture.
+
 A token of a transformer has seen its whole image through attention; a map shows which tokens are read, not which pixels
 decided.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,17 +43,27 @@ def dispatch_map(routing: Routing) -> Tensor:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the tokens of a modality lie: ``prefix`` tokens without a place, then ``rows * columns``, row by row."""
+    """Where the tokens of a modality lie: ``prefix`` tokens without a place, then row by row, and layer by layer in a
+    volume; the columns of a table are one row.
+    """
 
     start: int
     prefix: int
     rows: int
     columns: int
+    layers: int = 1
+
+    @property
+    def places(self) -> range:
+        """Numbers of the tokens that have a place."""
+        first = self.start + self.prefix
+        return range(first, first + self.layers * self.rows * self.columns)
 
     def place(self, weights: Tensor) -> Tensor:
-        """``[..., M] -> [..., rows, columns]``, the tokens of this modality that have a place."""
-        first = self.start + self.prefix
-        return weights[..., first : first + self.rows * self.columns].unflatten(-1, (self.rows, self.columns))
+        """``[..., M] -> [..., rows, columns]``, the tokens of this modality that have a place, the mean over layers."""
+        placed = weights[..., self.places.start : self.places.stop]
+        placed = placed.unflatten(-1, (self.layers, self.rows, self.columns))
+        return placed[..., 0, :, :] if self.layers == 1 else placed.mean(-3)
 
 
 def grids(model: nn.Module, spec: ModelSpec, lengths: list[int]) -> list[Grid]:
@@ -67,17 +81,20 @@ def grids(model: nn.Module, spec: ModelSpec, lengths: list[int]) -> list[Grid]:
         raise DataError(f"{type(model).__name__} has no image embedders", fix="maps need model.name: m4oe")
     found, start = [], 0
     for name, length in zip(spec.modalities, lengths, strict=True):
-        embedder = embedders.by_modality["shared" if embedders.shared else name]
-        if embedder.is_transformer:
-            rows, columns = embedder.backbone.patch_embed.grid_size
+        embedder, layers = embedders.of(name), 1
+        if spec.modality(name).kind == "table":
+            rows, columns = 1, len(spec.modality(name).columns)
+        elif embedder.is_transformer:
+            *deep, rows, columns = embedder.grid
+            layers = math.prod(deep)
         else:
             step = embedder.backbone.feature_info[-1]["reduction"]
             rows, columns = (-(-side // step) for side in spec.image_size)
-        if embedder.num_prefix_tokens + rows * columns != length:
+        if embedder.num_prefix_tokens + layers * rows * columns != length:
             raise DataError(
                 f"{length} tokens of {name} are not a {rows} x {columns} grid", fix="choose another backbone"
             )
-        found.append(Grid(start, embedder.num_prefix_tokens, rows, columns))
+        found.append(Grid(start, embedder.num_prefix_tokens, rows, columns, layers))
         start += length
     return found
 
@@ -151,19 +168,17 @@ class GalleryCollector:
         share = share / share.sum(1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
         self._usage = share.sum(0).cpu() + (0 if self._usage is None else self._usage)
         self._samples += len(valid)
-        placed = torch.cat(
-            [torch.arange(g.start + g.prefix, g.start + g.prefix + g.rows * g.columns) for g in self._grids]
-        ).to(dispatch.device)
+        placed = torch.tensor([token for grid in self._grids for token in grid.places], device=dispatch.device)
         weight, task = dispatch[:, placed].max(3)  # [V, T, n]
         flat, experts = weight.flatten(0, 1), weight.shape[2]  # [V*T, n]
         best, index = flat.topk(min(self.per_expert, len(flat)), dim=0)  # [K, n]
         if self._weights is None:
             self._weights = torch.full((experts, self.per_expert), -1.0)
             self._patches = [[None] * self.per_expert for _ in range(experts)]
-            self._sources = np.zeros((experts, self.per_expert, 2), dtype=np.int64)
+            self._sources = np.zeros((experts, self.per_expert, 3), dtype=np.int64)
         assert self._sources is not None
         tokens = len(placed)
-        seen: dict[tuple[int, int], np.ndarray] = {}  # grey views of this batch
+        seen: dict[tuple[int, int, int], np.ndarray] = {}  # grey slices of this batch
         for j in range(experts):
             for value, position in zip(best[:, j].tolist(), index[:, j].tolist(), strict=True):
                 lowest = int(self._weights[j].argmin())
@@ -171,38 +186,43 @@ class GalleryCollector:
                     break
                 row, token = divmod(position, tokens)
                 sample = int(valid[row])
-                modality, patch = self._cut(batch, sample, token, seen)
+                modality, column, patch = self._cut(batch, sample, token, seen)
                 self._weights[j, lowest] = value
                 self._patches[j][lowest] = patch
-                self._sources[j, lowest] = modality, int(task[row, token, j])
+                self._sources[j, lowest] = modality, int(task[row, token, j]), column
 
     def _cut(
-        self, batch: Batch, sample: int, token: int, seen: dict[tuple[int, int], np.ndarray]
-    ) -> tuple[int, np.ndarray]:
-        """Modality index and surroundings of the ``token``-th token with a place."""
+        self, batch: Batch, sample: int, token: int, seen: dict[tuple[int, int, int], np.ndarray]
+    ) -> tuple[int, int, np.ndarray]:
+        """Modality index, column of a table or -1, and surroundings of the ``token``-th token with a place."""
         assert self._grids is not None
         modality = 0
-        while token >= self._grids[modality].rows * self._grids[modality].columns:
-            token -= self._grids[modality].rows * self._grids[modality].columns
+        while token >= len(self._grids[modality].places):
+            token -= len(self._grids[modality].places)
             modality += 1
-        grid = self._grids[modality]
-        row, column = divmod(token, grid.columns)
-        if (sample, modality) not in seen:
-            seen[sample, modality] = _grey(batch.views[self.spec.modalities[modality]][sample])
-        view = seen[sample, modality]
+        grid, spec = self._grids[modality], self.spec.inputs[modality]
+        layer, place = divmod(token, grid.rows * grid.columns)
+        row, column = divmod(place, grid.columns)
+        if spec.kind == "table":
+            return modality, column, np.zeros((1, 1), dtype=np.uint8)
+        if (sample, modality, layer) not in seen:
+            seen[sample, modality, layer] = _grey(batch.views[spec.name][sample], (layer + 0.5) / grid.layers)
+        view = seen[sample, modality, layer]
         high, wide = view.shape[0] // grid.rows, view.shape[1] // grid.columns
         padded = np.pad(view, ((CONTEXT * high,) * 2, (CONTEXT * wide,) * 2))
         span = 2 * CONTEXT + 1
-        return modality, padded[row * high : (row + span) * high, column * wide : (column + span) * wide]
+        return modality, -1, padded[row * high : (row + span) * high, column * wide : (column + span) * wide]
 
     def result(self) -> dict[str, np.ndarray]:
         """Arrays ready for ``numpy.savez``.
 
         Returns:
-            ``keys [E]``, ``present [E, m]``, ``modalities``, ``tasks``; per modality i ``view_i [E, H, W]`` uint8 and
-            ``map_i [E, p, h, w]`` float32 (rows of all modalities together sum to at most 1: tokens without a place
-            are left out); ``expert_usage [n]``, ``expert_weight [n, K]``, ``expert_source [n, K, 2]`` (modality, task)
-            and ``expert_patch [n, K, h', w']`` uint8.
+            ``keys [E]``, ``present [E, m]``, ``modalities``, ``tasks``, ``kinds [m]`` (image, volume or table),
+            ``layers [m]`` (of a volume, over which its map is the mean; else 1); per modality i ``view_i [E, H, W]``
+            uint8, ``map_i [E, p, h, w]`` float32 (times layers, rows of all modalities together sum to at most 1:
+            tokens without a place are left out), and ``columns_i`` names of a table's; ``expert_usage [n]``,
+            ``expert_weight [n, K]``, ``expert_source [n, K, 3]`` (modality, task, column of a table or -1) and
+            ``expert_patch [n, K, h', w']`` uint8.
 
         Raises:
             DataError: no sample was added, or none of ``keys``.
@@ -219,8 +239,12 @@ class GalleryCollector:
             "expert_usage": (self._usage / max(self._samples, 1)).numpy(),
             "expert_weight": self._weights.numpy(),
             "expert_source": self._sources,
+            "kinds": np.array(["image" if one.flat else one.kind for one in self.spec.inputs]),
+            "layers": np.array([grid.layers for grid in self._grids or []]),
         }
-        for i in range(len(self.spec.modalities)):
+        for i, one in enumerate(self.spec.inputs):
+            if one.kind == "table":
+                arrays[f"columns_{i}"] = np.array([column.name for column in one.columns])
             arrays[f"view_{i}"] = np.stack([views[i] for views in self._examples["views"]])
             arrays[f"map_{i}"] = np.stack([maps[i] for maps in self._examples["maps"]]).astype(np.float32)
         shape = max((p.shape for row in self._patches for p in row if p is not None), key=lambda s: s[0] * s[1])
@@ -243,8 +267,17 @@ def save(arrays: dict[str, np.ndarray], path: Path) -> None:
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
 
-def _grey(view: Tensor) -> np.ndarray:
-    """``[C, H, W]`` as ``[H, W]`` uint8: mean over channels, stretched to its own range, reduced to a sane size."""
+def _grey(view: Tensor, depth: float = 0.5) -> np.ndarray:
+    """``[C, H, W]`` as ``[H, W]`` uint8: mean over channels, stretched to its own range, reduced to a sane size.
+
+    Args:
+        view: of a volume ``[C, D, H, W]``; of a table ``[columns, 2]``, which gives ``[1, columns]`` zeros.
+        depth: where along the depth of a volume the slice is taken, between 0 and 1.
+    """
+    if view.ndim == 2:
+        return np.zeros((1, len(view)), dtype=np.uint8)
+    if view.ndim == 4:
+        view = view[:, min(int(depth * view.shape[1]), view.shape[1] - 1)]
     image = view.float().mean(0)
     step = max(1, -(-max(image.shape) // LARGEST))
     if step > 1:

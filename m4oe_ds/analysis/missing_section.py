@@ -129,12 +129,11 @@ def _plan(least: int) -> list[tuple[int, int]]:
 
 def _predicted(run: Run, variants: Variants, split: str, limit: int) -> Mapping[str, np.ndarray]:
     """Answers to every variant, variant by variant."""
-    train = run.manifests["train"]
     predictions = predict_split(
         run.model,
         variants.batches(run.batches(split, limit)),
         run.spec,
-        objective(run.config, run.spec, train.sample_labels, run.device),
+        objective(run.config, run.spec, run.statistics, run.device),
         run.device,
         torch.float32,
         correction=_correction(run),

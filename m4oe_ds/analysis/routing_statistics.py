@@ -82,7 +82,7 @@ def routing_view(output: ModelOutput, lengths: Sequence[int], spec: ModelSpec) -
         return view_of("mtoe", found, output.modality_of_token, spec.task_names, len(spec.modalities))
     count = len(spec.modalities)
     of_token = torch.repeat_interleave(torch.arange(count), torch.tensor(list(lengths)))
-    classify = tuple(task.name for task in spec.tasks if task.coded)
+    classify = tuple(task.name for task in spec.tasks if not task.dense)
     rows = len(next(iter(output.logits.values())))
     over_tokens, over_modalities = [], []
     for name, routing in output.routing.items():

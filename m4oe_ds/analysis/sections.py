@@ -18,10 +18,11 @@ from m4oe_ds.analysis.inputs import sweep_rows, twin_folders
 from m4oe_ds.analysis.missing_section import missing
 from m4oe_ds.analysis.model_outputs import own_outputs
 from m4oe_ds.analysis.probes import competition, masked_probabilities
-from m4oe_ds.analysis.session import FEATURE_ROWS, PAPER_TASKS, Session, Skip
+from m4oe_ds.analysis.session import FEATURE_ROWS, Session, Skip, headline
 from m4oe_ds.analysis.synergy_section import synergy
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.evaluation.clinical import write_report
+from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import Run, open_run
 from m4oe_ds.runs.folder import RunFolder, plain
 
@@ -74,16 +75,16 @@ def samples_shown(folder: Path, split: str) -> list[str] | None:
 
 
 def write_clinical(run: Run, split: str, resamples: int) -> dict[str, Any]:
-    """Writes ``clinical.json``: calibration, operating points, risk over time, subgroups.
+    """Writes ``clinical.json``: calibration, operating points, follow-up, subgroups.
 
     Raises:
         DataError: the split has no stored predictions.
     """
-    train = run.manifests["train"]
+    train = assemble.load_manifests(run.config, ("train",))["train"]
     labels = {f"label_{task.name}": train.sample_labels(task.name) for task in run.spec.tasks if task.coded}
     files, tasks = RunFolder(run.folder), run.spec.tasks
     own, tuning = files.predictions(split), files.predictions("val")
-    write_report(files.clinical, own, tuning, split, run.config.data.root, tasks, resamples, labels)
+    write_report(files.clinical, own, tuning, split, run.config.data.root, tasks, resamples, labels, train.card)
     return {"split": split, "file": files.clinical.name}
 
 
@@ -96,7 +97,7 @@ def facts_of(session: Session) -> dict[str, Any]:
         "limit": session.options.limit,
         "modalities": list(run.spec.modalities),
         "tasks": list(run.spec.task_names),
-        "synthetic": bool(run.manifests["train"].synthetic),
+        "synthetic": bool(run.data.synthetic),
     }
     if session.collected is not None:
         facts |= {"samples": session.split.samples, "patients": len(set(session.split.groups.tolist()))}
@@ -249,7 +250,7 @@ def _competition(session: Session) -> list[dict[str, Any]]:
         if side in row
     ]
     drawn = [task.name for task in run.spec.tasks if any(row["task"] == task.name for row in rows)]
-    for task in [name for name in PAPER_TASKS if name in drawn] or drawn[:1]:
+    for task in [name for name in headline(session) if name in drawn] or drawn[:1]:
         session.draw(
             figures.competition(rows, run.spec.modalities, task),
             [row for row in flat if row["task"] == task],
@@ -283,9 +284,10 @@ def _conflict(session: Session) -> dict[str, Any]:
     rows = conflict_rows(folder)
     if not rows:
         raise Skip("training measured no gradient conflict; train with --set run.conflict_every_steps=10")
+    pair = headline(session)
     own = {
         "all_pairs": rows,
-        "density_risk1": conflict_rows(folder, PAPER_TASKS),
+        "headline": {"tasks": list(pair), "rows": conflict_rows(folder, pair) if len(pair) == 2 else []},
         "by_pair": plain(conflict_pairs(folder)),
     }
     entries = session.panels("conflict", own)

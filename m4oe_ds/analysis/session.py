@@ -13,7 +13,6 @@ from m4oe_ds.runs.finished import Run
 from m4oe_ds.runs.folder import RunFolder
 
 FEATURE_ROWS = 4000  # most rows of features kept for probes and synergy
-PAPER_TASKS = ("density", "risk1")
 
 
 @dataclass
@@ -58,6 +57,13 @@ class Session:
         folder = RunFolder(self.run.folder).figures
         save(figure, folder, name, rows)
         self.figures.append(folder / f"{name}.png")
+
+
+def headline(session: Session) -> tuple[str, ...]:
+    """The first two tasks of classes, those of the card's headline before the others: what pairs of tasks are shown."""
+    card, known = session.run.manifests["train"].card, [task.name for task in session.run.spec.tasks if task.coded]
+    first = [name for name in card.headline if name in known]
+    return tuple(dict.fromkeys([*first, *known]))[:2]
 
 
 class Skip(Exception):

@@ -6,34 +6,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from m4oe_ds.compare.ablations import parse_sweep
+from m4oe_ds.compare.published import SETTINGS
+from m4oe_ds.data.cards import Card, find_card
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.models.registry import MODELS
+from m4oe_ds.models.fit import Question
+from m4oe_ds.models.registry import MODELS, unfit
 
-QUESTIONS: dict[str, tuple[str, ...]] = {  # columns of Table 1, in its order, and the task that is scored
-    "embed": ("risk1", "density", "birads"),
-    "rsna": ("density", "birads"),
-    "vindr": ("density", "birads"),
-    "gamma": ("glaucoma", "cup"),
-}
-SETTINGS = ("single", "multi")
 REGIMES = ("vit", "native")
 
 
 @dataclass(frozen=True)
-class Preset:
-    """What is run where the command line does not say; sizes are in ``configs/compare/<preset>``."""
+class Subject:
+    """A data set that is compared on.
 
-    datasets: tuple[str, ...]
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    settings: tuple[str, ...] = SETTINGS
+    Attributes:
+        name: of its card.
+        question: modalities and tasks that are trained.
+        columns: tasks that are scored, in the order of the tables.
+    """
 
+    name: str
+    question: Question
+    columns: tuple[str, ...]
 
-PRESETS = {
-    "smoke": Preset(tuple(QUESTIONS), ("all",), (0,)),
-    "small": Preset(("embed",), ("table2", "soft_moe", "mirai"), (0, 1, 2, 3, 4), ("multi",)),
-    "paper": Preset(tuple(QUESTIONS), ("all",), (0, 1, 2)),
-}
+    @classmethod
+    def of(cls, card: Card, modalities: Sequence[str] = (), tasks: Sequence[str] = ()) -> Subject:
+        """Modalities and tasks of a card, those named or all; columns: the card's headline, of these."""
+        question = Question.of(card, modalities, tasks)
+        names = [task.name for task in question.tasks]
+        return cls(card.name, question, tuple(name for name in card.headline if name in names) or tuple(names))
 
 
 @dataclass(frozen=True)
@@ -43,32 +44,41 @@ class Method:
     Attributes:
         label: name as printed.
         overrides: overrides of the configuration.
-        datasets: where it makes sense.
         single: whether the paper has single-task rows of it.
         paper: whether the paper's Table 1 has a multi-task row of it.
+        weighted: whether its loss of classes has class weights; evidential and ordinal losses have none.
     """
 
     label: str
     overrides: tuple[str, ...]
-    datasets: tuple[str, ...] = tuple(QUESTIONS)
     single: bool = False
     paper: bool = True
+    weighted: bool = True
 
     @property
     def model(self) -> str:
         """Registered name."""
         return next((item.split("=")[1] for item in self.overrides if item.startswith("model.name=")), "m4oe")
 
+    def refusal(self, question: Question, regime: str = "vit") -> str:
+        """Why it makes no sense for these modalities and tasks, in words that follow its name; empty if it does."""
+        return unfit(self.model, question, {"regime": regime}, compared=True)
+
+    def for_tasks(self, question: Question) -> tuple[str, ...]:
+        """Its overrides for these tasks."""
+        coded = [task.name for task in question.tasks if task.coded]
+        if self.weighted or not coded:
+            return self.overrides
+        plain = ", ".join(f"{name}: {{class_weight: none}}" for name in coded)
+        return (*self.overrides[:1], f"loss.tasks={{{plain}}}", *self.overrides[1:])
+
 
 def _compared(name: str, label: str, *more: str, single: bool = False, paper: bool = True) -> Method:
-    datasets = MODELS[name].datasets or tuple(QUESTIONS)
     extra = ("data.contralateral=true",) if MODELS[name].contralateral else ()
-    return Method(label, (f"model.name={name}", *extra, *more), datasets, single, paper)
+    return Method(label, (f"model.name={name}", *extra, *more), single, paper, MODELS[name].class_weights)
 
 
 _REPLACE, _APPEND = "model.attach_mtoe=replace", "model.attach_mtoe=append"
-_PLAIN = "loss.tasks={glaucoma: {class_weight: none}}"  # evidential and ordinal losses have no class weights
-_GAMMA = ("gamma",)
 
 METHODS: dict[str, Method] = {
     "mirai": _compared("mirai", "Mirai", single=True),
@@ -77,19 +87,13 @@ METHODS: dict[str, Method] = {
     "asymmirai": _compared("asymmirai", "AsymMirai", single=True),
     "asymmirai_mtoe": _compared("asymmirai", "AsymMirai + MToE", _REPLACE),
     "asymmirai_mtoe_append": _compared("asymmirai", "AsymMirai + MToE (appended)", _APPEND, paper=False),
-    "eyemost": Method("EyeMoSt", ("model.name=eyemost", _PLAIN), _GAMMA, single=True),
-    "eyemost_mtoe": Method("EyeMoSt + MToE", ("model.name=eyemost", _PLAIN, _REPLACE), _GAMMA),
-    "eyemost_mtoe_append": Method(
-        "EyeMoSt + MToE (appended)", ("model.name=eyemost", _PLAIN, _APPEND), _GAMMA, paper=False
-    ),
-    "eyemost_plus": Method(
-        "EyeMoSt+", ("model.name=eyemost", _PLAIN, "model.options={plus: true}"), _GAMMA, paper=False
-    ),
-    "eyestar": Method("EyeStar", ("model.name=eyestar", _PLAIN), _GAMMA, single=True),
-    "eyestar_mtoe": Method("EyeStar + MToE", ("model.name=eyestar", _PLAIN, _REPLACE), _GAMMA),
-    "eyestar_mtoe_append": Method(
-        "EyeStar + MToE (appended)", ("model.name=eyestar", _PLAIN, _APPEND), _GAMMA, paper=False
-    ),
+    "eyemost": _compared("eyemost", "EyeMoSt", single=True),
+    "eyemost_mtoe": _compared("eyemost", "EyeMoSt + MToE", _REPLACE),
+    "eyemost_mtoe_append": _compared("eyemost", "EyeMoSt + MToE (appended)", _APPEND, paper=False),
+    "eyemost_plus": _compared("eyemost", "EyeMoSt+", "model.options={plus: true}", paper=False),
+    "eyestar": _compared("eyestar", "EyeStar", single=True),
+    "eyestar_mtoe": _compared("eyestar", "EyeStar + MToE", _REPLACE),
+    "eyestar_mtoe_append": _compared("eyestar", "EyeStar + MToE (appended)", _APPEND, paper=False),
     "evif": _compared("evif", "EVIF", "model.options={private: 0.1, fused: 0.1}"),
     "fuller": _compared("fuller", "FULLER", "loss.gradient_policy=calibrated"),
     "aide": _compared("aide", "AIDE"),
@@ -121,6 +125,7 @@ class Cell:
         overrides: overrides of the preset's configuration, the method's included.
         sweep: ``experts=32``, ``alpha=0.1`` or empty.
         regime: encoders of a compared system, ``vit`` (those of our model) or ``native`` (its own).
+        scored: tasks whose figures enter the tables.
     """
 
     dataset: str
@@ -130,6 +135,7 @@ class Cell:
     overrides: tuple[str, ...]
     sweep: str = ""
     regime: str = "vit"
+    scored: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -139,14 +145,29 @@ class Cell:
             [self.dataset, self.setting, self.method, *(part for part in optional if part), f"seed{self.seed}"]
         )
 
-    @property
-    def scored(self) -> tuple[str, ...]:
-        """Tasks whose figures enter the tables."""
-        return QUESTIONS[self.dataset] if self.setting == "multi" else (self.setting,)
+
+def subjects_of(datasets: Sequence[str | Subject]) -> list[Subject]:
+    """The data sets of these cards, each once.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    found = [Subject.of(find_card(one)) if isinstance(one, str) else one for one in datasets]
+    return list({subject.name: subject for subject in found}.values())
+
+
+def left_out(datasets: Sequence[str | Subject], methods: Sequence[str], regime: str = "vit") -> list[str]:
+    """A line per system and data set that it makes no sense for, which says why."""
+    lines = {}
+    for subject in subjects_of(datasets):
+        for method in (METHODS[key] for key in methods):
+            if reason := method.refusal(subject.question, regime):
+                lines[method.model, subject.name] = f"left out: {method.model} on {subject.name}: {reason}"
+    return list(lines.values())
 
 
 def enumerate_cells(
-    datasets: Sequence[str],
+    datasets: Sequence[str | Subject],
     methods: Sequence[str],
     seeds: Sequence[int],
     settings: Sequence[str] = SETTINGS,
@@ -157,8 +178,8 @@ def enumerate_cells(
     """All runs that the tables need.
 
     Args:
-        datasets: names of the data sets.
-        methods: names; a method is left out where it makes no sense.
+        datasets: data sets, or names of their cards.
+        methods: names; a method is left out where it makes no sense (:func:`left_out`).
         seeds: one run each.
         settings: ``single`` (one run per column, of the methods with single-task rows), ``multi``.
         regime: encoders of the compared systems, ``vit`` or ``native``; those of M4oE are the same runs in both.
@@ -168,8 +189,46 @@ def enumerate_cells(
     Raises:
         ConfigError: an unknown name, a method that a sweep cannot change, or nothing left.
     """
+    _check_known(methods, settings, regime)
+    points = [point for text in sweeps for point in parse_sweep(text)]
+    cells = []
+    for subject in subjects_of(datasets):
+        for key in dict.fromkeys(methods):
+            method = METHODS[key]
+            if method.refusal(subject.question, regime):
+                continue
+            own = "vit" if method.model == "m4oe" else regime
+            overrides = method.for_tasks(subject.question)
+            base = (*extra, *overrides, *((f"model.regime={own}",) if method.model != "m4oe" else ()))
+            if points:
+                _check_swept(key, sweeps)
+                runs = [("multi", (*base, point.override), point.label) for point in points]
+            else:
+                tasks = subject.columns if "single" in settings and method.single else ()
+                runs = [(task, (*base, f"data.tasks=[{task}]"), "") for task in tasks]
+                runs += [("multi", base, "")] if "multi" in settings else []
+            cells += [
+                Cell(
+                    subject.name,
+                    key,
+                    setting,
+                    seed,
+                    (*changes, f"run.seed={seed}"),
+                    sweep,
+                    own,
+                    subject.columns if setting == "multi" else (setting,),
+                )
+                for seed in dict.fromkeys(seeds)
+                for setting, changes, sweep in runs
+            ]
+    if not cells:
+        why = "; ".join(left_out(datasets, methods, regime)) or "these methods have no run in these settings"
+        raise ConfigError(f"no cell: {why}", fix="see --list")
+    return cells
+
+
+def _check_known(methods: Sequence[str], settings: Sequence[str], regime: str) -> None:
     for kind, names, known in (
-        ("data set", datasets, tuple(QUESTIONS)),
         ("method", methods, tuple(METHODS)),
         ("setting", settings, SETTINGS),
         ("regime", (regime,), REGIMES),
@@ -177,30 +236,6 @@ def enumerate_cells(
         for name in names:
             if name not in known:
                 raise ConfigError(f"unknown {kind} {name!r}", fix=f"known: {', '.join(known)}")
-    points = [point for text in sweeps for point in parse_sweep(text)]
-    cells = []
-    for dataset in dict.fromkeys(datasets):
-        for key in dict.fromkeys(methods):
-            method = METHODS[key]
-            if dataset not in method.datasets:
-                continue
-            own = "vit" if method.model == "m4oe" else regime
-            base = (*extra, *method.overrides, *((f"model.regime={own}",) if method.model != "m4oe" else ()))
-            if points:
-                _check_swept(key, sweeps)
-                runs = [("multi", (*base, point.override), point.label) for point in points]
-            else:
-                tasks = QUESTIONS[dataset] if "single" in settings and method.single else ()
-                runs = [(task, (*base, f"data.tasks=[{task}]"), "") for task in tasks]
-                runs += [("multi", base, "")] if "multi" in settings else []
-            cells += [
-                Cell(dataset, key, setting, seed, (*overrides, f"run.seed={seed}"), sweep, own)
-                for seed in dict.fromkeys(seeds)
-                for setting, overrides, sweep in runs
-            ]
-    if not cells:
-        raise ConfigError("no cell: these methods have no run on these data sets in these settings", fix="see --list")
-    return cells
 
 
 def _check_swept(key: str, sweeps: Sequence[str]) -> None:

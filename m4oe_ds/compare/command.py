@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from m4oe_ds.compare.cells import Cell
+    from m4oe_ds.compare.cells import Cell, Subject
     from m4oe_ds.compare.results import Figure
     from m4oe_ds.compare.run import CellPlan
 
-TABLE1_TEXT = """Accuracy in percent (Dice for the cup), test split, mean ± standard deviation over seeds.
-In parentheses: difference to Ours in the same setting and its two-sided p, patients resampled together for both:
-uncorrected for the number of comparisons, and blind to how trainings with other seeds would differ. "majority class"
-always gives the most frequent answer of the test split. "paper, real data" is Table 1 of Wu et al. (ICLR 2025), for the
-multi-task rows w/o MSoE and w/o MI its Table 2, on the real data sets at full size: a reference, not a target. The
-paper calls all its figures accuracy, but its 1-year risk lies far below the majority class of EMBED and equals
-published AUROCs of Mirai and AsymMirai: it is probably AUROC x 100."""
+_TABLE1_TEXT = """Accuracy in percent (Dice of masks, mean absolute error of numbers, concordance of times to an event),
+test split, mean ± standard deviation over seeds.
+In parentheses: difference to Ours in the same setting and its two-sided p, groups resampled together for both:
+uncorrected for the number of comparisons, and blind to how trainings with other seeds would differ. The row without a
+setting is what answers that look at nothing reach: the most frequent class of the test split, the median, a coin."""
+_PUBLISHED_TEXT = """"paper, real data" is Table 1 of {source}, for the multi-task rows w/o MSoE and w/o MI its
+Table 2, on the real data sets at full size: a reference, not a target. {note}"""
 _EXPLAIN_TEXT = """Spearman rank correlation of an explanation with the planted share of the evidence (truth) and with
 the effect of leaving a modality out (ablation), mean ± standard deviation over seeds.
 sample: over all samples and modalities, after subtracting uniform weights; within: over the modalities of one sample;
@@ -30,8 +30,9 @@ _SWEEP_TEXT = "Ablation sweep in the manner of Fig. 7: mean and standard deviati
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the sub-command."""
     add = parser.add_argument
-    add("--preset", default="smoke", choices=("smoke", "small", "paper"), help="size of the runs (default: smoke)")
-    add("--datasets", default="", metavar="A,B,..", help="data sets (default: the preset's)")
+    add("--preset", default="", choices=("smoke", "small", "paper"), help="size of the runs (default: smoke)")
+    add("--datasets", default="", metavar="A,B,..", help="data sets of the preset (default: all of its)")
+    add("--config", default="", metavar="YAML", help="a configuration of your own, in place of a preset: any card")
     add(
         "--methods",
         default="",
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of every cell; repeatable")
     add("--ds_config", default="", metavar="JSON", help="DeepSpeed JSON (default: zero2.json; paper: bf16.json)")
-    add("--output", default="", metavar="DIR", help="folder of the comparison (default: runs/compare-<preset>)")
+    add("--output", default="", metavar="DIR", help="folder of the comparison (default: runs/compare-<preset or card>)")
     add("--workers", type=int, default=0, help="cells at a time (default: one per core of a CPU machine, else 1)")
     add("--ranks", type=int, default=1, help="processes per cell, under the deepspeed launcher (default: 1)")
     add("--timeout", type=float, default=24.0, metavar="H", help="longest time for one cell in hours (default: 24)")
@@ -71,41 +72,21 @@ def main(options: argparse.Namespace) -> int:
         UserError: options contradict each other, or a folder holds other settings.
     """
     import os
-    from pathlib import Path
 
-    from m4oe_ds.compare import cells as grid
     from m4oe_ds.compare import run
     from m4oe_ds.errors import ConfigError
-    from m4oe_ds.option_lists import comma_list
 
     if options.explain and options.sweep:
         raise ConfigError("explanations of a sweep are not scored", "--explain", "leave out --sweep")
+    subject = _own(options)
     if options.list:
-        for name, method in grid.METHODS.items():
-            print(f"{name:22} {method.label:28} {', '.join(method.datasets)}")
+        _list(subject)
         return 0
-    preset = grid.PRESETS[options.preset]
-    methods = comma_list(options.methods, "--methods", str) or (["ours"] if options.sweep else preset.methods)
-    cells = grid.enumerate_cells(
-        comma_list(options.datasets, "--datasets", str) or preset.datasets,
-        [name for text in methods for name in _methods(text)],
-        comma_list(options.seeds, "--seeds", int) if options.seeds else preset.seeds,
-        comma_list(options.settings, "--settings", str) or preset.settings,
-        options.regime,
-        options.set,
-        options.sweep,
-    )
-    plan = run.CellPlan(
-        Path(options.output or f"runs/compare-{options.preset}").absolute(),
-        options.preset,
-        _ds_config(options),
-        options.ranks,
-        3600 * options.timeout,
-    )
+    cells, plan, refused = _planned(options, subject)
     if options.dry_run:
         for number, cell in enumerate(cells):
             print(f"{number:4} {run.state(cell, plan):8} {cell.name}")
-        print(f"{len(cells)} cells")
+        print("\n".join([*refused, f"{len(cells)} cells"]))
         return 0
     if options.cell is not None:
         return _one(cells, options.cell, plan)
@@ -113,6 +94,7 @@ def main(options: argparse.Namespace) -> int:
         _refuse_step(run.step_tasks(os.environ)[0])
         for cell in cells:
             run.state(cell, plan)  # contradictions of any cell come before the first one starts
+        print("\n".join(refused), end="\n" if refused else "", flush=True)
         _prepare(plan, cells)
         workers = options.workers or (1 if _has_gpu() else max(1, (os.cpu_count() or 1) // options.ranks))
         _, stopped = run.run(cells, plan, workers, lambda text: print(text, flush=True))
@@ -121,6 +103,76 @@ def main(options: argparse.Namespace) -> int:
             return 75
     status = _tables(cells, plan, options)
     return max(status, _explanations(cells, plan, options)) if options.explain else status
+
+
+def _planned(options: argparse.Namespace, subject: Subject | None) -> tuple[list[Cell], CellPlan, list[str]]:
+    """The cells, how they are run, and a line for every system that makes no sense.
+
+    Args:
+        options: the command's.
+        subject: the data set of one's own configuration; None = those of a preset.
+    """
+    from pathlib import Path
+
+    from m4oe_ds.compare import cells as grid
+    from m4oe_ds.compare.published import Preset, presets
+    from m4oe_ds.compare.run import CellPlan
+    from m4oe_ds.option_lists import comma_list
+
+    name = "own" if subject else options.preset or "smoke"
+    preset = Preset((), ("all",), (0,)) if subject else presets()[name]
+    named = comma_list(options.methods, "--methods", str) or (["ours"] if options.sweep else preset.methods)
+    methods = [method for text in named for method in _methods(text)]
+    datasets = [subject] if subject else comma_list(options.datasets, "--datasets", str) or preset.datasets
+    cells = grid.enumerate_cells(
+        datasets,
+        methods,
+        comma_list(options.seeds, "--seeds", int) if options.seeds else preset.seeds,
+        comma_list(options.settings, "--settings", str) or preset.settings,
+        options.regime,
+        options.set,
+        options.sweep,
+    )
+    plan = CellPlan(
+        Path(options.output or f"runs/compare-{subject.name if subject else name}").absolute(),
+        name,
+        _ds_config(options),
+        options.ranks,
+        3600 * options.timeout,
+        str(Path(options.config).absolute()) if subject else "",
+    )
+    return cells, plan, grid.left_out(datasets, methods, options.regime)
+
+
+def _own(options: argparse.Namespace) -> Subject | None:
+    """The data set of one's own configuration; None without one.
+
+    Raises:
+        ConfigError: a preset or its data sets are asked for too.
+    """
+    from m4oe_ds import config_loader
+    from m4oe_ds.compare.cells import Subject
+    from m4oe_ds.data.cards import find_card
+    from m4oe_ds.errors import ConfigError
+
+    if not options.config:
+        return None
+    if options.preset or options.datasets:
+        raise ConfigError("it stands for a preset and its data sets", "--config", "leave out --preset and --datasets")
+    data = config_loader.load(options.config, options.set).data
+    return Subject.of(find_card(data.dataset), data.modalities, data.tasks)
+
+
+def _list(subject: Subject | None) -> None:
+    """Prints every method and the data sets that it makes sense for, or why not for one's own."""
+    from m4oe_ds.compare.cells import METHODS, subjects_of
+    from m4oe_ds.data.cards import shipped
+
+    subjects = [subject] if subject else subjects_of(shipped())
+    for name, method in METHODS.items():
+        fitting = [one.name for one in subjects if not method.refusal(one.question)]
+        reason = method.refusal(subject.question) if subject else ""
+        print(f"{name:22} {method.label:28} {', '.join(fitting) or f'no: {reason}'}")
 
 
 def _explanations(cells: Sequence[Cell], plan: CellPlan, options: argparse.Namespace) -> int:
@@ -134,7 +186,7 @@ def _explanations(cells: Sequence[Cell], plan: CellPlan, options: argparse.Names
         workers = options.workers or (1 if _has_gpu() else max(1, os.cpu_count() or 1))
         failures = explain.analyse(cells, plan, workers, lambda text: print(text, flush=True))
     found = explain.collect(cells, plan)
-    note = "SYNTHETIC phantoms. " if options.preset != "paper" else ""
+    note = "SYNTHETIC phantoms. " if _synthetic(cells, plan) else ""
     data = "synthetic" if note else "real"
     for name, caption, rows in (
         ("explanations", _EXPLAIN_TEXT, explain.table(found)),
@@ -231,6 +283,15 @@ def _prepare(plan: CellPlan, cells: Sequence[Cell]) -> None:
                 )
 
 
+def _synthetic(cells: Sequence[Cell], plan: CellPlan) -> bool:
+    """Whether any of the runs learns from phantoms."""
+    from m4oe_ds import config_loader
+
+    if not plan.own:
+        return plan.preset != "paper"
+    return any(config_loader.load(plan.own, cell.overrides).data.phantom.patients > 0 for cell in cells)
+
+
 def _tables(cells: Sequence[Cell], plan: CellPlan, options: argparse.Namespace) -> int:
     """Writes and prints the tables; 1 if they have holes."""
     from m4oe_ds.compare import results, run, tables
@@ -240,10 +301,10 @@ def _tables(cells: Sequence[Cell], plan: CellPlan, options: argparse.Namespace) 
     ending = "_native" if options.regime == "native" else ""
     if figures:
         facts = {
-            "preset": options.preset,
+            "preset": plan.preset,
             "seeds": sorted({cell.seed for cell in cells}),
             "regime": options.regime,
-            "synthetic": options.preset != "paper",
+            "synthetic": _synthetic(cells, plan),
         }
         name = "sweep" if options.sweep else "results"
         path = results.write(figures, holes, plan.folder / f"{name}{ending}.json", facts)
@@ -264,14 +325,24 @@ def _tables(cells: Sequence[Cell], plan: CellPlan, options: argparse.Namespace) 
 def _paper_tables(figures: Sequence[Figure]) -> dict[str, tuple[str, list[list[str]]]]:
     """Caption and rows of each table, by the name of its file."""
     from m4oe_ds.compare import tables
+    from m4oe_ds.compare.cells import ABLATIONS
+    from m4oe_ds.compare.published import published
 
+    known, named = published(), {figure.dataset for figure in figures}
+    text = f"Table 1. {_TABLE1_TEXT}"
+    if named & known.columns.keys():
+        text += " " + _PUBLISHED_TEXT.format(source=known.source, note=known.note)
     made = {
-        "table1": (f"Table 1. {TABLE1_TEXT}", tables.table1(figures)),
+        "table1": (text, tables.table1(figures)),
         "table1_auroc": (
-            "AUROC x 100 (Dice for the cup) in the layout of Table 1, read as that.",
+            "AUROC x 100 of classes (other kinds of task as in Table 1) in the layout of Table 1, read as that.",
             tables.table1(figures, "auroc"),
         ),
     }
-    if any(figure.dataset == "embed" and figure.setting == "multi" for figure in figures):
-        made["table2"] = ("Table 2. Ablation on EMBED, multi-task, read as Table 1.", tables.table2(figures))
+    for dataset in sorted(named):
+        parts = {f.method for f in figures if f.dataset == dataset and f.setting == "multi"} & ABLATIONS.keys()
+        if dataset == known.ablation or (dataset not in known.columns and len(parts) > 1):
+            caption = f"Table 2. Ablation on {dataset}, multi-task, read as Table 1."
+            if parts:
+                made["table2"] = (caption, tables.table2(figures, dataset))
     return made

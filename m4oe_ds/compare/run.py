@@ -35,10 +35,11 @@ class CellPlan:
 
     Attributes:
         folder: folder of the comparison; cells lie in ``cells/``.
-        preset: smoke, small or paper.
+        preset: smoke, small or paper; ``own`` with a configuration of one's own.
         ds_config: DeepSpeed JSON, from the repository's root if relative.
         ranks: processes of a cell; above 1 under the deepspeed launcher.
         timeout_s: most seconds that a cell may take.
+        own: the configuration of one's own; empty = the preset's of each data set.
     """
 
     folder: Path
@@ -46,16 +47,23 @@ class CellPlan:
     ds_config: str
     ranks: int
     timeout_s: float
+    own: str = ""
 
     def config(self, dataset: str) -> Path:
-        """The preset's configuration of a data set.
+        """The preset's configuration of a data set, or one's own.
 
         Raises:
             ConfigError: the preset has none.
         """
+        if self.own:
+            return Path(self.own)
         path = ROOT / "configs" / "compare" / self.preset / f"{dataset}.yaml"
         if not path.is_file():
-            raise ConfigError(f"preset {self.preset} has no data set {dataset}", str(path.parent), "use another preset")
+            raise ConfigError(
+                f"preset {self.preset} has no data set {dataset}",
+                str(path.parent),
+                "use another preset, or --config YAML",
+            )
         return path
 
     def of(self, cell: Cell) -> Path:
@@ -80,6 +88,7 @@ def identity(cell: Cell, plan: CellPlan) -> dict[str, Any]:
     return {
         **asdict(cell),
         "overrides": list(cell.overrides),
+        "scored": list(cell.scored),
         "preset": plan.preset,
         "configuration": _digest(cell, plan),
     }

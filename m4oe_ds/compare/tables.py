@@ -1,128 +1,122 @@
-"""Table 1 and Table 2 in the paper's layout, with the paper's numbers as a reference column that says so."""
+"""Table 1 and Table 2 in the paper's layout, with the paper's numbers, where it has any, in a column that says so."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from m4oe_ds.compare.ablations import SWEEP_COLUMNS, SweepRow, option_and_value
-from m4oe_ds.compare.cells import ABLATIONS, METHODS, QUESTIONS
+from m4oe_ds.compare.cells import ABLATIONS, METHODS
+from m4oe_ds.compare.published import published
 from m4oe_ds.compare.results import Figure
 
-# Table 1 of Wu et al. (ICLR 2025), percent: (setting, method) -> data set -> values in the order of QUESTIONS
-PAPER: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
-    ("single", "mirai"): {"embed": (84.0, 82.3, 72.5), "rsna": (76.3, 62.3), "vindr": (86.3, 66.1)},
-    ("single", "asymmirai"): {"embed": (79.0, 80.2, 69.4), "rsna": (74.1, 60.1), "vindr": (78.9, 62.4)},
-    ("single", "eyemost"): {"gamma": (86.0, 87.8)},
-    ("single", "eyestar"): {"gamma": (85.4, 85.9)},
-    ("single", "ours_no_msoe"): {
-        "embed": (83.2, 82.1, 71.9), "rsna": (76.8, 62.2), "vindr": (85.4, 65.8), "gamma": (86.2, 86.2),
-    },
-    ("single", "ours"): {
-        "embed": (85.5, 83.6, 74.2), "rsna": (77.5, 64.0), "vindr": (87.7, 67.5), "gamma": (87.6, 88.9),
-    },
-    ("multi", "mirai"): {"embed": (83.1, 83.2, 72.3), "rsna": (76.1, 62.5), "vindr": (85.4, 65.9)},
-    ("multi", "mirai_mtoe"): {"embed": (84.6, 83.3, 73.4), "rsna": (76.8, 63.1), "vindr": (85.9, 66.4)},
-    ("multi", "asymmirai"): {"embed": (80.0, 82.5, 69.6), "rsna": (73.9, 60.7), "vindr": (79.1, 62.2)},
-    ("multi", "asymmirai_mtoe"): {"embed": (81.9, 83.1, 70.8), "rsna": (74.2, 61.2), "vindr": (81.2, 64.2)},
-    ("multi", "eyemost"): {"gamma": (86.5, 86.6)},
-    ("multi", "eyemost_mtoe"): {"gamma": (87.2, 88.5)},
-    ("multi", "eyestar"): {"gamma": (85.9, 84.1)},
-    ("multi", "eyestar_mtoe"): {"gamma": (87.5, 86.9)},
-    ("multi", "evif"): {
-        "embed": (84.7, 83.4, 73.6), "rsna": (77.0, 65.9), "vindr": (88.8, 70.7), "gamma": (88.7, 87.0),
-    },
-    ("multi", "fuller"): {
-        "embed": (84.3, 83.5, 72.5), "rsna": (76.9, 65.4), "vindr": (87.1, 68.7), "gamma": (87.8, 86.2),
-    },
-    ("multi", "aide"): {
-        "embed": (84.1, 82.9, 73.6), "rsna": (76.8, 66.1), "vindr": (88.2, 69.8), "gamma": (88.5, 87.5),
-    },
-    ("multi", "mmodn"): {
-        "embed": (84.8, 83.7, 73.9), "rsna": (77.1, 66.4), "vindr": (89.0, 70.4), "gamma": (89.2, 87.2),
-    },
-    ("multi", "ours_no_mtoe"): {
-        "embed": (84.0, 82.8, 73.1), "rsna": (76.7, 64.3), "vindr": (86.9, 67.3), "gamma": (88.1, 87.4),
-    },
-    ("multi", "ours"): {
-        "embed": (85.9, 84.1, 75.1), "rsna": (77.8, 66.7), "vindr": (89.6, 71.8), "gamma": (90.4, 89.7),
-    },
-    # Table 2
-    ("multi", "ours_no_msoe"): {"embed": (85.1, 83.5, 73.8)},
-    ("multi", "ours_no_mi"): {"embed": (85.2, 83.7, 73.5)},
-}  # fmt: skip
+ENDINGS = {"dice": " (Dice)", "mae": " (MAE)", "uno_c": " (Uno's C)"}  # in the heads of columns
+
+
+def columns_of(figures: Sequence[Figure]) -> dict[str, tuple[str, ...]]:
+    """Tasks of each data set that has figures: those published in their order, else as they come."""
+    known = published().columns
+    found: dict[str, list[str]] = {name: [] for name in known}
+    for figure in figures:
+        tasks = found.setdefault(figure.dataset, [])
+        if figure.task not in tasks:
+            tasks.append(figure.task)
+    return {name: known.get(name, tuple(tasks)) for name, tasks in found.items() if tasks}
 
 
 def _find(figures: Sequence[Figure], metric: str, dataset: str, single: bool, method: str, task: str) -> Figure | None:
-    setting = task if single else "multi"
-    wanted = ("dice" if task == "cup" else metric, dataset, setting, method, task, "")
+    """The figure of a cell in this metric, or in that of the task's kind if it is another one."""
+    wanted = (dataset, task if single else "multi", method, task, "")
     for figure in figures:
-        if (figure.metric, figure.dataset, figure.setting, figure.method, figure.task, figure.sweep) == wanted:
+        if (figure.dataset, figure.setting, figure.method, figure.task, figure.sweep) == wanted and (
+            figure.metric == metric or figure.metric in ENDINGS
+        ):
             return figure
     return None
 
 
 def cell_text(figure: Figure | None) -> str:
-    """``mean ± spread`` in percent, with the difference to M4oE and its p; ``-`` without result."""
+    """``mean ± spread`` in percent (an error in the unit of its number), with the difference to M4oE and its p; ``-``
+    without result.
+    """
     if figure is None or figure.mean is None:
         return "-"
-    text = f"{100 * figure.mean:.1f}"
+    scale, digits = (1, 3) if figure.metric == "mae" else (100, 1)
+    text = f"{scale * figure.mean:.{digits}f}"
     if figure.spread is not None:
-        text += f" ± {100 * figure.spread:.1f}"
+        text += f" ± {scale * figure.spread:.{digits}f}"
     if figure.difference is not None and figure.p is not None:
         p = "p < 0.01" if figure.p < 0.01 else f"p {figure.p:.2f}"
-        text += f" ({100 * figure.difference:+.1f}, {p})"
+        text += f" ({scale * figure.difference:+.{digits}f}, {p})"
     return text
 
 
-def paper_text(single: bool, method: str, dataset: str, column: int) -> str:
+def paper_text(single: bool, method: str, dataset: str, task: str) -> str:
     """The paper's number, or ``-``."""
-    values = PAPER.get(("single" if single else "multi", method), {}).get(dataset)
-    return "-" if values is None else f"{values[column]:.1f}"
+    known = published()
+    values = known.figures.get(("single" if single else "multi", method), {}).get(dataset)
+    return "-" if values is None else f"{values[known.columns[dataset].index(task)]:.1f}"
 
 
 def table1(figures: Sequence[Figure], metric: str = "accuracy") -> list[list[str]]:
-    """Header and rows: setting, method, then per data set and task our figure and the paper's (accuracy only)."""
-    datasets = [name for name in QUESTIONS if any(figure.dataset == name for figure in figures)]
-    header, majority = ["setting", "method"], ["", "majority class"]
-    for dataset in datasets:
-        for task in QUESTIONS[dataset]:
-            header.append(f"{dataset} {task}" + (" (Dice)" if task == "cup" else ""))
-            shares = {f.majority for f in figures if (f.dataset, f.task) == (dataset, task) and f.majority is not None}
-            majority.append("-" if task == "cup" or not shares else f"{100 * max(shares):.1f}")
-            if metric == "accuracy":
-                header.append("paper, real data")
-                majority.append("-")
-    rows = [header, majority] if metric == "accuracy" else [header]
+    """Header and rows: setting, method, then per data set and task our figure, and the paper's where it has any
+    (accuracy only).
+    """
+    columns = [(dataset, task) for dataset, tasks in columns_of(figures).items() for task in tasks]
+    printed = {dataset for dataset, _ in columns if metric == "accuracy" and dataset in published().columns}
+    header, baseline = ["setting", "method"], ["", trivial_name(figures)]
+    for dataset, task in columns:
+        here = [f for f in figures if (f.dataset, f.task) == (dataset, task)]
+        head = f"{dataset} {task}" + next((_ending(f) for f in here if f.metric in ENDINGS), "")
+        trivial = _trivial_text([f for f in here if f.majority is not None])
+        header += [head, "paper, real data"] if dataset in printed else [head]
+        baseline += [trivial, "-"] if dataset in printed else [trivial]
+    rows = [header, baseline] if metric == "accuracy" else [header]
     for single in (True, False):
         for method in METHODS:
+            found = [_find(figures, metric, dataset, single, method, task) for dataset, task in columns]
+            if not any(found):
+                continue
             row = ["single-task" if single else "multi-task", METHODS[method].label]
-            found = False
-            for dataset in datasets:
-                for column, task in enumerate(QUESTIONS[dataset]):
-                    figure = _find(figures, metric, dataset, single, method, task)
-                    found |= figure is not None
-                    row.append(cell_text(figure))
-                    if metric == "accuracy":
-                        row.append(paper_text(single, method, dataset, column))
-            if found:
-                rows.append(row)
+            for (dataset, task), figure in zip(columns, found, strict=True):
+                row.append(cell_text(figure))
+                if dataset in printed:
+                    row.append(paper_text(single, method, dataset, task))
+            rows.append(row)
     return rows
 
 
-def table2(figures: Sequence[Figure], dataset: str = "embed") -> list[list[str]]:
-    """The ablation: which parts are there, then our figures and the paper's."""
+def trivial_name(figures: Sequence[Figure]) -> str:
+    """What the row of answers that look at nothing is called."""
+    metrics = {figure.metric for figure in figures}
+    return "majority class" if metrics <= {"accuracy", "auroc", "dice"} else "majority class, median, or chance"
+
+
+def _ending(figure: Figure) -> str:
+    return f" (MAE, {figure.unit})" if figure.metric == "mae" and figure.unit else ENDINGS[figure.metric]
+
+
+def _trivial_text(figures: Sequence[Figure]) -> str:
+    if not figures:
+        return "-"
+    one = max(figures, key=lambda figure: figure.majority or 0.0)
+    return cell_text(replace(one, mean=one.majority, spread=None, difference=None))
+
+
+def table2(figures: Sequence[Figure], dataset: str) -> list[list[str]]:
+    """The ablation: which parts are there, then our figures, and the paper's where it has any."""
+    tasks, printed = columns_of(figures)[dataset], dataset == published().ablation
     rows = [["MToE", "MSoE", "MI"]]
-    for task in QUESTIONS[dataset]:
-        rows[0] += [task, "paper, real data"]
+    for task in tasks:
+        rows[0] += [task, "paper, real data"] if printed else [task]
     for method, parts in ABLATIONS.items():
         row = ["yes" if part else "-" for part in parts]
-        for column, task in enumerate(QUESTIONS[dataset]):
-            row += [
-                cell_text(_find(figures, "accuracy", dataset, False, method, task)),
-                paper_text(False, method, dataset, column),
-            ]
+        for task in tasks:
+            row.append(cell_text(_find(figures, "accuracy", dataset, False, method, task)))
+            if printed:
+                row.append(paper_text(False, method, dataset, task))
         rows.append(row)
     return rows
 

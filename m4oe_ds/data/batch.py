@@ -42,16 +42,19 @@ class Batch:
         return int(self.valid.shape[0])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
-        """Copy on another device; ``dtype`` is applied to the views only."""
+        """Copy on another device; ``dtype`` is applied to images and volumes only.
+
+        Tables stay float32: half precision has no place for the codes of more than 256 categories.
+        """
         return replace(
             self,
-            views={name: view.to(device=device, dtype=dtype, non_blocking=True) for name, view in self.views.items()},
+            views={name: _moved(view, device, dtype) for name, view in self.views.items()},
             present=self.present.to(device, non_blocking=True),
             labels={name: label.to(device, non_blocking=True) for name, label in self.labels.items()},
             label_mask=self.label_mask.to(device, non_blocking=True),
             valid=self.valid.to(device, non_blocking=True),
             extras={
-                name: extra.to(device=device, dtype=dtype if extra.is_floating_point() else None, non_blocking=True)
+                name: _moved(extra, device, dtype if extra.is_floating_point() else None)
                 for name, extra in self.extras.items()
             },
         )
@@ -67,3 +70,8 @@ class Batch:
             valid=self.valid.pin_memory(),
             extras={name: extra.pin_memory() for name, extra in self.extras.items()},
         )
+
+
+def _moved(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
+    """On a device, and of a dtype unless it is a table ``[B, columns, 2]``."""
+    return tensor.to(device=device, dtype=dtype if tensor.ndim > 3 else None, non_blocking=True)

@@ -178,14 +178,20 @@ class Manifest:
 
     def normalisation(self) -> dict[str, tuple[float, float]]:
         """``{modality: (mean, std)}`` of the pixels on the 0..1 scale, for every modality that was measured."""
-        return {
-            name: (float(values["mean"]), max(float(values["std"]), 1e-6))
-            for name, values in self.pixel_statistics.items()
-        }
+        return normalisation(self.pixel_statistics)
 
     def samples(self) -> list[tuple[int, int]]:
         """(shard, index in shard) of every sample, in manifest order."""
         return [(s, i) for s, shard in enumerate(self.shards) for i in range(shard.num_samples)]
+
+
+def normalisation(statistics: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """``{name: (mean, std)}`` by which values are standardised; of values that are all equal the std is 1e-6.
+
+    Args:
+        statistics: ``pixel_statistics`` of a manifest.
+    """
+    return {name: (float(values["mean"]), max(float(values["std"]), 1e-6)) for name, values in statistics.items()}
 
 
 def _card(content: Mapping[str, Any], path: str) -> Card:

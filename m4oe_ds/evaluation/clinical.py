@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from m4oe_ds.data.cards import Card
 from m4oe_ds.data.schema import MISSING, TaskSpec, follow_ups
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation.calibration import calibration_report, confidence_calibration
@@ -18,7 +19,7 @@ from m4oe_ds.evaluation.delong import auroc_interval
 from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.operating_points import at_target, at_threshold, threshold_for
 from m4oe_ds.evaluation.subgroups import subgroup_table
-from m4oe_ds.evaluation.survival import risk_report
+from m4oe_ds.evaluation.survival import follow_up_report
 
 Arrays = Mapping[str, np.ndarray]
 RATE = 0.9  # at which sensitivity and specificity are read off the other's curve
@@ -33,6 +34,7 @@ def write_report(
     tasks: Sequence[TaskSpec],
     resamples: int = 1000,
     train: Arrays | None = None,
+    card: Card | None = None,
 ) -> Path:
     """Writes the report of a split from its predictions; thresholds come from the validation split if it is there.
 
@@ -41,8 +43,9 @@ def write_report(
         predictions: predictions for the split.
         validation: predictions of the validation split, which need not exist.
         split: name of the split to report.
-        root: shards, for the vendors; what is not a local folder gives none.
+        root: shards, for the vendors and subgroups of the samples; what is not a local folder gives none.
         train: ``label_<task>`` of the training split, for the censoring distribution; None = that of the split itself.
+        card: what the data set says of sides and strata; None = it has none.
 
     Raises:
         DataError: the split has no predictions.
@@ -52,14 +55,8 @@ def write_report(
         folder = target.parent
         raise DataError(f"no predictions of {split}", str(folder), f"run `m4oe evaluate {folder} --split {split}`")
     tuned = _load(validation) if split != "val" else None
-    keys = found["keys"].tolist()
-    attributes: dict[str, np.ndarray] = {"side": np.array([key.rsplit("-", 1)[-1] for key in keys], dtype=object)}
-    if "label_density" in found:
-        names = "ABCD"
-        attributes["density"] = np.array([names[k] if k >= 0 else "" for k in found["label_density"]], dtype=object)
-    vendors = _vendors(Path(root) / split) if root and "://" not in root else {}
-    if vendors:
-        attributes["vendor"] = np.array([vendors.get(key, "") for key in keys], dtype=object)
+    noted = _noted(Path(root) / split) if root and "://" not in root else {}
+    attributes = attributes_of(found, card, noted)
     report = clinical_report(found, tasks, tuned, train, attributes, resamples)
     report |= {"split": split, "thresholds_from": "val" if tuned is not None else None}
     temporary = target.with_name(f".{target.name}")
@@ -75,8 +72,34 @@ def _load(path: Path) -> dict[str, np.ndarray] | None:
         return {name: stored[name] for name in stored.files}
 
 
-def _vendors(folder: Path) -> dict[str, str]:
-    """Vendor family of every sample of a local shard folder, from the samples' ``meta.json``."""
+def attributes_of(
+    predictions: Arrays, card: Card | None, noted: Mapping[str, Mapping[str, str]]
+) -> dict[str, np.ndarray]:
+    """Values ``[N]`` by which results are told apart: the side of each sample, the answers to the card's strata, and
+    what the samples themselves note.
+
+    Args:
+        predictions: arrays of ``predictions/<split>.npz``.
+        card: card of the data set, None if there is none.
+        noted: attributes of each sample, by key.
+    """
+    keys = predictions["keys"].tolist()
+    found: dict[str, np.ndarray] = {}
+    if card is not None:
+        if card.sides:
+            found["side"] = np.array([key.rsplit("-", 1)[-1] for key in keys], dtype=object)
+        for name in card.strata:
+            if f"label_{name}" in predictions:
+                names = (*card.task(name).class_names, "")  # the last one is that of the code -1
+                found[name] = np.array([names[code] for code in predictions[f"label_{name}"]], dtype=object)
+    for attribute in dict.fromkeys(name for values in noted.values() for name in values):
+        values = [noted.get(key, {}).get(attribute, "") for key in keys]
+        found.setdefault(attribute, np.array(values, dtype=object))
+    return found
+
+
+def _noted(folder: Path) -> dict[str, dict[str, str]]:
+    """Vendor family and subgroups of every sample of a local shard folder, from the samples' ``meta.json``."""
     found = {}
     for shard in sorted(folder.glob("*.tar")):
         with tarfile.open(shard) as archive:
@@ -84,7 +107,8 @@ def _vendors(folder: Path) -> dict[str, str]:
                 stream = archive.extractfile(member) if member.name.endswith(".meta.json") else None
                 if stream is not None:
                     meta = json.load(stream)
-                    found[meta["key"]] = meta.get("vendor") or ""
+                    vendor = {"vendor": meta["vendor"] or ""} if "vendor" in meta else {}
+                    found[meta["key"]] = vendor | {k: str(v) for k, v in (meta.get("subgroups") or {}).items()}
     return found
 
 
@@ -104,14 +128,14 @@ def clinical_report(
         tasks: what to report; masks are left to ``metrics.json``.
         validation: predictions of the split that thresholds are chosen on; None = only the optimistic choice on the
             evaluated data itself.
-        train: labels of the training split, for the censoring distribution of the risk tasks.
+        train: labels of the training split, for the censoring distribution of the follow-up tasks.
         attributes: per name a value ``[N]`` for each row, for the subgroup tables.
         resamples: bootstrap resamples of patients.
         seed: seed of the bootstrap.
 
     Returns:
         ``tasks``: per classification task ``calibration``, ``subgroups``; for two classes also ``delong`` and
-        ``operating_points``. ``risk``: concordance, n-year AUC and Brier scores, where there are risk tasks.
+        ``operating_points``. ``risk``: concordance, n-year AUC and Brier scores, where tasks follow one event.
     """
     groups = np.asarray(predictions["groups"])
     bootstrap = Bootstrap(resamples, seed)
@@ -136,7 +160,7 @@ def clinical_report(
             table = subgroup_table(labels, probability, groups, attributes, bootstrap=bootstrap)
             entry["subgroups"] = table.as_dict()
         result["tasks"][task.name] = entry
-    result["risk"] = _risk(predictions, tasks, train, options)
+    result["risk"] = _follow_up(predictions, tasks, train, options)
     return result
 
 
@@ -156,7 +180,7 @@ def _points(
     return points
 
 
-def _risk(
+def _follow_up(
     predictions: Arrays, tasks: Sequence[TaskSpec], train: Arrays | None, options: dict[str, Any]
 ) -> dict[str, Any] | None:
     """Follow-up figures of the first event with tasks for every whole year; None with fewer than two or without any
@@ -175,11 +199,11 @@ def _risk(
     labels = np.stack([predictions[f"label_{name}"] for name in names], axis=1)
     if not (labels == 1).any():
         return None
-    risks = np.stack([predictions[f"prob_{name}"][:, 1].astype(float) for name in names], axis=1)
+    probability = np.stack([predictions[f"prob_{name}"][:, 1].astype(float) for name in names], axis=1)
     known = None
     if train is not None:
         known = np.stack([train[f"label_{name}"] for name in names], axis=1)
     try:
-        return risk_report(labels, risks, train_labels=known, **options)
+        return follow_up_report(labels, probability, train_labels=known, **options)
     except DataError as error:  # labels in shards made by other programs need not be those of one follow-up
         return {"note": str(error)}

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from m4oe_ds.data.batch import Batch
+from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import DataError
 from m4oe_ds.layers.routing import modality_contribution
-from m4oe_ds.losses.objective import Objective
+from m4oe_ds.losses.discrete_time import cumulative_incidence
+from m4oe_ds.losses.objective import Objective, TaskLoss
 from m4oe_ds.models.interface import ModelOutput, ModelSpec
 from m4oe_ds.parallel import reduce
 
@@ -28,14 +30,18 @@ class Predictions:
     Attributes:
         keys: ``[N]`` sample keys.
         groups: ``[N]`` patient pseudonyms.
-        labels: ``{task: [N] int64}``, -1 missing (classification tasks).
-        probabilities: ``{task: [N, C] float32}``.
-        dice: ``{task: [N] float32}``, NaN missing (segmentation tasks).
+        labels: ``{task: [N] int64}`` classes, -1 missing; ``[N] float32`` a number in its unit, ``[N, 2] float32``
+            time and event of a survival, NaN missing.
+        probabilities: ``{task: [N, C] float32}`` of classes.
+        dice: ``{task: [N] float32}`` of a mask, ``[N, C]`` of several classes, NaN missing.
         contribution: ``[N, p, m] float32`` modality shares, or None for a model without task-slotted routing.
         token_share: ``[m]`` mean share of each modality in the tokens a sample has: what uniform routing would give.
         losses: mean loss per task over its labelled samples; None without labels.
-        examples: views ``[E, m, h, w] uint8``, presence and keys of a few samples.
+        examples: views ``[E, m, h, w] uint8``, presence and keys of a few samples, and the kinds of the modalities.
         present: ``[N, m]`` bool, which modalities each sample has; None if not known.
+        values: ``{task: [N] float32}`` predicted numbers, in their unit.
+        risks: ``{task: [N, H] float32}`` P(event within each horizon).
+        areas: as ``dice``: the share of the picture that the true mask covers.
     """
 
     keys: np.ndarray
@@ -48,6 +54,9 @@ class Predictions:
     losses: dict[str, float | None]
     examples: dict[str, np.ndarray] = field(default_factory=dict)
     present: np.ndarray | None = None
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    risks: dict[str, np.ndarray] = field(default_factory=dict)
+    areas: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -55,13 +64,19 @@ class Predictions:
         return sum(value for value in self.losses.values() if value is not None)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What the metrics take, by the names of ``predictions/<split>.npz``: keys, groups, label_*, prob_*, dice_*."""
+        """What the metrics take, by the names of ``predictions/<split>.npz``.
+
+        These are keys and groups, and by task label_*, prob_*, value_*, risk_*, dice_*, area_*.
+        """
         return {
             "keys": self.keys,
             "groups": self.groups,
             **{f"label_{name}": value for name, value in self.labels.items()},
             **{f"prob_{name}": value for name, value in self.probabilities.items()},
+            **{f"value_{name}": value for name, value in self.values.items()},
+            **{f"risk_{name}": value for name, value in self.risks.items()},
             **{f"dice_{name}": value for name, value in self.dice.items()},
+            **{f"area_{name}": value for name, value in self.areas.items()},
         }
 
     def save(self, path: Path, spec: ModelSpec) -> None:
@@ -105,7 +120,7 @@ def predict_split(
     Args:
         forward: the engine (or a module) in evaluation mode.
         batches: equal numbers on every rank; padding samples have ``valid`` False.
-        objective: objective that gives the losses.
+        objective: objective that gives the losses, and the scale of numbers.
         dtype: dtype of the views.
         num_examples: samples whose views are kept for the report.
         correction: ``{task: [C]}`` added to the logits (weighted sampling).
@@ -128,7 +143,7 @@ def predict_split(
         for k, part in enumerate(objective.task_parts(output, batch).values()):
             sums[k] += part.sum.double()
             counts[k] += part.count.double()
-        rows = _rows(output, batch, spec)
+        rows = _rows(output, batch, spec, objective)
         example = torch.zeros(len(batch), dtype=torch.bool, device=device)
         if kept < per_rank:
             wanted = batch.valid.nonzero().flatten()[: per_rank - kept]
@@ -146,7 +161,7 @@ def predict_split(
     return _assemble(joined, losses, spec, num_examples)
 
 
-def _rows(output: ModelOutput, batch: Batch, spec: ModelSpec) -> dict[str, Tensor]:
+def _rows(output: ModelOutput, batch: Batch, spec: ModelSpec, objective: Objective) -> dict[str, Tensor]:
     """One row per sample of everything that is kept."""
     device = batch.valid.device
     rows = {
@@ -160,15 +175,8 @@ def _rows(output: ModelOutput, batch: Batch, spec: ModelSpec) -> dict[str, Tenso
         tokens = torch.bincount(output.modality_of_token, minlength=len(spec.modalities)).float()
     rows["token_share"] = functional.normalize(batch.present * tokens, p=1.0, dim=1)  # absent modalities have no tokens
     for k, task in enumerate(spec.tasks):
-        logits = output.logits[task.name].float()
-        mask = batch.label_mask[:, k]
-        if task.coded:
-            rows[f"prob_{task.name}"] = logits.softmax(-1)
-            labels = batch.labels[task.name]
-            rows[f"label_{task.name}"] = torch.where(mask, labels, torch.full_like(labels, -1))
-        else:
-            dice = overlap(logits > 0, batch.labels[task.name] > 0.5)
-            rows[f"dice_{task.name}"] = torch.where(mask, dice, torch.full_like(dice, float("nan")))
+        logits, mask = output.logits[task.name].float(), batch.label_mask[:, k]
+        rows.update(_answers(task, logits, batch.labels[task.name], mask, objective.losses[task.name]))
     routing = output.routing.get("mtoe")
     if routing is not None and output.modality_of_token is not None:
         if routing.token_mask is not None:  # what takes part may be more than what is present: a bank of missing tokens
@@ -179,20 +187,58 @@ def _rows(output: ModelOutput, batch: Batch, spec: ModelSpec) -> dict[str, Tenso
     return rows
 
 
-def overlap(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Dice coefficient ``[B]`` of masks ``[B, ...]`` bool (Dice 1945); two empty masks agree: 1."""
-    both = (predicted & truth).flatten(1).sum(1).float()
-    size = (predicted.flatten(1).sum(1) + truth.flatten(1).sum(1)).float()
+def _answers(task: TaskSpec, logits: Tensor, labels: Tensor, mask: Tensor, loss: TaskLoss) -> dict[str, Tensor]:
+    """What is kept of a task's answers and labels, by the names of ``predictions/<split>.npz``."""
+    if task.coded:
+        known = torch.where(mask, labels, torch.full_like(labels, -1))
+        return {f"prob_{task.name}": logits.softmax(-1), f"label_{task.name}": known}
+    if task.dense:
+        truth = labels > 0.5
+        found = {"dice": overlap(logits > 0, truth, 2), "area": truth.flatten(2).float().mean(2)}  # [B, C]
+        kept = {f"{what}_{task.name}": _where_known(value, mask) for what, value in found.items()}
+        return {name: value[:, 0] if task.num_classes == 1 else value for name, value in kept.items()}
+    known = _where_known(labels, mask)
+    if task.kind == "survival":
+        return {f"risk_{task.name}": cumulative_incidence(logits), f"label_{task.name}": known}
+    # in float64: a large centre and a small spread would lose digits otherwise
+    value = (logits[:, 0].double() * loss.spread + loss.centre).float()
+    return {f"value_{task.name}": value, f"label_{task.name}": known}
+
+
+def _where_known(value: Tensor, mask: Tensor) -> Tensor:
+    """``[B, ...]`` with NaN in the rows where ``mask [B]`` is False."""
+    return torch.where(mask.view(-1, *[1] * (value.ndim - 1)), value, torch.full_like(value, float("nan")))
+
+
+def overlap(predicted: Tensor, truth: Tensor, leading: int = 1) -> Tensor:
+    """Dice coefficient of masks ``[B, ...]`` bool (Dice 1945); two empty masks agree: 1.
+
+    Args:
+        predicted: masks.
+        truth: masks.
+        leading: dimensions that the result keeps; the others are those of the picture.
+    """
+    both = (predicted & truth).flatten(leading).sum(leading).float()
+    size = (predicted.flatten(leading).sum(leading) + truth.flatten(leading).sum(leading)).float()
     return torch.where(size > 0, 2 * both / size.clamp_min(1), torch.ones_like(size))
 
 
 def _thumbnails(batch: Batch, example: Tensor) -> Tensor:
-    """Views of the example samples as ``[B, m, h, w]`` uint8, each stretched to its own range; zeros elsewhere."""
-    height, width = next(iter(batch.views.values())).shape[-2:]
+    """Views of the example samples as ``[B, m, h, w]`` uint8, each stretched to its own range; zeros elsewhere.
+
+    Of a volume the middle slice, at the size of the images if there are any; of a table nothing.
+    """
+    dimensions = sorted((view.ndim, tuple(view.shape[-2:])) for view in batch.views.values() if view.ndim > 3)
+    height, width = dimensions[0][1] if dimensions else (1, 1)
     images = torch.zeros(len(batch), len(batch.modalities), height, width, dtype=torch.uint8, device=batch.valid.device)
     for b in example.nonzero().flatten().tolist():
         for i, name in enumerate(batch.modalities):
-            view = batch.views[name][b].float().mean(0)
+            whole = batch.views[name][b].float()
+            if whole.ndim == 2:
+                continue
+            view = (whole if whole.ndim == 3 else whole[:, whole.shape[1] // 2]).mean(0)
+            if tuple(view.shape) != (height, width):
+                view = functional.interpolate(view[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
             low, high = view.min(), view.max()
             images[b, i] = ((view - low) / (high - low).clamp_min(1e-6) * 255).to(torch.uint8)
     return images
@@ -206,8 +252,12 @@ def _assemble(joined: dict[str, np.ndarray], losses: np.ndarray, spec: ModelSpec
     keys = keys[order]
     if len(np.unique(keys)) != len(keys):
         raise DataError("a sample was evaluated twice", fix="this is a bug in the stream; please report it")
-    classify = [task.name for task in spec.tasks if task.coded]
-    dense = [task.name for task in spec.tasks if task.dense]
+    by_task = {
+        what: {
+            task.name: joined[f"{what}_{task.name}"][order] for task in spec.tasks if f"{what}_{task.name}" in joined
+        }
+        for what in ("label", "prob", "value", "risk", "dice", "area")
+    }
     examples = {}
     if num_examples:
         chosen = order[joined["example"][order]][:num_examples]
@@ -215,13 +265,14 @@ def _assemble(joined: dict[str, np.ndarray], losses: np.ndarray, spec: ModelSpec
             "keys": _decode(joined["key"])[chosen],
             "views": joined["thumbnail"][chosen],
             "present": joined["present"][chosen],
+            "kinds": np.array(["image" if one.flat else one.kind for one in spec.inputs]),
         }
     return Predictions(
         keys=keys,
         groups=_decode(joined["group"])[order],
-        labels={name: joined[f"label_{name}"][order] for name in classify},
-        probabilities={name: joined[f"prob_{name}"][order] for name in classify},
-        dice={name: joined[f"dice_{name}"][order] for name in dense},
+        labels=by_task["label"],
+        probabilities=by_task["prob"],
+        dice=by_task["dice"],
         contribution=joined["contribution"][order] if "contribution" in joined else None,
         token_share=joined["token_share"][order].mean(0),
         present=joined["present"][order],
@@ -230,6 +281,9 @@ def _assemble(joined: dict[str, np.ndarray], losses: np.ndarray, spec: ModelSpec
             for k, task in enumerate(spec.tasks)
         },
         examples=examples,
+        values=by_task["value"],
+        risks=by_task["risk"],
+        areas=by_task["area"],
     )
 
 

@@ -113,6 +113,11 @@ class Bootstrap:
 DEFAULT = Bootstrap()
 
 
+def metric_entry(value: float | None, low: float | None, high: float | None) -> dict[str, float | None]:
+    """A metric as ``metrics.json`` has it; an undefined value is None."""
+    return {"value": float(value) if value is not None and math.isfinite(value) else None, "low": low, "high": high}
+
+
 def owners(groups: ArrayLike | None, count: int) -> np.ndarray:
     """Patient of each of ``count`` rows; without ``groups`` every row is a patient of its own."""
     return np.arange(count) if groups is None else np.asarray(groups)

@@ -14,14 +14,22 @@ import numpy as np
 from sklearn import metrics as sk
 
 from m4oe_ds.data.schema import MISSING, TaskSpec, follow_ups
+from m4oe_ds.data.task_statistics import TaskStatistics
 from m4oe_ds.errors import DataError
-from m4oe_ds.evaluation.intervals import Bootstrap
+from m4oe_ds.evaluation.intervals import Bootstrap, metric_entry
+from m4oe_ds.evaluation.masks import evaluate_mask
+from m4oe_ds.evaluation.number import evaluate_number
+from m4oe_ds.evaluation.time_to_event import evaluate_survival
 
 Statistic = Callable[[np.ndarray, np.ndarray], float]  # labels [N], probabilities [N, C] -> value, NaN if undefined
 
 
 def evaluate_split(
-    predictions: Mapping[str, np.ndarray], tasks: Sequence[TaskSpec], resamples: int = 1000, seed: int = 0
+    predictions: Mapping[str, np.ndarray],
+    tasks: Sequence[TaskSpec],
+    resamples: int = 1000,
+    seed: int = 0,
+    train: Mapping[str, TaskStatistics] | None = None,
 ) -> dict[str, Any]:
     """JSON-ready metrics of every task.
 
@@ -30,21 +38,46 @@ def evaluate_split(
         tasks: what to evaluate.
         resamples: bootstrap resamples of patients; 0 = no intervals.
         seed: seed of the bootstrap.
+        train: training labels by task, for the baselines of numbers and survival; None: those of the split itself.
     """
     groups, bootstrap = np.asarray(predictions["groups"]), Bootstrap(resamples, seed)
     result: dict[str, Any] = {"n": len(groups), "n_groups": len(np.unique(groups)), "tasks": {}}
     for task in tasks:
-        if task.coded:
-            labels, probability = predictions[f"label_{task.name}"], predictions[f"prob_{task.name}"]
-            keep = labels != MISSING
-            entry = _classification(task, labels[keep], probability[keep].astype(float), groups[keep], bootstrap)
-        else:
-            dice = predictions[f"dice_{task.name}"]
-            keep = np.isfinite(dice)
-            entry = _segmentation(dice[keep].astype(float), groups[keep], bootstrap)
-        result["tasks"][task.name] = entry
+        result["tasks"][task.name] = _entry(predictions, task, groups, bootstrap, (train or {}).get(task.name))
     result["risk_monotonicity_violations"] = _violations(predictions, tasks)
     return result
+
+
+def _entry(
+    predictions: Mapping[str, np.ndarray],
+    task: TaskSpec,
+    groups: np.ndarray,
+    bootstrap: Bootstrap,
+    train: TaskStatistics | None,
+) -> dict[str, Any]:
+    """Metrics of one task, by its kind, over the samples with a label."""
+    name = task.name
+    if task.coded:
+        labels, probability = predictions[f"label_{name}"], predictions[f"prob_{name}"]
+        keep = labels != MISSING
+        return _classification(task, labels[keep], probability[keep].astype(float), groups[keep], bootstrap)
+    if task.dense:
+        dice, area = predictions[f"dice_{name}"], predictions.get(f"area_{name}")
+        keep = _known_rows(dice)
+        known = None if area is None else area[keep].astype(float)
+        return evaluate_mask(task, dice[keep].astype(float), known, groups[keep], bootstrap)
+    labels = predictions[f"label_{name}"]
+    keep = _known_rows(labels)
+    if task.kind == "survival":
+        risks = predictions[f"risk_{name}"][keep].astype(float)
+        return evaluate_survival(task, labels[keep], risks, groups[keep], bootstrap, train)
+    value = predictions[f"value_{name}"][keep].astype(float)
+    return evaluate_number(task, labels[keep].astype(float), value, groups[keep], bootstrap, train)
+
+
+def _known_rows(values: np.ndarray) -> np.ndarray:
+    """``[N]``: which rows of ``[N]`` or ``[N, C]`` hold no NaN."""
+    return np.isfinite(values) if values.ndim == 1 else np.isfinite(values).all(1)
 
 
 def _classification(
@@ -68,37 +101,24 @@ def _classification(
         return entry
     statistics = dict(STATISTICS)
     if task.kind != "ordinal":
-        del statistics["kappa"]
+        del statistics["kappa"], statistics["class_error"]
     draws = bootstrap.draws(groups)
     undefined = 0
     for name, (value_of, fast) in statistics.items():
         interval = bootstrap.interval([fast(labels[index], probability[index]) for index in draws])
         undefined = max(undefined, interval.undefined)
-        entry["metrics"][name] = _entry(value_of(labels, probability), interval.low, interval.high)
+        entry["metrics"][name] = metric_entry(value_of(labels, probability), interval.low, interval.high)
     if (counts > 0).sum() < 2:
         entry["note"] = "one class only: AUROC and AUPRC are undefined"
     entry["undefined_resamples"] = undefined
     low = entry["metrics"]["auroc"]["low"]
     entry["beats_chance"] = bool(low is not None and low > 0.5)
     entry["auprc_chance"] = _auprc_chance(counts)
+    if task.kind == "ordinal":
+        always = np.full_like(labels, int(np.median(labels)))
+        entry["baseline"] = {"of": "median class of this split", "class_error": float(np.abs(labels - always).mean())}
     entry["confusion"] = sk.confusion_matrix(labels, probability.argmax(1), labels=range(task.num_classes)).tolist()
     return entry
-
-
-def _segmentation(dice: np.ndarray, groups: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
-    interval = bootstrap.interval([float(dice[index].mean()) for index in bootstrap.draws(groups)])
-    value = float(dice.mean()) if len(dice) else math.nan
-    return {
-        "kind": "segmentation",
-        "n": len(dice),
-        "n_groups": len(np.unique(groups)),
-        "metrics": {"dice": _entry(value, interval.low, interval.high)},
-        "note": "" if len(dice) else "no labelled samples",
-    }
-
-
-def _entry(value: float, low: float | None, high: float | None) -> dict[str, float | None]:
-    return {"value": float(value) if math.isfinite(value) else None, "low": low, "high": high}
 
 
 def _positive(labels: np.ndarray, probability: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -181,6 +201,11 @@ def _macro_f1(labels: np.ndarray, probability: np.ndarray) -> float:
     return float((2 * np.diag(table)[seen] / total[seen]).mean())
 
 
+def _class_error(labels: np.ndarray, probability: np.ndarray) -> float:
+    """Mean number of classes between answer and label."""
+    return float(np.abs(labels - probability.argmax(1)).mean())
+
+
 def _kappa(labels: np.ndarray, probability: np.ndarray) -> float:
     """Cohen's kappa with quadratic weights; NaN where chance agreement is perfect."""
     table = _confusion(labels, probability).astype(float)
@@ -217,6 +242,7 @@ STATISTICS: dict[str, tuple[Statistic, Statistic]] = {
     "auroc": (_auroc_sklearn, _auroc),
     "auprc": (_auprc_sklearn, _auprc),
     "kappa": (_kappa_sklearn, _kappa),
+    "class_error": (lambda y, p: float(sk.mean_absolute_error(y, p.argmax(1))), _class_error),
     "brier": (_brier, _brier),
 }
 
@@ -249,44 +275,3 @@ def _violations(predictions: Mapping[str, np.ndarray], tasks: Sequence[TaskSpec]
     if not found or not len(predictions["keys"]):
         return None
     return float(np.any(found, axis=0).mean())
-
-
-def format_table(metrics: Mapping[str, Any]) -> str:
-    """Aligned text: one line per task with n, the majority baseline, and metrics with their 95 % intervals."""
-    header = ("task", "n", "majority", "accuracy", "balanced", "AUROC", "AUPRC (chance)")
-    rows = [header]
-    for name, entry in metrics["tasks"].items():
-        values = entry["metrics"]
-        if entry["kind"] == "segmentation":
-            rows.append((name, str(entry["n"]), "", f"Dice {_with_interval(values['dice'])}", "", "", ""))
-        elif not entry["n"]:
-            rows.append((name, "0", "", "no labels", "", "", ""))
-        else:
-            chance = f" ({entry['auprc_chance']:.3f})"
-            rows.append(
-                (
-                    name,
-                    str(entry["n"]),
-                    f"{entry['prior']:.3f}",
-                    _with_interval(values["accuracy"]),
-                    _plain(values["balanced_accuracy"]),
-                    _with_interval(values["auroc"]),
-                    _plain(values["auprc"]) + chance,
-                )
-            )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def _plain(entry: Mapping[str, float | None]) -> str:
-    return "-" if entry["value"] is None else f"{entry['value']:.3f}"
-
-
-def _with_interval(entry: Mapping[str, float | None]) -> str:
-    if entry["value"] is None:
-        return "-"
-    if entry["low"] is None:
-        return f"{entry['value']:.3f}"
-    return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"

@@ -96,7 +96,7 @@ def paired_difference(
     def values(index: np.ndarray) -> tuple[float, float]:
         return statistic(known[index], a[index]), statistic(known[index], b[index])
 
-    result = _difference(values, owner, name, bootstrap)
+    result = paired_statistic(values, owner, name, bootstrap)
     if metric != "auroc" or a.shape[1] != 2:
         return result
     test = compare_aurocs(known, a[:, 1], b[:, 1], bootstrap.level).as_dict()
@@ -105,10 +105,17 @@ def paired_difference(
     return PairedDifference(**{**asdict(result), "delong": test})
 
 
-def _difference(
-    values: Callable[[np.ndarray], tuple[float, float]], groups: np.ndarray, name: str, bootstrap: Bootstrap
+def paired_statistic(
+    values: Callable[[np.ndarray], tuple[float, float]], groups: np.ndarray, name: str, bootstrap: Bootstrap = DEFAULT
 ) -> PairedDifference:
-    """Bootstrap of ``values(rows) -> (first, second)``."""
+    """Difference of two values computed from the same resampled rows.
+
+    Args:
+        values: function from row indices to the value of each system, NaN where undefined.
+        groups: ``[N]`` patients.
+        name: what the value is called.
+        bootstrap: how patients are resampled.
+    """
     count, patients = len(groups), len(np.unique(groups))
     first, second = values(np.arange(count)) if count else (math.nan, math.nan)
     if not (math.isfinite(first) and math.isfinite(second)):
@@ -150,4 +157,4 @@ def paired_mean_difference(
         raise DataError("a value is missing in one of the two systems", fix="compare the same cases")
     keep = ~np.isnan(a)
     a, b, owner = a[keep], b[keep], owner[keep]
-    return _difference(lambda index: (float(a[index].mean()), float(b[index].mean())), owner, name, bootstrap)
+    return paired_statistic(lambda index: (float(a[index].mean()), float(b[index].mean())), owner, name, bootstrap)

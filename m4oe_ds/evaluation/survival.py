@@ -1,7 +1,7 @@
 """Risk scores against follow-up with censoring: concordance, AUC at a horizon, Brier score.
 
-Times are years of follow-up, exact or whole (from the labels ``risk1..riskH`` by :func:`from_horizon_labels`).
-Censoring at a time means: free of cancer up to and including that time. So at equal times the censored case outlives
+Times are years of follow-up, exact or whole (from labels of ascending horizons by :func:`from_horizon_labels`).
+Censoring at a time means: free of the event up to and including that time. So at equal times the censored case outlives
 the event, and a case is followed up at time t with probability P(C >= t) = G(t-), G being the Kaplan-Meier estimate of
 the censoring distribution (Kaplan and Meier 1958), in which events leave the risk set before censorings of the same
 time. With continuous times this is the usual convention, and the values are those of scikit-survival; with whole years,
@@ -52,10 +52,10 @@ class FollowUp:
 
 
 def from_horizon_labels(labels: ArrayLike) -> tuple[FollowUp, np.ndarray]:
-    """Whole-year follow-up from labels "cancer within k years", k = 1..H.
+    """Whole-year follow-up from labels "the event within k years", k = 1..H.
 
-    An event in year k (the first label 1) has time k; a case free of cancer for k years (the last label 0) is censored
-    at k. Rows without any label are left out.
+    An event in year k (the first label 1) has time k; a case free of it for k years (the last label 0) is censored at
+    k. Rows without any label are left out.
 
     Args:
         labels: ``[N, H]`` 0, 1 or -1 (follow-up too short).
@@ -68,7 +68,7 @@ def from_horizon_labels(labels: ArrayLike) -> tuple[FollowUp, np.ndarray]:
     """
     table = np.asarray(labels)
     if table.ndim != 2 or not np.isin(table, (MISSING, 0, 1)).all():
-        raise DataError("horizon labels must be a table of 0, 1 and -1 (missing)", fix="pass risk1..riskH as columns")
+        raise DataError("horizon labels must be a table of 0, 1 and -1 (missing)", fix="pass a column per horizon")
     known = table != MISSING
     if (known[:, 1:] & ~known[:, :-1]).any():
         raise DataError("a horizon label is missing before a known one", fix="rebuild the labels of this data set")
@@ -367,20 +367,20 @@ def integrated_brier(
     return bootstrap.estimate(statistic, owner, why)
 
 
-def risk_report(
+def follow_up_report(
     labels: ArrayLike,
     risks: ArrayLike,
     groups: ArrayLike | None = None,
     train_labels: ArrayLike | None = None,
     bootstrap: Bootstrap = DEFAULT,
 ) -> dict[str, Any]:
-    """Everything above for the heads ``risk1..riskH`` of one split, ready for JSON.
+    """Everything above for the tasks of one event, horizons 1..H, of one split, ready for JSON.
 
     The score of the concordances is the risk of the longest horizon.
 
     Args:
         labels: ``[N, H]`` 0, 1, -1.
-        risks: ``[N, H]`` P(cancer within k years).
+        risks: ``[N, H]`` P(event within k years).
         groups: ``[N]`` patients.
         train_labels: ``[M, H]`` labels of the training split, for the censoring distribution; None = this split.
     """

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.layers.reduction import Reduce, Reduction
+from m4oe_ds.losses.discrete_time import discrete_time_likelihood
 from m4oe_ds.losses.inputs import Labels, Output
 from m4oe_ds.losses.model_loss import ModelLoss
 from m4oe_ds.losses.mutual_information import (
@@ -22,18 +23,43 @@ from m4oe_ds.losses.mutual_information import (
     modality_expert_probability,
     official_token_task_information,
 )
-from m4oe_ds.losses.tasks import LossParts, binary_cross_entropy_dice, cross_entropy, focal
+from m4oe_ds.losses.number import huber, squared_error
+from m4oe_ds.losses.tasks import LossParts, binary_cross_entropy_dice, cross_entropy, focal, ranked_probability
+
+# the losses of each kind of task; the first is what ``auto`` means
+FITTING: Mapping[str, tuple[str, ...]] = {
+    "classes": ("cross_entropy", "focal"),
+    "binary": ("cross_entropy", "focal"),
+    "ordinal": ("cross_entropy", "focal", "ranked_probability"),
+    "number": ("huber", "mse"),
+    "survival": ("hazard",),
+    "mask": ("bce_dice",),
+}
 
 
 @dataclass(frozen=True)
 class TaskLoss:
-    """Loss of one task: ``kind`` is cross_entropy, focal or bce_dice; the rest are its parameters."""
+    """Loss of one task.
+
+    Attributes:
+        kind: one of :data:`FITTING`.
+        weight: factor of the loss.
+        gamma: exponent of the focal loss.
+        label_smoothing: of the cross-entropy.
+        class_weight: ``[C]`` weights of the classes; None = equal ones.
+        centre: mean of a number's training labels, in its unit.
+        spread: standard deviation of a number's training labels, in its unit.
+        horizons: of a survival, in the unit of its times.
+    """
 
     kind: str
     weight: float = 1.0
     gamma: float = 2.0
     label_smoothing: float = 0.0
     class_weight: Tensor | None = None
+    centre: float = 0.0
+    spread: float = 1.0
+    horizons: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,8 +127,16 @@ class Objective:
             return cross_entropy(logits, labels, mask, loss.class_weight, loss.label_smoothing)
         if loss.kind == "focal":
             return focal(logits, labels, mask, loss.gamma, loss.class_weight)
+        if loss.kind == "ranked_probability":
+            return ranked_probability(logits, labels, mask, loss.class_weight)
         if loss.kind == "bce_dice":
             return binary_cross_entropy_dice(logits, labels, mask)
+        if loss.kind == "huber":
+            return huber(logits, labels, mask, loss.centre, loss.spread)
+        if loss.kind == "mse":
+            return squared_error(logits, labels, mask, loss.centre, loss.spread)
+        if loss.kind == "hazard":
+            return discrete_time_likelihood(logits, labels, mask, loss.horizons)
         raise ValueError(f"unknown loss {loss.kind!r} of task {name}")
 
     def mutual_information(

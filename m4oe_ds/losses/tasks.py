@@ -21,7 +21,13 @@ class LossParts(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # tuple.count is not missed
 
 
-def _masked(per_sample: Tensor, mask: Tensor) -> LossParts:
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor, in float32 if it has fewer bits."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def masked_sum(per_sample: Tensor, mask: Tensor) -> LossParts:
+    """Sum of ``per_sample [B]`` where ``mask [B]`` is True, and how many there are."""
     # where, not multiplication: a masked sample's inf or NaN must not leak into the sum
     kept = torch.where(mask, per_sample, torch.zeros_like(per_sample))
     return LossParts(kept.sum(), mask.sum().to(per_sample.dtype))
@@ -40,7 +46,7 @@ def cross_entropy(
     per_sample = functional.cross_entropy(
         logits, targets, weight=weight, reduction="none", label_smoothing=label_smoothing
     )
-    return _masked(per_sample, mask)
+    return masked_sum(per_sample, mask)
 
 
 def focal(
@@ -53,23 +59,38 @@ def focal(
     per_sample = -((1.0 - log_p.exp()).clamp_min(torch.finfo(log_p.dtype).tiny) ** gamma) * log_p
     if class_weight is not None:
         per_sample = per_sample * class_weight.to(per_sample)[targets]
-    return _masked(per_sample, mask)
+    return masked_sum(per_sample, mask)
+
+
+def ranked_probability(logits: Tensor, labels: Tensor, mask: Tensor, class_weight: Tensor | None = None) -> LossParts:
+    """Ranked probability score (Epstein 1969) of ``logits [B, C]`` of ordered classes, between 0 and 1.
+
+    sum_{c < C-1} (P(y <= c) - 1[label <= c])^2 / (C - 1): a class further off costs more.
+    """
+    probability = torch.where(mask[:, None], at_least_float32(logits), 0.0).softmax(-1)
+    targets = torch.where(mask, labels, torch.zeros_like(labels))
+    below = probability.cumsum(-1)[:, :-1]
+    steps = torch.arange(logits.shape[1] - 1, device=logits.device)
+    per_sample = (below - (targets[:, None] <= steps).to(below.dtype)).square().mean(1)
+    if class_weight is not None:
+        per_sample = per_sample * class_weight.to(per_sample)[targets]
+    return masked_sum(per_sample, mask)
 
 
 def binary_cross_entropy_dice(logits: Tensor, target: Tensor, mask: Tensor, smooth: float = 1.0) -> LossParts:
-    """Per image: mean binary cross-entropy + (1 - soft Dice), in float32 (resolution A16 in docs/decisions/0001).
+    """Per picture: mean over the classes of (mean binary cross-entropy + 1 - soft Dice) (A16 in docs/decisions/0001).
 
     Args:
-        logits: ``[B, 1, H, W]``.
-        target: ``[B, 1, H, W]`` in {0, 1}.
+        logits: ``[B, C, H, W]`` or ``[B, C, D, H, W]``, one mask per class; classes may overlap.
+        target: of the same shape, in {0, 1}.
         mask: ``[B]`` bool.
         smooth: added to numerator and denominator of the Dice ratio, in pixels.
     """
-    keep = mask[:, None, None, None]
-    logits, target = torch.where(keep, logits, 0.0).float(), torch.where(keep, target, 0.0).float()
-    entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).mean(1)
-    probability = logits.sigmoid().flatten(1)
-    truth = target.flatten(1)
-    overlap = (probability * truth).sum(1)
-    dice = (2 * overlap + smooth) / (probability.sum(1) + truth.sum(1) + smooth)
-    return _masked(entropy + 1.0 - dice, mask)
+    keep = mask.view(-1, *[1] * (logits.ndim - 1))
+    logits = torch.where(keep, at_least_float32(logits), 0.0).flatten(2)
+    truth = torch.where(keep, target, 0.0).to(logits.dtype).flatten(2)
+    entropy = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(2)  # [B, C]
+    probability = logits.sigmoid()
+    overlap = (probability * truth).sum(2)
+    dice = (2 * overlap + smooth) / (probability.sum(2) + truth.sum(2) + smooth)
+    return masked_sum((entropy + 1.0 - dice).mean(1), mask)

@@ -1,24 +1,22 @@
-"""Images to tokens: any timm backbone by name, one per modality or shared, from random, local or hub weights."""
+"""Views to tokens, by kind of modality: images by any timm backbone, volumes in patches of voxels, tables by column."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from m4oe_ds.compat import declare_torchvision_operators
 from m4oe_ds.config import EmbedderConfig
+from m4oe_ds.data.schema import ModalitySpec
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.models.backbones import TokenEmbedder, create_backbone
+from m4oe_ds.models.table_embedder import TableEmbedder
+from m4oe_ds.models.volume_embedder import VolumeEmbedder
 
-declare_torchvision_operators()
-import timm  # noqa: E402  (needs the operators declared first)
 
-
-class Embedder(nn.Module):
+class Embedder(TokenEmbedder):
     """A timm backbone whose un-pooled output becomes tokens ``[B, l, d]``.
 
     A vision transformer gives its token sequence (class token first); a convolutional network its last feature map,
@@ -37,11 +35,20 @@ class Embedder(nn.Module):
     def __init__(self, config: EmbedderConfig, channels: int, image_size: tuple[int, int], dim: int) -> None:
         super().__init__()
         self.replicate = config.replicate_grey and channels == 1
-        self.backbone = _create_backbone(config, 3 if self.replicate else channels, image_size)
+        self.backbone = create_backbone(config, 3 if self.replicate else channels, image_size)
         width = int(self.backbone.num_features)
         self.project = nn.Identity() if width == dim else nn.Linear(width, dim)
         self.num_prefix_tokens = int(getattr(self.backbone, "num_prefix_tokens", 0))
         self.is_transformer = hasattr(self.backbone, "blocks") and hasattr(self.backbone, "patch_embed")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Rows and columns of patches of a vision transformer."""
+        return tuple(self.backbone.patch_embed.grid_size) if self.is_transformer else ()
+
+    def freeze(self) -> None:
+        """Excludes the backbone from training; a projection stays in it."""
+        self.backbone.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
         """``[B, C, H, W] -> [B, l, d]``."""
@@ -56,83 +63,69 @@ class Embedders(nn.Module):
 
     Args:
         config: backbone and sharing.
-        modalities: names of the data set's modalities.
-        channels: number of channels of each modality.
-        image_size: see :class:`Embedder`.
+        inputs: the modalities.
+        image_size: height and width of images.
         dim: see :class:`Embedder`.
+        volume_size: depth, height and width of volumes in 3-D.
+
+    Raises:
+        ConfigError: one embedder for modalities of several kinds, or of different channels or columns.
     """
 
     def __init__(
         self,
         config: EmbedderConfig,
-        modalities: Sequence[str],
-        channels: Sequence[int],
+        inputs: Sequence[ModalitySpec],
         image_size: tuple[int, int],
         dim: int,
+        volume_size: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.shared = config.share
-        if config.share and len(set(channels)) > 1:
-            raise ConfigError(
-                f"model.embedder.share needs equal channels, got {dict(zip(modalities, channels, strict=True))}",
-                fix="set model.embedder.share: false",
-            )
-        names = ["shared"] if config.share else list(modalities)
-        self.by_modality = nn.ModuleDict(
-            {name: Embedder(config, channels[i], image_size, dim) for i, name in enumerate(names)}
-        )
+        if config.share:
+            _check_alike(inputs)
+        chosen = {"shared": inputs[0]} if config.share else {one.name: one for one in inputs}
+
+        def embedder(spec: ModalitySpec) -> TokenEmbedder:
+            if spec.kind == "table":
+                return TableEmbedder(spec.columns, dim)
+            if spec.flat:
+                return Embedder(config, spec.planes, image_size, dim)
+            return VolumeEmbedder(config, spec.planes, volume_size, dim)
+
+        self.by_modality = nn.ModuleDict({name: embedder(spec) for name, spec in chosen.items()})
         if config.freeze:
-            for name in names:
-                self.of(name).backbone.requires_grad_(False)
+            for name in chosen:
+                cast(TokenEmbedder, self.by_modality[name]).freeze()
         embed = config.modality_embed or config.share
         self.modality_embed = (
-            nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.02) for name in modalities}) if embed else None
+            nn.ParameterDict({one.name: nn.Parameter(torch.randn(dim) * 0.02) for one in inputs}) if embed else None
         )
 
-    def of(self, modality: str) -> Embedder:
+    def of(self, modality: str) -> TokenEmbedder:
         """The embedder of a modality, or the one that all of them share."""
-        return cast(Embedder, self.by_modality["shared" if self.shared else modality])
+        return cast(TokenEmbedder, self.by_modality["shared" if self.shared else modality])
 
     def forward(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``{modality: [B, C, H, W]} -> {modality: [B, l_i, d]}``."""
+        """``{modality: [B, ...]} -> {modality: [B, l_i, d]}``."""
         tokens = {}
-        for name, image in views.items():
-            tokens[name] = self.of(name)(image)
+        for name, view in views.items():
+            tokens[name] = self.of(name)(view)
             if self.modality_embed is not None:
                 tokens[name] = tokens[name] + self.modality_embed[name]
         return tokens
 
 
-def _create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int, int]) -> Any:
-    """A network of timm, which gives them no typed base."""
-    if not timm.is_model(config.backbone):
-        near = timm.list_models(f"*{config.backbone.split('_')[0]}*")[:5]
-        raise ConfigError(
-            f"timm has no model {config.backbone!r}",
-            "model.embedder.backbone",
-            f"near: {', '.join(near)}" if near else "see timm.list_models()",
-        )
-    options = dict(config.options, num_classes=0, global_pool="", in_chans=channels)
-    known = timm.get_pretrained_cfg(config.backbone)
-    if known is not None and known.fixed_input_size:
-        options["img_size"] = tuple(image_size)
-    if config.weights and config.weights != "hub":
-        if not Path(config.weights).is_file():
-            raise ConfigError(f"no such weights file {config.weights}", "model.embedder.weights")
-        options["pretrained_cfg_overlay"] = {"file": config.weights}
-    try:
-        return timm.create_model(config.backbone, pretrained=bool(config.weights), **options)
-    except (TypeError, AssertionError) as error:
-        raise ConfigError(f"timm refuses these options: {error}", "model.embedder.options") from error
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
-        if not config.weights:
-            raise
-        cause = next(iter(str(error).splitlines()), type(error).__name__)
-        fix = (
-            "the hub needs a network: download the weights elsewhere and give their path"
-            if config.weights == "hub"
-            else "the file must hold a state dict of this backbone (safetensors or weights-only .pth)"
-        )
-        raise ConfigError(
-            f"cannot load {config.weights} for {config.backbone}: {cause}", "model.embedder.weights", fix
-        ) from error
+def _check_alike(inputs: Sequence[ModalitySpec]) -> None:
+    """Raises a ConfigError unless one embedder can take every modality."""
+    found: dict[str, dict[str, Any]] = {
+        "kinds": {one.name: "image" if one.flat else one.kind for one in inputs},
+        "channels": {one.name: one.planes for one in inputs},
+        "columns": {one.name: one.columns for one in inputs},
+    }
+    for what, by_name in found.items():
+        if len(set(by_name.values())) > 1:
+            got = "different ones" if what == "columns" else by_name
+            raise ConfigError(
+                f"model.embedder.share needs equal {what}, got {got}", fix="set model.embedder.share: false"
+            )

@@ -107,7 +107,8 @@ class ModelOutput:
     """Predictions of a batch.
 
     Attributes:
-        logits: ``{task: [B, C]}`` or ``[B, 1, H, W]`` mask logits.
+        logits: ``{task: [B, C]}`` of the classes, ``[B, 1]`` a number on its standardised scale, ``[B, H]`` of the
+            hazards up to each horizon, or ``[B, C, H, W]`` (``[B, C, D, H, W]``) one mask per class.
         routing: see :class:`Fused`.
         aux: see :class:`Fused`.
         modality_of_token: see :class:`Fused`.

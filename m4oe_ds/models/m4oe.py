@@ -48,7 +48,7 @@ class M4oE(MultiModalModel):
                 config.activation_checkpointing,
             )
 
-        self.embedders = Embedders(config.embedder, spec.modalities, spec.channels, spec.image_size, dim)
+        self.embedders = Embedders(config.embedder, spec.inputs, spec.image_size, dim, spec.volume_size)
         self.missing_bank = self._missing_bank() if config.missing_modality == "bank" else None
         self.msoe = (
             ModalityTowers(
@@ -87,19 +87,17 @@ class M4oE(MultiModalModel):
         )
 
     def _head(self, task: TaskSpec) -> nn.Module:
-        if task.coded:
+        if not task.dense:
             return ClassificationHead(self.config.dim, task.num_classes)
-        embedder = self.embedders.of(self.spec.owner(task.name))
+        owner = self.spec.owner(task.name)
+        embedder = self.embedders.of(owner)
         if not embedder.is_transformer:
             raise ConfigError(f"task {task.name} needs a vision-transformer embedder", "model.embedder.backbone")
-        return SegmentationHead(self.config.dim, embedder.backbone.patch_embed.grid_size, self.spec.image_size)
+        return SegmentationHead(self.config.dim, embedder.grid, self.spec.shape(owner)[1:], task.num_classes)
 
     def _missing_bank(self) -> MissingBank:
         spec = self.spec
-        lengths = {
-            name: count_tokens(self.embedders.of(name), channels, spec.image_size)
-            for name, channels in zip(spec.modalities, spec.channels, strict=True)
-        }
+        lengths = {name: count_tokens(self.embedders.of(name), spec.shape(name)) for name in spec.modalities}
         return MissingBank(lengths, self.config.dim)
 
     def encode(self, batch: Batch) -> Tokens:
@@ -149,9 +147,9 @@ class M4oE(MultiModalModel):
         z: list[Tensor],
         routing: dict[str, Routing],
     ) -> dict[str, Tensor]:
-        """H_k through the fusion tower: all classification tasks as one batch, then each dense task."""
+        """H_k through the fusion tower: all tasks without masks as one batch, then each mask."""
         features: dict[str, Tensor] = {}
-        classify = [k for k, task in enumerate(self.spec.tasks) if task.coded]
+        classify = [k for k, task in enumerate(self.spec.tasks) if not task.dense]
         if classify:
             count = len(classify)
             h = torch.cat(

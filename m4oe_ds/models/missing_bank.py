@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from m4oe_ds.models.embedders import Embedder
+from m4oe_ds.models.backbones import TokenEmbedder
 
 
 def combination_index(present: Tensor) -> Tensor:
@@ -31,11 +31,17 @@ def combination_index(present: Tensor) -> Tensor:
     return torch.where(present.any(1), index, 0)
 
 
-def count_tokens(embedder: Embedder, channels: int, image_size: tuple[int, int]) -> int:
-    """Tokens l that an embedder makes of one image, found without computing them (on the meta device)."""
-    state = {name: value.detach().to("meta") for name, value in embedder.state_dict().items()}
-    with torch.no_grad():  # two images: a batch norm refuses to train on a single value
-        tokens = functional_call(embedder, state, torch.empty(2, channels, *image_size, device="meta"))
+def count_tokens(embedder: TokenEmbedder, shape: tuple[int, ...]) -> int:
+    """Tokens l that an embedder makes of one sample, found without computing them (on the meta device).
+
+    Args:
+        embedder: of a modality.
+        shape: of the tensor of one sample.
+    """
+    values = [*embedder.named_parameters(), *embedder.named_buffers()]
+    state = {name: value.detach().to("meta") for name, value in values}
+    with torch.no_grad():  # two samples: a batch norm refuses to train on a single value
+        tokens = functional_call(embedder, state, torch.empty(2, *shape, device="meta"))
     return int(tokens.shape[1])
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from m4oe_ds.config import Config
+from m4oe_ds.models.registry import spec_for
 from m4oe_ds.planning.hardware import Cluster
 from m4oe_ds.planning.memory import Layout, RankMemory, rank_memory
 from m4oe_ds.planning.model_cost import MicroStep, Precision, micro_step
@@ -84,16 +85,10 @@ def evaluate(costs: Costs, cluster: Cluster, layout: Layout, recompute: bool = F
     """Memory and time of one layout on all devices of ``cluster``."""
     precision: Any = layout.precision
     cost = costs.get(precision, layout.micro, layout.ep, recompute)
-    height, width = costs.config.data.image_size
-    image_bytes = 4.0 * layout.micro * height * width * len(_modalities(costs.config))
-    time = step_time(cost, layout, cluster, image_bytes)
+    spec = spec_for(costs.config)
+    view_bytes = 4.0 * layout.micro * sum(math.prod(spec.shape(name)) for name in spec.modalities)
+    time = step_time(cost, layout, cluster, view_bytes)
     return Candidate(cluster, layout, recompute, cost, rank_memory(cost, layout), time)
-
-
-def _modalities(config: Config) -> tuple[str, ...]:
-    from m4oe_ds.data.cards import find_card
-
-    return config.data.modalities or find_card(config.data.dataset).modalities
 
 
 def most_sharers(counts: Sequence[int], *divided: int) -> int:

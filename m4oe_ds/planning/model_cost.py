@@ -327,8 +327,13 @@ def _attribute(model: nn.Module, tape: _Tape) -> list[Any]:
 
 
 def zero_batch(spec: ModelSpec, micro: int, dtype: torch.dtype, device: str = "cpu") -> Batch:
-    """A batch of zeros with every modality and label present."""
-    views = {name: torch.zeros(micro, *spec.shape(name), dtype=dtype, device=device) for name in spec.modalities}
+    """A batch of zeros with every modality and label present; of tables no value is known."""
+    views = {
+        one.name: torch.zeros(
+            micro, *spec.shape(one.name), dtype=torch.float32 if one.kind == "table" else dtype, device=device
+        )
+        for one in spec.inputs
+    }
     labels = {
         task.name: torch.zeros(
             micro, *spec.answer_shape(task), dtype=torch.int64 if task.coded else torch.float32, device=device

@@ -1,5 +1,5 @@
 # ruff: noqa: T201
-"""``m4oe predict``: predictions of a finished run for new DICOM files, without tables or labels."""
+"""``m4oe predict``: predictions of a finished run for new samples, from a table or from DICOM files, without labels."""
 
 from __future__ import annotations
 
@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.outputs import next_to
-from m4oe_ds.predict.wording import counted
+from m4oe_ds.predict.wording import counted, numbered
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the sub-command."""
     add = parser.add_argument
     add("run", metavar="RUN", help="run folder, e.g. runs/demo")
-    add("--dicom", required=True, metavar="DIR", help="folder of DICOM files, searched with all its sub-folders")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument(
+        "--table",
+        metavar="FILE",
+        help="table with a row for every sample, as the card of the run describes it; answers may be absent",
+    )
+    given.add_argument(
+        "--dicom",
+        metavar="DIR",
+        help="folder of DICOM files, searched with all its sub-folders; for runs on archives of mammograms",
+    )
+    add("--root", metavar="DIR", help="folder of the files that the table names (default: the folder of the table)")
     add("--out", required=True, metavar="DIR", help="folder to make; must be absent or empty")
     add("--batch-size", type=int, default=0, metavar="N", help="samples per forward (default: as in evaluation)")
     add("--limit", type=int, default=0, metavar="N", help="predict at most N samples (default: all)")
@@ -30,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         default="",
         metavar="DIR",
-        help="shard folder of the run, if it has moved; only its train/manifest.json is read",
+        help="shard folder of a run without data.json, if it has moved; only its train/manifest.json is read",
     )
     add("--salt-file", default="", metavar="FILE", help="file with the secret of the pseudonyms (default: OUT.secret)")
     add("--accept-lossy", action="store_true", help="use images compressed with loss, as the converter does")
@@ -40,8 +51,8 @@ def main(options: argparse.Namespace) -> int:
     """Predicts and writes ``predictions.csv`` and ``predictions.json`` in ``--out``, ``OUT.mapping.csv`` next to it.
 
     Raises:
-        ConfigError: an option, or a run that does not read DICOM.
-        DataError: no usable image, or a folder that is not there or not empty.
+        ConfigError: an option, or a run that reads something else than is given.
+        DataError: nothing usable, a table that does not fit the card, or a folder that is not there or not empty.
         CheckpointError: weights missing or of another model.
         EnvironmentProblem: it was started with several ranks.
     """
@@ -49,8 +60,10 @@ def main(options: argparse.Namespace) -> int:
 
     job = PredictionJob(
         run=Path(options.run),
-        dicom=Path(options.dicom),
         out=Path(options.out),
+        dicom=None if options.dicom is None else Path(options.dicom),
+        table=None if options.table is None else Path(options.table),
+        root=None if options.root is None else Path(options.root),
         batch_size=options.batch_size,
         limit=options.limit,
         workers=options.workers,
@@ -70,14 +83,21 @@ def main(options: argparse.Namespace) -> int:
 
 def lines(summary: dict[str, Any]) -> list[str]:
     """What was read and what was left out."""
+    out = []
+    if "rows" in summary:
+        rows = summary["rows"]
+        out.append(f"{rows['found']} rows: {rows['predicted']} predicted, {rows['found'] - rows['predicted']} left out")
+        out += [f"left out: {reason}: rows {numbered(numbers)}" for reason, numbers in rows["left_out"].items()]
     files = summary["files"]
-    out = [f"{files['found']} files: {files['used']} used, {files['found'] - files['used']} left out"]
-    if files["left_out"]:
+    out.append(f"{files['found']} files: {files['used']} used, {files['found'] - files['used']} left out")
+    if files["left_out"] and "rows" not in files:
         out.append(f"left out: {counted(files['left_out'])}")
+    out += [f"files left out: {reason}: rows {numbered(rows)}" for reason, rows in files.get("rows", {}).items()]
+    out += summary["notes"]
     if summary["samples_without_prediction"]:
         out.append(f"samples without a prediction: {len(summary['samples_without_prediction'])}")
     if summary["exams_without_prediction"]:
-        out.append(f"exams without a usable view: {len(summary['exams_without_prediction'])} (in predictions.json)")
+        out.append(f"exams without a usable image: {len(summary['exams_without_prediction'])} (in predictions.json)")
     return out
 
 
@@ -88,8 +108,9 @@ def last_line(summary: dict[str, Any], out: Path) -> str:
     if summary["trained_on_synthetic"] and not summary["synthetic"]:
         note = " (by a model trained on synthetic data)"
     partial = sum(bool(sample["missing"]) for sample in samples)
-    exams = len({sample["exam"] for sample in samples})
+    groups = len({sample["group"] for sample in samples})
     return (
-        f"predicted {len(samples)} samples of {exams} exams{note}, {partial} with missing views: "
-        f"{out / 'predictions.csv'}, {out / 'predictions.json'}; private: {next_to(out, 'mapping.csv')}"
+        f"predicted {len(samples)} samples of {groups} {summary['words']['groups']}{note}, "
+        f"{partial} with missing modalities: {out / 'predictions.csv'}, {out / 'predictions.json'}; "
+        f"private: {next_to(out, 'mapping.csv')}"
     )

@@ -6,55 +6,31 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_tools.archives.embed import take_order
-from data_tools.archives.plan import ArchivePlan, Sample
+from data_tools.archives.plan import Sample
 from data_tools.archives.readers import find_reader
 from data_tools.pixels.dicom import require_decoders
 from m4oe_ds.errors import EnvironmentProblem
+from m4oe_ds.predict.given import File, Found
 from m4oe_ds.predict.headers import Header, read
 
-USED = "used"
-BEYOND_LIMIT = "beyond_limit"
+FIX = "give CC and MLO views for presentation, with laterality and view in their headers"
 
 
 @dataclass
-class File:
-    """One file and what became of it.
+class DicomFile(File):
+    """One DICOM file, or what lies among them.
 
     Attributes:
-        name: path below the folder; it may identify a person and goes into the private mapping alone.
-        outcome: USED, or a fixed word that says why not; empty while it is a candidate.
+        header: what its header says.
     """
 
-    name: str
-    header: Header
-    outcome: str = ""
-
-
-@dataclass
-class Found:
-    """What a folder holds.
-
-    Attributes:
-        files: all of them, in the order of their names.
-        plan: samples as the converter plans them.
-        candidates: files of each ``(patient, exam, side, modality)``, preferred first.
-        lacking: what to install for images that cannot be decoded here, one line per transfer syntax.
-    """
-
-    files: list[File]
-    plan: ArchivePlan = field(default_factory=ArchivePlan)
-    candidates: dict[tuple[str, str, str, str], list[File]] = field(default_factory=dict)
-    lacking: list[str] = field(default_factory=list)
-
-    def reasons(self) -> Counter[str]:
-        """How many files were left out, by reason."""
-        return Counter(file.outcome for file in self.files if file.outcome not in ("", USED))
+    header: Header = field(default_factory=Header)
 
 
 def walk(root: Path) -> Iterator[str]:
@@ -81,14 +57,27 @@ def collect(root: Path, reader: str, modalities: Sequence[str], *, lossy: bool =
     from tqdm import tqdm
 
     names = list(walk(root))
-    files = [File(name, _header(root / name, name)) for name in tqdm(names, desc="headers", unit="file")]
-    found = Found(files)
-    _exclude(found, modalities, lossy)
+    files = [_file(root, name) for name in tqdm(names, desc="headers", unit="file")]
+    found = Found("mammogram", FIX, list(files))
+    _exclude(files, modalities, lossy, found.notes)
     rules = find_reader(reader)
     if rules.ONLY_WOMEN:
-        _exclude_men(found)
-    _choose(found, rules.CHOOSE, modalities)
+        _exclude_men(files)
+    _choose(found, files, rules.CHOOSE, modalities)
     return found
+
+
+def _file(root: Path, name: str) -> DicomFile:
+    header = _header(root / name, name)
+    return DicomFile(
+        name,
+        header.modality,
+        header=header,
+        patient=header.patient,
+        exam=header.exam,
+        sample=header.exam,
+        side=header.side.lower(),
+    )
 
 
 def _header(path: Path, name: str) -> Header:
@@ -99,10 +88,10 @@ def _header(path: Path, name: str) -> Header:
     return read(path, name) if regular else Header(reason="not_a_file")
 
 
-def _exclude(found: Found, modalities: Sequence[str], lossy: bool) -> None:
-    """Marks what can be ruled out file by file."""
+def _exclude(files: Sequence[DicomFile], modalities: Sequence[str], lossy: bool, notes: list[str]) -> None:
+    """Marks what can be ruled out file by file; notes what to install for images that cannot be decoded here."""
     undecodable: dict[str, bool] = {}
-    for file in found.files:
+    for file in files:
         header = file.header
         file.outcome = header.reason
         if file.outcome:
@@ -113,43 +102,43 @@ def _exclude(found: Found, modalities: Sequence[str], lossy: bool) -> None:
             file.outcome = "lossy_compression"
         else:
             if header.syntax not in undecodable:
-                undecodable[header.syntax] = _lacks_decoder(header.syntax, found)
+                undecodable[header.syntax] = _lacks_decoder(header.syntax, notes)
             if undecodable[header.syntax]:
                 file.outcome = "no_decoder"
 
 
-def _lacks_decoder(syntax: str, found: Found) -> bool:
+def _lacks_decoder(syntax: str, notes: list[str]) -> bool:
     try:
         require_decoders([syntax])
     except EnvironmentProblem as problem:
-        found.lacking.append(f"{problem.what}; {problem.fix}")
+        notes.append(f"{problem.what}; {problem.fix}")
         return True
     return False
 
 
-def _exclude_men(found: Found) -> None:
+def _exclude_men(files: Sequence[DicomFile]) -> None:
     """The converter left out the exams of men: the models have seen none."""
-    men = {(file.header.patient, file.header.exam) for file in found.files if file.header.male}
-    for file in found.files:
-        if not file.outcome and (file.header.patient, file.header.exam) in men:
+    men = {(file.patient, file.exam) for file in files if file.header.male}
+    for file in files:
+        if not file.outcome and (file.patient, file.exam) in men:
             file.outcome = "male"
 
 
-def _choose(found: Found, rule: str, modalities: Sequence[str]) -> None:
+def _choose(found: Found, files: Sequence[DicomFile], rule: str, modalities: Sequence[str]) -> None:
     """Fills the plan: candidates of every view in the converter's order, one sample per breast."""
-    takes: dict[tuple[str, str, str, str], list[File]] = defaultdict(list)
+    takes: dict[tuple[str, str, str, str], list[DicomFile]] = defaultdict(list)
     instances: set[tuple[str, ...]] = set()
-    for file in found.files:
+    for file in files:
         if file.outcome:
             continue
         header = file.header
-        view = (header.patient, header.exam, header.side, header.modality)
+        view = (*file.source, file.modality)
         if header.instance and (*view, header.instance) in instances:
             file.outcome = "duplicate_image"
             continue
         instances.add((*view, header.instance))
         takes[view].append(file)
-    breasts: dict[tuple[str, str, str], dict[str, tuple[str, ...]]] = defaultdict(dict)
+    samples: dict[tuple[str, str, str], dict[str, tuple[str, ...]]] = defaultdict(dict)
     for view, several in sorted(takes.items()):
         if rule == "first":
             several.sort(key=lambda file: take_order(file.header.row or {}), reverse=True)
@@ -158,14 +147,14 @@ def _choose(found: Found, rule: str, modalities: Sequence[str]) -> None:
             del several[1:]
         else:
             several.sort(key=_number_order)
-        found.candidates[view] = several
-        breasts[view[:3]][view[3]] = tuple(file.name for file in several)
-    for (patient, exam, side), images in breasts.items():
+        found.candidates[view] = list(several)
+        samples[view[:3]][view[3]] = tuple(file.name for file in several)
+    for (patient, exam, side), images in samples.items():
         ordered = {name: images[name] for name in modalities if name in images}
-        found.plan.samples.append(Sample(patient, exam, side, {}, ordered, choose=rule))
+        found.plan.samples.append(Sample(patient, exam, side.upper(), {}, ordered, choose=rule))
 
 
-def _number_order(file: File) -> tuple[int, int, str]:
+def _number_order(file: DicomFile) -> tuple[int, int, str]:
     """Order of RSNA's and VinDr-Mammo's converters: by the number, or else the text, of the file's name."""
     stem = Path(file.name).stem
     return (0, int(stem), file.name) if stem.isascii() and stem.isdigit() else (1, 0, stem)

@@ -1,4 +1,4 @@
-"""One prediction from a run folder and a folder of DICOM files to the files of ``--out``."""
+"""One prediction from a run folder and new samples to the files of ``--out``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +18,26 @@ import torch
 from tqdm import tqdm
 
 from data_tools.convert.jobs import Storing
+from data_tools.convert.report import plural
 from data_tools.convert.sample import SampleJob
 from data_tools.deidentify import SYNTHETIC_SECRET, load_secret
 from data_tools.outputs import next_to
-from m4oe_ds.data import sources
 from m4oe_ds.data.batch import Batch
+from m4oe_ds.data.cards import Card, find_card
 from m4oe_ds.data.collate import Sample, Sizes, collate
-from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.reading import Reading
 from m4oe_ds.errors import ConfigError, DataError, EnvironmentProblem
 from m4oe_ds.evaluation.inference import Predictions, predict_split
 from m4oe_ds.models.interface import ModelOutput
 from m4oe_ds.parallel import launch
-from m4oe_ds.predict import results
-from m4oe_ds.predict.exams import Found, collect
+from m4oe_ds.predict import exams, results, rows
+from m4oe_ds.predict.given import Found
 from m4oe_ds.predict.job import PredictionJob, check
 from m4oe_ds.predict.samples import SampleRules, Tally, limited, mark_beyond, plan_samples, read_samples, storing
 from m4oe_ds.predict.wording import REASONS_SHOWN, counted
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import Run, open_run
+from m4oe_ds.runs.folder import RunFolder
 from m4oe_ds.runs.objective import objective
 
 _logger = logging.getLogger(__name__)
@@ -49,8 +50,9 @@ class _Prepared:
 
     Attributes:
         job: the job as it was given.
-        run: model, configuration and manifests.
-        store: how the shards of the run were stored.
+        run: model, configuration and what it was trained on.
+        card: the card of the run.
+        store: how the shards of the run were stored, and the card by which new samples are read.
         reading: how evaluation reads a sample.
         rules: what a sample needs to be predicted.
         batch_size: samples per forward.
@@ -58,19 +60,15 @@ class _Prepared:
 
     job: PredictionJob
     run: Run
+    card: Card
     store: Storing
     reading: Reading
     rules: SampleRules
     batch_size: int
 
-    @property
-    def manifest(self) -> Manifest:
-        """Manifest of the training split."""
-        return self.run.manifests["train"]
-
 
 def predict(job: PredictionJob) -> dict[str, Any]:
-    """Predicts every breast below ``job.dicom`` and writes the files of ``job.out``.
+    """Predicts every sample that is given and writes the files of ``job.out``.
 
     Returns:
         The content of ``predictions.json``.
@@ -82,23 +80,21 @@ def predict(job: PredictionJob) -> dict[str, Any]:
     if launch.resolve(os.environ).world > 1:
         raise EnvironmentProblem("every rank would predict everything", fix="start m4oe predict as one process")
     prepared = _prepare(job)
-    run, rules, dataset, out = prepared.run, prepared.rules, prepared.manifest.dataset, job.target
-    found = collect(
-        job.dicom, _reader(prepared.manifest), rules.complete or run.spec.modalities, lossy=job.accept_lossy
-    )
-    for line in found.lacking:
+    run, rules, out = prepared.run, prepared.rules, job.target
+    found = _collect(prepared)
+    for line in found.notes:
         _logger.warning("%s", line)
     if not found.plan.samples:
-        raise nothing_usable(found.reasons(), len(found.files), job.dicom)
-    synthetic = (job.dicom / "phantom.json").is_file()
+        raise nothing_usable(found, job.given)
+    synthetic = (job.files / "phantom.json").is_file()
     with _folder(out) as folder, _secret(job, synthetic) as secret:
-        planned = plan_samples(found, job.dicom.absolute(), prepared.store, secret)
+        planned = plan_samples(found, job.files.absolute(), prepared.store, secret)
         kept, keys = limited(planned, job.limit, rules.contralateral)
         mark_beyond(found, planned, keys)
         before = found.reasons()
         tally = Tally()
         predictions, masks = _infer(prepared, found, kept, keys, tally, folder)
-        exam_key = results.exam_keys(found, dataset, secret)
+        exam_key = results.exam_keys(found, prepared.card.name, secret)
         samples = results.entries(predictions, tally.rows, run.spec, masks)
         summary = _facts(prepared, synthetic) | {
             "samples": samples,
@@ -106,17 +102,22 @@ def predict(job: PredictionJob) -> dict[str, Any]:
             "exams_without_prediction": results.exams_without_prediction(
                 found, exam_key, {row.exam for row in tally.rows.values()}
             ),
-            "files": {
-                "found": len(found.files),
-                "used": tally.used,
-                "left_out": dict(sorted((before + tally.bad).items())),
-            },
+            **_counts(found, tally, before + tally.bad),
+            "notes": found.notes,
         }
         results.write_table(folder / "predictions.csv", samples)
         results.write_report(folder / "predictions.json", summary)
-        names = {f"{row.exam}-{row.side}": row.key for row in tally.rows.values()}
-        results.write_mapping(next_to(out, "mapping.csv"), found, exam_key, names)
+        results.write_mapping(next_to(out, "mapping.csv"), found, exam_key, tally.keys)
     return summary
+
+
+def _counts(found: Found, tally: Tally, left_out: Mapping[str, int]) -> dict[str, Any]:
+    """What became of rows and files, for ``predictions.json``."""
+    files = {"found": len(found.files), "used": tally.used, "left_out": dict(sorted(left_out.items()))}
+    if not found.rows:
+        return {"files": files}
+    numbers = {"found": len(found.rows), "predicted": len(tally.rows), "left_out": found.rows_by_outcome()}
+    return {"rows": numbers, "files": files | {"rows": found.file_rows_by_outcome()}}
 
 
 def _prepare(job: PredictionJob) -> _Prepared:
@@ -125,54 +126,67 @@ def _prepare(job: PredictionJob) -> _Prepared:
     Raises:
         UserError: the run cannot be opened, or its shards were made with other pixels than this package makes.
     """
-    run = open_run(job.run, "train", job.data)
-    manifest = run.manifests["train"]
-    where = sources.shown(sources.join(run.config.data.root, "train"))
-    store = storing(manifest, where)
-    complete = manifest.card.modalities if manifest.preprocessing.get("require") == "complete" else ()
+    run = open_run(job.run, data=job.data)
+    files, stored, card = RunFolder(job.run), run.data.preprocessing, find_card(run.config.data.dataset)
+    complete = card.modalities if stored.get("require") == "complete" else ()
     rules = SampleRules(complete, run.spec.modalities, run.config.data.complete_only, run.config.data.contralateral)
-    batch_size = job.batch_size or run.micro_batch
-    # the stream is never started: it says how evaluation reads a sample, and refuses what evaluation refuses
-    reading = assemble.stream(run.config, "train", run.spec, batch_size, 1, run.manifests).reading
-    return _Prepared(job, run, store, reading, rules, batch_size)
+    asked = card
+    if job.table is not None:
+        asked = rows.without_answers(card, complete or run.spec.modalities, job.table, stored)
+    store = storing(stored, asked, str(files.data if files.data.is_file() else run.config.data.root))
+    reading = assemble.reading(run.config, run.spec, run.data.normalisation())
+    return _Prepared(job, run, card, store, reading, rules, job.batch_size or run.micro_batch)
 
 
-def _reader(manifest: Manifest) -> str:
-    """The reader of the archive that the run was trained on; its rules choose the images here as well."""
-    source = manifest.card.source
-    return source.reader if source else ""
+def _collect(prepared: _Prepared) -> Found:
+    """Everything that was given."""
+    job, source = prepared.job, prepared.card.source
+    assert source is not None  # the job was checked
+    if job.table is not None:
+        return rows.collect(prepared.store.card, RunFolder(job.run).card, job.files, source)
+    wanted = prepared.rules.complete or prepared.run.spec.modalities
+    return exams.collect(job.files, source.reader, wanted, lossy=job.accept_lossy)
 
 
 def _facts(prepared: _Prepared, synthetic: bool) -> dict[str, Any]:
     """What ``predictions.json`` says of the run, before the predictions."""
-    run, store, manifest = prepared.run, prepared.store, prepared.manifest
+    run, store, card, data = prepared.run, prepared.store, prepared.card, prepared.run.data
     return {
         "notice": NOTICE,
         "synthetic": synthetic,
-        "trained_on_synthetic": bool(manifest.synthetic),
+        "trained_on_synthetic": bool(data.synthetic),
         "model": run.config.model.name,
-        "dataset": manifest.dataset,
-        "data_digest": manifest.digest,
+        "dataset": data.dataset,
+        "data_digest": data.digest,
+        "words": {
+            "sample": card.unit,
+            "samples": plural(card.unit),
+            "group": card.group,
+            "groups": plural(card.group),
+            "modalities": {one.name: one.label or one.name for one in run.spec.inputs},
+            "tasks": {task.name: task.label or task.name for task in run.spec.tasks},
+        },
         "preprocessing": {"rows": store.rows, "cols": store.cols, "image_size": list(run.spec.image_size)},
         "modalities": list(run.spec.modalities),
         "tasks": {task.name: list(results.class_names(task)) for task in run.spec.tasks},
     }
 
 
-def nothing_usable(reasons: Counter[str], files: int, dicom: Path) -> DataError:
-    """The error of a folder without anything to predict."""
-    why = counted(dict(reasons), REASONS_SHOWN) or "it is empty"
-    return DataError(
-        f"no usable mammogram among {files} files ({why})",
-        str(dicom),
-        "give CC and MLO views for presentation, with laterality and view in their headers",
-    )
+def nothing_usable(found: Found, where: Path) -> DataError:
+    """The error of a folder or table without anything to predict."""
+    if found.rows:
+        reasons = dict(Counter(row.outcome for row in found.rows))
+        given, number = "rows", len(found.rows)
+    else:
+        reasons, given, number = dict(found.reasons()), "files", len(found.files)
+    why = counted(reasons, REASONS_SHOWN) or "it is empty"
+    return DataError(f"no usable {found.what} among {number} {given} ({why})", str(where), found.fix)
 
 
 def _infer(
     prepared: _Prepared, found: Found, jobs: list[SampleJob], keys: set[str], tally: Tally, folder: Path
-) -> tuple[Predictions, dict[tuple[str, str], str]]:
-    """Predictions and the mask files by (key, task).
+) -> tuple[Predictions, dict[tuple[str, str], dict[str, str]]]:
+    """Predictions and the files of masks by (key, task) and class.
 
     Args:
         prepared: the job and its run.
@@ -188,15 +202,14 @@ def _infer(
     """
     run, reading, rules, size = prepared.run, prepared.reading, prepared.rules, prepared.batch_size
     workers = min(8, os.cpu_count() or 1) if prepared.job.workers is None else prepared.job.workers
-    masks: dict[tuple[str, str], str] = {}
-    dense = [task.name for task in run.spec.tasks if task.dense]
+    masks: dict[tuple[str, str], dict[str, str]] = {}
+    dense = [task for task in run.spec.tasks if task.dense]
 
     def forward(batch: Batch) -> ModelOutput:
         output: ModelOutput = run.model(batch)
-        for name in dense:
-            for key, logits in zip(batch.keys, output.logits[name], strict=True):
-                masks[key, name] = f"masks/{key}.{name}.png"
-                results.save_mask(folder / masks[key, name], (logits[0] > 0).cpu().numpy())
+        for task in dense:
+            for key, logits in zip(batch.keys, output.logits[task.name], strict=True):
+                masks[key, task.name] = results.save_masks(folder, key, task, (logits > 0).cpu().numpy())
         return output
 
     with tqdm(total=len(keys), desc="samples", unit="sample") as progress:
@@ -205,16 +218,16 @@ def _infer(
         first = next(batches, None)
         if first is None:
             progress.close()
-            raise nothing_usable(found.reasons(), len(found.files), prepared.job.dicom)
+            raise nothing_usable(found, prepared.job.given)
         try:
             predictions = predict_split(
                 forward,
                 itertools.chain([first], batches),
                 run.spec,
-                objective(run.config, run.spec, prepared.manifest.sample_labels, run.device),
+                objective(run.config, run.spec, run.statistics, run.device),
                 run.device,
                 torch.float32,
-                correction=assemble.prior_correction(run.config, run.spec, prepared.manifest),
+                correction=run.correction,
             )
         except torch.OutOfMemoryError:
             raise ConfigError(

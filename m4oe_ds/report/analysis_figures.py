@@ -37,7 +37,7 @@ ANALYSES = (
      "Samples by the number of modalities that they have. They may differ in more than that: samples with few "
      "modalities can be other patients."),
     ("own_heatmaps", "Where the two sides differ (AsymMirai)",
-     "The samples with the largest differences: heat-map over the view, and the window that the risk is read from."),
+     "The samples with the largest differences: heat-map over the image, and the window that the answer is read from."),
     ("interpretability", "How far contributions can be trusted",
      "Agreement of routing contributions, and of saliency and attention rollout, with the planted truth of the "
      "synthetic data and with what happens when a modality is taken away."),

@@ -21,9 +21,9 @@ INTENDED_USE = (
     "answer per {unit} and question, to be read together with the intervals above."
 )
 NOT_FOR = (
-    "Diagnosis, triage, screening decisions or any other decision about a person. It is not a medical device, and no "
-    "regulator has assessed it. Not for images of other scanners, populations or views than those of its training data "
-    "without a new evaluation."
+    "Diagnosis, triage, screening or any other decision about a person. It is not a medical device, and no regulator "
+    "has assessed it. Not for data of other devices, populations or modalities than those of its training data without "
+    "a new evaluation."
 )
 PRIVACY = (
     "Neither this page nor the run folder names a person, a date or a source file; rows are keyed by keyed hashes. "
@@ -87,7 +87,7 @@ def _data(
     name = environment.get("dataset", "unknown")
     text = f"{name}, synthetic phantoms in its layout" if environment.get("synthetic") else str(name)
     parts = [
-        f"{split} {entry['n']} samples of {entry['n_groups']} patients"
+        f"{split} {entry['n']} samples of {entry['n_groups']} {card.group if card else 'patient'}s"
         for split, entry in metrics.items()
         if isinstance(entry, dict) and "n_groups" in entry
     ]
@@ -178,8 +178,8 @@ def _provenance(environment: Mapping[str, Any]) -> list[str]:
 def _limits(environment: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     text = (
         "One seed: how much the figures would change with another is not known from this run. Labels may be missing, "
-        "and risk labels are censored: a negative counts only as far as follow-up reaches. Accuracy must be read "
-        "against the majority baseline."
+        "and answers about what happens later are censored: a negative counts only as far as follow-up reaches. "
+        "Accuracy must be read against the majority baseline."
     )
     below = [
         name
@@ -214,7 +214,7 @@ def agreement(analysis: Mapping[str, Any]) -> list[str]:
     table = (analysis.get("interpretability") or {}).get("table", ())
     named = {
         "truth": "the planted truth of the synthetic data",
-        "ablation": "what leaving a view out does to the answer",
+        "ablation": "what leaving a modality out does to the answer",
     }
     found = []
     for reference, text in named.items():

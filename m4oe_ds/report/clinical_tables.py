@@ -19,9 +19,14 @@ def number(entry: Mapping[str, Any] | None, digits: int = 3) -> str:
     return f"{text} [{entry['low']:.2f}, {entry['high']:.2f}]"
 
 
-def from_report(clinical: Mapping[str, Any]) -> list[Table]:
-    """Tables with ``title``, ``note``, ``header`` and ``rows`` of texts, those without content left out."""
-    found = [_points(clinical), _calibration(clinical), _risk(clinical), _subgroups(clinical)]
+def from_report(clinical: Mapping[str, Any], groups: str = "patients") -> list[Table]:
+    """Tables with ``title``, ``note``, ``header`` and ``rows`` of texts, those without content left out.
+
+    Args:
+        clinical: content of ``clinical.json``.
+        groups: what the groups of samples are called.
+    """
+    found = [_points(clinical), _calibration(clinical), _follow_up(clinical), _subgroups(clinical, groups)]
     return [table for table in found if table["rows"] or table["note"]]
 
 
@@ -73,23 +78,23 @@ def _calibration(clinical: Mapping[str, Any]) -> Table:
     }
 
 
-def _risk(clinical: Mapping[str, Any]) -> Table:
-    risk = clinical.get("risk")
+def _follow_up(clinical: Mapping[str, Any]) -> Table:
+    found = clinical.get("risk")
     table: Table = {
         "title": "Risk over time",
         "note": "",
         "rows": [],
         "header": ["horizon", "cases", "AUC (weighted for censoring)", "AUC (plain)", "Brier (censored)"],
     }
-    if not risk:
+    if not found:
         return table
-    if "note" in risk:
-        return table | {"note": f"Not available: {risk['note']}."}
+    if "note" in found:
+        return table | {"note": f"Not available: {found['note']}."}
     table["note"] = (
-        f"Uno's C-index {number(risk['uno_c'])}, Harrell's {number(risk['harrell_c'])}; censoring estimated from "
-        f"the {risk['censoring_from'].removeprefix('this ')}; {risk['events']} events among {risk['n']} breasts."
+        f"Uno's C-index {number(found['uno_c'])}, Harrell's {number(found['harrell_c'])}; censoring estimated from "
+        f"the {found['censoring_from'].removeprefix('this ')}; {found['events']} events among {found['n']} samples."
     )
-    for entry in risk["horizons"]:
+    for entry in found["horizons"]:
         auc = entry["auc"]
         cases = f"{auc.get('events', '–')} of {auc.get('events', 0) + auc.get('controls', 0)}"
         rows = [
@@ -103,7 +108,7 @@ def _risk(clinical: Mapping[str, Any]) -> Table:
     return table
 
 
-def _subgroups(clinical: Mapping[str, Any]) -> Table:
+def _subgroups(clinical: Mapping[str, Any], groups: str) -> Table:
     rows = []
     for task, entry in clinical["tasks"].items():
         for row in entry.get("subgroups", {}).get("rows", ()):
@@ -115,5 +120,5 @@ def _subgroups(clinical: Mapping[str, Any]) -> Table:
         "title": "Subgroups",
         "note": "",
         "rows": rows,
-        "header": ["task", "attribute", "group", "n", "patients", "AUROC"],
+        "header": ["task", "attribute", "group", "n", groups, "AUROC"],
     }

@@ -126,6 +126,28 @@ def roc(arrays: Mapping[str, np.ndarray], split: Mapping[str, Any]) -> Any | Non
         return figure
 
 
+def numbers(rows: Sequence[Mapping[str, Any]], split: Mapping[str, Any]) -> Any:
+    """Predicted over true value, one panel per task with at least one row of ``task, true, predicted``."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    with mpl.rc_context(STYLE):
+        columns = min(3, len(tasks))
+        lines = -(-len(tasks) // columns)
+        figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 4.0 * lines), squeeze=False)
+        for axis in axes.flat[len(tasks) :]:
+            axis.set_axis_off()
+        for axis, name in zip(axes.flat, tasks, strict=False):
+            entry = split["tasks"][name]
+            points = np.array([(row["true"], row["predicted"]) for row in rows if row["task"] == name])
+            ends = [float(points.min()), float(points.max())]
+            axis.plot(ends, ends, ":", color="#999999", label="agreement")
+            axis.axhline(entry["baseline"]["value"], ls="--", lw=1, color=COLOURS[1], label=entry["baseline"]["of"])
+            axis.scatter(points[:, 0], points[:, 1], s=14, alpha=0.6, color=COLOURS[0])
+            unit = f" ({entry['unit']})" if entry.get("unit") else ""
+            axis.set(title=name, xlabel=f"true{unit}", ylabel=f"predicted{unit}")
+            axis.legend(fontsize=8)
+        return figure
+
+
 def calibration(clinical: Mapping[str, Any]) -> Any | None:
     """Reliability of every task: observed frequency over predicted probability, bins of equal counts; None without any.
 

@@ -11,7 +11,8 @@ import numpy as np
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from m4oe_ds.report.figures import STYLE
+from m4oe_ds.report import tables
+from m4oe_ds.report.figures import COLOURS, STYLE
 
 PICTURE: Any = {**STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
 MOST_EXPERTS = 12
@@ -20,12 +21,15 @@ MOST_EXPERTS = 12
 def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int) -> Any:
     """One sample: a column per view, a row per task, the dispatch weight of the tokens over the grey view.
 
-    Every task has one colour scale over its views, from uniform routing (transparent) to its largest token.
+    Every task has one colour scale over its views, from uniform routing (transparent) to its largest token. Volumes:
+    the middle slice under the mean over the depth. Tables: bars by column, a line where uniform routing is.
     """
     tasks, modalities = gallery["tasks"].tolist(), gallery["modalities"].tolist()
     present = gallery["present"][row]
-    tokens = sum(gallery[f"map_{i}"][row, 0].size for i in range(len(modalities)) if present[i])
-    height, width = gallery["view_0"].shape[1:]
+    kinds, layers = tables.kinds(gallery), gallery.get("layers", np.ones(len(modalities), dtype=int))
+    tokens = sum(gallery[f"map_{i}"][row, 0].size * int(layers[i]) for i in range(len(modalities)) if present[i])
+    sizes = [gallery[f"view_{i}"].shape[1:] for i, kind in enumerate(kinds) if kind != "table"]
+    height, width = sizes[0] if sizes else (1, 1)
     side = 1.25
     with mpl.rc_context(PICTURE):
         figure, axes = plt.subplots(
@@ -48,6 +52,9 @@ def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int) -> Any:
                     axis.text(0.5, 0.5, "absent", ha="center", va="center", transform=axis.transAxes, fontsize=8)
                     continue
                 view, weight = gallery[f"view_{i}"][row], gallery[f"map_{i}"][row, k]
+                if kinds[i] == "table":
+                    _bars(axis, weight[0], gallery[f"columns_{i}"].tolist(), top, uniform)
+                    continue
                 extent = (0, view.shape[1], view.shape[0], 0)
                 axis.imshow(view, cmap="gray", extent=extent)
                 above = np.clip((weight - uniform) / max(top - uniform, 1e-12), 0, 1)
@@ -55,8 +62,22 @@ def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int) -> Any:
         return figure
 
 
+def _bars(axis: Any, weights: np.ndarray, columns: list[str], top: float, uniform: float) -> None:
+    """Dispatch weight of every column of a table, the first at the top, on the scale of the task's other views."""
+    places = np.arange(len(columns))
+    axis.barh(places, weights, color=COLOURS[1], height=0.8)
+    axis.axvline(uniform, ls=":", color="black", lw=0.8)
+    axis.set(xlim=(0, 1.05 * max(top, uniform)), ylim=(len(columns) - 0.4, -0.6))
+    size = min(7.0, 60 / len(columns))  # points: the rows of a panel share its height
+    for place, name in zip(places, columns, strict=True):
+        axis.text(0.02, place, name, fontsize=size, va="center", transform=axis.get_yaxis_transform())
+
+
 def expert_patches(gallery: Mapping[str, np.ndarray], most: int = MOST_EXPERTS) -> Any:
-    """A row per expert, most used first: the patches (with their surroundings) it takes with the largest weights."""
+    """A row per expert, most used first: the patches (with their surroundings) it takes with the largest weights.
+
+    A column of a table is its name.
+    """
     tasks, modalities = gallery["tasks"].tolist(), gallery["modalities"].tolist()
     usage, source = gallery["expert_usage"], gallery["expert_source"]
     order = np.argsort(-usage)[:most]
@@ -70,8 +91,12 @@ def expert_patches(gallery: Mapping[str, np.ndarray], most: int = MOST_EXPERTS) 
                 if gallery["expert_weight"][expert, k] < 0:
                     axis.set_axis_off()
                     continue
-                axis.imshow(gallery["expert_patch"][expert, k], cmap="gray", vmin=0, vmax=255)
-                modality, task = source[expert, k]
+                modality, task, *column = source[expert, k].tolist()
+                if column and column[0] >= 0:  # of a table: no picture, its name
+                    name = gallery[f"columns_{modality}"][column[0]]
+                    axis.text(0.5, 0.5, name, ha="center", va="center", transform=axis.transAxes, fontsize=8, wrap=True)
+                else:
+                    axis.imshow(gallery["expert_patch"][expert, k], cmap="gray", vmin=0, vmax=255)
                 axis.set_title(f"{modalities[modality]}\n{tasks[task]}", fontsize=7)
                 if k == 0:
                     axis.set_ylabel(f"expert {expert}\n{usage[expert]:.1%}", fontsize=8)

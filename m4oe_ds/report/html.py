@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from m4oe_ds.data.cards import Card
 from m4oe_ds.errors import DataError
 from m4oe_ds.report import analysis_figures, clinical_tables, missing_tables, pictures
 from m4oe_ds.report.card import agreement, card
 from m4oe_ds.report.clinical_tables import number
+from m4oe_ds.report.kind_tables import tables_of
 from m4oe_ds.report.patients import patients
 from m4oe_ds.runs.configuration import card_of
 from m4oe_ds.runs.folder import RunFolder
@@ -24,6 +26,7 @@ METRICS = (
     ("auroc", "AUROC"),
     ("auprc", "AUPRC (chance)"),
     ("kappa", "kappa"),
+    ("class_error", "classes off"),
 )
 
 
@@ -53,6 +56,7 @@ def _content(folder: Path) -> dict[str, Any]:
     missing: list[str] = []
     files = RunFolder(folder)
     data_card = card_of(files)
+    groups = f"{data_card.group}s" if data_card else "patients"
     environment = _json(files.environment, missing)
     metrics = _json(files.metrics, missing)
     records = _records(files.log, missing)
@@ -72,7 +76,7 @@ def _content(folder: Path) -> dict[str, Any]:
     sections_of_samples = patients(examples, arrays, maps, data_card)
     inside = {key for key in examples.get("keys", np.zeros(0)).tolist() if sections_of_samples}
     return {
-        "clinical": clinical_tables.from_report(clinical) if clinical else [],
+        "clinical": clinical_tables.from_report(clinical, groups) if clinical else [],
         "clinical_split": clinical.get("split", ""),
         "analysis": analysis_figures.embedded(folder) if analysis else [],
         "missing_modalities": missing_tables.from_analysis(analysis.get("missing", {})),
@@ -84,9 +88,10 @@ def _content(folder: Path) -> dict[str, Any]:
         "environment": environment,
         "synthetic": bool(environment.get("synthetic")),
         "checkpoint": metrics.get("checkpoint", {}),
-        "splits": {name: _table(entry) for name, entry in splits.items()},
+        "splits": {name: _table(entry, data_card) for name, entry in splits.items()},
         "violations": {name: entry.get("risk_monotonicity_violations") for name, entry in splits.items()},
         "shown": shown,
+        "groups": groups,
         "figures": pictures.run_pictures(folder, records, splits.get(shown), arrays, clinical, gallery),
         "patients": sections_of_samples,
         "card": card(environment, metrics, records, config, ds_config, analysis, data_card),
@@ -96,21 +101,26 @@ def _content(folder: Path) -> dict[str, Any]:
     }
 
 
-def _table(split: dict[str, Any]) -> dict[str, Any]:
-    """Rows ``task, n, majority, metrics...`` of a split."""
+def _table(split: dict[str, Any], data_card: Card | None) -> dict[str, Any]:
+    """Rows ``task, n, majority, metrics...`` of the tasks with classes of a split, and tables of the other kinds."""
     rows = []
     for name, entry in split["tasks"].items():
+        if entry.get("kind") != "classification":
+            continue
         if not entry["n"]:
             rows.append([name, "0", "", "no labels", *[""] * (len(METRICS) - 1)])
             continue
         metrics = entry["metrics"]
-        if entry.get("kind") == "segmentation":
-            rows.append([name, entry["n"], "", f"Dice {number(metrics['dice'])}", *[""] * (len(METRICS) - 1)])
-            continue
         cells = [number(metrics[key]) if key in metrics else "" for key, _ in METRICS]
         cells[4] += f" ({entry['auprc_chance']:.2f})" if cells[4] != "–" else ""
         rows.append([name, entry["n"], f"{entry['prior']:.3f}", *cells])
-    return {"rows": rows, "n": split["n"], "groups": split["n_groups"], "header": [label for _, label in METRICS]}
+    return {
+        "rows": rows,
+        "n": split["n"],
+        "groups": split["n_groups"],
+        "header": [label for _, label in METRICS],
+        "others": tables_of(split, data_card),
+    }
 
 
 def _json(path: Path, missing: list[str]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from m4oe_ds.data.cards import Card
+from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.report.kind_tables import answer
 from m4oe_ds.report.pictures import Picture, embedded
 
 DARK = 0.18  # relative luminance below which white text has the better contrast
@@ -38,7 +40,8 @@ def patients(
     if not examples or not arrays:
         return []
     tasks, modalities = arrays["tasks"].tolist(), arrays["modalities"].tolist()
-    names = {task.name: task.class_names for task in card.tasks} if card else {}
+    kinds = examples["kinds"].tolist() if "kinds" in examples else ["image"] * len(modalities)
+    known = {task.name: task for task in card.tasks} if card else {}
     row_of = {key: row for row, key in enumerate(arrays["keys"].tolist())}
     found = []
     for number, key in enumerate(examples["keys"].tolist()):
@@ -47,8 +50,10 @@ def patients(
             {
                 "name": name,
                 "image": embedded(figures.view_png(examples["views"][number, i]))
-                if examples["present"][number, i]
+                if examples["present"][number, i] and kinds[i] != "table"
                 else "",
+                "instead": "table" if examples["present"][number, i] else "absent",
+                "note": ", middle slice" if kinds[i] == "volume" and examples["present"][number, i] else "",
                 "colour": figures.COLOURS[i % len(figures.COLOURS)],
             }
             for i, name in enumerate(modalities)
@@ -57,7 +62,7 @@ def patients(
             {
                 "task": task,
                 "shares": _shares(examples["contribution"][number, k], modalities, figures.COLOURS),
-                **_said(arrays, task, row, names.get(task, ())),
+                **_said(arrays, task, row, known.get(task)),
             }
             for k, task in enumerate(tasks)
         ]
@@ -78,13 +83,14 @@ def _shares(values: np.ndarray, modalities: list[str], colours: tuple[str, ...])
     ]
 
 
-def _said(arrays: Mapping[str, np.ndarray], task: str, row: int | None, names: tuple[str, ...]) -> dict[str, Any]:
+def _said(arrays: Mapping[str, np.ndarray], task: str, row: int | None, spec: TaskSpec | None) -> dict[str, Any]:
     """Answer with its probability, label, and whether they agree (None = unknown)."""
     if row is None:
         return {"said": "–", "truth": "–", "right": None}
-    if f"dice_{task}" in arrays:
-        dice = float(arrays[f"dice_{task}"][row])
-        return {"said": "mask" if np.isnan(dice) else f"Dice {dice:.2f}", "truth": "–", "right": None}
+    other = answer(arrays, task, row, spec)
+    if other is not None:
+        return other
+    names = spec.class_names if spec else ()
     if f"prob_{task}" not in arrays:
         return {"said": "–", "truth": "–", "right": None}
 

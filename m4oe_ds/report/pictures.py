@@ -6,13 +6,13 @@ import base64
 import csv
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from m4oe_ds.report import tables
+from m4oe_ds.report import kind_tables, tables
 from m4oe_ds.runs.folder import RunFolder
 
 MOST_ROWS, MOST_COLUMNS = 64, 10  # of the numbers shown under a picture; the CSV next to it has all
@@ -44,6 +44,7 @@ class Picture:
         alt: what it shows, in words.
         header: names of the columns of its numbers.
         rows: numbers behind it as text, or empty where they are too many to read.
+        note: how to read it, where that depends on the data set.
     """
 
     image: str
@@ -52,6 +53,7 @@ class Picture:
     alt: str
     header: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
+    note: str = ""
 
 
 def picture(png: bytes, alt: str, numbers: Path | None = None) -> Picture:
@@ -118,6 +120,8 @@ def run_pictures(
     if split and arrays:
         areas = tables.areas(split)
         made["roc"] = (figures.roc(arrays, split), tables.roc(arrays, split), f"ROC curves; area: {areas}")
+    if split and (rows := kind_tables.scatter_rows(arrays, split)):
+        made["numbers"] = (figures.numbers(rows, split), rows, "Predicted over true value of every task for a number")
     if "contribution" in arrays:
         made["contribution"] = (
             figures.contribution(arrays),
@@ -155,7 +159,18 @@ def dispatch_maps(folder: Path, gallery: Mapping[str, np.ndarray]) -> dict[str, 
         name = f"dispatch_map_{row + 1}"
         figure = gallery_figures.dispatch_maps(gallery, row)
         png = figures.save(figure, RunFolder(folder).figures, name, tables.dispatch_map(gallery, row))
-        found[key] = picture(
-            png, f"Dispatch weight over the views, one row per task. Largest: {tables.brightest(gallery, row)}"
+        made = picture(
+            png, f"Dispatch weight over the modalities, one row per task. Largest: {tables.brightest(gallery, row)}"
         )
+        header, rows = tables.by_column(gallery, row)
+        found[key] = replace(made, header=header, rows=rows, note=_how_to_read(tables.kinds(gallery)))
     return found
+
+
+def _how_to_read(kinds: Sequence[str]) -> str:
+    """What a dispatch map shows of volumes and tables, if there are any."""
+    notes = {
+        "volume": " Volumes: the middle slice under the mean of the weights over the depth.",
+        "table": " Tables: the weight of each column; dotted: uniform routing.",
+    }
+    return "".join(text for kind, text in notes.items() if kind in kinds)

@@ -108,10 +108,22 @@ def experts(gallery: Mapping[str, np.ndarray]) -> Rows:
     ]
 
 
+def kinds(gallery: Mapping[str, np.ndarray]) -> list[str]:
+    """Kind of every modality of a gallery: ``image``, ``volume`` or ``table``."""
+    found = gallery.get("kinds")
+    return ["image"] * len(gallery["modalities"]) if found is None else list(map(str, found))
+
+
+def _column(gallery: Mapping[str, np.ndarray], i: int, x: int) -> Any:
+    """Name of a column of a table, or the number of a column of patches."""
+    names = gallery.get(f"columns_{i}")
+    return x if names is None else str(names[x])
+
+
 def dispatch_map(gallery: Mapping[str, np.ndarray], row: int) -> Rows:
-    """Dispatch weight of every token with a place, per task."""
+    """Dispatch weight of every token with a place, per task; of a volume the mean over its depth."""
     return [
-        {"task": task, "modality": name, "row": y, "column": x, "weight": float(weight)}
+        {"task": task, "modality": name, "row": y, "column": _column(gallery, i, x), "weight": float(weight)}
         for k, task in enumerate(gallery["tasks"].tolist())
         for i, name in enumerate(gallery["modalities"].tolist())
         if gallery["present"][row, i]
@@ -119,8 +131,22 @@ def dispatch_map(gallery: Mapping[str, np.ndarray], row: int) -> Rows:
     ]
 
 
+def by_column(gallery: Mapping[str, np.ndarray], row: int) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Header and lines with the dispatch weight of every column of the tables, a line per task; empty without any."""
+    chosen = [i for i, kind in enumerate(kinds(gallery)) if kind == "table" and gallery["present"][row, i]]
+    if not chosen:
+        return (), ()
+    names = gallery["modalities"].tolist()
+    header = ("task", *(f"{names[i]} {column}" for i in chosen for column in gallery[f"columns_{i}"].tolist()))
+    lines = tuple(
+        (task, *(f"{weight:.3f}" for i in chosen for weight in gallery[f"map_{i}"][row, k, 0]))
+        for k, task in enumerate(gallery["tasks"].tolist())
+    )
+    return header, lines
+
+
 def brightest(gallery: Mapping[str, np.ndarray], row: int) -> str:
-    """View and place of every task's largest token, in words."""
+    """View and place of every task's largest token, in words; of a table the name of the column."""
     modalities = gallery["modalities"].tolist()
     found = []
     for k, task in enumerate(gallery["tasks"].tolist()):
@@ -131,6 +157,9 @@ def brightest(gallery: Mapping[str, np.ndarray], row: int) -> str:
             _, i = max(tops)
             table = gallery[f"map_{i}"][row, k]
             y, x = np.unravel_index(int(table.argmax()), table.shape)
+            if f"columns_{i}" in gallery:
+                found.append(f"{task} {modalities[i]} {_column(gallery, i, int(x))}")
+                continue
             height, width = table.shape
             vertical = ("top", "middle", "bottom")[min(3 * int(y) // height, 2)]
             horizontal = ("left", "centre", "right")[min(3 * int(x) // width, 2)]

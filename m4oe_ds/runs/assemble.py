@@ -28,6 +28,8 @@ from m4oe_ds.models.registry import MODELS
 from m4oe_ds.parallel import reduce
 from m4oe_ds.runs.configuration import without_sources
 
+Normalise = Mapping[str, tuple[float, float]]  # mean and standard deviation by modality, or modality.column
+
 
 def load_manifests(config: Config, splits: tuple[str, ...]) -> dict[str, Manifest]:
     """Manifests of the splits.
@@ -110,7 +112,13 @@ def training_presence(config: Config, spec: ModelSpec, train: Manifest) -> tuple
 
 
 def stream(
-    config: Config, split: str, spec: ModelSpec, micro: int, accumulation: int, manifests: Mapping[str, Manifest]
+    config: Config,
+    split: str,
+    spec: ModelSpec,
+    micro: int,
+    accumulation: int,
+    manifests: Mapping[str, Manifest],
+    normalise: Normalise | None = None,
 ) -> ShardStream:
     """This rank's stream of a split, standardised with the pixel statistics of the training split.
 
@@ -120,41 +128,58 @@ def stream(
         spec: specification of the model.
         micro: samples per batch.
         accumulation: batches per optimizer step.
-        manifests: manifests of this split and of ``train``.
+        manifests: manifests of this split, and of ``train`` where nothing else says how to standardise.
+        normalise: statistics of the training split; None = of its manifest.
 
     Raises:
-        ConfigError: the model compares breasts and the other one is not read.
+        ConfigError: the model compares sides and the other one is not read.
         DataError: a split without a modality or task that is to be read.
     """
-    pairs = config.model.options.get("pairs", "bilateral")  # of image types: the other side is not read
-    if MODELS[config.model.name].contralateral and not config.data.contralateral and pairs == "bilateral":
-        raise ConfigError(f"{config.model.name} needs the other side", "data.contralateral", "set it to true")
-    train = manifests["train"]
-    options = {key: value for key, value in to_dict(config.data.augment).items() if key != "enabled"}
+    if normalise is None:
+        normalise = manifests["train"].normalisation()
     return ShardStream(
         sources.join(config.data.root, split),
         manifests[split],
-        Reading(
-            inputs=spec.inputs,
-            tasks=spec.tasks,
-            image_size=spec.image_size,
-            volume_size=spec.volume_size,
-            normalise=train.normalisation(),
-            augment=AugmentOptions(**options) if config.data.augment.enabled and split == "train" else None,
-            seed=config.run.seed,
-            modality_dropout=config.data.modality_dropout if split == "train" else 0.0,
-            contralateral=config.data.contralateral,
-        ),
+        reading(config, spec, normalise, augmented=split == "train"),
         Share(reduce.rank(), reduce.world_size(), micro, accumulation),
         Sampling(
             seed=config.run.seed,
             complete_only=config.data.complete_only,
-            weights=sampling_weights(config, spec, train) if split == "train" else None,
+            weights=sampling_weights(config, spec, manifests[split]) if split == "train" else None,
             last_batch=config.data.last_batch,
         ),
         workers=config.data.workers,
         cache=cache(config),
         max_bad_fraction=config.data.max_bad_fraction,
+    )
+
+
+def reading(config: Config, spec: ModelSpec, normalise: Normalise, *, augmented: bool = False) -> Reading:
+    """How a sample becomes tensors.
+
+    Args:
+        config: the resolved configuration.
+        spec: specification of the model.
+        normalise: ``{modality: (mean, std)}`` of the training split.
+        augmented: for training: with the augmentation and modality dropout of the configuration.
+
+    Raises:
+        ConfigError: the model compares sides and the other one is not read.
+    """
+    pairs = config.model.options.get("pairs", "bilateral")  # of image types: the other side is not read
+    if MODELS[config.model.name].contralateral and not config.data.contralateral and pairs == "bilateral":
+        raise ConfigError(f"{config.model.name} needs the other side", "data.contralateral", "set it to true")
+    options = {key: value for key, value in to_dict(config.data.augment).items() if key != "enabled"}
+    return Reading(
+        inputs=spec.inputs,
+        tasks=spec.tasks,
+        image_size=spec.image_size,
+        volume_size=spec.volume_size,
+        normalise=normalise,
+        augment=AugmentOptions(**options) if config.data.augment.enabled and augmented else None,
+        seed=config.run.seed,
+        modality_dropout=config.data.modality_dropout if augmented else 0.0,
+        contralateral=config.data.contralateral,
     )
 
 

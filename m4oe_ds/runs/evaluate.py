@@ -41,21 +41,25 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     device = launch.start(launch.resolve(os.environ), timeout_minutes)
     run = open_run(folder, split, data, device)
     assemble.verify(run.config, {split: run.manifests[split]}, device)
-    train = run.manifests["train"]
     predictions = predict_split(
         run.model,
-        assemble.stream(run.config, split, run.spec, run.micro_batch, 1, run.manifests).evaluation(),
+        run.batches(split),
         run.spec,
-        objective(run.config, run.spec, train.sample_labels, device),
+        objective(run.config, run.spec, run.statistics, device),
         device,
         torch.float32,
-        correction=assemble.prior_correction(run.config, run.spec, train),
+        correction=run.correction,
     )
     metrics = None
     if reduce.rank() == 0:
         files = RunFolder(folder)
         predictions.save(files.predictions(split), run.spec)
-        metrics = evaluate_split(predictions.arrays(), run.spec.tasks, resamples=run.config.evaluation.resamples)
+        metrics = evaluate_split(
+            predictions.arrays(),
+            run.spec.tasks,
+            resamples=run.config.evaluation.resamples,
+            train=run.statistics,
+        )
         metrics["loss"] = predictions.loss
         if predictions.present is not None and not predictions.present.all():
             bootstrap = Bootstrap(run.config.evaluation.resamples)

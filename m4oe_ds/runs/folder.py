@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 CHECKPOINTS = "checkpoints"
+WEIGHTS = "model.safetensors"
 LATEST, BEST = "LATEST", "BEST"  # files next to the checkpoints that hold the tag of one
 _STEP, _STATE, _MANIFEST = "step-", "state-", "manifest.json"
 
@@ -37,6 +38,11 @@ class RunFolder:
     def card(self) -> Path:
         """The card of the data set."""
         return self.path / "card.yaml"
+
+    @property
+    def data(self) -> Path:
+        """What is kept of the training data: statistics, preprocessing, numbers of labels."""
+        return self.path / "data.json"
 
     @property
     def ds_config(self) -> Path:
@@ -71,7 +77,12 @@ class RunFolder:
     @property
     def weights(self) -> Path:
         """Consolidated weights of the best checkpoint; several files have an index next to this name."""
-        return self.path / "weights" / "model.safetensors"
+        return self.path / "weights" / WEIGHTS
+
+    @property
+    def origin(self) -> tuple[Path, ...]:
+        """What makes weights usable elsewhere: how the model was configured, and what it was trained on."""
+        return self.config, self.card, self.data, self.environment
 
     @property
     def metrics(self) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,40 +12,41 @@ from torch import Tensor
 
 from m4oe_ds.config import Config, TaskLossConfig
 from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.task_statistics import TaskStatistics
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.losses.model_loss import ModelLoss
-from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
+from m4oe_ds.losses.objective import FITTING, InformationTerm, Objective, TaskLoss
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import MODELS
 
-LabelsOf = Callable[[str], NDArray[np.int64]]  # task name to the codes [N] of the training split, -1 = missing
+Statistics = Mapping[str, TaskStatistics]
 
 
-def objective(config: Config, spec: ModelSpec, labels_of: LabelsOf | None, device: torch.device) -> Objective:
-    """Task losses, with class weights from the training labels, and the mutual-information term.
+def objective(config: Config, spec: ModelSpec, statistics: Statistics | None, device: torch.device) -> Objective:
+    """Task losses, with what they need of the training labels, and the mutual-information term.
 
     Args:
         config: the resolved configuration.
         spec: specification of the model.
-        labels_of: labels of the training split, :meth:`m4oe_ds.data.manifest.Manifest.sample_labels`; None where only
-            shapes matter: class weights and the prior of the data set, which change no shape, are then left out.
+        statistics: of the training labels, by task; None where only shapes matter: class weights, the scale of numbers
+            and the prior of the data set, which change no shape, are then left out.
         device: device of the weights and of the prior.
 
     Raises:
         ConfigError: a loss that does not fit its task.
     """
     losses = {
-        task.name: _task_loss(config.loss.tasks.get(task.name, config.loss.default), task, labels_of, device)
+        task.name: _task_loss(config.loss.tasks.get(task.name, config.loss.default), task, statistics, device)
         for task in spec.tasks
     }
     mi = config.loss.mutual_information
-    prior = task_prior(mi.task_prior, spec.tasks, labels_of, device)
+    prior = task_prior(mi.task_prior, spec.tasks, statistics, device)
     term = InformationTerm(config.loss.alpha, mi.source, mi.aggregate, mi.task_weight, prior, mi.mask_by_label)
     return Objective(spec.tasks, losses, term, len(spec.modalities), model_loss=model_loss(config, spec))
 
 
 def task_prior(
-    kind: str, tasks: tuple[TaskSpec, ...], labels_of: LabelsOf | None, device: torch.device
+    kind: str, tasks: tuple[TaskSpec, ...], statistics: Statistics | None, device: torch.device
 ) -> Tensor | None:
     """P(T) ``[p]`` float64 of the information term, sum 1; None: from the labels of each batch.
 
@@ -53,19 +54,18 @@ def task_prior(
         kind: ``loss.mutual_information.task_prior``: ``batch``, ``dataset`` (labels of the training split) or
             ``uniform`` (1/p).
         tasks: tasks of the model.
-        labels_of: see :func:`objective`; without it ``dataset`` is as ``batch``.
+        statistics: see :func:`objective`; without them ``dataset`` is as ``batch``.
         device: device of the result.
     """
     if kind == "uniform":
         return torch.full((len(tasks),), 1.0 / len(tasks), dtype=torch.float64, device=device)
-    if kind == "batch" or labels_of is None:
+    if kind == "batch" or statistics is None:
         return None
-    counts = [float((labels_of(task.name) >= 0).sum()) for task in tasks]
-    labels = torch.tensor(counts, dtype=torch.float64)
+    labels = torch.tensor([float(statistics[task.name].known) for task in tasks], dtype=torch.float64)
     return (labels / labels.sum().clamp_min(1)).to(device)
 
 
-def class_weights(kind: str, labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float64] | None:
+def class_weights(kind: str, counts: Sequence[int]) -> NDArray[np.float64] | None:
     """``[C]`` weights of the classes in the loss; None for equal ones.
 
     ``complement``: 1 - share of the class. ``balanced``: N / (C * count of the class), absent classes as if they came
@@ -73,15 +73,14 @@ def class_weights(kind: str, labels: NDArray[np.int64], num_classes: int) -> NDA
 
     Args:
         kind: ``loss.tasks.*.class_weight``.
-        labels: ``[N]`` codes, -1 = missing.
-        num_classes: C.
+        counts: ``[C]`` training labels per class.
     """
     if kind == "none":
         return None
-    counts = np.bincount(labels[labels >= 0], minlength=num_classes).astype(np.float64)
+    number = np.asarray(counts, dtype=np.float64)
     if kind == "complement":
-        return 1.0 - counts / max(counts.sum(), 1.0)
-    return counts.sum() / (num_classes * np.maximum(counts, 1.0))
+        return 1.0 - number / max(number.sum(), 1.0)
+    return number.sum() / (len(number) * np.maximum(number, 1.0))
 
 
 def model_loss(config: Config, spec: ModelSpec) -> ModelLoss | None:
@@ -93,14 +92,19 @@ def model_loss(config: Config, spec: ModelSpec) -> ModelLoss | None:
     return loss
 
 
-def _task_loss(config: TaskLossConfig, task: TaskSpec, labels_of: LabelsOf | None, device: torch.device) -> TaskLoss:
-    kind = config.kind
-    if kind == "auto":
-        kind = "cross_entropy" if task.coded else "bce_dice"
-    if (kind == "bce_dice") != (task.dense):
-        raise ConfigError(f"loss {kind} does not fit the {task.kind} task {task.name}", f"loss.tasks.{task.name}.kind")
-    weight = None
-    if labels_of is not None and task.coded:
-        values = class_weights(config.class_weight, labels_of(task.name), task.num_classes)
+def _task_loss(config: TaskLossConfig, task: TaskSpec, statistics: Statistics | None, device: torch.device) -> TaskLoss:
+    fitting = FITTING[task.kind]
+    kind = fitting[0] if config.kind == "auto" else config.kind
+    if kind not in fitting:
+        raise ConfigError(
+            f"loss {kind} does not fit the {task.kind} task {task.name}",
+            f"loss.tasks.{task.name}.kind",
+            f"use auto or {' or '.join(fitting)}",
+        )
+    weight, centre, spread = None, 0.0, 1.0
+    if statistics is not None:
+        known = statistics[task.name]
+        centre, spread = known.centre, known.spread
+        values = class_weights(config.class_weight, known.counts) if task.coded else None
         weight = None if values is None else torch.tensor(values, dtype=torch.float32, device=device)
-    return TaskLoss(kind, config.weight, config.gamma, config.label_smoothing, weight)
+    return TaskLoss(kind, config.weight, config.gamma, config.label_smoothing, weight, centre, spread, task.horizons)

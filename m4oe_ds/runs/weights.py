@@ -8,6 +8,7 @@ other programs know (``model.safetensors.index.json``).
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.layers.experts import ExpertWeights
-from m4oe_ds.runs.folder import CheckpointFolder
+from m4oe_ds.runs.folder import CheckpointFolder, RunFolder
 from m4oe_ds.runs.state_files import StateReader
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -73,6 +74,31 @@ def consolidate(checkpoint: Path, path: Path, dtype: str = "fp32", max_file_gb: 
         path.unlink(missing_ok=True)
         index.write_text(json.dumps({"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}, indent=1))
     return files
+
+
+def describe(run: RunFolder, weights: Path) -> Path | None:
+    """Copies what tells of a run next to weights exported to ``DIR/weights/model.safetensors``: DIR opens as a run.
+
+    Args:
+        run: the run.
+        weights: the file to be exported.
+
+    Returns:
+        DIR; None where it is the run itself, or the file is called something else.
+
+    Raises:
+        CheckpointError: DIR is another run.
+    """
+    target = RunFolder(weights.parent.parent)
+    if target.weights != weights or target.path.resolve() == run.path.resolve() or not run.config.is_file():
+        return None
+    if target.config.is_file() and target.config.read_bytes() != run.config.read_bytes():
+        raise CheckpointError("is another run", str(target.path), "choose another --out")
+    target.path.mkdir(parents=True, exist_ok=True)
+    for path in run.origin:
+        if path.is_file():
+            shutil.copyfile(path, target.path / path.name)
+    return target.path
 
 
 def _whole(reader: StateReader, name: str, shape: list[int]) -> Tensor:

@@ -255,8 +255,9 @@ def _random(config: Config, micro: int, rank: int) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(config.run.seed + rank)
     while True:
         batch = zero_batch(spec, micro, torch.float32)
-        for view in batch.views.values():
-            view.normal_(generator=generator)
+        for one in spec.inputs:
+            if one.kind != "table":  # any number would be no category
+                batch.views[one.name].normal_(generator=generator)
         yield batch
 
 

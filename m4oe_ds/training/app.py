@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,17 @@ from m4oe_ds.config import Config, to_dict
 from m4oe_ds.data.cards import find_card, write_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.missing import Presence
+from m4oe_ds.data.task_statistics import TaskStatistics, statistics_of
 from m4oe_ds.errors import CheckpointError, ConfigError
-from m4oe_ds.evaluation.metrics import evaluate_split, format_table
+from m4oe_ds.evaluation.metrics import evaluate_split
+from m4oe_ds.evaluation.metrics_text import format_table
 from m4oe_ds.models import spec_for
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.runs import assemble, weights
 from m4oe_ds.runs.configuration import without_sources
+from m4oe_ds.runs.finished import training_data
 from m4oe_ds.runs.folder import LATEST, CheckpointFolder, RunFolder, checkpoint_tags, write_json, write_yaml
 from m4oe_ds.runs.initial_source import open_source
 from m4oe_ds.runs.initialise import Taken, initialise
@@ -79,6 +82,7 @@ def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
     deepspeed_json.batch_sizes(ds_config, world, request.ds_config)
     from m4oe_ds.parallel.topology import choose_ep_size
 
+    _check_selection(config)
     gradient_policy.policy(config.loss.gradient_policy, **config.loss.gradient_options)
     choose_ep_size(config.parallel.ep_size, world, expert_counts(config), f"{request.config}: parallel.ep_size")
     folder = Path(request.output or f"runs/{config.run.name}")
@@ -88,6 +92,17 @@ def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
     if config.model.init_from and starts:
         open_source(Path(config.model.init_from))
     return config, ds_config, folder
+
+
+def _check_selection(config: Config) -> None:
+    """The best checkpoint must be one that can be found.
+
+    Raises:
+        ConfigError: it is chosen by a metric of classes, and no task has any.
+    """
+    metric = config.run.checkpoint.metric
+    if metric != "loss" and not any(task.coded for task in spec_for(config).tasks):
+        raise ConfigError(f"no task of this run has classes, and so no {metric}", "run.checkpoint.metric", "use loss")
 
 
 def run(
@@ -114,7 +129,7 @@ def run(
     sizes = deepspeed_json.batch_sizes(ds_config, place.world, request.ds_config)
     with _timed("data"):
         manifests = _manifests(config, device)
-    spec = spec_for(config)
+    spec, statistics = spec_for(config), statistics_of(manifests["train"], spec_for(config).tasks)
     present = _presence(config, spec, manifests["train"])
     _prepare_folder(folder, request)
     seed_everything(config.run.seed, place.rank)
@@ -123,7 +138,7 @@ def run(
     start = _checkpoint(store, request)
     with _timed("engine"):
         engine, origin = _engine(config, ds_config, sizes, place.world, start)
-    objective = build_objective(config, spec, manifests["train"].sample_labels, device)
+    objective = build_objective(config, spec, statistics, device)
     loop = Loop(
         config,
         engine,
@@ -141,17 +156,20 @@ def run(
     facts = _facts(config, engine, topology, manifests["train"], sizes, place) | {"presence": present.as_dict()}
     if reduce.rank() == 0:
         _record(RunFolder(folder), config, ds_config, {**facts, "resumed_from": resumed}, origin)
+        training_data(config, spec, manifests["train"]).save(RunFolder(folder).data)
         _announce(facts, loop, folder, resumed)
     outcome = loop.run()
     if outcome.stopped_by:
         _say(f"stopped by signal {outcome.stopped_by} at step {outcome.position.step}; resume with --resume auto")
     else:
-        finish(loop, outcome, folder, facts)
+        finish(loop, outcome, folder, facts, statistics)
     launch.stop()
     return not outcome.stopped_by
 
 
-def finish(loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any]) -> None:
+def finish(
+    loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any], statistics: Mapping[str, TaskStatistics]
+) -> None:
     """Evaluates the best checkpoint on the requested splits, writes weights, metrics, predictions and report."""
     store, config, files = loop.store, loop.config, RunFolder(folder)
     best = outcome.best_tag
@@ -169,7 +187,7 @@ def finish(loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any]) ->
             if examples:
                 predictions.save_examples(files.examples)
             metrics[split] = evaluate_split(
-                predictions.arrays(), loop.spec.tasks, resamples=config.evaluation.resamples
+                predictions.arrays(), loop.spec.tasks, resamples=config.evaluation.resamples, train=statistics
             )
             metrics[split]["loss"] = predictions.loss
     if reduce.rank() == 0:

@@ -17,7 +17,9 @@ from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.models.interface import ModelOutput
 
 Metric = Literal["loss", "auroc", "balanced_accuracy"]
-LOGGED = ("auroc", "balanced_accuracy")
+LOGGED = ("auroc", "balanced_accuracy", "mae", "uno_c", "dice")
+
+TOLD = {"auroc": "AUROC", "mae": "MAE", "uno_c": "Uno's C", "dice": "Dice"}  # on the terminal
 
 
 class Observer(Protocol):
@@ -66,8 +68,11 @@ class Verdict:
 
     def line(self) -> str:
         """What is said on the terminal."""
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in self.figures.get("auroc", {}).items())
-        return f"validation loss {self.loss:.4f}" + (f", AUROC {shown}" if shown else "")
+        line = f"validation loss {self.loss:.4f}"
+        for metric, label in TOLD.items():
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in self.figures.get(metric, {}).items())
+            line += f", {label} {shown}" if shown else ""
+        return line
 
 
 class Best:

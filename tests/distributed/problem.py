@@ -9,6 +9,8 @@ import torch
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
+from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.task_statistics import TaskStatistics
 from m4oe_ds.losses.objective import Objective
 from m4oe_ds.models import spec_for
 from m4oe_ds.models.interface import ModelSpec
@@ -39,8 +41,8 @@ def samples(spec: ModelSpec, count: int, seed: int) -> Batch:
     labels, mask = {}, torch.rand(count, len(spec.tasks), generator=generator) < 0.6
     mask[: count // 4] = False
     for k, task in enumerate(spec.tasks):
-        if task.dense:
-            labels[task.name] = (torch.rand(count, 1, height, width, generator=generator) < 0.3).float()
+        if not task.coded:
+            labels[task.name] = _uncoded(task, count, spec, generator)
             continue
         drawn = torch.randint(task.num_classes, (count,), generator=generator)
         labels[task.name] = torch.where(mask[:, k], drawn, torch.full_like(drawn, -1))
@@ -62,6 +64,17 @@ def samples(spec: ModelSpec, count: int, seed: int) -> Batch:
         spec.task_names,
         _other_breast(views, present, generator),
     )
+
+
+def _uncoded(task: TaskSpec, count: int, spec: ModelSpec, generator: torch.Generator) -> torch.Tensor:
+    """Masks; numbers around 80; times up to beyond the last horizon, half of them of events."""
+    shape = (count, *spec.answer_shape(task))
+    drawn = torch.rand(shape, generator=generator)
+    if task.dense:
+        return (drawn < 0.3).float()
+    if task.kind == "survival":
+        return torch.stack([drawn[:, 0] * 1.3 * task.horizons[-1], (drawn[:, 1] < 0.5).float()], 1)
+    return 80 + 12 * drawn
 
 
 def _other_breast(
@@ -98,8 +111,18 @@ def objective(spec: ModelSpec, alpha: float = 0.05) -> Objective:
 
 def objective_of_run(cfg: Config, spec: ModelSpec) -> Objective:
     """What a run of this configuration trains; the labels that class weights are made from are random."""
-    labels = samples(spec, 64, seed=0).labels
-    return assembled.objective(cfg, spec, lambda task: labels[task].numpy(), torch.device("cpu"))
+    return assembled.objective(cfg, spec, statistics(samples(spec, 64, seed=0), spec), torch.device("cpu"))
+
+
+def statistics(batch: Batch, spec: ModelSpec) -> dict[str, TaskStatistics]:
+    """What the labels of a batch say, were they the training split."""
+    found = {}
+    for k, task in enumerate(spec.tasks):
+        known = batch.label_mask[:, k]
+        counts = torch.bincount(batch.labels[task.name][known], minlength=task.num_classes) if task.coded else []
+        scale = {"centre": 86.0, "spread": 3.5, "median": 86.0} if task.kind == "number" else {}
+        found[task.name] = TaskStatistics(int(known.sum()), tuple(map(int, counts)), **scale)
+    return found
 
 
 def deepspeed_config(stage: int, train: int, accumulation: int, clipping: float, **extra: Any) -> dict[str, Any]:

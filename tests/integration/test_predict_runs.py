@@ -45,7 +45,9 @@ def make_run(folder: Path, data: Path, *overrides: str) -> Path:
         parameter.data += 0.05 * torch.randn_like(parameter)
     (folder / "weights").mkdir(parents=True)
     write_yaml(folder / "config.yaml", to_dict(config))
-    state = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
+    state = {
+        name: value.detach().clone().contiguous() for name, value in (*model.named_parameters(), *model.named_buffers())
+    }
     save_file(state, str(folder / "weights" / "model.safetensors"))
     return folder
 
@@ -95,8 +97,7 @@ def evaluated(run: Path, splits: Sequence[str]) -> dict[str, np.ndarray]:
         opened = open_run(run, split)
         if not opened.manifests[split].num_samples:
             continue
-        labels_of = opened.manifests["train"].sample_labels
-        goal = objective(opened.config, opened.spec, labels_of, opened.device)
+        goal = objective(opened.config, opened.spec, opened.statistics, opened.device)
         found = predict_split(opened.model, opened.batches(split), opened.spec, goal, opened.device, torch.float32)
         rows = np.concatenate([found.probabilities[task] for task in found.probabilities], axis=1)
         out.update(zip(map(str, found.keys), rows, strict=True))
@@ -267,7 +268,7 @@ def test_nothing_usable_is_one_line_and_leaves_nothing(
     dicom = tmp_path / "dicom"
     dicom.mkdir()
     assert predict(plain, dicom, tmp_path / "out") == 4
-    assert "no usable mammogram among 0 files (it is empty)" in error(capsys)
+    assert "no usable image among 0 files (it is empty)" in error(capsys)
     data = sorted(embed.rglob("*.dcm"))[0].read_bytes()
     (dicom / "half.dcm").write_bytes(data[: len(data) // 2])  # found only when its pixels are read
     (dicom / "a.txt").touch()
@@ -282,7 +283,7 @@ def test_what_is_refused(
     out = tmp_path / "out"
     gamma = make_run(tmp_path / "gamma", embed.with_name("embed-shards"), "data.dataset=gamma")
     assert predict(gamma, embed, out) == 3
-    assert "reads fundus and oct, which are not DICOM files" in error(capsys)
+    assert "reads fundus and oct, for which its card names no table and no headers" in error(capsys)
     assert predict(tmp_path / "none", embed, out) == 4
     assert "not a run folder" in error(capsys)
     assert predict(plain, tmp_path / "none", out) == 4

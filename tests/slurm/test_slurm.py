@@ -373,6 +373,24 @@ def test_an_archive_is_converted_in_parts(cluster: Cluster, tmp_path: Path) -> N
         assert (parts / path).read_bytes() == (whole / path).read_bytes()
 
 
+def test_own_data_is_converted_in_parts(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    rows = "".join(f"r{k},{k / 7},{k % 2}\n" for k in range(20))
+    (tmp_path / "data" / "cases.csv").write_text(f"id,n,answer\n{rows}")
+    (tmp_path / "data" / "card.yaml").write_text(
+        "name: own\nmodalities: {m: {kind: table, columns: {n: {kind: number}}}}\ntasks: {answer: {kind: binary}}\n"
+        "source: {table: cases.csv, sample: id, labels: {answer: answer}}\n"
+    )
+    exported = variables(tmp_path, tmp_path / "own")
+    exported |= {"CARD": str(tmp_path / "data" / "card.yaml"), "ROOT": str(tmp_path / "data")}
+    exported |= {"SHARDS": str(tmp_path / "own"), "ARGUMENTS": "--samples-per-shard 4"}
+    job = submit(
+        cluster, "convert_array.sbatch", tmp_path / "job-%a.out", "--cpus-per-task=1", "--array=1-2", **exported
+    )
+    assert set(cluster.wait(job)) == {"COMPLETED"}, explain(tmp_path / "job-1.out", tmp_path / "own.logs")
+    assert len(list((tmp_path / "own").rglob("*.tar"))) == 6
+
+
 def test_what_is_missing_is_said(cluster: Cluster, tmp_path: Path) -> None:
     job = submit(cluster, "convert_array.sbatch", tmp_path / "a-%a.out", "--cpus-per-task=1", "--array=1-1")
     assert cluster.wait(job) == ["FAILED"]

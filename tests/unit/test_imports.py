@@ -32,9 +32,9 @@ class Import:
 
 
 FLOORS = (
-    "m4oe_ds.errors", "m4oe_ds.compat", "m4oe_ds.option_lists", "m4oe_ds.data",
+    "m4oe_ds.errors", "m4oe_ds.compat", "m4oe_ds.option_lists", "m4oe_ds.yaml_tree", "m4oe_ds.data",
     "data_tools.outputs", "data_tools.deidentify", "data_tools.identifiers", "data_tools.pixels", "data_tools.archives",
-    "data_tools.phantom", "data_tools.inspect", "data_tools.convert", "data_tools.demo",
+    "data_tools.phantom", "data_tools.inspect", "data_tools.convert", "data_tools.cards", "data_tools.demo",
     "m4oe_ds.config", "m4oe_ds.config_loader", "m4oe_ds.deepspeed_json", "m4oe_ds.layers", "m4oe_ds.losses",
     "m4oe_ds.models", "m4oe_ds.parallel", "m4oe_ds.evaluation", "m4oe_ds.runs", "m4oe_ds.report", "m4oe_ds.planning",
     "m4oe_ds.training", "m4oe_ds.compare", "m4oe_ds.analysis.information", "m4oe_ds.analysis.pid", "m4oe_ds.analysis",

@@ -108,6 +108,7 @@ class Card:
         sides: names of the sides that samples have, by letter; two sides of one exam are compared by some systems.
         notice: what a reader of results must know of the data's terms.
         headline: tasks that tables of comparisons show first; empty = all.
+        strata: tasks of classes whose answers are subgroups for the results of all tasks.
         source: where samples come from; None where only shards exist.
         content: the card as it was written, for manifests and run folders.
     """
@@ -121,6 +122,7 @@ class Card:
     sides: Mapping[str, str] = field(default_factory=dict)
     notice: str = ""
     headline: tuple[str, ...] = ()
+    strata: tuple[str, ...] = ()
     source: Source | None = None
     content: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
 

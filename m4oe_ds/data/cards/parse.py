@@ -19,7 +19,7 @@ MOST_CLASSES = 1000
 MOST_MASK_CLASSES = 8  # a stored mask has a bit for each
 MOST_MODALITIES = 62  # a manifest has a bit for each
 # attributes of the containers that models keep modalities and tasks in, and members of a sample that are neither
-RESERVED = frozenset((
+_RESERVED = (
     "add_module", "apply", "bfloat16", "buffers", "call_super_init", "children", "clear", "compile", "copy", "cpu",
     "cuda", "double", "dump_patches", "eval", "extra_repr", "float", "forward", "fromkeys", "get", "get_buffer",
     "get_extra_state", "get_parameter", "get_submodule", "half", "ipu", "items", "keys", "load_state_dict", "meta",
@@ -30,7 +30,8 @@ RESERVED = frozenset((
     "register_state_dict_pre_hook", "requires_grad_", "set_extra_state", "set_submodule", "setdefault",
     "share_memory", "shared", "state_dict", "to", "to_empty", "train", "training", "type", "update", "values",
     "xpu", "zero_grad",
-))  # fmt: skip
+)  # fmt: skip
+RESERVED = frozenset(_RESERVED)
 
 
 def read_card(path: Path) -> Card:
@@ -79,6 +80,7 @@ def parse_card(tree: Node, name: str) -> Card:
         sides=sides,
         notice=top.text("notice"),
         headline=top.texts("headline"),
+        strata=top.texts("strata"),
         source=source,
         content=plain(tree),
     )
@@ -91,12 +93,15 @@ def parse_card(tree: Node, name: str) -> Card:
 
 def _check_whole(top: Part, card: Card) -> None:
     if card.name and not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", card.name):
-        top.wrong("name", f"{card.name!r} must be lower-case letters, digits and hyphens, such as my-eyes")
+        top.wrong("name", f"{card.name!r} must be lower-case letters, digits and hyphens, such as my-scans")
     elif len(card.name) > 32:
         top.wrong("name", f"has {len(card.name)} letters; at most 32 fit into a sample's key")
     for name in card.headline:
         if name not in {task.name for task in card.tasks}:
             top.wrong("headline", f"names {name!r}, which is no task")
+    for name in card.strata:
+        if name not in {task.name for task in card.tasks if task.coded}:
+            top.wrong("strata", f"names {name!r}, which is no task of classes")
 
 
 def _check_sides(top: Part, sides: Mapping[str, str]) -> None:

@@ -119,7 +119,7 @@ class AIDE(ComparedModel):
             if options.fusion == "adaptive":
                 self.fusion: nn.Module = AdaptiveFusion(hidden)
             else:
-                types = [name.split("_")[0] for name in spec.modalities]
+                types = [one.type or one.name for one in spec.inputs]
                 self.fusion = CrossAttentionFusion(hidden, options.heads, types)
             self.joint = nn.Linear((count + 1) * hidden, hidden)
             self.dropout = nn.Dropout(options.head_dropout)

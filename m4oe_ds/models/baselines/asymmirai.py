@@ -13,7 +13,6 @@ instead. That is another method: its score says how the two image types differ, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +21,13 @@ from torch.nn import functional
 
 from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
-from m4oe_ds.data.schema import ModalitySpec, TaskSpec, follow_ups
+from m4oe_ds.data.schema import TaskSpec, follow_ups
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.layers.extras import ASYMMETRY, BOX, HEATMAP, SCORE_LOGITS, WINDOW
 from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.baselines.encoders import max_pool
+from m4oe_ds.models.fit import partner_of
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, Tokens
 
 CONTENT = 256  # width of the vector that density and BI-RADS read
@@ -56,13 +56,6 @@ def window_of(height: int, width: int) -> tuple[int, int]:
     """Window of the difference map: a fifth of each side, at least 3 (or the side itself)."""
     high, wide = (min(side, max(SMALLEST_WINDOW, side // 5)) for side in (height, width))
     return high, wide
-
-
-def partner_of(modality: str, inputs: Sequence[ModalitySpec]) -> str:
-    """The other image type of the same view; empty if there is none or are several."""
-    view = {one.name: one.view for one in inputs}[modality]
-    others = [one.name for one in inputs if one.view == view and one.name != modality]
-    return others[0] if view and len(others) == 1 else ""
 
 
 def difference_map(own: Tensor, other: Tensor, flexible: bool = True) -> tuple[Tensor, Tensor]:
@@ -98,7 +91,7 @@ class ChannelMatrix(nn.Module):
         return torch.einsum("oc,bchw->bohw", self.matrix, maps)
 
 
-class RiskScore(nn.Module):
+class EventScore(nn.Module):
     """Logits of the risk horizons from one score, (a - mu_k) / tau_k, in float32.
 
     Args:
@@ -124,37 +117,33 @@ class AsymMirai(ComparedModel):
     ``box.<modality> [B, 4]`` (top, left, height, width of that window as shares of the view), ``asymmetry [B, m]``.
 
     Raises:
-        ConfigError: modalities that are not mammograms or have no partner, masks to predict, or another kind of pairs.
+        ConfigError: another kind of pairs.
     """
 
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
         super().__init__(spec, config, experts_factory, native="resnet18", share=True)
         self.options = parse_options(Options, config.options, "asymmirai")
-        if any(task.dense for task in spec.tasks) or len(set(self.encoders.widths.values())) > 1:
-            raise ConfigError("asymmirai compares mammograms of two breasts", "model.name", "use it on mammograms only")
         if self.options.pairs not in ("bilateral", "cross_type"):
             raise ConfigError(f"pairs must be bilateral or cross_type, got {self.options.pairs!r}", "model.options")
         self.partners = [partner_of(name, spec.inputs) for name in spec.modalities]
-        if self.options.pairs == "cross_type" and not set(self.partners) <= set(spec.modalities):
-            raise ConfigError("cross_type needs every view in both types", "data.modalities", "use pairs: bilateral")
         width = next(iter(self.encoders.widths.values()))
         self.channels = nn.ModuleDict({name: ChannelMatrix(width) for name in spec.modalities})
-        self.risk_tasks = tuple(task.name for several in follow_ups(spec.tasks).values() for task in several)
-        self.other_tasks = tuple(task.name for task in spec.tasks if task.name not in self.risk_tasks)
+        self.event_tasks = tuple(task.name for several in follow_ups(spec.tasks).values() for task in several)
+        self.other_tasks = tuple(task.name for task in spec.tasks if task.name not in self.event_tasks)
         # content is read where a task has no score of its own, or where a vector is merged with that of an MToE
         self.content: nn.Module | None = None
         if self.own_fusion and (self.other_tasks or self.mode == "append"):
             self.content = nn.Sequential(nn.Linear(2 * width * len(spec.modalities), CONTENT), nn.ReLU())
-        self.score: RiskScore | None = None
-        if self.own_fusion and self.risk_tasks:
+        self.score: EventScore | None = None
+        if self.own_fusion and self.event_tasks:
             mu = self.options.threshold or 1.5 * width**0.5
             tau = self.options.temperature or 0.25 * width**0.5
-            self.score = RiskScore(len(self.risk_tasks), mu, tau)
+            self.score = EventScore(len(self.event_tasks), mu, tau)
         self.finish(CONTENT)
 
     def make_head(self, task: TaskSpec, width: int) -> nn.Module:
         """A risk task without MToE is its score alone."""
-        if self.mode == "none" and task.name in self.risk_tasks:
+        if self.mode == "none" and task.name in self.event_tasks:
             return nn.Identity()
         return super().make_head(task, width)
 
@@ -193,7 +182,7 @@ class AsymMirai(ComparedModel):
             places = [self.spec.modalities.index(name) for name in self.partners]
             return batch.present & batch.present[:, places]
         if "contralateral_present" not in batch.extras:
-            raise ConfigError("asymmirai needs the other breast", "data.contralateral", "set it to true")
+            raise ConfigError("asymmirai needs the other side", "data.contralateral", "set it to true")
         return batch.present & batch.extras["contralateral_present"]
 
     def combine(self, tokens: Tokens, batch: Batch) -> Fused:
@@ -233,7 +222,7 @@ class AsymMirai(ComparedModel):
             fused = super().fuse(tokens, batch)
         else:
             fused = self.combine(tokens, batch)
-            for k, name in enumerate(self.risk_tasks):
+            for k, name in enumerate(self.event_tasks):
                 fused.features[name] = self._two(fused.extras[SCORE_LOGITS][:, k], tokens)
         return fused
 
@@ -241,7 +230,7 @@ class AsymMirai(ComparedModel):
         """Logits of every task."""
         output = super().predict(fused)
         if self.mode == "append":
-            for k, name in enumerate(self.risk_tasks):
+            for k, name in enumerate(self.event_tasks):
                 score = fused.extras[SCORE_LOGITS][:, k].to(output.logits[name].dtype)
                 output.logits[name] = output.logits[name] + torch.stack([torch.zeros_like(score), score], 1)
         return output

@@ -58,6 +58,7 @@ class ComparedModel(MultiModalModel):
         experts_factory: factory of the experts of the attached MToE.
         native: timm name of the original's encoder, per modality or one for all.
         share: one encoder for all modalities.
+        pictures_only: see :class:`ViewEncoders`.
     """
 
     def __init__(
@@ -68,10 +69,11 @@ class ComparedModel(MultiModalModel):
         *,
         native: str | Mapping[str, str] = "resnet18",
         share: bool = True,
+        pictures_only: bool = True,
     ) -> None:
         super().__init__()
         self.spec, self.config = spec, config
-        self.encoders = ViewEncoders(spec, config, native, share)
+        self.encoders = ViewEncoders(spec, config, native, share, pictures_only)
         self.mode = config.attach_mtoe
         self.mtoe = None if self.mode == "none" else AttachedMToE(spec, config, self.encoders.widths, experts_factory)
 
@@ -81,9 +83,9 @@ class ComparedModel(MultiModalModel):
         return self.mode != "replace"
 
     @property
-    def classification_tasks(self) -> tuple[TaskSpec, ...]:
-        """Tasks with class logits."""
-        return tuple(task for task in self.spec.tasks if task.coded)
+    def vector_tasks(self) -> tuple[TaskSpec, ...]:
+        """Tasks whose logits are a vector: all but masks."""
+        return tuple(task for task in self.spec.tasks if not task.dense)
 
     def owner(self, task: str) -> str:
         """The modality whose maps a mask is decoded from."""
@@ -101,13 +103,18 @@ class ComparedModel(MultiModalModel):
             if self.mode == "append"
             else None
         )
-        self.heads = nn.ModuleDict(
-            {task.name: self.make_head(task, self.feature_width) for task in self.classification_tasks}
-        )
+        for task in self.spec.tasks:
+            if task.dense and not self.spec.modality(self.owner(task.name)).flat:
+                what = f"{self.config.name} decodes masks of images; {task.name} lies over {self.owner(task.name)}"
+                raise ConfigError(what, "model.name", "use m4oe, or leave it out with data.tasks")
+        self.heads = nn.ModuleDict({task.name: self.make_head(task, self.feature_width) for task in self.vector_tasks})
         self.decoders = nn.ModuleDict(
             {
                 task.name: MaskDecoder(
-                    self.encoders.pyramid_widths[self.owner(task.name)], self.feature_width, self.spec.image_size
+                    self.encoders.pyramid_widths[self.owner(task.name)],
+                    self.feature_width,
+                    self.spec.image_size,
+                    task.num_classes,
                 )
                 for task in self.spec.tasks
                 if task.dense
@@ -115,7 +122,7 @@ class ComparedModel(MultiModalModel):
         )
 
     def make_head(self, task: TaskSpec, width: int) -> nn.Module:
-        """Head of a classification task, ``[B, width] -> [B, C]``."""
+        """Head of a task without masks, ``[B, width] -> [B, C]``: class logits, a number, or logits of hazards."""
         return nn.Linear(width, task.num_classes)
 
     def encode(self, batch: Batch) -> Tokens:

@@ -18,13 +18,19 @@ class MaskDecoder(nn.Module):
         widths: channels of the encoder's maps, fine to coarse; one entry (a vision transformer) means no skips.
         fused_width: width of the fused vector, added at the coarsest map after a linear layer.
         image_size: height and width of the mask.
+        classes: masks that are given.
         channels: width of the first stage, halved from stage to stage.
     """
 
     STAGES = 4
 
     def __init__(
-        self, widths: Sequence[int], fused_width: int, image_size: tuple[int, int], channels: int = 128
+        self,
+        widths: Sequence[int],
+        fused_width: int,
+        image_size: tuple[int, int],
+        classes: int = 1,
+        channels: int = 128,
     ) -> None:
         super().__init__()
         if not widths:
@@ -45,10 +51,10 @@ class MaskDecoder(nn.Module):
                 )
             )
             below = out
-        self.logits = nn.Conv2d(below, 1, 1)
+        self.logits = nn.Conv2d(below, classes, 1)
 
     def forward(self, maps: Sequence[Tensor], fused: Tensor) -> Tensor:
-        """Mask logits ``[B, 1, H, W]`` from the maps of the owning modality and the fused vector ``[B, F]``."""
+        """Mask logits ``[B, classes, H, W]`` from the maps of the owning modality and the fused vector ``[B, F]``."""
         x = maps[-1] + self.condition(fused)[:, :, None, None]
         skips = list(reversed(maps[:-1]))
         for stage, block in enumerate(self.stages):

@@ -26,23 +26,34 @@ class ViewEncoders(nn.Module):
         config: configuration of the model.
         native: timm name for every modality, or one per modality.
         share: one encoder for all modalities in the native regime (the vit regime follows ``model.embedder.share``).
+        pictures_only: whether the system needs maps with rows and columns; others take volumes in 3-D and tables, whose
+            maps are ``[B, C, d, h, w]`` and ``[B, C, columns]``, in the regime ``vit``.
 
     Attributes:
         widths: channels of the last map, per modality.
         pyramid_widths: channels of all maps, fine to coarse.
 
     Raises:
-        ConfigError: regime vit with a backbone that is not a ViT; shared encoders for unequal channels.
+        ConfigError: regime vit with a backbone that is not a ViT; shared encoders for unequal channels; a kind of
+            modality that the system does not take.
     """
 
-    def __init__(self, spec: ModelSpec, config: ModelConfig, native: str | Mapping[str, str], share: bool) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        config: ModelConfig,
+        native: str | Mapping[str, str],
+        share: bool,
+        pictures_only: bool = True,
+    ) -> None:
         super().__init__()
+        _check_kinds(spec, config, pictures_only)
         self.modalities, self.regime = spec.modalities, config.regime
         self.pyramid_widths: dict[str, list[int]] = {}
         if config.regime == "vit":
-            self.embedders = Embedders(config.embedder, spec.modalities, spec.channels, spec.image_size, config.dim)
-            for name in self.embedders.by_modality:
-                if not self.embedders.of(name).is_transformer:
+            self.embedders = Embedders(config.embedder, spec.inputs, spec.image_size, config.dim, spec.volume_size)
+            for name, embedder in self.embedders.by_modality.items():
+                if isinstance(embedder, Embedder) and not embedder.is_transformer:
                     raise ConfigError(
                         f"regime vit needs a vision transformer, {config.embedder.backbone} of {name} is not one",
                         "model.embedder.backbone",
@@ -86,16 +97,15 @@ class ViewEncoders(nn.Module):
     def encoder(self, modality: str) -> Embedder:
         """The encoder of a modality, or the one that all of them share."""
         if self.regime == "vit":
-            return self.embedders.of(modality)
+            return cast(Embedder, self.embedders.of(modality))
         return cast(Embedder, self.by_modality["shared" if self.shared else modality])
 
     def _patches(self, views: dict[str, Tensor]) -> dict[str, list[Tensor]]:
         maps = {}
         for name, value in self.embedders(views).items():
             embedder = self.embedders.of(name)
-            grid = embedder.backbone.patch_embed.grid_size
-            patches = value[:, embedder.num_prefix_tokens :]
-            maps[name] = [patches.transpose(1, 2).unflatten(2, grid)]
+            patches = value[:, embedder.num_prefix_tokens :].transpose(1, 2)
+            maps[name] = [patches.unflatten(2, embedder.grid) if embedder.grid else patches]
         return maps
 
     def _pyramid(self, key: str, image: Tensor) -> list[Tensor]:
@@ -103,6 +113,19 @@ class ViewEncoders(nn.Module):
         image = image.expand(-1, 3, -1, -1) if encoder.replicate else image
         stages: list[Tensor] = encoder.backbone.forward_intermediates(image, intermediates_only=True)
         return stages
+
+
+def _check_kinds(spec: ModelSpec, config: ModelConfig, pictures_only: bool) -> None:
+    """Raises a ConfigError for the first modality of a kind that the system does not take."""
+    for one in spec.inputs:
+        if one.flat or not (pictures_only or config.regime == "native"):
+            continue
+        reads = f"{config.name} reads images" + ("" if pictures_only else " in the regime native")
+        raise ConfigError(
+            f"{reads}; {one.name} is a {one.kind}" + (" in 3-D" if one.kind == "volume" else ""),
+            "model.name" if pictures_only else "model.regime",
+            f"use {'m4oe' if pictures_only else 'vit'}, or leave it out with data.modalities",
+        )
 
 
 def mean_pool(maps: Tensor) -> Tensor:

@@ -134,11 +134,20 @@ class EyeMoSt(ComparedModel):
         )
         self.finish(config.dim)
         if self.merge is not None:  # g_k is a source of evidence, not merged; masks have no evidence
-            for task in self.classification_tasks:
+            for task in self.vector_tasks:
                 del self.merge[task.name]
 
     def make_head(self, task: TaskSpec, width: int) -> nn.Module:
-        """One set of evidential heads per source."""
+        """One set of evidential heads per source.
+
+        Raises:
+            ConfigError: the task has no classes.
+        """
+        if not task.coded:
+            raise ConfigError(
+                f"eyemost weighs evidence for classes, it does not answer the {task.kind} task {task.name}",
+                "model.name",
+            )
         return EvidentialHeads(self.source_widths, task.num_classes, self.options)
 
     def _vectors(self, tokens: Tokens) -> dict[str, Tensor]:

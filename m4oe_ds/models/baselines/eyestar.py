@@ -130,7 +130,13 @@ class EyeStar(ComparedModel):
         )
 
     def make_head(self, task: TaskSpec, width: int) -> nn.Module:
-        """Ordinal head."""
+        """Ordinal head.
+
+        Raises:
+            ConfigError: the task has no classes.
+        """
+        if not task.coded:
+            raise ConfigError(f"eyestar grades, it does not answer the {task.kind} task {task.name}", "model.name")
         return OrdinalHead(width, task.num_classes)
 
     def combine(self, tokens: Tokens, batch: Batch) -> Fused:
@@ -146,7 +152,7 @@ class EyeStar(ComparedModel):
                 mask = self.decoders[self.cropped_by](tokens.maps[owner], whole) > 0
             image, fused.extras[CROP] = crop_around(batch.views[owner], mask, self.options.crop)
             graded = self._side_by_side({**tokens.maps, owner: self.encoders.one(owner, image)}, tokens.present)
-            fused.features |= {task.name: graded for task in self.classification_tasks}
+            fused.features |= {task.name: graded for task in self.vector_tasks}
         return fused
 
     def _side_by_side(self, maps: Mapping[str, list[Tensor]], present: Tensor) -> Tensor:
@@ -168,7 +174,7 @@ class EyeStar(ComparedModel):
     def predict(self, fused: Fused) -> ModelOutput:
         """Class log-probabilities from the cumulative logits, masks from the decoders."""
         output = super().predict(fused)
-        for task in self.classification_tasks:
+        for task in self.vector_tasks:
             cumulative = output.logits[task.name]
             output.extras[ORDINAL.of(task.name)] = cumulative
             output.logits[task.name] = class_logits(cumulative)

@@ -22,10 +22,8 @@ from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.layers.extras import HAZARD_LOGITS
 from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.baselines.encoders import max_pool
+from m4oe_ds.models.fit import TYPES, VIEWS
 from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
-
-VIEWS = ("cc", "mlo")
-TYPES = ("ffdm", "syn")
 
 
 @dataclass(frozen=True)
@@ -109,19 +107,17 @@ class Mirai(ComparedModel):
         widths = set(self.encoders.widths.values())
         if len(widths) > 1:
             raise ConfigError("mirai needs views of equal width", "model.name")
-        self.view_ids = [VIEWS.index(one.view) for one in spec.inputs if one.view in VIEWS and one.type in TYPES]
-        self.type_ids = [TYPES.index(one.type) for one in spec.inputs if one.view in VIEWS and one.type in TYPES]
-        if len(self.view_ids) != len(spec.modalities):
-            raise ConfigError("mirai reads mammograms", "model.name", "use a system that reads any image")
-        risks = follow_ups(spec.tasks)
-        self.risk_tasks = tuple(task.name for task in next(iter(risks.values()), ()))  # share one hazard layer
+        self.view_ids = [VIEWS.index(one.view) for one in spec.inputs]
+        self.type_ids = [TYPES.index(one.type) for one in spec.inputs]
+        first = next(iter(follow_ups(spec.tasks).values()), ())
+        self.event_tasks = tuple(task.name for task in first)  # share one hazard layer
         self.aggregator = ViewAggregator(widths.pop(), options) if self.own_fusion else None
         self.finish(options.hidden)
-        self.hazard = HazardLayer(self.feature_width, len(self.risk_tasks)) if self.risk_tasks else None
+        self.hazard = HazardLayer(self.feature_width, len(self.event_tasks)) if self.event_tasks else None
 
     def make_head(self, task: TaskSpec, width: int) -> nn.Module:
         """Risk is read from the hazard layer; everything else from a linear layer."""
-        return nn.Identity() if task.name in self.risk_tasks else super().make_head(task, width)
+        return nn.Identity() if task.name in self.event_tasks else super().make_head(task, width)
 
     def combine(self, tokens: Tokens, batch: Batch) -> Fused:
         """One vector for all tasks."""
@@ -137,10 +133,10 @@ class Mirai(ComparedModel):
         """Features of the risk tasks become their cumulative logits: the mean of g over the risk tasks is their z."""
         fused = super().fuse(tokens, batch)
         if self.hazard is not None:
-            z = torch.stack([fused.features[name] for name in self.risk_tasks]).mean(0)
+            z = torch.stack([fused.features[name] for name in self.event_tasks]).mean(0)
             cumulative = self.hazard(z)  # [B, F]
             fused.extras[HAZARD_LOGITS] = cumulative
-            for k, name in enumerate(self.risk_tasks):
+            for k, name in enumerate(self.event_tasks):
                 fused.features[name] = torch.stack([torch.zeros_like(cumulative[:, k]), cumulative[:, k]], 1)
         return fused
 

@@ -146,7 +146,7 @@ class MModN(ComparedModel):
         output = super().predict(fused)
         states = fused.extras.get(STATES)
         if states is not None:
-            for task in self.classification_tasks:
+            for task in self.vector_tasks:
                 earlier = self.heads[task.name](states[:-1])  # [m, B, C]
                 output.extras[STEP_LOGITS.of(task.name)] = torch.cat([earlier, output.logits[task.name][None]])
         return output

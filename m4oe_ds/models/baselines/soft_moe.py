@@ -6,7 +6,8 @@ of ``model.router`` (by default the reference implementation's: unit-norm logits
 dispatched), one slot per expert. Experts: ``model.mtoe.num_experts``, so that a sweep over expert counts moves both
 systems. ``replace`` leaves the tower out; ``append`` merges g_k into its mean. With ``task_slots`` the last block has
 one slot per expert and task, of which task k reads the k-th, so that experts and tasks can be set against each other
-(Fig. 6b); it has no task embeddings, and ``loss.alpha`` should be 0, since an information term is not part of it.
+(Fig. 6b); it has no task embeddings, and ``loss.alpha`` should be 0, since an information term is not part of it. In
+the regime ``vit`` it takes volumes in 3-D and tables as our model does.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class MultiModalSoftMoE(ComparedModel):
     """
 
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
-        super().__init__(spec, config, experts_factory, native="resnet18", share=False)
+        super().__init__(spec, config, experts_factory, native="resnet18", share=False, pictures_only=False)
         options = parse_options(Options, config.options, "soft_moe")
         if options.depth < 1:
             raise ConfigError(f"depth must be at least 1, got {options.depth}", "model.options")

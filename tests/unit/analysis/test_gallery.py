@@ -94,7 +94,8 @@ def test_gallery_holds_the_largest_weights(collected: tuple) -> None:
         everything.sort(reverse=True)
         np.testing.assert_allclose(arrays["expert_weight"][expert], [entry[0] for entry in everything[:3]], rtol=1e-6)
         _, number, b, token = everything[0]
-        modality, task = arrays["expert_source"][expert, 0]
+        modality, task, column = arrays["expert_source"][expert, 0]
+        assert column == -1  # not of a table
         assert modality == (token > 5)
         assert task == int(outputs[number].routing["mtoe"].dispatch[b, token, expert].argmax())
         view = batches[number].views[("ffdm_cc", "syn_mlo")[modality]][b, 0]

@@ -10,10 +10,11 @@ import pytest
 from m4oe_ds import config_loader
 from m4oe_ds.cli import main
 from m4oe_ds.compare import run
-from m4oe_ds.compare.cells import METHODS, QUESTIONS, Cell, enumerate_cells, parse_sweep
-from m4oe_ds.compare.tables import PAPER
+from m4oe_ds.compare.cells import METHODS, Cell, enumerate_cells, parse_sweep
+from m4oe_ds.compare.published import published
 from m4oe_ds.errors import ConfigError
 
+QUESTIONS, PAPER = published().columns, published().figures
 EVERYTHING = enumerate_cells(list(QUESTIONS), list(METHODS), [0])
 
 

@@ -6,10 +6,13 @@ import pytest
 
 from m4oe_ds.compare import tables
 from m4oe_ds.compare.ablations import parse_sweep
-from m4oe_ds.compare.cells import ABLATIONS, METHODS, QUESTIONS, enumerate_cells
+from m4oe_ds.compare.cells import ABLATIONS, METHODS, Subject, enumerate_cells
+from m4oe_ds.compare.published import published
 from m4oe_ds.compare.results import Figure
-from m4oe_ds.compare.tables import PAPER
+from m4oe_ds.data.cards import find_card
 
+QUESTIONS, PAPER = published().columns, published().figures
+METRIC = {"cup": "dice"}
 MAMMOGRAPHY = ("embed", "rsna", "vindr")
 
 
@@ -92,7 +95,7 @@ def test_table_2_has_the_papers_rows_and_columns() -> None:
         for method in METHODS
         for task in QUESTIONS["embed"]
     ]
-    header, *rows = tables.table2(figures)
+    header, *rows = tables.table2(figures, "embed")
     assert header == [
         "MToE",
         "MSoE",
@@ -115,11 +118,13 @@ def test_table_2_has_the_papers_rows_and_columns() -> None:
 
 def test_table_1_has_the_papers_rows_in_its_order() -> None:
     figures = [
-        Figure(dataset, setting, method, task, "", "accuracy", (0,), (0.5,), 0.5, None, 0.4, 9)
+        Figure(
+            dataset, setting, method, task, "", "dice" if task == "cup" else "accuracy", (0,), (0.5,), 0.5, None, 0.4, 9
+        )
         for dataset, tasks in QUESTIONS.items()
         for task in tasks
         for method, entry in METHODS.items()
-        if dataset in entry.datasets
+        if not entry.refusal(Subject.of(find_card(dataset)).question)
         for setting in ("multi", *((task,) if entry.single else ()))
     ]
     header, majority, *rows = tables.table1(figures)

@@ -17,7 +17,7 @@ def line_of(text: str) -> int:
 
 MISTAKES = {
     "name with capitals": ("name: my-eyes", "name: MyEyes", "name 'MyEyes' must be lower-case letters"),
-    "name with underscore": ("name: my-eyes", "name: my_eyes", "such as my-eyes"),
+    "name with underscore": ("name: my-eyes", "name: my_eyes", "such as my-scans"),
     "name too long": ("name: my-eyes", f"name: {'e' * 40}", "has 40 letters; at most 32"),
     "name is a list": ("name: my-eyes", "name: [my, eyes]", "name must be text, got ['my', 'eyes']"),
     "no name": ("name: my-eyes", "title: eyes", "name is missing"),
@@ -94,6 +94,10 @@ MISTAKES = {
         "source.table 'tables/cases.sav' must be one of .csv",
     ),
     "no sample": ("sample: eye_id", "samples: eye_id", "source.sample is missing"),
+    "stratum without classes": (
+        "unit: eye", "strata: [pressure]",
+        "strata names 'pressure', which is no task of classes",
+    ),
     "side without sides": (
         "sides: {l: left, r: right}", "title: eyes",
         "source.side names a column, but the card lists no",

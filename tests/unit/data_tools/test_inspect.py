@@ -218,7 +218,7 @@ def test_risk_that_falls_with_the_horizon_is_found(shards: Path, tmp_path: Path)
         writer.write(meta, {"ffdm_cc.b2": encode(np.zeros((20, 16), np.uint16), "b2")})
     writer.close()
     (problem,) = inspect.inspect(shards)[1]
-    assert "risk falls with the horizon in 2 samples" in problem
+    assert "answers about an event fall with the horizon in 2 samples" in problem
 
 
 def test_identifiers_in_the_place_of_hashes_are_found(shards: Path) -> None:

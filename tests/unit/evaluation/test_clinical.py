@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from m4oe_ds.data.cards import find_card
-from m4oe_ds.evaluation.clinical import clinical_report
+from m4oe_ds.evaluation.clinical import attributes_of, clinical_report
 from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.operating_points import threshold_for
 from m4oe_ds.evaluation.survival import from_horizon_labels, uno_c
@@ -116,3 +116,17 @@ def test_what_cannot_be_said_is_said() -> None:
     assert "subgroups" not in found["tasks"]["birads"]
     only = [task for task in TASKS if task.name == "birads"]
     assert clinical_report({k: v for k, v in test.items() if "risk" not in k}, only, resamples=5)["risk"] is None
+
+
+def test_subgroups_are_what_the_card_and_the_samples_say() -> None:
+    arrays = {"keys": np.array(["a-l", "b-r", "c-r"]), "label_density": np.array([3, -1, 0])}
+    noted = {"a-l": {"vendor": "ge", "age": "40"}, "b-r": {"vendor": "", "age": "60"}}
+    found = attributes_of(arrays, find_card("embed"), noted)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "side": ["l", "r", "r"],
+        "density": ["D", "", "A"],
+        "vendor": ["ge", "", ""],
+        "age": ["40", "60", ""],
+    }
+    assert attributes_of(arrays, find_card("gamma"), {}) == {}  # no sides, no strata
+    assert attributes_of(arrays, None, {}) == {}

@@ -249,16 +249,16 @@ def test_report_is_json_and_clustered() -> None:
         [np.where(data.event & (data.time <= k), 1, np.where(data.time >= k, 0, -1)) for k in range(1, 6)], axis=1
     )
     risks = 1 - np.exp(-np.exp(score)[:, None] * np.arange(1, 6) / 4)
-    one = survival.risk_report(labels, risks, bootstrap=Bootstrap(40))
+    one = survival.follow_up_report(labels, risks, bootstrap=Bootstrap(40))
     json.dumps(one, allow_nan=False)
     assert one["n"] + one["rows_without_labels"] == 150
     assert one["uno_c"]["low"] < one["uno_c"]["value"] < one["uno_c"]["high"]
     assert [entry["auc"]["horizon"] for entry in one["horizons"]] == [1, 2, 3, 4, 5]
     # every row three times under one patient: the same data, so the same values and the same interval
-    three = survival.risk_report(
+    three = survival.follow_up_report(
         np.tile(labels, (3, 1)), np.tile(risks, (3, 1)), np.tile(np.arange(150), 3), labels, bootstrap=Bootstrap(40)
     )
-    single = survival.risk_report(labels, risks, np.arange(150), labels, bootstrap=Bootstrap(40))
+    single = survival.follow_up_report(labels, risks, np.arange(150), labels, bootstrap=Bootstrap(40))
     for name in ("value", "low", "high"):
         assert three["horizons"][2]["auc"][name] == pytest.approx(single["horizons"][2]["auc"][name])
         assert three["uno_c"][name] == pytest.approx(single["uno_c"][name])
@@ -274,7 +274,7 @@ def test_report_asks_each_head_and_the_training_split() -> None:
     risks = random.random((120, 5))
     owner = np.arange(120) // 2
     options: dict[str, Any] = {"bootstrap": Bootstrap(20, seed=3)}
-    found = survival.risk_report(labels, risks, owner, train, **options)
+    found = survival.follow_up_report(labels, risks, owner, train, **options)
     data, kept = survival.from_horizon_labels(labels)
     known, _ = survival.from_horizon_labels(train)
     assert 0 < len(kept) < 120

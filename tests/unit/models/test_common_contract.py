@@ -10,9 +10,11 @@ import torch
 
 from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.models import available, build, spec_for
+from m4oe_ds.models.fit import Question
 from m4oe_ds.models.interface import MultiModalModel
-from m4oe_ds.models.registry import MODELS
+from m4oe_ds.models.registry import unfit
 from m4oe_ds.runs.objective import model_loss
 from tests.distributed import problem
 
@@ -30,8 +32,8 @@ CASES = [
     (name, size, overrides)
     for name in COMPARED
     for size, overrides in [
-        *(SIZES.items() if "embed" in (MODELS[name].datasets or ("embed",)) else ()),
-        *(EYES.items() if "gamma" in (MODELS[name].datasets or ("gamma",)) else ()),
+        *(SIZES.items() if not unfit(name, Question.of(find_card("embed"))) else ()),
+        *(EYES.items() if not unfit(name, Question.of(find_card("gamma"))) else ()),
     ]
 ]
 # what may stay besides encoders, MToE, heads and decoders: none of it brings modalities together

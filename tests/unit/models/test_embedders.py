@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from m4oe_ds.config import EmbedderConfig
+from m4oe_ds.data.schema import ModalitySpec
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.models import embedders
+from m4oe_ds.models import backbones
 from m4oe_ds.models.embedders import Embedder, Embedders
 
 SIZE = (32, 24)
@@ -25,6 +26,10 @@ CONVOLUTIONAL = EmbedderConfig(backbone="resnet18")
 
 def images(channels: int = 1, count: int = 2) -> Tensor:
     return torch.randn(count, channels, *SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def grey(*names: str) -> list[ModalitySpec]:
+    return [ModalitySpec(name) for name in names]
 
 
 def changed(config: EmbedderConfig, **values: Any) -> EmbedderConfig:
@@ -76,7 +81,7 @@ def test_replicated_grey_is_the_three_channel_network_on_three_copies() -> None:
 
 
 def test_one_embedder_each() -> None:
-    each = Embedders(VIT, ("a", "b"), (1, 1), SIZE, 16)
+    each = Embedders(VIT, grey("a", "b"), SIZE, 16)
     found = each({"a": images(), "b": images()})
     assert list(found) == ["a", "b"]
     assert not torch.equal(found["a"], found["b"])
@@ -84,7 +89,7 @@ def test_one_embedder_each() -> None:
 
 
 def test_a_shared_embedder_tells_modalities_apart_by_a_learned_vector_alone() -> None:
-    shared = Embedders(changed(VIT, share=True), ("a", "b"), (1, 1), SIZE, 16)
+    shared = Embedders(changed(VIT, share=True), grey("a", "b"), SIZE, 16)
     assert len(shared.by_modality) == 1
     found = shared({"a": images(), "b": images()})
     difference = shared.modality_embed["a"] - shared.modality_embed["b"]
@@ -93,18 +98,19 @@ def test_a_shared_embedder_tells_modalities_apart_by_a_learned_vector_alone() ->
 
 
 def test_sharing_needs_equal_channels() -> None:
+    fundus, oct_volume = ModalitySpec("fundus", channels=3), ModalitySpec("oct", "volume", slices=256)
     with pytest.raises(ConfigError, match=r"model\.embedder\.share needs equal channels.*'oct': 256"):
-        Embedders(changed(VIT, share=True), ("fundus", "oct"), (3, 256), SIZE, 16)
+        Embedders(changed(VIT, share=True), [fundus, oct_volume], SIZE, 16)
 
 
 def test_a_modality_vector_can_be_added_without_sharing() -> None:
-    each = Embedders(changed(VIT, modality_embed=True), ("a", "b"), (1, 1), SIZE, 16)
+    each = Embedders(changed(VIT, modality_embed=True), grey("a", "b"), SIZE, 16)
     tokens = each({"a": images()})["a"]
     torch.testing.assert_close(tokens, each.by_modality["a"](images()) + each.modality_embed["a"])
 
 
 def test_frozen_embedders_get_no_gradient_and_the_projection_does() -> None:
-    frozen = Embedders(changed(VIT, freeze=True), ("a",), (1,), SIZE, 20)
+    frozen = Embedders(changed(VIT, freeze=True), grey("a"), SIZE, 20)
     frozen({"a": images()})["a"].square().sum().backward()
     for name, parameter in frozen.named_parameters():
         assert (parameter.grad is None) is (".backbone." in name), name
@@ -167,7 +173,7 @@ def test_without_a_network_the_hub_is_a_configuration_error(monkeypatch: pytest.
     def offline(*_: Any, **__: Any) -> None:
         raise OSError("cannot reach the hub\nand a second line")
 
-    monkeypatch.setattr(embedders.timm, "create_model", offline)
+    monkeypatch.setattr(backbones.timm, "create_model", offline)
     with pytest.raises(ConfigError, match="give their path") as caught:
         Embedder(changed(VIT, weights="hub"), 1, SIZE, 16)
     assert "cannot reach the hub" in str(caught.value)

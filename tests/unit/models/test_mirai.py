@@ -94,8 +94,8 @@ def test_risk_logits_of_the_model_never_decrease(mode: str) -> None:
     assert (risk.diff(dim=1) >= 0).all()
 
 
-def test_only_mammograms_and_known_pools() -> None:
-    with pytest.raises(ConfigError, match="reads mammograms"):
+def test_only_known_views_and_pools() -> None:
+    with pytest.raises(ConfigError, match="tells its inputs apart by their view"):
         build(problem.config("model.name=mirai", "data.dataset=gamma", "data.modalities=[fundus, oct]"))
     with pytest.raises(ConfigError, match="pool must be"):
         build(problem.config("model.name=mirai", "model.options={pool: sum}"))

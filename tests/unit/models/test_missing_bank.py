@@ -136,10 +136,10 @@ def test_tokens_are_counted_as_the_embedders_make_them(overrides: tuple[str, ...
         made = {name: value.shape[1] for name, value in model.encode(batch).by_modality.items()}
     model.train()  # as when it is built
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for name, channels in zip(model.spec.modalities, model.spec.channels, strict=True):
+    for name in model.spec.modalities:
         embedder = model.embedders.by_modality["shared" if share else name]
         assert isinstance(embedder, Embedder)
-        assert count_tokens(embedder, channels, model.spec.image_size) == made[name]
+        assert count_tokens(embedder, model.spec.shape(name)) == made[name]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # no running statistics
 
 

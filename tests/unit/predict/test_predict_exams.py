@@ -15,6 +15,7 @@ from data_tools.phantom.dicom import write_mammogram
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import EnvironmentProblem
 from m4oe_ds.predict import exams
+from m4oe_ds.predict.given import Found
 from tests import mammogram_facts
 
 FACTS = replace(mammogram_facts.FACTS, series_description="")
@@ -27,7 +28,7 @@ def put(path: Path, **facts: Any) -> None:
     write_mammogram(path, np.arange(64, dtype=np.uint16).reshape(8, 8), replace(FACTS, **{"sop_uid": uid, **facts}))
 
 
-def outcomes(found: exams.Found) -> dict[str, str]:
+def outcomes(found: Found) -> dict[str, str]:
     return {file.name: file.outcome for file in found.files}
 
 
@@ -97,7 +98,7 @@ def test_a_missing_decoder_is_counted_and_named_once(tmp_path: Path, monkeypatch
     monkeypatch.setattr(exams, "require_decoders", require)
     found = exams.collect(tmp_path, "embed", ALL)
     assert outcomes(found) == {"1": "no_decoder", "2": "no_decoder", "3": ""}
-    assert found.lacking == ["no decoder for RLE images; install rle"]
+    assert found.notes == ["no decoder for RLE images; install rle"]
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

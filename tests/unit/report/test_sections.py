@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.evaluation.clinical import write_report
 from m4oe_ds.report import clinical_tables
 from m4oe_ds.report.clinical_tables import number
@@ -39,7 +40,8 @@ def filled(parent: Path) -> Path:
     """A run folder with made-up numbers and what ``m4oe analyze`` adds."""
     run = fill(parent / "run")
     files = RunFolder(run)
-    write_report(files.clinical, files.predictions("test"), files.predictions("val"), "test", "", TASKS, resamples=5)
+    own, tuning = files.predictions("test"), files.predictions("val")
+    write_report(files.clinical, own, tuning, "test", "", TASKS, resamples=5, card=find_card("embed"))
     (run / "analysis").mkdir()
     np.savez(run / "analysis" / "gallery.npz", **gallery())
     (run / "figures").mkdir(exist_ok=True)
@@ -80,7 +82,7 @@ def test_everything_is_in_the_report(folder: Path) -> None:
     assert tags.undescribed == 0
     for phrase in (
         "agree weakly with the planted truth of the synthetic data: Spearman coefficient 0.33 [0.20, 0.45]",
-        "agree not demonstrably with what leaving a view out",
+        "agree not demonstrably with what leaving a modality out",
         "saliency 0.50",
         "sweep (no sweep given)",
         "<td>0.1235</td>",
@@ -101,7 +103,7 @@ def test_everything_is_in_the_report(folder: Path) -> None:
     assert text.count("<h3>Modality competition") == 2
     assert "Ablation (Fig. 7)" not in text  # not drawn
     assert "run <code>m4oe analyze" not in text
-    assert text.count("Dispatch weight over the views, one row per task. Largest: birads ") == 2
+    assert text.count("Dispatch weight over the modalities, one row per task. Largest: birads ") == 2
     assert text.count("Where the experts of each task read in sample") == 1  # the other map is of a sample not shown
     assert text.count("<summary>Map ") == 1
     for name in ("calibration", "experts", "dispatch_map_1", "dispatch_map_2"):

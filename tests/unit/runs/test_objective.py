@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from m4oe_ds.config import Config
+from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.task_statistics import TaskStatistics
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.losses.objective import Objective
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.runs.objective import class_weights, objective, task_prior
 from tests.distributed import problem
+from tests.integration import six_kinds
 
 CPU = torch.device("cpu")
-DENSITY = np.array([0] * 6 + [1] * 3 + [2] * 1 + [-1] * 5)  # of four classes the last never comes
 
 
-def labels_of(task: str) -> np.ndarray:
-    """Codes of the training split: density as above, risk1 on two samples, nothing else labelled."""
-    known = {"density": DENSITY, "risk1": np.array([0, 1] + [-1] * 13)}
-    return known.get(task, np.full(15, -1))
+def statistics(config: Config) -> dict[str, TaskStatistics]:
+    """Of the training labels: density as above, risk1 on two samples, nothing else labelled."""
+    counts = {"density": (6, 3, 1, 0), "risk1": (1, 1)}
+    return {
+        task.name: TaskStatistics(sum(counts.get(task.name, ())), counts.get(task.name, (0,) * task.num_classes))
+        for task in spec_for(config).tasks
+    }
 
 
 def made(*overrides: str) -> tuple[Config, Objective]:
     config = problem.config(*overrides)
-    return config, objective(config, spec_for(config), labels_of, CPU)
+    return config, objective(config, spec_for(config), statistics(config), CPU)
 
 
 def test_complement_weighs_rare_classes_more() -> None:
@@ -48,7 +54,7 @@ def test_no_weights_unless_asked_for_and_none_without_labels() -> None:
     assert made()[1].losses["density"].class_weight is None
     config = problem.config("loss.default.class_weight=complement")
     assert objective(config, spec_for(config), None, CPU).losses["density"].class_weight is None
-    assert class_weights("none", DENSITY, 4) is None
+    assert class_weights("none", (6, 3, 1, 0)) is None
 
 
 def test_weights_of_one_task_leave_the_others_alone() -> None:
@@ -133,7 +139,52 @@ def test_weight_and_kind_of_the_term_come_from_the_configuration() -> None:
     assert goal.information.source == "combine"
 
 
-def test_a_loss_that_does_not_fit_its_task_is_refused() -> None:
-    config = problem.config("loss.tasks={density: {kind: bce_dice}}")
-    with pytest.raises(ConfigError, match=r"bce_dice does not fit the ordinal task density"):
-        objective(config, spec_for(config), labels_of, CPU)
+@pytest.mark.parametrize(
+    ("kind", "loss", "fits"),
+    [
+        ("classes", "bce_dice", "cross_entropy or focal"),
+        ("binary", "ranked_probability", "cross_entropy or focal"),
+        ("ordinal", "huber", "cross_entropy or focal or ranked_probability"),
+        ("number", "cross_entropy", "huber or mse"),
+        ("survival", "mse", "hazard"),
+        ("mask", "focal", "bce_dice"),
+    ],
+)
+def test_a_loss_that_does_not_fit_its_task_is_refused(kind: str, loss: str, fits: str) -> None:
+    config = problem.config(f"loss.default.kind={loss}")
+    task = TaskSpec("lamp", kind, 2, horizons=(1.0, 2.0) if kind == "survival" else ())
+    spec = replace(spec_for(config), tasks=(task,))
+    with pytest.raises(ConfigError, match=f"loss {loss} does not fit the {kind} task lamp.*use auto or {fits}$"):
+        objective(config, spec, None, CPU)
+
+
+def test_every_kind_of_task_gets_its_loss_and_what_the_loss_needs(tmp_path: Path) -> None:
+    losses = "loss.tasks={grade: {kind: ranked_probability}, make: {kind: focal}}"
+    config = problem.config(f"data.dataset={six_kinds.card(tmp_path)}", "data.modalities=[]", losses)
+    spec = spec_for(config)
+    known = {
+        task.name: TaskStatistics(
+            9,
+            tuple(range(task.num_classes)) if task.coded else (),
+            **({"centre": 80.0, "spread": 4.0} if task.name == "age" else {}),
+        )
+        for task in spec.tasks
+    }
+    goal = objective(config, spec, known, CPU)
+    assert {name: loss.kind for name, loss in goal.losses.items()} == {
+        "make": "focal",
+        "lit": "cross_entropy",
+        "grade": "ranked_probability",
+        "age": "huber",
+        "failure": "hazard",
+        "parts": "bce_dice",
+    }
+    assert (goal.losses["age"].centre, goal.losses["age"].spread) == (80.0, 4.0)
+    assert goal.losses["failure"].horizons == (1.0, 2.5, 5.0)
+    on = torch.ones(3, dtype=torch.bool)
+    at_scale = goal.generic("age", torch.zeros(3, 1), torch.tensor([80.0, 84.0, 72.0]), on)
+    assert float(at_scale.sum) == pytest.approx(0.0 + 0.5 + 1.5)
+    times = torch.tensor([[0.3, 1.0], [3.0, 1.0], [9.0, 1.0]])
+    assert float(goal.generic("failure", torch.zeros(3, 3), times, on).sum) == pytest.approx(7 * math.log(2))
+    plain = objective(config, spec, None, CPU).losses["age"]  # where only shapes matter
+    assert (plain.centre, plain.spread) == (0.0, 1.0)

@@ -10,6 +10,7 @@ import torch
 from m4oe_ds import config_loader
 from m4oe_ds.config import Config
 from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.data.task_statistics import statistics_of
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.report.card import card
@@ -84,7 +85,7 @@ def test_a_step_with_dropout_trains_mask_and_bank(root: Path, missing: str) -> N
         spec = spec_for(config)
         torch.manual_seed(0)
         model = build(config)
-        goal = objective(config, spec, manifests["train"].sample_labels, torch.device("cpu"))
+        goal = objective(config, spec, statistics_of(manifests["train"], spec.tasks), torch.device("cpu"))
         (batch,) = next(iter(assemble.stream(config, "train", spec, 24, 1, manifests).epoch(0)))
         parts = goal.task_parts(model(batch), batch)
         loss = torch.stack([part.sum / part.count.clamp_min(1) for part in parts.values()]).sum()
