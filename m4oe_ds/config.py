@@ -247,6 +247,7 @@ class ModelConfig:
     missing_modality: Literal["mask", "bank"] = option(
         "mask", "`m4oe`: leave out the tokens of an absent modality, or learn some for each combination (Flex-MoE)."
     )
+    mask_channels: int = option(256, "Width of the decoder of a mask task; most of the cost of one.", at_least=1)
     embedder: EmbedderConfig = section(EmbedderConfig, "Embedders of images, volumes and tables.")
     router: RouterConfig = section(RouterConfig, "Router of every mixture layer.")
     msoe: MSoEConfig = section(MSoEConfig, "Modality-specific Soft-MoE towers.")

@@ -19,7 +19,9 @@ MOST_VALUES = 20  # of a column of classes
 ROWS_LOOKED_AT = 200  # for files on the disk
 FILES_LOOKED_AT = 20_000
 _ID = re.compile(r"(^|_)(id|uid|sample|case|image|exam|scan|study|name|key|number|nr|no|index)($|_|s$)")
-_GROUP = re.compile(r"(^|_)(patient|subject|woman|person|participant|mrn|pid|group|individual|animal|mouse)($|_|id|s$)")
+_GROUP = re.compile(
+    r"(^|_)(patient|subject|person|female|participant|mrn|pid|group|individual|animal|mouse)($|_|id|s$)"
+)
 _SPLIT = re.compile(r"(^|_)(split|set|fold|partition|subset|phase)($|_)")
 _TIME = re.compile(r"(^|_)(time|days|months|years|followup|follow_up|survival|duration|tte|os|pfs|dfs)($|_)")
 _EVENT = re.compile(r"(^|_)(event|status|death|died|dead|deceased|relapse|recurrence|progression|censor(ed|ing)?)($|_)")

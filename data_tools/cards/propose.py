@@ -139,7 +139,7 @@ def _text(relative: str, name: str, draft: _Draft, sample: Seen, group: Seen | N
     lines = [
         "# Proposed from the table; read it through. Next: m4oe card check THIS_FILE",
         f"name: {slug}",
-        f"{f'unit: {_unit(sample)}':29}# what one row is called in sentences: eye, woman, scan",
+        f"{f'unit: {_unit(sample)}':29}# what one row is called in sentences: visit, slide, scan",
         "modalities:                  # what a model sees",
         *draft.modalities,
         *(_CLINIC if draft.table else ()),

@@ -1,6 +1,6 @@
 """Brings a picture to its stored size without stretching it, its masks with it, and masks back again.
 
-One set of numbers, GEOMETRY_FIELDS, places every picture: the box ``crop`` of the source (which may reach beyond it)
+One set of numbers, PICTURE_GEOMETRY_FIELDS, places every picture: the box ``crop`` of the source (which may reach beyond it)
 lies in a frame of ``padded_shape``, in the middle from top to bottom and at the left (mirrored if ``flipped``),
 and the frame is resized to ``stored_shape``. A picture in the middle of its frame has a box as wide as the frame.
 """
@@ -29,7 +29,7 @@ def fit(pixels: NDArray[Any], rows: int, cols: int) -> tuple[NDArray[Any], dict[
         cols: width of the result.
 
     Returns:
-        ``(fitted, geometry)``: the same type and channels, and the fields of GEOMETRY_FIELDS.
+        ``(fitted, geometry)``: the same type and channels, and the fields of PICTURE_GEOMETRY_FIELDS.
 
     Raises:
         BadImage: so elongated that its frame would be larger than any picture.
@@ -60,7 +60,7 @@ def fit_mask(mask: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
 
 
 def crop_geometry(shape: tuple[int, ...], crop: tuple[int, int, int, int], rows: int, cols: int) -> dict[str, Any]:
-    """The fields of GEOMETRY_FIELDS of a picture of which ``crop`` (top, left, height, width) is kept."""
+    """The fields of PICTURE_GEOMETRY_FIELDS of a picture of which ``crop`` (top, left, height, width) is kept."""
     return {
         "original_shape": [int(n) for n in shape[:2]],
         "crop": [int(n) for n in crop],

@@ -22,7 +22,7 @@ class Stored:
 
     Attributes:
         pixels: uint16 [rows, cols], chest wall at the left, 0 outside the breast.
-        geometry: the fields of GEOMETRY_FIELDS, from which a position in the source follows.
+        geometry: the fields of PICTURE_GEOMETRY_FIELDS, from which a position in the source follows.
         area: share of the source image covered by the breast.
     """
 

@@ -42,13 +42,17 @@ META_FIELDS = OPTIONAL_META_FIELDS | {
     "labels",  # {task: code, number, [time, event] or null}, see TaskSpec
     "modalities",  # names present in this sample, in the card's order
 }
-GEOMETRY_FIELDS = frozenset(
+PICTURE_GEOMETRY_FIELDS = frozenset(
     {
         "original_shape",
         "crop",  # top, left, height, width of the part that is kept; may reach beyond the picture
         "flipped",
         "padded_shape",
         "stored_shape",
+    }
+)
+GEOMETRY_FIELDS = PICTURE_GEOMETRY_FIELDS | frozenset(
+    {
         "spacing",  # of a volume as read, in mm along D, H, W; null where the file does not say
         "voxel",  # side of its cubic voxels as stored
         "content_shape",  # of the resampled volume

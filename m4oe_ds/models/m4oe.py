@@ -93,7 +93,8 @@ class M4oE(MultiModalModel):
         embedder = self.embedders.of(owner)
         if not embedder.is_transformer:
             raise ConfigError(f"task {task.name} needs a vision-transformer embedder", "model.embedder.backbone")
-        return SegmentationHead(self.config.dim, embedder.grid, self.spec.shape(owner)[1:], task.num_classes)
+        size, channels = self.spec.shape(owner)[1:], self.config.mask_channels
+        return SegmentationHead(self.config.dim, embedder.grid, size, task.num_classes, channels)
 
     def _missing_bank(self) -> MissingBank:
         spec = self.spec

@@ -45,7 +45,7 @@ def lesion_and_blood(folder: Path) -> Path:
                 "Diagnosis": ("naevus", "melanoma")[ill],
                 "Thickness": round(0.2 + 2.0 * ill + age / 100, 2),
                 "Split": split_of(number // 2),
-            }  # fmt: skip
+            }
         )
     write_table(folder, rows)
     card = folder / "lesion.yaml"

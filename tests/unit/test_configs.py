@@ -6,14 +6,19 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config
+from m4oe_ds.data.cards import read_card
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.models import build
 from m4oe_ds.parallel.topology import choose_ep_size
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+CARDS = ROOT / "configs" / "cards"
+SMALL = ROOT / "configs" / "small.yaml"  # for any data, and so for any batch size: it names neither
+RECIPES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if CARDS not in path.parents and path != SMALL)
 DEEPSPEED = sorted((ROOT / "ds_configs").glob("*.json"))
 OFFICIAL = "official"  # the authors' release has its own batch size, optimizer and rate
 
@@ -32,6 +37,21 @@ def accepted_by(config: Config, path: Path) -> dict[str, str]:
         except ConfigError as error:
             reasons[candidate.stem] = str(error)
     return reasons
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.rglob("*.yaml")), ids=name)
+def test_an_example_card_is_short_and_read_without_a_mistake(path: Path) -> None:
+    assert read_card(path).name == path.stem
+    assert len(path.read_text().splitlines()) < 40
+
+
+def test_the_small_recipe_builds_for_a_card_of_ones_own_and_fits_every_json() -> None:
+    card = CARDS / "examples" / "drishti-gs1.yaml"
+    config = config_loader.load(SMALL, [f"data.dataset={card}"])
+    assert not any(accepted_by(config, SMALL).values())
+    with torch.device("meta"):
+        model = build(config)
+    assert set(model.heads) == {"glaucoma", "notching", "cup_to_disc", "rim"}
 
 
 def test_there_are_recipes_and_deepspeed_configurations() -> None:
@@ -56,8 +76,6 @@ def test_a_recipe_is_named_and_says_where_its_data_are(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_a_recipe_builds_and_can_share_its_experts_between_two_ranks(path: Path) -> None:
-    import torch
-
     from m4oe_ds.layers.experts import LocalExperts
     from m4oe_ds.models import build
 

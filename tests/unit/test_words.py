@@ -41,7 +41,12 @@ ALLOWED: dict[str, dict[str, str]] = {  # file: word: why
     "m4oe_ds/models/registry.py": dict.fromkeys(("breast", "cancer", "mammography", "eye", "gamma", "glaucoma"), CITED),
     "m4oe_ds/models/embedders.py": {"embed": "patch_embed, the name that timm gives the first layer"},
     "m4oe_ds/predict/headers.py": {"mammogram": "why a file of mammography DICOM is left out: it reads no other"},
-    "m4oe_ds/predict/exams.py": {"women": "what the rules of an archive's reader say of sex"},
+    "m4oe_ds/predict/exams.py": {
+        "women": "what the rules of an archive's reader say of sex",
+        "mammogram": "what is looked for in the folder: DICOM headers tell no others apart",
+    },
+    "m4oe_ds/predict/job.py": {"mammogram": "the treatment that a reader's images get"},
+    "m4oe_ds/runs/initialise.py": {"embed": "patch_embed and pos_embed of timm, task_embed of the MToE"},
     "m4oe_ds/predict/samples.py": {"mammogram": "the converter's name for its treatment of such images"},
     "data_tools/convert/conversion.py": {"birads": OPTIONS, "mammogram": "the treatment that a reader's images get"},
     "data_tools/convert/images.py": {"eye": "the treatment that a reader's images get"},

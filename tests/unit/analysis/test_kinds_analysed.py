@@ -129,7 +129,7 @@ def test_the_report_draws_bars_and_says_how_to_read_them(
 
 def test_samples_of_the_report_show_a_slice_and_no_picture_of_a_table(problem_of_kinds: tuple[Any, Any, Any]) -> None:
     config, model, spec = problem_of_kinds
-    goal = objective(config, spec, lambda task: kinds.samples(spec, 64, 0).labels[task].numpy(), CPU)
+    goal = objective(config, spec, None, CPU)
     batch = kinds.samples(spec, 4, 0)
     present = torch.ones_like(batch.present)
     present[1, 2] = False

@@ -58,9 +58,8 @@ def test_the_rows_say_what_was_taken_from_whom(run: Path) -> None:
     found = json.loads((run / "analysis.json").read_text())["missing"]
     assert found["samples"] == 60
     assert found["cohort"] == {"at_least": 4, "samples": 40}
-    assert found["presence"] == {
-        "samples": 60, "complete": 40, "lacking": {"ffdm_cc": 0, "ffdm_mlo": 0, "syn_cc": 20, "syn_mlo": 20}
-    }  # fmt: skip
+    lacking = {"ffdm_cc": 0, "ffdm_mlo": 0, "syn_cc": 20, "syn_mlo": 20}
+    assert found["presence"] == {"samples": 60, "complete": 40, "lacking": lacking}
     assert found["not_judged"] == []
     of_density = [row for row in found["removed"] if row["task"] == "density" and row["metric"] == "auroc"]
     assert [(row["removed"], row["draws"]) for row in of_density] == [(0, 1), (1, 4), (2, 4), (3, 4)]

@@ -15,6 +15,7 @@ from m4oe_ds.losses import binary_cross_entropy_dice
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.models.baselines.eyestar import crop_around
 from m4oe_ds.models.interface import ModelOutput
+from m4oe_ds.runs.objective import objective
 from tests.distributed import problem
 
 GAMMA = ("model.name=eyestar", "data.dataset=gamma", "data.modalities=[fundus, oct]", "data.image_size=[32, 32]")
@@ -149,7 +150,7 @@ def test_dice_of_equal_disjoint_and_empty_masks() -> None:
         problem.samples(spec, 4, 0), labels={"cup": truth}, label_mask=torch.ones(4, 1, dtype=torch.bool)
     )
     logits = torch.where(predicted > 0, 100.0, -100.0)
-    rows = _rows(ModelOutput({"cup": logits}), batch, spec)
+    rows = _rows(ModelOutput({"cup": logits}), batch, spec, objective(config, spec, None, torch.device("cpu")))
     assert rows["dice_cup"].tolist() == [1.0, 0.0, 1.0, 0.0]
     for row, dice in enumerate((1.0, 1 / 1025, 1.0, 1 / 513)):  # 512 pixels each, smoothing 1
         one = torch.zeros(4, dtype=torch.bool)

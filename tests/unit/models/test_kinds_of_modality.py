@@ -117,13 +117,13 @@ def test_a_head_for_volumes_gives_the_size_of_the_mask() -> None:
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (("model.name=mirai",), "mirai reads images; scan is a volume in 3-D; use m4oe"),
+        (("model.name=mirai",), "mirai does not fit"),
         (
             ("model.name=mmodn", "data.modalities=[photo, clinic]", "data.tasks=[grade]"),
-            "mmodn reads images; clinic is a table; use m4oe, or leave it out with data.modalities",
+            "clinic is a table",
         ),
-        ((*SOFT_MOE, "model.regime=native"), "soft_moe reads images in the regime native; scan is a volume in 3-D"),
-        (("model.name=soft_moe",), "soft_moe decodes masks of images; lesion lies over scan"),
+        ((*SOFT_MOE, "model.regime=native"), "soft_moe does not fit"),
+        (("model.name=soft_moe",), "lesion lies over scan"),
         (("model.embedder.share=true",), "model.embedder.share needs equal kinds"),
         (("model.embedder.volume_patch=[3, 8, 4]",), "volume_patch=[3, 8, 4] does not divide data.volume_size=[8, 16"),
         (("data.volume_size=[8, 12, 8]",), "volume_patch=[4, 8, 4] does not divide data.volume_size=[8, 12, 8]"),

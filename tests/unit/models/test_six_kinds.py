@@ -38,10 +38,10 @@ STATISTICS = {
 }
 
 REFUSING = {
-    "asymmirai": "asymmirai compares mammograms",
-    "eyemost": "does not answer the number task age$",
-    "eyestar": "does not answer the number task age$",
-    "mirai": "mirai reads mammograms",
+    "asymmirai": "asymmirai does not fit .*: it predicts no masks, and parts is one",
+    "eyemost": "it answers with classes and masks only, and age is of kind number",
+    "eyestar": "it answers with classes and masks only, and age is of kind number",
+    "mirai": "it tells its inputs apart by their view .* and the card gives front view none",
 }
 
 

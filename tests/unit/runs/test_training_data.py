@@ -10,6 +10,7 @@ import pytest
 
 from m4oe_ds import config_loader
 from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.data.task_statistics import from_json, statistics_of
 from m4oe_ds.errors import CheckpointError, DataError
 from m4oe_ds.models import spec_for
 from m4oe_ds.runs import assemble
@@ -36,10 +37,10 @@ def test_what_is_kept_says_what_the_manifest_says(tmp_path: Path) -> None:
     assert kept.correction.keys() == wanted.keys()
     for task, values in wanted.items():
         np.testing.assert_array_equal(np.array(kept.correction[task], np.float32), values.numpy())
-        np.testing.assert_array_equal(np.sort(kept.labels(task)), np.sort(manifest.sample_labels(task)))
-    assert (kept.labels("no such task") == -1).all()
-    mine = objective(config, spec, kept.labels, wanted["density"].device)
-    theirs = objective(config, spec, manifest.sample_labels, wanted["density"].device)
+    known = from_json(kept.statistics, spec.tasks, "data.json")
+    assert known == statistics_of(manifest, spec.tasks)
+    mine = objective(config, spec, known, wanted["density"].device)
+    theirs = objective(config, spec, statistics_of(manifest, spec.tasks), wanted["density"].device)
     for task, loss in theirs.losses.items():
         assert loss.class_weight is not None
         assert mine.losses[task].class_weight is not None
@@ -54,7 +55,7 @@ def test_damage_and_other_versions_are_one_line(tmp_path: Path) -> None:
         files.data.write_text(text)
         with pytest.raises(DataError, match=r"data\.json: is damaged"):
             kept_data(files)
-    TrainingData("d", False, "", 1, 1, {}, {}, {}, {}, {}).save(files.data)
+    TrainingData("d", False, "", 1, 1, {}, {}, {}, {}, {}, {}).save(files.data)
     files.data.write_text(files.data.read_text().replace('"version": 1', '"version": 2'))
     with pytest.raises(DataError, match="has version 2, this package reads 1"):
         kept_data(files)

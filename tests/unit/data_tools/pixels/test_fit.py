@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data_tools.pixels.dicom import BadImage
 from data_tools.pixels.fit import fit, fit_mask, unmap_mask
-from m4oe_ds.data.schema import GEOMETRY_FIELDS
+from m4oe_ds.data.schema import PICTURE_GEOMETRY_FIELDS
 
 SHAPES = [(60, 40), (40, 60), (50, 50), (7, 90), (12, 10), (33, 47)]
 SIZES = [(32, 32), (48, 20), (20, 48), (64, 64)]
@@ -31,7 +31,7 @@ def test_whole_blocks_are_averaged_and_the_middle_is_the_middle(channels: int, d
     assert not fitted[8:].any()
     twice_rounded = dtype == np.uint8 and channels in (0, 3)
     assert np.abs(fitted[2:8] - means).max() <= (1 if twice_rounded else 0.5 + 1e-3)
-    assert set(geometry) == GEOMETRY_FIELDS
+    assert set(geometry) == PICTURE_GEOMETRY_FIELDS
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

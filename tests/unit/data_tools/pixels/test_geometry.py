@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data_tools.pixels import breast as breast_
 from data_tools.pixels import geometry
 from data_tools.pixels.grayscale import Graded
-from m4oe_ds.data.schema import GEOMETRY_FIELDS
+from m4oe_ds.data.schema import PICTURE_GEOMETRY_FIELDS
 
 Image = NDArray[np.float32]
 
@@ -101,7 +101,7 @@ def test_chest_wall_ends_up_at_the_left() -> None:
     assert (one.geometry["flipped"], two.geometry["flipped"]) == (False, True)
     np.testing.assert_array_equal(one.pixels, two.pixels)
     assert one.pixels[:, :30].sum() > one.pixels[:, -30:].sum()
-    assert set(one.geometry) == GEOMETRY_FIELDS
+    assert set(one.geometry) == PICTURE_GEOMETRY_FIELDS
 
 
 def test_aspect_is_kept_and_background_is_zero() -> None:
