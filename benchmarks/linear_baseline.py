@@ -27,8 +27,10 @@ from m4oe_ds.data.order import Share
 from m4oe_ds.data.reading import Reading
 from m4oe_ds.data.schema import ModalitySpec, TaskSpec
 from m4oe_ds.data.stream import Sampling, ShardStream
+from m4oe_ds.data.task_statistics import statistics_of
 from m4oe_ds.errors import UserError
-from m4oe_ds.evaluation.metrics import evaluate_split, format_table
+from m4oe_ds.evaluation.metrics import evaluate_split
+from m4oe_ds.evaluation.metrics_text import format_table
 
 SIDE, SLICES, COMPONENTS = 24, 8, 40
 MASK_SIDE = 96  # masks are judged at the size that configs/small.yaml trains at
@@ -93,7 +95,9 @@ def predict(task: TaskSpec, train: Any, test: Any) -> dict[str, np.ndarray]:
     both = (mean & (y_test > 0.5)).reshape(len(y_test), task.num_classes, -1).sum(-1)
     size = mean.reshape(task.num_classes, -1).sum(-1) + y_test.reshape(len(y_test), task.num_classes, -1).sum(-1)
     dice = np.where(known_test[:, None], 2 * both / np.maximum(size, 1), np.nan)
-    return {f"dice_{name}": dice if task.num_classes > 1 else dice[:, 0]}
+    area = (y_test > 0.5).reshape(len(y_test), task.num_classes, -1).mean(-1)  # share of the picture
+    found = {f"dice_{name}": dice, f"area_{name}": np.where(known_test[:, None], area, np.nan)}
+    return found if task.num_classes > 1 else {key: values[:, 0] for key, values in found.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,7 +125,8 @@ def main(arguments: list[str] | None = None) -> int:
         arrays |= predict(task, (x, answers(batches["train"], task)), (x_test, answers(batches[options.split], task)))
     kind = "synthetic " if manifests["train"].synthetic else ""
     print(f"{card.title}: linear baseline, {len(x)} {kind}training samples, {options.split} split")
-    print(format_table(evaluate_split(arrays, tasks)))
+    known = statistics_of(manifests["train"], tasks)
+    print(format_table(evaluate_split(arrays, tasks, train=known)))
     return 0
 
 

@@ -212,8 +212,8 @@ def test_too_many_subgroups(case: Path) -> None:
     for k, row in enumerate(table):
         row["scanner"] = f"scanner {k}"
     assert len({sample.subgroups["site"] for sample in planned(case, table).samples}) == 24
-    many = [{**row, "eye": f"e{i}", "patient": f"p{i}", "scanner": f"s{i}", "photo": "", "rim": "", "fluid": ""}
-            for i, row in enumerate(table * 3)]  # fmt: skip
+    empty = {"photo": "", "rim": "", "fluid": ""}
+    many = [{**row, "eye": f"e{i}", "patient": f"p{i}", "scanner": f"s{i}", **empty} for i, row in enumerate(table * 3)]
     text = CARD.replace(', scan: "scans/{eye}.nii.gz"', ', scan: "{photo}"')
     with pytest.raises(DataError, match="72 different values for the subgroup site, at most 50"):
         planned(case, many, text)
