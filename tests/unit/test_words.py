@@ -85,9 +85,13 @@ def identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Lines and names of what code defines, takes or reads."""
     for node in ast.walk(tree):
         name = {
-            ast.Name: "id", ast.Attribute: "attr", ast.arg: "arg", ast.keyword: "arg", ast.FunctionDef: "name",
+            ast.Name: "id",
+            ast.Attribute: "attr",
+            ast.arg: "arg",
+            ast.keyword: "arg",
+            ast.FunctionDef: "name",
             ast.ClassDef: "name",
-        }.get(type(node))  # fmt: skip
+        }.get(type(node))
         if name and getattr(node, name):
             yield getattr(node, "lineno", 0), getattr(node, name)
 

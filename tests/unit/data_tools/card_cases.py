@@ -54,15 +54,24 @@ def rows(count: int = ROWS) -> list[Row]:
     """Rows of a table in which some of everything is missing."""
     out = []
     for k in range(count):
-        out.append({
-            "eye": f"eye{k:03d}", "patient": f"p{k // 2:03d}", "side": "LR"[k % 2],
-            "split": ("train", "Train", "VALID", "test")[(k // 2) % 4], "photo": f"photos/{k}.png" if k % 5 else "",
-            "grade": ("none", "early", "ADVANCED", "")[k % 4], "rim": f"rims/{k}.png" if k % 5 and k % 3 else "",
-            "fluid": f"fluid/{k}.nii.gz" if k % 4 == 0 else "n/a", "iop": "NA" if k % 7 == 6 else 12 + k / 4,
-            "years": "" if k % 6 == 5 else 0.5 + k % 4, "blind": "" if k % 6 == 5 else k % 2,
-            "age of patient": 30 + 2 * k if k % 8 else "", "sex": "" if k % 8 == 0 else "fm"[k % 2],
-            "scanner": ("A", "B")[k % 2],
-        })  # fmt: skip
+        out.append(
+            {
+                "eye": f"eye{k:03d}",
+                "patient": f"p{k // 2:03d}",
+                "side": "LR"[k % 2],
+                "split": ("train", "Train", "VALID", "test")[(k // 2) % 4],
+                "photo": f"photos/{k}.png" if k % 5 else "",
+                "grade": ("none", "early", "ADVANCED", "")[k % 4],
+                "rim": f"rims/{k}.png" if k % 5 and k % 3 else "",
+                "fluid": f"fluid/{k}.nii.gz" if k % 4 == 0 else "n/a",
+                "iop": "NA" if k % 7 == 6 else 12 + k / 4,
+                "years": "" if k % 6 == 5 else 0.5 + k % 4,
+                "blind": "" if k % 6 == 5 else k % 2,
+                "age of patient": 30 + 2 * k if k % 8 else "",
+                "sex": "" if k % 8 == 0 else "fm"[k % 2],
+                "scanner": ("A", "B")[k % 2],
+            }
+        )
     return out
 
 

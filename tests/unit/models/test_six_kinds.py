@@ -94,8 +94,13 @@ def test_tasks_of_other_kinds_leave_the_initial_values_of_the_old_ones() -> None
     cfg = problem.config()
     model = build(cfg)
     assert sorted(name for name, _ in model.heads["density"].named_parameters()) == [
-        "classify.bias", "classify.weight", "norm.bias", "norm.weight", "project.bias", "project.weight",
-    ]  # fmt: skip
+        "classify.bias",
+        "classify.weight",
+        "norm.bias",
+        "norm.weight",
+        "project.bias",
+        "project.weight",
+    ]
 
 
 @pytest.mark.parametrize("name", available())

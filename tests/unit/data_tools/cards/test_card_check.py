@@ -32,8 +32,13 @@ def test_a_good_card_is_explained(case: Path) -> None:
     assert (content["samples"], content["groups"]) == (24, 12)
     assert content["splits"]["counts"]["train"] == {"samples": 12, "groups": 6}
     assert content["files"]["photo"] == {
-        "kind": "image", "pattern": "{photo}", "there": 19, "not_named": 5, "missing": 0, "outside": 0,
-    }  # fmt: skip
+        "kind": "image",
+        "pattern": "{photo}",
+        "there": 19,
+        "not_named": 5,
+        "missing": 0,
+        "outside": 0,
+    }
     assert content["labels"]["grade"]["counts"]["train"] == {"none": 3, "early": 3, "advanced": 3, "missing": 3}
     assert content["labels"]["pressure"]["range"]["least"] == 12
     assert content["labels"]["blind"]["within"]["2"] == {"events": 4, "followed": 10}

@@ -33,11 +33,18 @@ def test_a_table_with_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert card.name == "my-eyes-2"
     assert (source.sample, source.group, source.split) == ("eye", "patient", "split")
     assert {one.name: (one.kind, one.channels) for one in card.inputs} == {
-        "photo": ("image", 3), "clinic": ("table", 0), "scan": ("volume", 1),
-    }  # fmt: skip
+        "photo": ("image", 3),
+        "clinic": ("table", 0),
+        "scan": ("volume", 1),
+    }
     assert {task.name: task.kind for task in card.tasks} == {
-        "rim": "mask", "fluid": "mask", "blind": "survival", "grade": "classes", "iop": "number", "side": "binary",
-    }  # fmt: skip
+        "rim": "mask",
+        "fluid": "mask",
+        "blind": "survival",
+        "grade": "classes",
+        "iop": "number",
+        "side": "binary",
+    }
     assert card.task("rim").class_names == ("class_1", "class_2")
     assert card.task("grade").class_names[0] == "none"
     assert [column.name for column in card.modality("clinic").columns] == ["age_of_patient", "sex", "scanner"]
