@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.deidentify import VENDORS, find_identifiers
-from m4oe_ds.data import codecs
 from m4oe_ds.data.cards import Card, card_from, find_card
 from m4oe_ds.data.schema import GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS, SPLITS
 from m4oe_ds.errors import ConfigError, DataError
@@ -241,6 +240,8 @@ def _nothing_but_pixels(extension: str, data: bytes) -> bool:
 
     Searching them would find numbers by chance: the values of dark grey are the characters of digits.
     """
+    from m4oe_ds.data import codecs  # numerical libraries, which no --help should load
+
     try:
         return codecs.encode(codecs.decode(data, extension), extension) == data
     except (DataError, ValueError):

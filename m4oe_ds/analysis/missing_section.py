@@ -10,7 +10,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from torch import Tensor
 
 from m4oe_ds.analysis.attribution import deprived
 from m4oe_ds.analysis.session import Session, Skip
@@ -20,7 +19,6 @@ from m4oe_ds.evaluation.inference import predict_split
 from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.missing_modalities import Row, cohort_size, observed, removed
 from m4oe_ds.models.interface import ModelSpec
-from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import Run
 from m4oe_ds.runs.objective import objective
 
@@ -136,13 +134,9 @@ def _predicted(run: Run, variants: Variants, split: str, limit: int) -> Mapping[
         objective(run.config, run.spec, run.statistics, run.device),
         run.device,
         torch.float32,
-        correction=_correction(run),
+        correction=run.correction,
     )
     return predictions.arrays()
-
-
-def _correction(run: Run) -> dict[str, Tensor]:
-    return assemble.prior_correction(run.config, run.spec, run.manifests["train"])
 
 
 def _figure(rows: list[Row], along: str) -> Any:

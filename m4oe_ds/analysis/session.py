@@ -8,6 +8,7 @@ from typing import Any
 
 from m4oe_ds.analysis.collect import Collected, Features
 from m4oe_ds.analysis.options import AnalysisOptions
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.report.figures import save
 from m4oe_ds.runs.finished import Run
 from m4oe_ds.runs.folder import RunFolder
@@ -61,7 +62,8 @@ class Session:
 
 def headline(session: Session) -> tuple[str, ...]:
     """The first two tasks of classes, those of the card's headline before the others: what pairs of tasks are shown."""
-    card, known = session.run.manifests["train"].card, [task.name for task in session.run.spec.tasks if task.coded]
+    card = find_card(session.run.config.data.dataset)
+    known = [task.name for task in session.run.spec.tasks if task.coded]
     first = [name for name in card.headline if name in known]
     return tuple(dict.fromkeys([*first, *known]))[:2]
 

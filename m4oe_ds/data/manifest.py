@@ -95,6 +95,8 @@ class Manifest:
             content["card"] = _card(content, str(path))
             del content["modalities"], content["tasks"]
             content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
+            if any(set(shard.labels) != {task.name for task in content["card"].tasks} for shard in content["shards"]):
+                raise KeyError("labels of a task")
         except (TypeError, KeyError) as error:
             raise DataError(f"damaged: {error}", str(path), "convert the archive again") from None
         return cls(**content)

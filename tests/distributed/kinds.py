@@ -89,7 +89,7 @@ def trajectory(cfg: Config, stage: int, steps: int, rank: int, world: int) -> li
     engine, _ = engines.create(cfg, ds, sizes, world)
     engine.train()
     spec = spec_for(cfg)
-    goal = objective(cfg, spec, lambda task: samples(spec, 64, 0).labels[task].numpy(), torch.device("cpu"))
+    goal = objective(cfg, spec, problem.statistics(samples(spec, 64, 0), spec), torch.device("cpu"))
     figures = []
     for step in range(steps):
         batch = problem.part(samples(spec, 8, 100 + step), rank * sizes.micro, (rank + 1) * sizes.micro)

@@ -208,7 +208,9 @@ def test_masks_and_a_manifest_alone(embed: Path, tmp_path: Path) -> None:
     data = tmp_path / "moved"  # of the shards, only this file is needed
     (data / "train").mkdir(parents=True)
     manifest = Manifest.load(embed.with_name("embed-shards") / "train")
-    replace(manifest, card=find_card(str(card))).save(data / "train")
+    labels = [{"density": shard.labels["density"], "mass": [1] * shard.num_samples} for shard in manifest.shards]
+    shards_ = tuple(replace(shard, labels=one) for shard, one in zip(manifest.shards, labels, strict=True))
+    replace(manifest, card=find_card(str(card)), shards=shards_).save(data / "train")
     run = make_run(tmp_path / "run", tmp_path / "gone", f"data.dataset={card}")
     assert predict(run, embed, tmp_path / "out") == 4  # the shards it was trained on are not here
     assert predict(run, embed, tmp_path / "out", "--data", str(data)) == 0
@@ -268,7 +270,7 @@ def test_nothing_usable_is_one_line_and_leaves_nothing(
     dicom = tmp_path / "dicom"
     dicom.mkdir()
     assert predict(plain, dicom, tmp_path / "out") == 4
-    assert "no usable image among 0 files (it is empty)" in error(capsys)
+    assert "no usable mammogram among 0 files (it is empty)" in error(capsys)
     data = sorted(embed.rglob("*.dcm"))[0].read_bytes()
     (dicom / "half.dcm").write_bytes(data[: len(data) // 2])  # found only when its pixels are read
     (dicom / "a.txt").touch()

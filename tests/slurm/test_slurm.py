@@ -424,5 +424,5 @@ def until(ready: Callable[[], bool], job: str, cluster: Cluster, seconds: float 
     while not ready():
         states = cluster.state(job) if job else []
         assert time.monotonic() < deadline, states
-        assert set(states) <= {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED"}, states
+        assert set(states) <= {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SIGNALING"}, states
         time.sleep(0.2)
