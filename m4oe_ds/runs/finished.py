@@ -87,7 +87,9 @@ class Run:
         return -(-min(count, limit or count) // self.micro_batch)
 
 
-def open_run(folder: Path, split: str = "", data: str = "", device: torch.device | None = None) -> Run:
+def open_run(
+    folder: Path, split: str | tuple[str, ...] = "", data: str = "", device: torch.device | None = None
+) -> Run:
     """Loads a run's configuration, weights and manifests on this process.
 
     Pixels are standardised with the statistics that the run kept, whatever shards are read. Runs that kept none, which
@@ -95,7 +97,7 @@ def open_run(folder: Path, split: str = "", data: str = "", device: torch.device
 
     Args:
         folder: a run folder with ``config.yaml`` and ``weights/``.
-        split: split to be read; empty = none, for which a run that kept its statistics needs no shards.
+        split: split or splits to be read; empty = none, for which a run that kept its statistics needs no shards.
         data: other shard folder, or empty.
         device: device of the model; None = the GPU if there is one.
 
@@ -105,7 +107,8 @@ def open_run(folder: Path, split: str = "", data: str = "", device: torch.device
     """
     config = open_config(folder, data)
     kept, spec = kept_data(RunFolder(folder)), spec_for(config)
-    splits = dict.fromkeys((*(("train",) if kept is None else ()), *((split,) if split else ())))
+    wanted = (split,) if isinstance(split, str) else split
+    splits = [name for name in dict.fromkeys((*(("train",) if kept is None else ()), *wanted)) if name]
     manifests = assemble.load_manifests(config, tuple(splits)) if splits else {}
     if kept is None:
         kept = training_data(config, spec, manifests["train"])
