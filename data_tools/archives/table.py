@@ -98,7 +98,9 @@ def read_samples(card: Card, where: str, root: Root, max_missing: float = 0.0) -
     found = TableFound(files=reader.files, odd=reader.odd, patterns=reader.patterns)
     found.plan.steps["table_rows"] = len(rows)
     masks = [mask.pattern for label in source.labels.values() for mask in label.masks]
-    reader.files.look([*source.files.values(), *masks], ((n, row) for n, row in enumerate(rows, FIRST_ROW) if any(row.values())))
+    reader.files.look(
+        [*source.files.values(), *masks], ((n, row) for n, row in enumerate(rows, FIRST_ROW) if any(row.values()))
+    )
     for number, row in enumerate(rows, FIRST_ROW):
         if not any(row.values()):
             found.plan.excluded["samples"]["empty_row"] += 1
