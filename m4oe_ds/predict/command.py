@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument(
         "--dicom",
         metavar="DIR",
-        help="folder of DICOM files, searched with its sub-folders; for runs whose card has the reader of a DICOM archive",
+        help="folder of DICOM files, with its sub-folders; for runs whose card has the reader of a DICOM archive",
     )
     add(
         "--root",

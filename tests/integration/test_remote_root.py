@@ -94,8 +94,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def run(data: Path, root: str, out: Path, **more: Any) -> None:
-    given = {"card_path": data.parent / "eyes.yaml", "salt_file": data.parent / "secret", "workers": 0}
-    convert(ConvertOptions(root=root_of(root), out=out, samples_per_shard=5, **(given | more)))
+    given: dict[str, Any] = {"card_path": data.parent / "eyes.yaml", "salt_file": data.parent / "secret"}
+    given |= {"workers": 0, "samples_per_shard": 5}
+    convert(ConvertOptions(root=root_of(root), out=out, **(given | more)))
 
 
 def content(folder: Path) -> dict[str, bytes]:
