@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import http.server
 import os
 import signal
+import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +19,9 @@ import numpy as np
 import pytest
 
 from data_tools.archives.plan import Outline
-from data_tools.convert import workers
+from data_tools.convert import fetch, workers
 from data_tools.convert.images import convert_sample
-from data_tools.convert.sample import SampleJob, SampleResult
+from data_tools.convert.sample import ExamJob, SampleJob, SampleResult
 
 LIMIT = 600.0
 
@@ -106,3 +109,55 @@ def test_processes_give_what_this_process_gives(tmp_path: Path) -> None:
     spread = list(workers.converted(jobs, 2))
     assert [result.bad for result in spread] == [result.bad for result in alone] == [[("ffdm_cc", "missing_file")]] * 5
     assert np.array_equal([r.meta["key"] for r in spread], [r.meta["key"] for r in alone])
+
+
+class _Slow(http.server.BaseHTTPRequestHandler):
+    """Sends a file that is told by its name; while it travels more time passes than a sample may take."""
+
+    said: Path
+
+    def do_GET(self) -> None:
+        self.said.touch()
+        deadline = time.monotonic() + 600
+        while self.said.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.send_response(200)
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(self.path[1:5].encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+def _read_fetched(job: SampleJob, hanging: Path) -> SampleResult:
+    assert not fetch.is_away(job)
+    told = {path: Path(path).read_text() for paths in job.images.values() for path in paths}
+    read(
+        replace(job, images={name: tuple(map(told.__getitem__, paths)) for name, paths in job.images.items()}), hanging
+    )
+    return SampleResult({**job.meta, "modalities": list(job.images), "geometry": {}})
+
+
+@pytest.mark.usefixtures("behaviour")
+def test_time_on_the_way_is_not_the_decoders_and_a_killed_process_leaves_no_files(
+    hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "convert_sample", functools.partial(_read_fetched, hanging=hanging))
+    monkeypatch.setattr(_Slow, "said", hanging, raising=False)
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    exam = ExamJob((), (), {}, (8, 8, 8), {}, {})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}"
+        jobs = [
+            replace(sample_job(n, *(f"{place}/{name}.png" for name in names)), exam=exam)
+            for n, names in enumerate((("good", "good"), ("good", "hang"), ("good", "good")))
+        ]
+        results = list(workers.converted(jobs, 1, seconds=LIMIT))
+        server.shutdown()
+    assert [result.bad for result in results] == [[], [("ffdm_mlo", "decoder_hung")], []]
+    assert results[1].meta["modalities"] == ["ffdm_cc"]
+    assert list(folder.iterdir()) == []
