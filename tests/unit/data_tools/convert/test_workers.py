@@ -112,15 +112,14 @@ def test_processes_give_what_this_process_gives(tmp_path: Path) -> None:
 
 
 class _Slow(http.server.BaseHTTPRequestHandler):
-    """Sends a file that is told by its name; while it travels more time passes than a sample may take."""
+    """Sends a file that is told by its name; while the first travels more time passes than a sample may take."""
 
-    said: Path
+    passed: list[float]
 
     def do_GET(self) -> None:
-        self.said.touch()
-        deadline = time.monotonic() + 600
-        while self.said.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        if not self.passed:
+            self.passed.append(LIMIT + 1)
+            time.sleep(2.5)  # for the clock to be looked at: nothing is to come of it
         self.send_response(200)
         self.send_header("Content-Length", "4")
         self.end_headers()
@@ -141,10 +140,12 @@ def _read_fetched(job: SampleJob, hanging: Path) -> SampleResult:
 
 @pytest.mark.usefixtures("behaviour")
 def test_time_on_the_way_is_not_the_decoders_and_a_killed_process_leaves_no_files(
-    hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(workers, "convert_sample", functools.partial(_read_fetched, hanging=hanging))
-    monkeypatch.setattr(_Slow, "said", hanging, raising=False)
+    clock, passed = workers.time.monotonic, []
+    monkeypatch.setattr(_Slow, "passed", passed, raising=False)
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: clock() + sum(passed)))
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -160,4 +161,5 @@ def test_time_on_the_way_is_not_the_decoders_and_a_killed_process_leaves_no_file
         server.shutdown()
     assert [result.bad for result in results] == [[], [("ffdm_mlo", "decoder_hung")], []]
     assert results[1].meta["modalities"] == ["ffdm_cc"]
+    assert len(caplog.messages) == 1  # of the second sample: no other was tried again
     assert list(folder.iterdir()) == []
