@@ -143,7 +143,7 @@ def test_time_on_the_way_is_not_the_decoders_and_a_killed_process_leaves_no_file
     hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(workers, "convert_sample", functools.partial(_read_fetched, hanging=hanging))
-    clock, passed = workers.time.monotonic, []
+    clock, passed = vars(workers)["time"].monotonic, list[float]()
     monkeypatch.setattr(_Slow, "passed", passed, raising=False)
     monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: clock() + sum(passed)))
     folder = tmp_path / "temporary"
