@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import faulthandler
 import functools
-import http.server
 import os
 import signal
+import subprocess
+import sys
 import tempfile
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -111,22 +111,27 @@ def test_processes_give_what_this_process_gives(tmp_path: Path) -> None:
     assert np.array_equal([r.meta["key"] for r in spread], [r.meta["key"] for r in alone])
 
 
-class _Slow(http.server.BaseHTTPRequestHandler):
-    """Sends a file that is told by its name; while the first travels more time passes than a sample may take."""
-
-    passed: list[float]
-
-    def do_GET(self) -> None:
-        if not self.passed:
-            self.passed.append(LIMIT + 1)
-            time.sleep(2.5)  # for the clock to be looked at: nothing is to come of it
+# Sends files that are told by their names. While the first travels more time passes than a sample may take, and the
+# clock is looked at. A process of its own: workers are forked here, which threads of this one could lock up.
+_SLOW = """
+import http.server, pathlib, sys, time
+class Slow(http.server.BaseHTTPRequestHandler):
+    first = True
+    def do_GET(self):
+        if Slow.first:
+            Slow.first = False
+            pathlib.Path(sys.argv[1]).touch()
+            time.sleep(2.5)
         self.send_response(200)
         self.send_header("Content-Length", "4")
         self.end_headers()
         self.wfile.write(self.path[1:5].encode())
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+    def log_message(self, *_):
+        pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Slow)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
 
 
 def _read_fetched(job: SampleJob, hanging: Path) -> SampleResult:
@@ -143,22 +148,21 @@ def test_time_on_the_way_is_not_the_decoders_and_a_killed_process_leaves_no_file
     hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(workers, "convert_sample", functools.partial(_read_fetched, hanging=hanging))
-    clock, passed = vars(workers)["time"].monotonic, list[float]()
-    monkeypatch.setattr(_Slow, "passed", passed, raising=False)
-    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: clock() + sum(passed)))
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     exam = ExamJob((), (), {}, (8, 8, 8), {}, {})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Slow) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        place = f"http://127.0.0.1:{server.server_port}"
+    with subprocess.Popen([sys.executable, "-c", _SLOW, str(hanging)], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        place = f"http://127.0.0.1:{int(server.stdout.readline())}"
         jobs = [
             replace(sample_job(n, *(f"{place}/{name}.png" for name in names)), exam=exam)
             for n, names in enumerate((("good", "good"), ("good", "hang"), ("good", "good")))
         ]
-        results = list(workers.converted(jobs, 1, seconds=LIMIT))
-        server.shutdown()
+        try:
+            results = list(workers.converted(jobs, 1, seconds=LIMIT))
+        finally:
+            server.terminate()
     assert [result.bad for result in results] == [[], [("ffdm_mlo", "decoder_hung")], []]
     assert results[1].meta["modalities"] == ["ffdm_cc"]
     assert len(caplog.messages) == 1  # of the second sample: no other was tried again
