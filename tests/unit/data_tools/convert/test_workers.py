@@ -148,11 +148,25 @@ def test_time_on_the_way_is_not_the_decoders_and_a_killed_process_leaves_no_file
     hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(workers, "convert_sample", functools.partial(_read_fetched, hanging=hanging))
+    travelling, now = tmp_path / "travelling", 0.0
+
+    def clock() -> float:
+        nonlocal now
+        if travelling.exists():
+            travelling.unlink()
+            now += LIMIT + 1
+        told = now
+        if hanging.exists():  # time passes afterwards: this may be the look at the clock when the files are here
+            hanging.unlink()
+            now += LIMIT + 1
+        return told
+
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=clock))
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     exam = ExamJob((), (), {}, (8, 8, 8), {}, {})
-    with subprocess.Popen([sys.executable, "-c", _SLOW, str(hanging)], stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen([sys.executable, "-c", _SLOW, str(travelling)], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         place = f"http://127.0.0.1:{int(server.stdout.readline())}"
         jobs = [
