@@ -19,7 +19,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["m4oe_ds", "m4oe_ds.*", "data_tools", "data_tools.*"]),
-    package_data={"m4oe_ds.data.cards": ["shipped/*.yaml"], "m4oe_ds.compare": ["*.yaml"], "m4oe_ds.report": ["templates/*"], "data_tools.convert": ["templates/*"]},
+    package_data={
+        "m4oe_ds.data.cards": ["shipped/*.yaml"],
+        "m4oe_ds.compare": ["*.yaml"],
+        "m4oe_ds.report": ["templates/*"],
+        "data_tools.convert": ["templates/*"],
+    },
     install_requires=[
         "torch>=2.6",
         "torchvision",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from data_tools.archives.values import counted
 from m4oe_ds.data.cards.reading import COLUMN
 from m4oe_ds.data.cards.source import columns_in
+from m4oe_ds.data.roots import Root
 
+Outcome = Literal["found", "absent", "outside", "folder"]
 SUFFIXES_SHOWN, FILES_LOOKED_AT = 5, 2000
 
 
@@ -24,12 +27,14 @@ class Named:
         empty: samples whose columns name none.
         absent: rows whose file is not there.
         outside: rows whose file would lie outside the root.
+        folders: rows that name a folder where none can be listed.
     """
 
     found: int = 0
     empty: int = 0
     absent: list[int] = field(default_factory=list)
     outside: list[int] = field(default_factory=list)
+    folders: list[int] = field(default_factory=list)
 
 
 class Files:
@@ -40,11 +45,26 @@ class Files:
         missing: words that mean that a field is empty, in lower case.
     """
 
-    def __init__(self, root: Path, missing: frozenset[str]) -> None:
+    def __init__(self, root: Root, missing: frozenset[str]) -> None:
         self.root, self.missing = root, missing
-        self._real = os.path.realpath(root)
+        self._real = os.path.realpath(root) if isinstance(root, Path) else ""
         self._folders: dict[str, str] = {}  # with their links followed: many files share one
         self.named: dict[str, Named] = {}
+
+    def look(self, patterns: Iterable[str], rows: Iterable[tuple[int, Mapping[str, str]]]) -> None:
+        """Looks for many files before they are asked for one by one; here that would save nothing.
+
+        Args:
+            patterns: as :meth:`find` takes them.
+            rows: number and fields of every row.
+        """
+
+    def named_by(self, pattern: str, row: Mapping[str, str]) -> str | None:
+        """The name of a file as the row has it, with forward slashes; None where the row names none."""
+        if any(row[column].casefold() in self.missing for column in columns_in(pattern)):
+            return None
+        text = COLUMN.sub(lambda match: row[match[1]], pattern) if "{" in pattern else row[pattern]
+        return text.replace("\\", "/")  # as tables made under Windows write it
 
     def find(self, what: str, pattern: str, row: Mapping[str, str], number: int, folders: bool = False) -> str | None:
         """The path of a file relative to the root; None where the row names none or it is not there (counted).
@@ -57,21 +77,26 @@ class Files:
             folders: whether a folder will do.
         """
         counts = self.named.setdefault(what, Named())
-        if any(row[column].casefold() in self.missing for column in columns_in(pattern)):
+        text = self.named_by(pattern, row)
+        if text is None:
             counts.empty += 1
             return None
-        text = COLUMN.sub(lambda match: row[match[1]], pattern) if "{" in pattern else row[pattern]
-        text = text.replace("\\", "/")  # as tables made under Windows write it
+        outcome, name = self._place(text, folders)
+        if outcome == "found":
+            counts.found += 1
+            return name
+        {"absent": counts.absent, "outside": counts.outside, "folder": counts.folders}[outcome].append(number)
+        return None
+
+    def _place(self, text: str, folders: bool) -> tuple[Outcome, str]:
+        """What became of a name, and its path relative to the root."""
         path = os.path.join(self._real, text)
         real = None if ".." in PurePosixPath(text).parts or "\0" in text else self._inside(path)
         if real is None:
-            counts.outside.append(number)
-            return None
+            return "outside", ""
         if not (os.path.isfile(real) or (folders and os.path.isdir(real))):
-            counts.absent.append(number)
-            return None
-        counts.found += 1
-        return os.path.relpath(real, self._real)
+            return "absent", ""
+        return "found", os.path.relpath(real, self._real)
 
     def _inside(self, path: str) -> str | None:
         """The path with the links of its folder followed; None if it, or what it links to, lies outside the root."""
@@ -100,6 +125,12 @@ class Files:
                 lines.append(
                     f"{where}: {counted(len(counts.outside), 'path')} of {what} outside the folder of the data, first "
                     f"in row {counts.outside[0]}; put the files, not links to them, below {self.root}"
+                )
+            if counts.folders:
+                lines.append(
+                    f"{where}: {counted(len(counts.folders), 'path')} of {what} without the suffix of a file, first in "
+                    f"row {counts.folders[0]}: folders on a server cannot be listed; name one file for each volume "
+                    f"(NIfTI), or copy the data here"
                 )
             total = counts.found + len(counts.absent)
             if not counts.absent or (counts.found and len(counts.absent) <= accepted * total):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from m4oe_ds.data.cards import MaskFile
+from m4oe_ds.data.roots import Root, located
 
 Row = Mapping[str, str]
 Images = dict[str, tuple[str, ...]]
@@ -168,9 +168,9 @@ def breasts(
     plan.count_planned()
 
 
-def with_paths(outlines: Mapping[str, Sequence[Outline]], root: Path) -> dict[str, tuple[Outline, ...]]:
+def with_paths(outlines: Mapping[str, Sequence[Outline]], root: Root) -> dict[str, tuple[Outline, ...]]:
     """The outlines with the paths of their files below the root made whole."""
     return {
-        task: tuple(replace(one, files=tuple(str(root / path) for path in one.files)) for one in several)
+        task: tuple(replace(one, files=tuple(located(root, path) for path in one.files)) for one in several)
         for task, several in outlines.items()
     }

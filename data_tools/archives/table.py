@@ -15,10 +15,12 @@ from typing import Any
 from data_tools.archives import values
 from data_tools.archives.files import Files
 from data_tools.archives.plan import ArchivePlan, Sample
+from data_tools.archives.remote import files_below, table_below, table_name
 from data_tools.archives.tables import header_of, read_table
 from data_tools.archives.values import Choice, Oddities, OddValue, counted
 from m4oe_ds.data.cards import Card, MaskFile, Source
 from m4oe_ds.data.cards.source import columns_of
+from m4oe_ds.data.roots import Root
 from m4oe_ds.errors import DataError
 from m4oe_ds.yaml_tree import Node, nearest, read_tree
 
@@ -51,13 +53,13 @@ class TableFound:
     patterns: dict[str, str] = field(default_factory=dict)
 
 
-def plan_table(card: Card, where: str, root: Path, max_missing: float = 0.0, require: str = "any") -> ArchivePlan:
+def plan_table(card: Card, where: str, root: Root, max_missing: float = 0.0, require: str = "any") -> ArchivePlan:
     """What the table of a card says should be converted.
 
     Args:
         card: the card; its source has a table.
         where: the file it came from, for the messages.
-        root: folder of the table and the files.
+        root: folder or address of the table and the files.
         max_missing: share of the named files of a modality or task that may be absent.
         require: ``any`` or ``complete``: the modalities a sample needs.
 
@@ -76,13 +78,13 @@ def plan_table(card: Card, where: str, root: Path, max_missing: float = 0.0, req
     return plan
 
 
-def read_samples(card: Card, where: str, root: Path, max_missing: float = 0.0) -> TableFound:
+def read_samples(card: Card, where: str, root: Root, max_missing: float = 0.0) -> TableFound:
     """Reads the table of a card and looks for its files; problems are collected.
 
     Args:
         card: the card; its source has a table.
         where: the file it came from, for the messages.
-        root: folder of the table and the files.
+        root: folder or address of the table and the files.
         max_missing: share of the named files of a modality or task that may be absent.
 
     Raises:
@@ -95,6 +97,10 @@ def read_samples(card: Card, where: str, root: Path, max_missing: float = 0.0) -
     reader = _Reader(card, source, root)
     found = TableFound(files=reader.files, odd=reader.odd, patterns=reader.patterns)
     found.plan.steps["table_rows"] = len(rows)
+    masks = [mask.pattern for label in source.labels.values() for mask in label.masks]
+    reader.files.look(
+        [*source.files.values(), *masks], ((n, row) for n, row in enumerate(rows, FIRST_ROW) if any(row.values()))
+    )
     for number, row in enumerate(rows, FIRST_ROW):
         if not any(row.values()):
             found.plan.excluded["samples"]["empty_row"] += 1
@@ -103,13 +109,14 @@ def read_samples(card: Card, where: str, root: Path, max_missing: float = 0.0) -
         found.numbers.append(number)
         found.plan.samples.append(reader.sample(row, number))
     if not found.rows:
-        raise DataError("has no rows", str(root / source.table), "give a table with a row for every sample")
+        raise DataError("has no rows", table_name(root, source.table), "give a table with a row for every sample")
     tree = _tree(where)
     places = {what: _place(tree, reader.dotted(what), where) for what in reader.patterns}
+    table = table_name(root, source.table)
     found.problems += _mistakes(card, source, reader.missing, where)
-    found.problems += [f"{root / source.table}: {line}" for line in _identity_problems(found, source, reader)]
-    found.problems += [f"{root / source.table}: {line}" for line in reader.odd.lines()]
-    found.problems += [f"{root / source.table}: {line}" for line in reader.group_problems()]
+    found.problems += [f"{table}: {line}" for line in _identity_problems(found, source, reader)]
+    found.problems += [f"{table}: {line}" for line in reader.odd.lines()]
+    found.problems += [f"{table}: {line}" for line in reader.group_problems()]
     found.problems += reader.files.problems(reader.patterns, places, max_missing)
     for what, counts in reader.files.named.items():
         if counts.absent:
@@ -132,17 +139,23 @@ def _place(tree: Node | None, dotted: str, where: str) -> str:
     return f"{place}: {dotted}"
 
 
-def _read_rows(card: Card, source: Source, where: str, root: Path) -> list[dict[str, str]]:
+def _read_rows(card: Card, source: Source, where: str, root: Root) -> list[dict[str, str]]:
     """Every row with the columns that the card names.
 
     Raises:
         DataError: see :func:`read_samples`.
     """
-    path = root / source.table
-    if not path.is_file():
-        raise DataError(
-            f"the table {source.table} is not here", str(root), "check `source.table` of the card, and --root"
-        )
+    with table_below(root, source.table) as path:
+        if not path.is_file():
+            raise DataError(
+                f"the table {source.table} is not here", str(root), "check `source.table` of the card, and --root"
+            )
+        return _read_columns(path, card, where, table_name(root, source.table))
+
+
+def _read_columns(path: Path, card: Card, where: str, shown: str) -> list[dict[str, str]]:
+    source = card.source
+    assert source is not None
     wanted = columns_of(source, card.inputs)
     hint = "save it as UTF-8 text, .xlsx or .parquet (which needs pyarrow)"
     try:
@@ -158,7 +171,7 @@ def _read_rows(card: Card, source: Source, where: str, root: Path) -> list[dict[
     ]
     twice = [column for column in wanted if header.count(column) > 1]
     if twice:
-        absent.append(f"{path}: columns that are there twice: {', '.join(twice)}; rename one of them")
+        absent.append(f"{shown}: columns that are there twice: {', '.join(twice)}; rename one of them")
     if absent:
         raise DataError("\n".join(absent))
     identifiers = [name for name in (source.sample, source.group, source.exam) if name]
@@ -187,14 +200,14 @@ class _Reader:
     Args:
         card: the card.
         source: its source.
-        root: folder of the table and the files.
+        root: folder or address of the table and the files.
     """
 
-    def __init__(self, card: Card, source: Source, root: Path) -> None:
+    def __init__(self, card: Card, source: Source, root: Root) -> None:
         self.card, self.source = card, source
         self.missing = values.missing_words(card)
         self.odd = Oddities()
-        self.files = Files(root, self.missing)
+        self.files = files_below(root, self.missing)
         self.answers = {
             task.name: values.answer_reader(task, card, self.missing) for task in card.tasks if not task.dense
         }

@@ -25,6 +25,7 @@ from data_tools.convert.sample import SampleResult
 from data_tools.convert.workers import converted
 from m4oe_ds.data.cards import Card
 from m4oe_ds.data.codecs import decode
+from m4oe_ds.data.roots import Root
 from m4oe_ds.data.schema import SPLITS, TaskSpec
 from m4oe_ds.errors import DataError
 
@@ -38,7 +39,7 @@ class CheckOptions:
 
     Attributes:
         card_path: the card.
-        root: folder of the table and the files; None takes the folder of the card.
+        root: folder or address of the table and the files; None takes the folder of the card.
         full: read every file, not those of a few samples.
         workers: processes; 0 = read in this one.
         max_missing: share of the files named by the table, of each modality, that may not be there.
@@ -46,15 +47,15 @@ class CheckOptions:
     """
 
     card_path: Path
-    root: Path | None = None
+    root: Root | None = None
     full: bool = False
     workers: int = 1
     max_missing: float = 0.0
     max_quarantine: float = 0.2
 
     @property
-    def folder(self) -> Path:
-        """Folder of the table and the files."""
+    def folder(self) -> Root:
+        """Folder or address of the table and the files."""
         return self.card_path.parent if self.root is None else self.root
 
 

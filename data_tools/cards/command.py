@@ -12,7 +12,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="card_command", required=True, metavar="COMMAND")
     check = commands.add_parser("check", help="explain a card against its table and files, before a conversion")
     check.add_argument("card", type=Path, metavar="CARD", help="the card, e.g. my.yaml")
-    check.add_argument("--root", type=Path, metavar="DIR", help="folder of table and files (default: that of the card)")
+    check.add_argument(
+        "--root", metavar="DIR", help="folder or address of table and files (default: the folder of the card)"
+    )
     check.add_argument("--full", action="store_true", help="read every file, not those of 16 samples")
     check.add_argument("--workers", type=int, default=1, help="processes that read; 0 = this one (default: 1)")
     check.add_argument(
@@ -37,11 +39,12 @@ def run_check(options: argparse.Namespace) -> int:
     from data_tools.cards.pictures import write_sheet
     from data_tools.cards.text import lines_of
     from m4oe_ds.data.cards import read_card
+    from m4oe_ds.data.roots import root_of
     from m4oe_ds.errors import DataError
 
     wanted = CheckOptions(
         card_path=options.card,
-        root=options.root,
+        root=None if options.root is None else root_of(options.root),
         full=options.full,
         workers=options.workers,
         max_missing=options.max_missing,

@@ -26,6 +26,7 @@ from data_tools.outputs import next_to, write_private
 from data_tools.pixels import geometry, grayscale
 from data_tools.pixels.dicom import BadImage, lacking_decoders, require_decoders, transfer_syntax
 from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.data.roots import Address, is_synthetic
 from m4oe_ds.errors import DataError, UserError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class _Conversion:
 def convert_archive(options: ConvertOptions) -> dict[str, Any]:
     """Converts an archive with options that were checked; see :func:`data_tools.convert.command.convert`."""
     plan = _plan(options)
-    synthetic = (options.folder / "phantom.json").is_file()
+    synthetic = is_synthetic(options.folder)
     rows, cols = options.size
     storing = Storing(options.card, _converter(options), rows, cols, options.codec, options.samples_per_shard)
     jobs = make_jobs(plan, options.folder, storing, _secret(options, synthetic), options.shares, options.limit)
@@ -89,6 +90,7 @@ def _plan(options: ConvertOptions) -> ArchivePlan:
         birads_sites=options.birads_sites,
         exclude_screen_detected=options.exclude_screen_detected,
     )
+    assert isinstance(options.folder, Path)  # the options were checked
     plan = find_reader(_reader(options)).plan_archive(options.folder, how)
     _report_violations(plan.violations, options)
     return plan
@@ -221,7 +223,9 @@ def _convert(work: _Conversion) -> dict[str, Any] | None:
     try:
         shards.make_shards(partial, mine, options.card, rules, options.processes)
     except UserError:
-        if options.part.parts == 1:
+        if isinstance(options.folder, Address):  # a server that fails after hours must not cost them
+            logger.warning("what is finished is kept in %s: the same command goes on from there", partial)
+        elif options.part.parts == 1:
             shutil.rmtree(partial, ignore_errors=True)
         raise
     records = shards.all_records(partial, jobs)

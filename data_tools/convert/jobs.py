@@ -7,13 +7,13 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from data_tools.archives.plan import ArchivePlan, Sample, with_paths
 from data_tools.convert.sample import ExamJob, SampleJob
 from data_tools.deidentify import hash16, split_of, vendor_family
 from m4oe_ds.data.cards import Card
+from m4oe_ds.data.roots import Root, located
 from m4oe_ds.data.schema import SCHEMA_VERSION, SPLITS, shard_name
 from m4oe_ds.errors import DataError
 
@@ -121,22 +121,22 @@ def _meta(sample: Sample, split: str, storing: Storing, secret: bytes) -> dict[s
     return meta
 
 
-def _exam_job(sample: Sample, root: Path, card: Card) -> ExamJob | None:
+def _exam_job(sample: Sample, root: Root, card: Card) -> ExamJob | None:
     """What a sample of a card's table needs besides; None for one of an archive."""
     source = card.source
     if source is None or source.reader:
         return None
     layers = {
-        name: tuple(mask and replace(mask, pattern=str(root / mask.pattern)) for mask in masks)
+        name: tuple(mask and replace(mask, pattern=located(root, mask.pattern)) for mask in masks)
         for name, masks in sample.layers.items()
     }
     masks = tuple(task for task in card.tasks if task.dense)
     return ExamJob(card.inputs, masks, dict(source.ranges), source.volume_size, sample.tables, layers)
 
 
-def _sample_job(sample: Sample, split: str, root: Path, storing: Storing, secret: bytes) -> SampleJob:
-    images = {name: tuple(str(root / path) for path in paths) for name, paths in sample.images.items()}
-    masks = {name: str(root / path) for name, path in sample.masks.items()}
+def _sample_job(sample: Sample, split: str, root: Root, storing: Storing, secret: bytes) -> SampleJob:
+    images = {name: tuple(located(root, path) for path in paths) for name, paths in sample.images.items()}
+    masks = {name: located(root, path) for name, path in sample.masks.items()}
     return SampleJob(
         _meta(sample, split, storing, secret),
         images,
@@ -153,7 +153,7 @@ def _sample_job(sample: Sample, split: str, root: Path, storing: Storing, secret
 
 
 def make_jobs(
-    plan: ArchivePlan, root: Path, storing: Storing, secret: bytes, shares: Sequence[int], limit: int | None
+    plan: ArchivePlan, root: Root, storing: Storing, secret: bytes, shares: Sequence[int], limit: int | None
 ) -> list[ShardJob]:
     """All shards of an archive, in order of split and number.
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from data_tools.archives.readers import find_reader
 from m4oe_ds.data.cards import Card, Source, find_card, read_card, shipped
+from m4oe_ds.data.roots import Address, Root, root_of
 from m4oe_ds.errors import DataError
 
 MOST_PROCESSES = 8  # taken where no number is given
@@ -94,7 +95,8 @@ class ConvertOptions:
     Attributes:
         dataset: name of a shipped card; empty where ``card_path`` is given.
         card_path: card of your own data, in place of ``dataset``.
-        root: folder of the archive, with its tables and images; None takes the folder of the card.
+        root: folder of the archive, with its tables and images, or for a card of your own an address
+            (:func:`m4oe_ds.data.roots.root_of`); None takes the folder of the card.
         out: folder to make; must not exist.
         workers: worker processes; None = one per processor, at most ``MOST_PROCESSES``; 0 = convert in this process.
         rows: height of the stored images; None takes what suits the data set.
@@ -119,7 +121,7 @@ class ConvertOptions:
 
     dataset: str = ""
     card_path: Path | None = None
-    root: Path | None = None
+    root: Root | None = None
     out: Path
     workers: int | None = None
     rows: int | None = None
@@ -161,11 +163,13 @@ class ConvertOptions:
         """The options that a parser with those of :func:`add_arguments` has read.
 
         Raises:
-            DataError: a split or part that cannot be read.
+            DataError: a split, part or address that cannot be read.
         """
         given = {one.name: getattr(parsed, one.name) for one in fields(cls)}
         split = None if given["split"] is None else Shares.parse(given["split"])
-        return cls(**{**given, "dataset": given["dataset"] or "", "split": split, "part": Part.parse(given["part"])})
+        root = None if given["root"] is None else root_of(given["root"])
+        more = {"dataset": given["dataset"] or "", "root": root, "split": split, "part": Part.parse(given["part"])}
+        return cls(**{**given, **more})
 
     @property
     def size(self) -> tuple[int, int]:
@@ -187,8 +191,8 @@ class ConvertOptions:
         return find_card(self.dataset) if self.card_path is None else read_card(self.card_path)
 
     @property
-    def folder(self) -> Path:
-        """Folder of the archive, completed with that of the card."""
+    def folder(self) -> Root:
+        """Folder or address of the archive, completed with that of the card."""
         return self.root if self.root is not None else (self.card_path or Path(self.dataset)).parent
 
     @property
@@ -234,7 +238,7 @@ class ConvertOptions:
             raise DataError("exists already", str(self.out), "choose another --out or remove it")
         if not self.dry_run and not self.out.resolve().parent.is_dir():
             raise DataError("its parent folder does not exist", str(self.out), "make it or choose another --out")
-        if not self.folder.is_dir():
+        if isinstance(self.folder, Path) and not self.folder.is_dir():
             raise DataError("is not a folder", str(self.folder), "give the folder of the archive as --root")
 
     def _check_source(self) -> None:
@@ -246,6 +250,8 @@ class ConvertOptions:
             raise DataError("the archive has to be named", "--root", "give the folder of the archive")
         if source.reader:
             find_reader(source.reader)
+            if isinstance(self.root, Address):
+                raise DataError("archives are read from a file system", "--root", "copy the archive here, or mount it")
             return
         plain = {one.name: one.default for one in fields(self)}
         given = [_flag(name) for name in ARCHIVES_ONLY if getattr(self, name) != plain[name]]
@@ -269,7 +275,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         known: dict[str, Any] = {"choices": CHOICES[name]} if name in CHOICES else {}
         parser.add_argument(_flag(name), **known, **more)
 
-    add("root", type=Path, help="folder of the archive, with its tables and images; of --card default: its folder")
+    add("root", help="folder of the archive, or address of the data of --card, whose default is its own folder")
     add("out", type=Path, required=True, help="folder to make; must not exist")
     add("workers", type=int, help="processes; default: one per processor, at most 8; 0 = convert in this one")
     add("rows", type=int, help="height of the stored images; default 1024, GAMMA 512, else as the card says")

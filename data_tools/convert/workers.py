@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context
 from typing import Any
 
+from data_tools.convert.fetch import fetched, is_away
 from data_tools.convert.images import convert_sample
 from data_tools.convert.sample import SampleJob, SampleResult
 
 logger = logging.getLogger(__name__)
 SECONDS_PER_SAMPLE = 600.0  # a full-resolution sample takes seconds; nothing honest takes minutes
+_HERE = "here"  # what a process says when the files of a sample have been fetched: then its time begins
 
 
 @dataclass(frozen=True)
@@ -29,31 +33,40 @@ class _Failure:
     reason: str
 
 
-def _serve(pipe: Any) -> None:
-    """Loop of a worker process: a job in, a result or an exception out."""
-    while True:
-        try:
-            job = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            pipe.send(convert_sample(job))
-        except KeyboardInterrupt:
-            return
-        except Exception as error:  # not of one image: those are quarantined inside. It stops the conversion
-            pipe.send(error)
+def _serve(pipe: Any, folder: str) -> None:
+    """Loop of a worker process: a job in, a result or an exception out; temporary files go into the folder."""
+    tempfile.tempdir = folder
+    try:
+        while True:
+            try:
+                job = pipe.recv()
+            except EOFError:
+                return
+            try:
+                with fetched(job) as here:
+                    if here is not job:
+                        pipe.send(_HERE)
+                    result = convert_sample(here)
+                pipe.send(result)
+            except Exception as error:  # not of one image: those are quarantined inside. It stops the conversion
+                pipe.send(error)
+    except KeyboardInterrupt:
+        return
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Worker:
-    """One process and the sample it works on."""
+    """One process, the sample it works on, and a folder for what it fetches: one that is killed leaves it behind."""
 
     def __init__(self) -> None:
         context = get_context("spawn")
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = "1"  # the processes are the parallelism; read when libraries load
         try:
+            self.folder = tempfile.mkdtemp(prefix="m4oe-")
             self.pipe, child = context.Pipe()
-            self.process = context.Process(target=_serve, args=(child,), daemon=True)
+            self.process = context.Process(target=_serve, args=(child, self.folder), daemon=True)
             self.process.start()
             child.close()  # so that the death of the process shows as the end of the pipe
         finally:
@@ -63,26 +76,32 @@ class _Worker:
                 os.environ["OMP_NUM_THREADS"] = before
         self.number: int | None = None
         self.since = 0.0
+        self.fetching = False
 
     def begin(self, number: int, job: SampleJob) -> None:
-        self.number, self.since = number, time.monotonic()
+        self.number, self.since, self.fetching = number, time.monotonic(), is_away(job)
         self.pipe.send(job)
 
     def late(self, seconds: float) -> bool:
-        """Whether the sample has taken longer than that."""
-        return time.monotonic() - self.since > seconds
+        """Whether the sample has taken longer than that since its files are here; fetching has limits of its own."""
+        return not self.fetching and time.monotonic() - self.since > seconds
 
     def result(self) -> Any:
-        """What the process sent, or a failure if it died."""
+        """What the process sent, or a failure if it died; None if it has fetched the files and begins."""
         try:
-            return self.pipe.recv()
+            sent = self.pipe.recv()
         except (EOFError, ConnectionError):
             return _Failure("decoder_crashed")
+        if not isinstance(sent, str):
+            return sent
+        self.since, self.fetching = time.monotonic(), False
+        return None
 
     def stop(self) -> None:
         self.process.kill()
         self.process.join()
         self.pipe.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _alone(job: SampleJob, seconds: float) -> SampleResult | _Failure:
@@ -90,9 +109,12 @@ def _alone(job: SampleJob, seconds: float) -> SampleResult | _Failure:
     worker = _Worker()
     try:
         worker.begin(0, job)
-        while not (ready := worker.pipe.poll(1.0)) and not worker.late(seconds):
-            pass
-        outcome: SampleResult | _Failure | Exception = worker.result() if ready else _Failure("decoder_hung")
+        outcome: SampleResult | _Failure | Exception | None = None
+        while outcome is None:
+            if worker.pipe.poll(1.0):
+                outcome = worker.result()
+            elif worker.late(seconds):
+                outcome = _Failure("decoder_hung")
     finally:
         worker.stop()
     if isinstance(outcome, Exception):
@@ -134,7 +156,10 @@ def converted(jobs: Sequence[SampleJob], workers: int, seconds: float = SECONDS_
         UserError: what concerns every image, such as a missing decoder.
     """
     if workers <= 0:
-        yield from map(convert_sample, jobs)
+        for job in jobs:
+            with fetched(job) as here:
+                result = convert_sample(here)
+            yield result
         return
     pool = [_Worker() for _ in range(min(workers, max(1, len(jobs))))]
     done: dict[int, SampleResult] = {}
@@ -155,6 +180,8 @@ def converted(jobs: Sequence[SampleJob], workers: int, seconds: float = SECONDS_
                 elif worker.late(seconds):
                     outcome = _Failure("decoder_hung")
                 else:
+                    continue
+                if outcome is None:
                     continue
                 if isinstance(outcome, _Failure):
                     worker.stop()

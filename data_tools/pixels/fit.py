@@ -2,8 +2,8 @@
 
 One set of numbers, PICTURE_GEOMETRY_FIELDS, places every picture: the box ``crop`` of the source (which may reach
 beyond it) lies in a frame of ``padded_shape``, in the middle from top to bottom and at the left (mirrored if
-``flipped``),
-and the frame is resized to ``stored_shape``. A picture in the middle of its frame has a box as wide as the frame.
+``flipped``), and the frame is resized to ``stored_shape``. A picture in the middle of its frame has a box as wide as
+the frame.
 """
 
 from __future__ import annotations

@@ -14,19 +14,35 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from m4oe_ds.errors import DataError, EnvironmentProblem
 
 _logger = logging.getLogger(__name__)
 _MAX_OPEN = 16
 _CHUNK = 1 << 20
+AT_ONCE = 16  # requests of one process at the same time
+_NOT_THERE, _MOVED = (404, 410), (301, 302, 307, 308)
 SCHEMES = ("http", "https", "s3", "gs")
 
 
 class Transient(Exception):
     """A failure that may pass: a reset, a timeout, a 5xx, a body that ended early."""
+
+
+class Refused(DataError):
+    """An answer that will stay the same.
+
+    Attributes:
+        status: status of HTTP.
+        location: where the server says that the file is instead; empty if it does not.
+    """
+
+    def __init__(self, what: str, where: str = "", fix: str = "", status: int = 0, location: str = "") -> None:
+        super().__init__(what, where, fix)
+        self.status, self.location = status, location
 
 
 @dataclass(frozen=True)
@@ -132,7 +148,7 @@ def _make_client(kind: str, retry: Retry) -> Any:
             import urllib3
 
             timeout = urllib3.Timeout(connect=retry.timeout_seconds, read=retry.timeout_seconds)
-            return urllib3.PoolManager(retries=False, timeout=timeout)
+            return urllib3.PoolManager(retries=False, timeout=timeout, maxsize=AT_ONCE)
         import boto3
         from botocore.config import Config
     except ImportError as error:
@@ -153,6 +169,10 @@ _clients = _PerProcess(_make_client)
 def _http_answer(url: str, headers: dict[str, str], retry: Retry, method: str = "GET") -> Any:
     import urllib3
 
+    parts = urlsplit(url)
+    if parts.username is not None:
+        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers = {**headers, **urllib3.make_headers(basic_auth=secret)}
     try:
         answer = _clients.get("http", retry).request(method, url, headers=headers, preload_content=False)
     except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -162,8 +182,12 @@ def _http_answer(url: str, headers: dict[str, str], retry: Retry, method: str = 
     answer.release_conn()
     if answer.status >= 500 or answer.status in (408, 425, 429):
         raise Transient(f"status {answer.status}")
-    raise DataError(
-        f"the server answers with status {answer.status}", shown(url), "check the address and the access rights"
+    raise Refused(
+        f"the server answers with status {answer.status}",
+        shown(url),
+        "check the address and the access rights",
+        answer.status,
+        answer.headers.get("Location", ""),
     )
 
 
@@ -190,16 +214,17 @@ def _http_chunks(url: str, start: int, stop: int | None, retry: Retry) -> Iterat
 def _s3_call(url: str, retry: Retry, operation: str, **arguments: Any) -> Any:
     from botocore import exceptions
 
-    parts = urlsplit(url)
-    client = _clients.get(parts.scheme, retry)
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")  # a key may hold ? and #, which mean nothing here
+    client = _clients.get(scheme, retry)
     try:
-        return getattr(client, operation)(Bucket=parts.netloc, Key=parts.path.lstrip("/"), **arguments)
+        return getattr(client, operation)(Bucket=bucket, Key=key.lstrip("/"), **arguments)
     except exceptions.ClientError as error:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if status >= 500 or status == 429:
             raise Transient(f"status {status}") from None
-        raise DataError(
-            f"the storage answers with status {status}", shown(url), "check the address and the access rights"
+        raise Refused(
+            f"the storage answers with status {status}", shown(url), "check the address and the access rights", status
         ) from None
     except (exceptions.NoCredentialsError, exceptions.NoRegionError, exceptions.PartialCredentialsError) as error:
         raise EnvironmentProblem(
@@ -320,3 +345,47 @@ def size_of(url: str, retry: Retry = DEFAULT_RETRY) -> int:
         return int(length)
 
     return int(attempt(url, retry, ask))
+
+
+def exists(url: str, retry: Retry = DEFAULT_RETRY) -> bool:
+    """Whether a remote file is there; a folder is none.
+
+    Raises:
+        DataError: a server that keeps failing, or (as :class:`Refused`) one that does not say, such as for lack of
+            rights.
+    """
+
+    def ask() -> bool:
+        try:
+            if url.startswith(("s3://", "gs://")):
+                _s3_call(url, retry, "head_object")
+            else:
+                _http_answer(url, {}, retry, "HEAD").release_conn()
+        except Refused as refusal:
+            folder = refusal.status in _MOVED and urlsplit(refusal.location).path == f"{urlsplit(url).path}/"
+            if refusal.status in _NOT_THERE or folder:
+                return False
+            raise
+        return True
+
+    return bool(attempt(url, retry, ask))
+
+
+def fetch(url: str, path: Path, retry: Retry = DEFAULT_RETRY) -> None:
+    """Copies a remote file into a local one, piece by piece.
+
+    Raises:
+        DataError: missing, a server that keeps failing, or a full disk.
+    """
+
+    def copy() -> None:
+        with path.open("wb") as stream:
+            for part in chunks(url, retry=retry):
+                stream.write(part)
+
+    try:
+        attempt(url, retry, copy)
+    except OSError as error:
+        raise DataError(
+            f"cannot write what is fetched: {error.strerror}", str(path.parent), "make room, or set TMPDIR elsewhere"
+        ) from None

@@ -24,9 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument(
         "--dicom",
         metavar="DIR",
-        help="folder of DICOM files, searched with its sub-folders; for cards with a DICOM archive's reader",
+        help="folder of DICOM files, with its sub-folders; for runs whose card has the reader of a DICOM archive",
     )
-    add("--root", metavar="DIR", help="folder of the files that the table names (default: the folder of the table)")
+    add(
+        "--root",
+        metavar="DIR",
+        help="folder or address of the files that the table names (default: the folder of the table)",
+    )
     add("--out", required=True, metavar="DIR", help="folder to make; must be absent or empty")
     add("--batch-size", type=int, default=0, metavar="N", help="samples per forward (default: as in evaluation)")
     add("--limit", type=int, default=0, metavar="N", help="predict at most N samples (default: all)")
@@ -56,6 +60,7 @@ def main(options: argparse.Namespace) -> int:
         CheckpointError: weights missing or of another model.
         EnvironmentProblem: it was started with several ranks.
     """
+    from m4oe_ds.data.roots import root_of
     from m4oe_ds.predict.job import PredictionJob, check
 
     job = PredictionJob(
@@ -63,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
         out=Path(options.out),
         dicom=None if options.dicom is None else Path(options.dicom),
         table=None if options.table is None else Path(options.table),
-        root=None if options.root is None else Path(options.root),
+        root=None if options.root is None else root_of(options.root),
         batch_size=options.batch_size,
         limit=options.limit,
         workers=options.workers,

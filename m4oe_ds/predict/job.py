@@ -9,6 +9,7 @@ from data_tools.archives.readers import find_reader
 from m4oe_ds.config import Config
 from m4oe_ds.data import sources
 from m4oe_ds.data.cards import Card, find_card
+from m4oe_ds.data.roots import Root
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.runs.configuration import open_config
 from m4oe_ds.runs.folder import RunFolder
@@ -23,7 +24,7 @@ class PredictionJob:
         out: folder to make; must be absent or empty.
         dicom: folder of DICOM files, searched with all its sub-folders; None = a table is given.
         table: table with a row for every sample, as the card of the run describes it; None = DICOM files are given.
-        root: folder of the files that the table names; None = the folder of the table.
+        root: folder or address of the files that the table names; None = the folder of the table.
         batch_size: samples per forward; 0 = as in evaluation.
         limit: most samples to predict; 0 = all.
         workers: processes that read images; None = the processors, at most 8; 0 = this one.
@@ -36,7 +37,7 @@ class PredictionJob:
     out: Path
     dicom: Path | None = None
     table: Path | None = None
-    root: Path | None = None
+    root: Root | None = None
     batch_size: int = 0
     limit: int = 0
     workers: int | None = None
@@ -52,8 +53,8 @@ class PredictionJob:
         return given
 
     @property
-    def files(self) -> Path:
-        """The folder below which the files lie."""
+    def files(self) -> Root:
+        """The folder or address below which the files lie."""
         return self.root or (self.table.parent if self.table else self.given)
 
     @property
@@ -82,7 +83,7 @@ def check(job: PredictionJob) -> None:
         raise DataError("is not a folder", str(job.dicom), "give the folder of the DICOM files as --dicom")
     if job.table is not None and not job.table.is_file():
         raise DataError("is not a file", str(job.table), "give the table of the new samples as --table")
-    if job.root is not None and not job.root.is_dir():
+    if isinstance(job.root, Path) and not job.root.is_dir():
         raise DataError("is not a folder", str(job.root), "give the folder of the table's files as --root")
     if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
         raise DataError("exists already and is not empty", str(job.out), "choose another --out or remove it")

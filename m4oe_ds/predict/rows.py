@@ -16,6 +16,7 @@ from data_tools.archives.table import FIRST_ROW, TableFound, read_samples
 from data_tools.archives.tables import header_of
 from m4oe_ds.data.cards import Card, Source
 from m4oe_ds.data.cards.source import columns_in
+from m4oe_ds.data.roots import Root
 from m4oe_ds.predict.given import File, Found, Row
 
 FIX = "check rows and files against the card with `m4oe card check`"
@@ -45,13 +46,13 @@ def without_answers(card: Card, modalities: Sequence[str], table: Path, stored: 
     return replace(card, inputs=inputs, tasks=(), source=source)
 
 
-def collect(card: Card, where: Path, root: Path, answers: Source) -> Found:
+def collect(card: Card, where: Path, root: Root, answers: Source) -> Found:
     """Reads every row and looks for its files.
 
     Args:
         card: see :func:`without_answers`.
         where: the file of the card, for messages.
-        root: folder of the files.
+        root: folder or address of the files.
         answers: source of the whole card: its columns of answers are said to be there and not read.
 
     Raises:
@@ -113,6 +114,8 @@ def _missing(read: TableFound, row: Row) -> Iterator[File]:
             yield _file(row, what, "", "not_there")
         if row.row in counts.outside:
             yield _file(row, what, "", "outside_the_folder")
+        if row.row in counts.folders:
+            yield _file(row, what, "", "folder_on_a_server")
 
 
 def _faulty(read: TableFound, source: Source) -> dict[int, str]:

@@ -26,6 +26,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.cards import Card, find_card
 from m4oe_ds.data.collate import Sample, Sizes, collate
 from m4oe_ds.data.reading import Reading
+from m4oe_ds.data.roots import is_synthetic
 from m4oe_ds.errors import ConfigError, DataError, EnvironmentProblem
 from m4oe_ds.evaluation.inference import Predictions, predict_split
 from m4oe_ds.models.interface import ModelOutput
@@ -86,7 +87,7 @@ def predict(job: PredictionJob) -> dict[str, Any]:
         _logger.warning("%s", line)
     if not found.plan.samples:
         raise nothing_usable(found, job.given)
-    synthetic = (job.files / "phantom.json").is_file()
+    synthetic = is_synthetic(job.files)
     with _folder(out) as folder, _secret(job, synthetic) as secret:
         planned = plan_samples(found, job.files.absolute(), prepared.store, secret)
         kept, keys = limited(planned, job.limit, rules.contralateral)
@@ -145,7 +146,7 @@ def _collect(prepared: _Prepared) -> Found:
     if job.table is not None:
         return rows.collect(prepared.store.card, RunFolder(job.run).card, job.files, source)
     wanted = prepared.rules.complete or prepared.run.spec.modalities
-    return exams.collect(job.files, source.reader, wanted, lossy=job.accept_lossy)
+    return exams.collect(job.given, source.reader, wanted, lossy=job.accept_lossy)
 
 
 def _facts(prepared: _Prepared, synthetic: bool) -> dict[str, Any]:

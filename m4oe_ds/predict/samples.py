@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from data_tools.convert.jobs import Storing, make_jobs
@@ -20,6 +19,7 @@ from data_tools.pixels import geometry, grayscale
 from m4oe_ds.data.cards import Card
 from m4oe_ds.data.collate import Sample
 from m4oe_ds.data.reading import Reading
+from m4oe_ds.data.roots import Root
 from m4oe_ds.errors import DataError
 from m4oe_ds.predict.given import BEYOND_LIMIT, USED, Found, source_of
 
@@ -106,7 +106,7 @@ def storing(stored: Mapping[str, Any], card: Card, where: str) -> Storing:
     return Storing(card, converter, int(stored["rows"]), int(stored["cols"]), str(stored["codec"]), 1)
 
 
-def plan_samples(found: Found, root: Path, store: Storing, secret: bytes) -> list[SampleJob]:
+def plan_samples(found: Found, root: Root, store: Storing, secret: bytes) -> list[SampleJob]:
     """The samples as jobs of the converter, those of an exam next to each other.
 
     Keys and pseudonyms are the converter's, so the same sample has the same key under the same secret.

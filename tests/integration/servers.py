@@ -94,10 +94,12 @@ class SpoilingProxy:
         target: port of the server.
         fault: ``reset`` (connection reset in the middle of the body), ``cut`` (orderly end in the middle), ``flip``
             (one bit of the body changed), ``busy`` (503 instead of the answer).
+        times: answers to spoil.
+        method: only those to requests of this method; empty spoils all.
     """
 
-    def __init__(self, target: int, fault: str, times: int) -> None:
-        self.target, self.fault, self.left = target, fault, times
+    def __init__(self, target: int, fault: str, times: int, method: str = "") -> None:
+        self.target, self.fault, self.left, self.method = target, fault, times, method.encode()
         self.connections = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -128,7 +130,7 @@ class SpoilingProxy:
                 answer = b""
                 while part := server.recv(65536):
                     answer += part
-            client.sendall(self._spoil(answer, client))
+            client.sendall(self._spoil(answer, client) if request.startswith(self.method) else answer)
 
     def _spoil(self, answer: bytes, client: socket.socket) -> bytes:
         if self.left <= 0:

@@ -19,7 +19,7 @@ from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.models import spec_for
 from m4oe_ds.runs.finished import open_run, training_data
 from m4oe_ds.runs.folder import RunFolder
-from tests.integration import shards
+from tests.integration import servers, shards
 from tests.integration.test_predict_runs import content, error, evaluated, make_run, probabilities, read
 
 pytestmark = pytest.mark.integration
@@ -205,6 +205,22 @@ def test_bad_rows_and_files_are_counted_by_row_and_the_rest_is_predicted(
     assert "cup0" not in shown.out + shown.err + json.dumps(made)
     assert predict(root, table, tmp_path / "two", "--limit", "2") == 0
     assert len(content(tmp_path / "two")["rows"]["left_out"]["beyond_limit"]) == 4
+
+
+@servers.needs_nginx
+def test_files_below_an_address_are_predicted_as_those_here(cups: Path, tmp_path: Path) -> None:
+    rows = [columns(number) for number in range(SIZE)]
+    rows[8]["drawing_file"] = "drawings/nothing.png"
+    rows[9]["drawing_file"] = "../salt"
+    table = write_rows(tmp_path / "new.csv", rows)
+    assert predict(cups, table, tmp_path / "here") == 0
+    with servers.nginx(cups, tmp_path / "server") as address:
+        assert predict(cups, table, tmp_path / "there", "--root", f"{address}/plain") == 0
+    here, there = content(tmp_path / "here"), content(tmp_path / "there")
+    assert there["files"]["rows"]["not_there"] == [10]
+    assert there["files"]["rows"]["outside_the_folder"] == [11]
+    assert len(there["samples"]) == SIZE
+    assert there == here
 
 
 def test_what_does_not_fit_is_one_line(cups: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,9 @@ import faulthandler
 import functools
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +19,9 @@ import numpy as np
 import pytest
 
 from data_tools.archives.plan import Outline
-from data_tools.convert import workers
+from data_tools.convert import fetch, workers
 from data_tools.convert.images import convert_sample
-from data_tools.convert.sample import SampleJob, SampleResult
+from data_tools.convert.sample import ExamJob, SampleJob, SampleResult
 
 LIMIT = 600.0
 
@@ -106,3 +109,75 @@ def test_processes_give_what_this_process_gives(tmp_path: Path) -> None:
     spread = list(workers.converted(jobs, 2))
     assert [result.bad for result in spread] == [result.bad for result in alone] == [[("ffdm_cc", "missing_file")]] * 5
     assert np.array_equal([r.meta["key"] for r in spread], [r.meta["key"] for r in alone])
+
+
+# Sends files that are told by their names. While the first travels more time passes than a sample may take, and the
+# clock is looked at. A process of its own: workers are forked here, which threads of this one could lock up.
+_SLOW = """
+import http.server, pathlib, sys, time
+class Slow(http.server.BaseHTTPRequestHandler):
+    first = True
+    def do_GET(self):
+        if Slow.first:
+            Slow.first = False
+            pathlib.Path(sys.argv[1]).touch()
+            time.sleep(2.5)
+        self.send_response(200)
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(self.path[1:5].encode())
+    def log_message(self, *_):
+        pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Slow)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+def _read_fetched(job: SampleJob, hanging: Path) -> SampleResult:
+    assert not fetch.is_away(job)
+    told = {path: Path(path).read_text() for paths in job.images.values() for path in paths}
+    read(
+        replace(job, images={name: tuple(map(told.__getitem__, paths)) for name, paths in job.images.items()}), hanging
+    )
+    return SampleResult({**job.meta, "modalities": list(job.images), "geometry": {}})
+
+
+@pytest.mark.usefixtures("behaviour")
+def test_time_on_the_way_is_not_the_decoders_and_a_killed_process_leaves_no_files(
+    hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workers, "convert_sample", functools.partial(_read_fetched, hanging=hanging))
+    travelling, now = tmp_path / "travelling", 0.0
+
+    def clock() -> float:
+        nonlocal now
+        if travelling.exists():
+            travelling.unlink()
+            now += LIMIT + 1
+        told = now
+        if hanging.exists():  # time passes afterwards: this may be the look at the clock when the files are here
+            hanging.unlink()
+            now += LIMIT + 1
+        return told
+
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=clock))
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    exam = ExamJob((), (), {}, (8, 8, 8), {}, {})
+    with subprocess.Popen([sys.executable, "-c", _SLOW, str(travelling)], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        place = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        jobs = [
+            replace(sample_job(n, *(f"{place}/{name}.png" for name in names)), exam=exam)
+            for n, names in enumerate((("good", "good"), ("good", "hang"), ("good", "good")))
+        ]
+        try:
+            results = list(workers.converted(jobs, 1, seconds=LIMIT))
+        finally:
+            server.terminate()
+    assert [result.bad for result in results] == [[], [("ffdm_mlo", "decoder_hung")], []]
+    assert results[1].meta["modalities"] == ["ffdm_cc"]
+    assert len(caplog.messages) == 1  # of the second sample: no other was tried again
+    assert list(folder.iterdir()) == []
