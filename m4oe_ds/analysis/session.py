@@ -61,7 +61,8 @@ class Session:
 
 def headline(session: Session) -> tuple[str, ...]:
     """The first two tasks of classes, those of the card's headline before the others: what pairs of tasks are shown."""
-    card, known = session.run.manifests["train"].card, [task.name for task in session.run.spec.tasks if task.coded]
+    card = session.run.manifests[session.options.split].card
+    known = [task.name for task in session.run.spec.tasks if task.coded]
     first = [name for name in card.headline if name in known]
     return tuple(dict.fromkeys([*first, *known]))[:2]
 

@@ -31,7 +31,7 @@ from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.report.figures import save
 from m4oe_ds.runs.finished import open_run
-from m4oe_ds.runs.folder import plain, write_yaml
+from m4oe_ds.runs.folder import RunFolder, plain, write_yaml
 from tests.integration import shards
 
 MODALITIES = ("ffdm_cc", "ffdm_mlo", "syn_cc", "syn_mlo")
@@ -91,6 +91,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return root
+
+
+def test_a_run_that_kept_its_data_is_analysed(data: Path, tmp_path: Path) -> None:
+    """Such a run opens without the training split, which two sections read."""
+    run = make_run(tmp_path / "ours", data)
+    opened = open_run(run, train=True)
+    opened.data.save(RunFolder(run).data)
+    assert set(open_run(run, "test").manifests) == {"test"}
+    assert analyze(str(run), "--only", "competition,utilisation", "--resamples", "20") == 0
+    found = json.loads((run / "analysis.json").read_text())
+    assert (found["skipped"], "competition" in found) == ({}, True)
 
 
 SWEEP = """option,value,data set,method,task,metric,mean,spread,seeds
