@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from data_tools.archives.table import TableFound
 from data_tools.archives.values import counted
+from data_tools.cards.columns import means_no_event
 from data_tools.convert.report import plural
 from data_tools.convert.sample import SampleResult
 from m4oe_ds.data.cards import Card
@@ -27,6 +29,7 @@ def warnings_of(found: TableFound, card: Card, content: dict[str, Any], results:
         *_equal_pictures(results),
         *_splits(content, card),
         *_groups(found, card),
+        *_spellings(found, card),
         *_answers(content, card),
         *_columns(content),
     ]
@@ -84,6 +87,30 @@ def _groups(found: TableFound, card: Card) -> list[str]:
     ]
 
 
+def _spellings(found: TableFound, card: Card) -> list[str]:
+    """Names that may be the same one: they differ in their case or in zeros before a number alone."""
+    source = card.source
+    assert source is not None
+    lines = []
+    samples = found.plan.samples
+    for column, names in (
+        (source.group, {sample.patient for sample in samples}),
+        (source.sample, {sample.name for sample in samples}),
+    ):
+        alike = Counter(re.sub(r"(?<!\d)0+(?=\d)", "", name.casefold()) for name in names)
+        twice = sum(number > 1 for number in alike.values())
+        if column and twice:
+            lines.append(
+                f"column {column!r}: {counted(twice, 'name')} in several spellings (case, zeros before a number), read "
+                "as different ones; if they are the same, they may be learnt and tested on"
+            )
+    for task in card.tasks:
+        folded = {name.casefold() for name in task.class_names}
+        if len(folded) < len(task.class_names):
+            lines.append(f"{task.name}: classes that differ in their case alone; a field must be spelt as they are")
+    return lines
+
+
 def _answers(content: dict[str, Any], card: Card) -> list[str]:
     lines = []
     for task in card.tasks:
@@ -103,6 +130,12 @@ def _answers(content: dict[str, Any], card: Card) -> list[str]:
         elif task.kind == "number" and entry["range"]["least"] == entry["range"]["most"]:
             lines.append(f"{task.name}: all numbers are equal")
         elif task.kind == "survival":
+            source = card.source.labels.get(task.name) if card.source is not None else None
+            if source is not None and not source.values and means_no_event(source.event):
+                lines.append(
+                    f"{task.name}: 1 in the column {source.event!r} is read as an event; if it means that none came, "
+                    'say `values: {"0": "yes", "1": "no"}`'
+                )
             if counts["event"] < FEW:
                 lines.append(f"{task.name}: {counted(counts['event'], 'event')} among {known} followed")
             late = [f"{h:g}" for h in task.horizons if h > entry["follow_up"]["most"]]
