@@ -17,6 +17,7 @@ import torch
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
 from m4oe_ds.data.cards import find_card, write_card
+from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.missing import Presence
 from m4oe_ds.data.task_statistics import TaskStatistics, statistics_of
@@ -213,6 +214,8 @@ def _manifests(config: Config, device: torch.device) -> dict[str, Manifest]:
     """Manifests of all splits that training and evaluation read, checked."""
     splits = ("train", *dict.fromkeys(("val", *config.evaluation.splits)))
     manifests = assemble.load_manifests(config, splits)
+    for split, manifest in manifests.items():
+        assemble.check_source(manifest.card, find_card(config.data.dataset), f"{config.data.root} ({split})")
     assemble.verify(config, manifests, device)
     return manifests
 

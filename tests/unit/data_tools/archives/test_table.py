@@ -245,6 +245,16 @@ def test_files_that_are_not_there_can_be_accepted(case: Path) -> None:
         planned(case, table, max_missing=1.0)
 
 
+def test_a_class_whose_mask_is_lost_is_not_a_class_that_is_nowhere(case: Path) -> None:
+    text = CARD.replace('rim: "{rim}"', 'rim: {disc: "{rim}", cup: "{cup}"}')
+    lost, empty = [{**row, "cup": row["rim"]} for row in rows()], [{**row, "cup": row["rim"]} for row in rows()]
+    lost[1]["cup"], empty[1]["cup"] = "rims/99.png", ""
+    assert "rim" not in planned(case, lost, text, max_missing=0.1).samples[1].layers
+    assert "rim" in planned(case, lost, text, max_missing=0.1).samples[2].layers
+    disc, cup = planned(case, empty, text).samples[1].layers["rim"]
+    assert (disc.pattern, cup) == ("rims/1.png", None)
+
+
 def test_what_lies_there_is_said_where_a_pattern_finds_nothing(case: Path) -> None:
     text = CARD.replace('scan: "scans/{eye}.nii.gz"', 'scan: "scans/{eye}.nii"')
     with pytest.raises(DataError, match=r"none of the 24 files of scan is there .*; scans holds \.nii\.gz 24: check"):
