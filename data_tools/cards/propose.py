@@ -170,7 +170,11 @@ def _text(relative: str, name: str, draft: _Draft, sample: Seen, group: Seen | N
     if draft.subgroups:
         lines += ["  subgroups:                 # by these results are told apart", *draft.subgroups]
     if draft.images:
-        lines.append("  size: [512, 512]           # rows and columns of stored images")
+        kinds = "".join(draft.modalities)
+        if "{kind: image" in kinds:
+            lines.append("  size: [512, 512]           # rows and columns of stored images")
+        if "{kind: volume" in kinds:
+            lines.append("  volume_size: [64, 128, 128]  # depth, rows and columns of stored volumes, cubic voxels")
     if draft.left_out:
         lines += ["# columns that were left out:", *draft.left_out]
     return "\n".join(lines) + "\n"

@@ -27,9 +27,11 @@ def warnings_of(found: TableFound, card: Card, content: dict[str, Any], results:
     return [
         *_shared_files(found),
         *_equal_pictures(results),
+        *_turned(content, card),
         *_splits(content, card),
         *_groups(found, card),
         *_spellings(found, card),
+        *_codes(found, card),
         *_answers(content, card),
         *_columns(content),
     ]
@@ -57,6 +59,19 @@ def _equal_pictures(results: Sequence[SampleResult]) -> list[str]:
             owners.setdefault(digest, set()).add(result.meta["group"])
     equal = sum(len(groups) > 1 for groups in owners.values())
     return [f"{counted(equal, 'picture')} of those read are equal in several groups"] if equal else []
+
+
+def _turned(content: dict[str, Any], card: Card) -> list[str]:
+    """Pictures turned as their camera noted, under masks that may have been drawn before that."""
+    lines = []
+    for name in dict.fromkeys(task.of for task in card.tasks if task.dense):
+        turned = content["read"]["facts"].get(f"{name}_notes", {}).get("oriented", 0)
+        if turned:
+            lines.append(
+                f"{counted(turned, 'file')} of {name} turned as their EXIF orientation says: look at the picture "
+                "whether the masks were drawn on the turned ones"
+            )
+    return lines
 
 
 def _splits(content: dict[str, Any], card: Card) -> list[str]:
@@ -108,6 +123,25 @@ def _spellings(found: TableFound, card: Card) -> list[str]:
         folded = {name.casefold() for name in task.class_names}
         if len(folded) < len(task.class_names):
             lines.append(f"{task.name}: classes that differ in their case alone; a field must be spelt as they are")
+    return lines
+
+
+def _codes(found: TableFound, card: Card) -> list[str]:
+    """Classes given as numbers of which none is 0: they may count from 1."""
+    assert card.source is not None
+    lines = []
+    for task in card.tasks:
+        source = card.source.labels.get(task.name)
+        if source is None or not task.coded or source.values:
+            continue
+        fields = {row[source.column] for row in found.rows}
+        codes = {int(float(field)) for field in fields if re.fullmatch(r"\d{1,4}(\.0*)?", field)}
+        if codes and min(codes) > 0 and not any(name.isdigit() for name in task.class_names):
+            lines.append(
+                f"{task.name}: no field is 0, which is {task.class_names[0]}, and the least is {min(codes)}, read as "
+                f"{task.class_names[min(codes)] if min(codes) < task.num_classes else 'nothing'}: if they count from "
+                f"1, map them with `values`"
+            )
     return lines
 
 

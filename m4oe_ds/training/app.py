@@ -17,7 +17,6 @@ import torch
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
 from m4oe_ds.data.cards import find_card, write_card
-from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.missing import Presence
 from m4oe_ds.data.task_statistics import TaskStatistics, statistics_of

@@ -24,7 +24,7 @@ from m4oe_ds.analysis.pid import decompose as pid
 from m4oe_ds.analysis.pid.estimator import BatchSettings
 from m4oe_ds.analysis.pid.synergy import PairSynergy, SynergyReport
 from m4oe_ds.analysis.sections import WORK
-from m4oe_ds.analysis.session import Session
+from m4oe_ds.analysis.session import Session, Skip
 from m4oe_ds.analysis.synergy_section import reliable
 from m4oe_ds.config import to_dict
 from m4oe_ds.errors import ConfigError, DataError
@@ -102,6 +102,13 @@ def test_a_run_that_kept_its_data_is_analysed(data: Path, tmp_path: Path) -> Non
     assert analyze(str(run), "--only", "competition,utilisation", "--resamples", "20") == 0
     found = json.loads((run / "analysis.json").read_text())
     assert (found["skipped"], "competition" in found) == ({}, True)
+
+
+def test_a_run_without_classes_has_no_synergy(tmp_path: Path) -> None:
+    nothing: Any = SimpleNamespace(task={})
+    run: Any = SimpleNamespace(spec=SimpleNamespace(modalities=("scan", "clinic")))
+    with pytest.raises(Skip, match="no task of classes"):
+        WORK["synergy"](Session(AnalysisOptions(tmp_path), run, "m4oe", {}, SimpleNamespace(features=nothing), nothing))
 
 
 SWEEP = """option,value,data set,method,task,metric,mean,spread,seeds

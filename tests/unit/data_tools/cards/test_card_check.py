@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from data_tools.cards.check import CheckOptions, check_card
 from data_tools.cards.text import lines_of
@@ -120,6 +121,10 @@ WARNED = {
         lambda row, k: row.update(patient="p0" if k == 1 else row["patient"]),
         "column 'patient': 1 name in several spellings",
     ),
+    "codes from 1": (
+        lambda row, k: row.update(grade=1 + k % 2),
+        "grade: no field is 0, which is none, and the least is 1, read as early",
+    ),
     "one picture": (lambda row, k: row.update(photo="photos/1.png", rim=""), "1 file of photo in several groups"),
 }  # fmt: skip
 
@@ -136,6 +141,17 @@ def test_warnings(name: str, case: Path) -> None:
     warnings = checked(card).content["warnings"]
     assert any(expected in line for line in warnings), warnings
     assert not any(expected in line for line in checked(case).content["warnings"])
+
+
+def test_pictures_that_are_turned_under_their_masks(tmp_path: Path) -> None:
+    card = write_case(tmp_path / "data")
+    assert not any("EXIF" in line for line in checked(card).content["warnings"])
+    for path in (tmp_path / "data" / "photos").iterdir():
+        picture = Image.open(path)
+        tags = picture.getexif()
+        tags[0x0112] = 3  # half a turn, after which a mask still has the right size
+        picture.save(path, exif=tags)
+    assert any("turned as their EXIF orientation says" in line for line in checked(card).content["warnings"])
 
 
 def test_a_column_of_the_censored_is_doubted(case: Path) -> None:

@@ -48,6 +48,7 @@ def test_a_table_with_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert card.task("rim").class_names == ("class_1", "class_2")
     assert card.task("grade").class_names[0] == "none"
     assert [column.name for column in card.modality("clinic").columns] == ["side", "age_of_patient", "sex", "scanner"]
+    assert "  volume_size: [64, 128, 128]" in out.read_text()
     assert set(source.subgroups) == {"side", "sex", "scanner"}
     assert check_card(card, CheckOptions(card_path=out, workers=0)).problems == []
     assert main(["card", "new", "--table", str(root / "cases.csv"), "--out", str(out)]) == 4  # nothing is overwritten
