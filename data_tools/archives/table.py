@@ -344,7 +344,11 @@ class _Reader:
         ]
 
     def _layers(self, row: Row, number: int) -> dict[str, tuple[MaskFile | None, ...]]:
-        """Files of the masks; a task without any is left out."""
+        """Files of the masks; a task without any is left out, and one of which a named file is not there.
+
+        An empty field says that a class is nowhere in the picture. A file that is named and not there says nothing, so
+        that the whole mask is unknown.
+        """
         found: dict[str, tuple[MaskFile | None, ...]] = {}
         volumes = {one.name for one in self.card.inputs if one.kind == "volume"}
         for task in self.card.tasks:
@@ -354,6 +358,9 @@ class _Reader:
                 self.files.find(task.name, mask.pattern, row, number, folders=task.of in volumes)
                 for mask in self.source.labels[task.name].masks
             ]
+            lost = self.files.named[task.name]
+            if number in (*lost.absent[-1:], *lost.outside[-1:]):  # rows are read in their order
+                continue
             if any(path is not None for path in paths):
                 found[task.name] = tuple(
                     None if path is None else replace(mask, pattern=path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ from typing import Any
 from m4oe_ds.errors import DataError
 
 ROUNDED = r"[eE]\+|\.\d*$"  # what a number that was read as a floating-point one looks like as text
+
+MOST_LETTERS = 2**31 - 1  # of a field; the default of csv is less than some reports have
+_MARKS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 
 def read_table(
@@ -37,7 +41,8 @@ def read_table(
         blank_rows: whether blank lines of a text are rows as well, so that rows can be counted as a spreadsheet does.
 
     Raises:
-        DataError: missing file or column, unreadable, or identifiers such as ``123.0`` or ``1e+16``.
+        DataError: missing file or column, unreadable, rows of more or fewer fields than the heading, or identifiers
+            such as ``123.0`` or ``1e+16``.
     """
     if not path.is_file():
         raise DataError("the table is not here", str(path), "check --root")
@@ -47,6 +52,7 @@ def read_table(
         if absent:
             raise DataError(f"columns missing: {', '.join(absent)}", str(path), original)
         used = [column for column in dict.fromkeys((*required, *optional)) if column in header]
+        _check_widths(path, header)
         frame = _load(path, used, blank_rows)
     except (ValueError, OSError, KeyError, ImportError, zipfile.BadZipFile) as error:
         raise DataError(f"is not a readable table ({type(error).__name__})", str(path), again) from None
@@ -100,6 +106,34 @@ def separator(path: Path) -> str:
     return max(",;\t", key=lambda mark: counts[mark])  # of equals the first
 
 
+def _check_widths(path: Path, header: Sequence[str]) -> None:
+    """Refuses rows of a text in which fields would land in the wrong column, or be lost.
+
+    Raises:
+        DataError: a row has more fields than the heading (empty ones at its end aside), or fewer.
+    """
+    if path.suffix.lower() in (".xlsx", ".parquet"):
+        return
+    mark = separator(path)
+    width = max((place for place, name in enumerate(header, 1) if name), default=0)  # separators may follow the names
+    wrong: list[tuple[int, int]] = []
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        csv.field_size_limit(MOST_LETTERS)
+        for number, fields in enumerate(csv.reader(stream, delimiter=mark), 1):
+            if len(fields) == 1 and not fields[0].strip():
+                continue  # a blank line
+            if fields and (len(fields) < width or any(field.strip() for field in fields[width:])):
+                wrong.append((number, len(fields)))
+    if not wrong:
+        return
+    number, fields_there = wrong[0]
+    raise DataError(
+        f"its heading has {width} fields, but not {len(wrong)} of its rows (first row {number}, with {fields_there})",
+        str(path),
+        f"give every row all fields, and put those that contain {_MARKS[mark]} in quotation marks",
+    )
+
+
 def _load(path: Path, used: Sequence[str], blank_rows: bool) -> Any:
     """The columns of a table as text; a missing value is empty or not a number."""
     import pandas as pd
@@ -119,6 +153,7 @@ def _load(path: Path, used: Sequence[str], blank_rows: bool) -> Any:
             sep=separator(path),
             usecols=lambda name: str(name).strip() in used,
             skip_blank_lines=not blank_rows,
+            index_col=False,  # a separator at the end of every row must not make the first column an index
         )
     frame.columns = frame.columns.astype(str).str.strip()
     return frame[[column for column in frame.columns if column in used]]

@@ -84,7 +84,7 @@ def _finite(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if math.isfinite(value) and "_" not in text else None  # 1_2 is a number to Python alone
 
 
 class Choice:

@@ -24,11 +24,15 @@ _GROUP = re.compile(
 )
 _SPLIT = re.compile(r"(^|_)(split|set|fold|partition|subset|phase)($|_)")
 _TIME = re.compile(r"(^|_)(time|days|months|years|followup|follow_up|survival|duration|tte|os|pfs|dfs)($|_)")
-_EVENT = re.compile(r"(^|_)(event|status|death|died|dead|deceased|relapse|recurrence|progression|censor(ed|ing)?)($|_)")
+_EVENT = re.compile(r"(^|_)(event|status|death|died|dead|deceased|relapse|recurrence|progression)($|_)")
 _KNOWN_BEFORE = re.compile(
     r"(^|_)(age|sex|gender|bmi|height|weight|smok\w*|race|ethnicity|site|center|centre|hospital|scanner|vendor|device|"
     r"manufacturer|family_history|menopaus\w*|laterality|side)($|_)"
 )
+_NOT_EVENT = re.compile(
+    r"(^|_)(censor(ed|ing|ship)?|alive|survived|event_free)($|_)"
+)  # where 1 means that it did not come
+_NAMED_ID = re.compile(r"(^|_)(id|uid|mrn)($|_)")
 _MASK = re.compile(r"(^|_)(mask|seg|segmentation|contour|outline|roi|label_map|annotation)s?($|_|\d)")
 
 
@@ -39,9 +43,10 @@ class Seen:
     Attributes:
         column: what it is called in the table.
         name: what it may be called in a card.
-        role: ``empty``, ``path``, ``split``, ``number``, ``few`` (values), ``identifiers`` or ``text``.
+        role: ``empty``, ``path``, ``split``, ``number``, ``few`` (values), ``comma`` (numbers with a decimal comma),
+            ``identifiers`` or ``text``.
         known: fields that are not missing.
-        values: how often which value occurs, for ``few``.
+        values: how often which value occurs in whatever case, in its most frequent spelling, for ``few``.
         unique: whether every row has a value of its own.
         repeated: whether values repeat and are more than a few.
     """
@@ -75,16 +80,25 @@ def look(column: str, fields: Sequence[str], root: Path) -> Seen:
     known = [field for field in fields if field.casefold() not in MISSING_WORDS]
     counts = Counter(known)
     name = re.sub(r"[^a-z0-9]+", "_", column.casefold()).strip("_")
-    role = _role(name, fields, known, counts, root)
+    spelt = _in_any_case(counts)
+    role = _role(name, fields, known, spelt, root)
     return Seen(
         column,
         card_name(column),
         role,
         len(known),
-        dict(sorted(counts.items(), key=lambda item: _order(item[0]))) if role == "few" else {},
+        dict(sorted(spelt.items(), key=lambda item: _order(item[0]))) if role == "few" else {},
         len(known) == len(fields) == len(counts),
         bool(known) and len(counts) < len(known),
     )
+
+
+def _in_any_case(counts: Mapping[str, int]) -> dict[str, int]:
+    """Values that differ in their case alone as one, in the spelling that most rows have."""
+    spellings: dict[str, list[str]] = {}
+    for value in counts:
+        spellings.setdefault(value.casefold(), []).append(value)
+    return {max(same, key=lambda one: counts[one]): sum(counts[one] for one in same) for same in spellings.values()}
 
 
 def _role(name: str, fields: Sequence[str], known: Sequence[str], counts: Mapping[str, int], root: Path) -> str:
@@ -95,6 +109,8 @@ def _role(name: str, fields: Sequence[str], known: Sequence[str], counts: Mappin
     if {value.casefold() for value in counts} <= set(SPLIT_WORDS) and (len(counts) > 1 or _SPLIT.search(name)):
         return "split"
     numbers = [number for number in map(_number, known) if number is not None]
+    if len(numbers) < len(known) and all(_number(field.replace(",", ".", 1)) is not None for field in known):
+        return "comma"
     most = min(MOST_VALUES, max(3, len(fields) // 5))
     words = Counter(field.casefold() for field in fields if field.casefold() in ("none", "-"))
     if len(counts) + len(words) <= most and (len(counts) > 1 or words):
@@ -104,7 +120,8 @@ def _role(name: str, fields: Sequence[str], known: Sequence[str], counts: Mappin
     if any(find_identifiers(value) for value in list(counts)[:ROWS_LOOKED_AT]):
         return "identifiers"
     if len(numbers) == len(known):
-        return "number"
+        zeros = any(re.fullmatch(r"0\d+", field) for field in known)  # 0017 is a name: a number has no such zero
+        return "identifiers" if zeros or _NAMED_ID.search(name) else "number"
     return "text"
 
 
@@ -167,7 +184,8 @@ def best(seen: Sequence[Seen], kind: str) -> Seen | None:
 def time_and_event(seen: Sequence[Seen], fields: Mapping[str, Sequence[str]]) -> tuple[Seen, Seen] | None:
     """A column of times and one of events; None if there is no such pair.
 
-    The time is known by its name, the event by its name or because it stands beside the time and is missing with it.
+    The time is known by its name, the event by its name or because it stands beside the time and is missing with it,
+    in some rows.
 
     Args:
         seen: columns in the order of the table.
@@ -181,11 +199,18 @@ def time_and_event(seen: Sequence[Seen], fields: Mapping[str, Sequence[str]]) ->
     events = [one for one in seen if one.role == "few" and {value.casefold() for value in one.values} <= set(EVENTS)]
     for time in times:
         named = [one for one in events if _EVENT.search(one.name)]
+        named = named or [one for one in events if means_no_event(one.name)]
         place = list(seen).index(time)
-        beside = [one for one in events if one in seen[max(0, place - 1) : place + 2] and gaps(one) == gaps(time)]
+        near = seen[max(0, place - 1) : place + 2] if any(gaps(time)) else ()  # without gaps every column would do
+        beside = [one for one in events if one in near and gaps(one) == gaps(time)]
         if named or beside:
             return time, (named or beside)[0]
     return None
+
+
+def means_no_event(name: str) -> bool:
+    """Whether a column says, by its name, that the event did not come: ``censored``, ``alive``."""
+    return bool(_NOT_EVENT.search(re.sub(r"[^a-z0-9]+", "_", name.casefold())))
 
 
 def _all_numbers(fields: Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.archives.tables import header_of, read_table
+from data_tools.archives.values import EVENTS
 from data_tools.cards import columns
 from data_tools.cards.columns import Seen, card_name
 from data_tools.pixels.dicom import BadImage
@@ -124,7 +125,12 @@ def _card(
         _add_input(draft, one, fields[one.column])
     for one in rest:
         if one.role not in ("few", "number"):
-            why = {"identifiers": "looks like identifiers or dates", "empty": "is empty"}.get(one.role, "is free text")
+            again = ", some of them twice" if one.repeated else ""
+            why = {
+                "identifiers": f"looks like identifiers or dates{again}",
+                "empty": "is empty",
+                "comma": "has numbers with a decimal comma: write a decimal point",
+            }.get(one.role, "is free text")
             draft.left_out.append(f"#   {json.dumps(one.column)} {why}")
     return _text(relative, name, draft, sample, group, split)
 
@@ -164,7 +170,11 @@ def _text(relative: str, name: str, draft: _Draft, sample: Seen, group: Seen | N
     if draft.subgroups:
         lines += ["  subgroups:                 # by these results are told apart", *draft.subgroups]
     if draft.images:
-        lines.append("  size: [512, 512]           # rows and columns of stored images")
+        kinds = "".join(draft.modalities)
+        if "{kind: image" in kinds:
+            lines.append("  size: [512, 512]           # rows and columns of stored images")
+        if "{kind: volume" in kinds:
+            lines.append("  volume_size: [64, 128, 128]  # depth, rows and columns of stored volumes, cubic voxels")
     if draft.left_out:
         lines += ["# columns that were left out:", *draft.left_out]
     return "\n".join(lines) + "\n"
@@ -311,15 +321,21 @@ def _add_mask(draft: _Draft, one: Seen, fields: Sequence[str], root: Path) -> No
 
 def _add_survival(draft: _Draft, time: Seen, event: Seen, fields: dict[str, list[str]]) -> None:
     name = draft.name(event.column)
-    found = columns.horizons(fields[time.column], fields[event.column])
+    inverse = columns.means_no_event(event.column)
+    came = [str(1 - EVENTS.get(field.casefold(), 1)) if inverse else field for field in fields[event.column]]
+    found = columns.horizons(fields[time.column], came)
     listed = ", ".join(f"{horizon:g}" for horizon in found)
     unit = next((word for word in ("days", "months", "years") if word in time.name), "years")
     draft.tasks.append(
         f"  {name}: {{kind: survival, horizons: [{listed}], unit: {unit}}}  # times at which the risk is stated; check "
         "the unit"
     )
-    source = {"time": time.column, "event": event.column}
-    draft.labels.append(f"    {name}: {{time: {json.dumps(source['time'])}, event: {json.dumps(source['event'])}}}")
+    words = {value: "yes" if EVENTS[value.casefold()] != inverse else "no" for value in event.values}
+    told = f", values: {json.dumps(words, ensure_ascii=False)}" if inverse else ""
+    draft.labels.append(
+        f"    {name}: {{time: {json.dumps(time.column)}, event: {json.dumps(event.column)}{told}}}"
+        f"  # {', '.join(value for value, word in words.items() if word == 'yes')} = the event came"
+    )
 
 
 def _add_answer(draft: _Draft, one: Seen, fields: Sequence[str]) -> None:

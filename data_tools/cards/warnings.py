@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from data_tools.archives.table import TableFound
 from data_tools.archives.values import counted
+from data_tools.cards.columns import means_no_event
 from data_tools.convert.report import plural
 from data_tools.convert.sample import SampleResult
 from m4oe_ds.data.cards import Card
@@ -25,8 +27,11 @@ def warnings_of(found: TableFound, card: Card, content: dict[str, Any], results:
     return [
         *_shared_files(found),
         *_equal_pictures(results),
+        *_turned(content, card),
         *_splits(content, card),
         *_groups(found, card),
+        *_spellings(found, card),
+        *_codes(found, card),
         *_answers(content, card),
         *_columns(content),
     ]
@@ -54,6 +59,19 @@ def _equal_pictures(results: Sequence[SampleResult]) -> list[str]:
             owners.setdefault(digest, set()).add(result.meta["group"])
     equal = sum(len(groups) > 1 for groups in owners.values())
     return [f"{counted(equal, 'picture')} of those read are equal in several groups"] if equal else []
+
+
+def _turned(content: dict[str, Any], card: Card) -> list[str]:
+    """Pictures turned as their camera noted, under masks that may have been drawn before that."""
+    lines = []
+    for name in dict.fromkeys(task.of for task in card.tasks if task.dense):
+        turned = content["read"]["facts"].get(f"{name}_notes", {}).get("oriented", 0)
+        if turned:
+            lines.append(
+                f"{counted(turned, 'file')} of {name} turned as their EXIF orientation says: look at the picture "
+                "whether the masks were drawn on the turned ones"
+            )
+    return lines
 
 
 def _splits(content: dict[str, Any], card: Card) -> list[str]:
@@ -84,6 +102,49 @@ def _groups(found: TableFound, card: Card) -> list[str]:
     ]
 
 
+def _spellings(found: TableFound, card: Card) -> list[str]:
+    """Names that may be the same one: they differ in their case or in zeros before a number alone."""
+    source = card.source
+    assert source is not None
+    lines = []
+    samples = found.plan.samples
+    for column, names in (
+        (source.group, {sample.patient for sample in samples}),
+        (source.sample, {sample.name for sample in samples}),
+    ):
+        alike = Counter(re.sub(r"(?<!\d)0+(?=\d)", "", name.casefold()) for name in names)
+        twice = sum(number > 1 for number in alike.values())
+        if column and twice:
+            lines.append(
+                f"column {column!r}: {counted(twice, 'name')} in several spellings (case, zeros before a number), read "
+                "as different ones; if they are the same, they may be learnt and tested on"
+            )
+    for task in card.tasks:
+        folded = {name.casefold() for name in task.class_names}
+        if len(folded) < len(task.class_names):
+            lines.append(f"{task.name}: classes that differ in their case alone; a field must be spelt as they are")
+    return lines
+
+
+def _codes(found: TableFound, card: Card) -> list[str]:
+    """Classes given as numbers of which none is 0: they may count from 1."""
+    assert card.source is not None
+    lines = []
+    for task in card.tasks:
+        source = card.source.labels.get(task.name)
+        if source is None or not task.coded or source.values:
+            continue
+        fields = {row[source.column] for row in found.rows}
+        codes = {int(float(field)) for field in fields if re.fullmatch(r"\d{1,4}(\.0*)?", field)}
+        if codes and min(codes) > 0 and not any(name.isdigit() for name in task.class_names):
+            lines.append(
+                f"{task.name}: no field is 0, which is {task.class_names[0]}, and the least is {min(codes)}, read as "
+                f"{task.class_names[min(codes)] if min(codes) < task.num_classes else 'nothing'}: if they count from "
+                f"1, map them with `values`"
+            )
+    return lines
+
+
 def _answers(content: dict[str, Any], card: Card) -> list[str]:
     lines = []
     for task in card.tasks:
@@ -103,6 +164,12 @@ def _answers(content: dict[str, Any], card: Card) -> list[str]:
         elif task.kind == "number" and entry["range"]["least"] == entry["range"]["most"]:
             lines.append(f"{task.name}: all numbers are equal")
         elif task.kind == "survival":
+            source = card.source.labels.get(task.name) if card.source is not None else None
+            if source is not None and not source.values and means_no_event(source.event):
+                lines.append(
+                    f"{task.name}: 1 in the column {source.event!r} is read as an event; if it means that none came, "
+                    'say `values: {"0": "yes", "1": "no"}`'
+                )
             if counts["event"] < FEW:
                 lines.append(f"{task.name}: {counted(counts['event'], 'event')} among {known} followed")
             late = [f"{h:g}" for h in task.horizons if h > entry["follow_up"]["most"]]

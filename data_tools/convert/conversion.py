@@ -55,6 +55,8 @@ def convert_archive(options: ConvertOptions) -> dict[str, Any]:
     """Converts an archive with options that were checked; see :func:`data_tools.convert.command.convert`."""
     plan = _plan(options)
     synthetic = is_synthetic(options.folder)
+    if not options.dry_run:
+        options.out.resolve().parent.mkdir(exist_ok=True)  # one folder: more that lack are a slip of the pen
     rows, cols = options.size
     storing = Storing(options.card, _converter(options), rows, cols, options.codec, options.samples_per_shard)
     jobs = make_jobs(plan, options.folder, storing, _secret(options, synthetic), options.shares, options.limit)

@@ -236,7 +236,7 @@ class ConvertOptions:
                 raise DataError(f"{getattr(self, name)} is outside 0..1", _flag(name), "use a share")
         if self.out.exists():
             raise DataError("exists already", str(self.out), "choose another --out or remove it")
-        if not self.dry_run and not self.out.resolve().parent.is_dir():
+        if not self.dry_run and not self.out.resolve().parent.parent.is_dir():
             raise DataError("its parent folder does not exist", str(self.out), "make it or choose another --out")
         if isinstance(self.folder, Path) and not self.folder.is_dir():
             raise DataError("is not a folder", str(self.folder), "give the folder of the archive as --root")

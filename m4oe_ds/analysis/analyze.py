@@ -44,7 +44,8 @@ def analyze(options: AnalysisOptions, say: Callable[[str], None] = _logger.info)
     """
     started = time.monotonic()
     sections = _sections(options.only)
-    run = open_run(options.run, ("train", options.split), options.data)  # probes learn from the first
+    needs_train = not NEEDS_TRAINING_SPLIT.isdisjoint(sections)
+    run = open_run(options.run, options.split, options.data, train=needs_train)
     session = Session(options, run, run.config.model.name, _baseline(options, run))
     _passes(session, sections, _tasks(session))
     skipped = {}

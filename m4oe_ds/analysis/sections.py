@@ -264,7 +264,7 @@ def _twins(session: Session) -> dict[str, tuple[Features, Features]]:
     run, options = session.run, session.options
     found = {}
     for name, folder in twin_folders(options.unimodal, run.spec.modalities).items():
-        twin = open_run(folder, ("train", options.split), options.data or run.config.data.root)
+        twin = open_run(folder, options.split, options.data or run.config.data.root, train=True)
         if twin.spec.modalities != (name,):
             raise ConfigError(
                 f"{folder} was trained on {', '.join(twin.spec.modalities)}",

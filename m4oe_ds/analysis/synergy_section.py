@@ -26,6 +26,8 @@ def synergy(session: Session) -> dict[str, Any]:
     names, test, train = session.run.spec.modalities, session.split.features, session.train
     if len(names) < 2:
         raise Skip("a pair needs two modalities")
+    if not test.task:
+        raise Skip("no task of classes")
     own = session.options.representation == "task"
     parts = [train] if session.options.split == "train" else [train, test]
     present = np.concatenate([part.present for part in parts])

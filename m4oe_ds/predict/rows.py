@@ -19,6 +19,7 @@ from m4oe_ds.data.cards.source import columns_in
 from m4oe_ds.data.roots import Root
 from m4oe_ds.predict.given import File, Found, Row
 
+FAR = 5  # standard deviations; Chebyshev: 4 % of any training data lie beyond at most
 FIX = "check rows and files against the card with `m4oe card check`"
 
 
@@ -90,6 +91,32 @@ def collect(card: Card, where: Path, root: Root, answers: Source) -> Found:
         found.candidates |= {(*row.source, file.modality): [file] for file in files}
         found.plan.samples.append(replace(sample, split="", stratum="", labels={}))
     return found
+
+
+def unlike_training(found: Found, card: Card, statistics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """One line for each column of numbers that can hardly be what it was in training: another unit, or another column.
+
+    Args:
+        found: the samples.
+        card: their card.
+        statistics: ``pixel_statistics`` of the training data.
+    """
+    lines = []
+    for one in card.inputs:
+        for column in one.columns:
+            known = statistics.get(f"{one.name}.{column.name}")
+            values = [sample.tables.get(one.name, {}).get(column.name) for sample in found.plan.samples]
+            numbers = [float(value) for value in values if value is not None]
+            if column.kind != "number" or known is None or not numbers:
+                continue
+            far = sum(abs(number - known["mean"]) > FAR * known["std"] for number in numbers)
+            if 2 * far > len(numbers):
+                lines.append(
+                    f"column {column.column!r}: {far} of {len(numbers)} numbers more than {FAR} standard deviations "
+                    f"from the mean in training ({known['mean']:g}, standard deviation {known['std']:g}): another "
+                    "unit, or another column?"
+                )
+    return lines
 
 
 def _file(row: Row, modality: str, name: str, outcome: str = "") -> File:

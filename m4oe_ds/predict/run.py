@@ -144,7 +144,9 @@ def _collect(prepared: _Prepared) -> Found:
     job, source = prepared.job, prepared.card.source
     assert source is not None  # the job was checked
     if job.table is not None:
-        return rows.collect(prepared.store.card, RunFolder(job.run).card, job.files, source)
+        found = rows.collect(prepared.store.card, RunFolder(job.run).card, job.files, source)
+        found.notes += rows.unlike_training(found, prepared.store.card, prepared.run.data.pixel_statistics)
+        return found
     wanted = prepared.rules.complete or prepared.run.spec.modalities
     return exams.collect(job.given, source.reader, wanted, lossy=job.accept_lossy)
 

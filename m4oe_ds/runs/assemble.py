@@ -70,6 +70,26 @@ def _check_card(stored: Card, wanted: Card, where: str) -> None:
         )
 
 
+def check_source(stored: Card, wanted: Card, where: str) -> None:
+    """What a card says of answers, files and splits must be what the shards to be learnt from were made with.
+
+    Shards of finished runs are not asked: those of another hospital have a table of their own.
+
+    Raises:
+        DataError: it was changed after the conversion, which training would not notice.
+    """
+    if stored.source is None or wanted.source is None:
+        return
+    names = ("sample", "group", "exam", "side", "split", "shares", "files", "ranges", "labels", "subgroups", "missing")
+    changed = [name for name in names if getattr(stored.source, name) != getattr(wanted.source, name)]
+    if changed:
+        raise DataError(
+            f"was converted before the card of {wanted.name} was changed ({', '.join(changed)} of its source)",
+            where,
+            "convert it again, or undo the change",
+        )
+
+
 def verify(config: Config, manifests: Mapping[str, Manifest], device: torch.device) -> None:
     """Checks shards against their manifests, each rank a share, and stops every rank if any found a problem.
 

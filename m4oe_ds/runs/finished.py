@@ -30,7 +30,7 @@ class Run:
         spec: specification of the model.
         model: the model in evaluation mode, on ``device``.
         data: what it was trained on.
-        manifests: of the split it was opened for, and ``train`` of runs that kept nothing of their data.
+        manifests: of the splits it was opened for, and ``train`` of runs that kept nothing of their data.
         device: where the model is.
     """
 
@@ -88,7 +88,7 @@ class Run:
 
 
 def open_run(
-    folder: Path, split: str | tuple[str, ...] = "", data: str = "", device: torch.device | None = None
+    folder: Path, split: str = "", data: str = "", device: torch.device | None = None, train: bool = False
 ) -> Run:
     """Loads a run's configuration, weights and manifests on this process.
 
@@ -97,9 +97,10 @@ def open_run(
 
     Args:
         folder: a run folder with ``config.yaml`` and ``weights/``.
-        split: split or splits to be read; empty = none, for which a run that kept its statistics needs no shards.
+        split: split to be read; empty = none, for which a run that kept its statistics needs no shards.
         data: other shard folder, or empty.
         device: device of the model; None = the GPU if there is one.
+        train: whether the training split is to be read as well.
 
     Raises:
         DataError: no such run or split, or nothing says what scale the run's numbers have.
@@ -107,8 +108,7 @@ def open_run(
     """
     config = open_config(folder, data)
     kept, spec = kept_data(RunFolder(folder)), spec_for(config)
-    wanted = (split,) if isinstance(split, str) else split
-    splits = [name for name in dict.fromkeys((*(("train",) if kept is None else ()), *wanted)) if name]
+    splits = dict.fromkeys((*(("train",) if train or kept is None else ()), *((split,) if split else ())))
     manifests = assemble.load_manifests(config, tuple(splits)) if splits else {}
     if kept is None:
         kept = training_data(config, spec, manifests["train"])

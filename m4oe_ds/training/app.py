@@ -213,6 +213,8 @@ def _manifests(config: Config, device: torch.device) -> dict[str, Manifest]:
     """Manifests of all splits that training and evaluation read, checked."""
     splits = ("train", *dict.fromkeys(("val", *config.evaluation.splits)))
     manifests = assemble.load_manifests(config, splits)
+    for split, manifest in manifests.items():
+        assemble.check_source(manifest.card, find_card(config.data.dataset), f"{config.data.root} ({split})")
     assemble.verify(config, manifests, device)
     return manifests
 

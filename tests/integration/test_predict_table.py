@@ -223,6 +223,17 @@ def test_files_below_an_address_are_predicted_as_those_here(cups: Path, tmp_path
     assert there == here
 
 
+def test_numbers_of_another_unit_are_doubted(cups: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [columns(number) for number in range(SIZE)]
+    assert predict(cups, write_rows(tmp_path / "same.csv", rows), tmp_path / "out") == 0
+    assert "another unit" not in capsys.readouterr().out
+    for row in rows:
+        row["Height"] = row["Height"] and str(10 * float(row["Height"]))
+    assert predict(cups, write_rows(tmp_path / "mm.csv", rows), tmp_path / "mm") == 0
+    assert "column 'Height': 1" in capsys.readouterr().out
+    assert any("another unit, or another column?" in line for line in content(tmp_path / "mm")["notes"])
+
+
 def test_what_does_not_fit_is_one_line(cups: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, run = tmp_path / "out", str(cups.with_name("run"))
     rows = [{k: v for k, v in columns(number).items() if k != "Height"} for number in range(2)]

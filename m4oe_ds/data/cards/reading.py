@@ -138,6 +138,9 @@ class Part:
             self.wrong(key, f"must be a list of texts, got {plain(node)!r}")
             return ()
         words = [str(item.value).strip() for item in items]
+        if "" in words:
+            self.wrong(key, f"has an empty text in its list, got {plain(node)!r}")
+            return ()
         twice = sorted({word for word in words if words.count(word) > 1})
         if twice:
             self.wrong(key, f"lists {', '.join(twice)} twice")

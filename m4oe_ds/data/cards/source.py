@@ -52,8 +52,20 @@ def read_source(part: Part, inputs: tuple[ModalitySpec, ...], tasks: tuple[TaskS
         size=_size(part, "size", Source.size),
         volume_size=_size(part, "volume_size", Source.volume_size),
     )
+    _check_answers(part.part("labels"), source, inputs)
     part.finish()
     return source
+
+
+def _check_answers(part: Part, source: Source, inputs: tuple[ModalitySpec, ...]) -> None:
+    """A model must not be shown the answer, and a time is not an event."""
+    shown = {column.column: f"modalities.{one.name}.columns.{column.name}" for one in inputs for column in one.columns}
+    for name, label in source.labels.items():
+        for column in dict.fromkeys((label.column, label.event)):
+            if column in shown:
+                part.wrong(name, f"is answered by the column {column!r}, which {shown[column]} shows to the model")
+        if label.event and label.event == label.column:
+            part.wrong(name, f"has the column {label.column!r} for both the time and the event")
 
 
 def _size(part: Part, key: str, default: tuple[int, ...]) -> Any:

@@ -24,14 +24,14 @@ from m4oe_ds.analysis.pid import decompose as pid
 from m4oe_ds.analysis.pid.estimator import BatchSettings
 from m4oe_ds.analysis.pid.synergy import PairSynergy, SynergyReport
 from m4oe_ds.analysis.sections import WORK
-from m4oe_ds.analysis.session import Session
+from m4oe_ds.analysis.session import Session, Skip
 from m4oe_ds.analysis.synergy_section import reliable
 from m4oe_ds.config import to_dict
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.report.figures import save
 from m4oe_ds.runs.finished import open_run
-from m4oe_ds.runs.folder import plain, write_yaml
+from m4oe_ds.runs.folder import RunFolder, plain, write_yaml
 from tests.integration import shards
 
 MODALITIES = ("ffdm_cc", "ffdm_mlo", "syn_cc", "syn_mlo")
@@ -91,6 +91,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return root
+
+
+def test_a_run_that_kept_its_data_is_analysed(data: Path, tmp_path: Path) -> None:
+    """Such a run opens without the training split, which two sections read."""
+    run = make_run(tmp_path / "ours", data)
+    opened = open_run(run, train=True)
+    opened.data.save(RunFolder(run).data)
+    assert set(open_run(run, "test").manifests) == {"test"}
+    assert analyze(str(run), "--only", "competition,utilisation", "--resamples", "20") == 0
+    found = json.loads((run / "analysis.json").read_text())
+    assert (found["skipped"], "competition" in found) == ({}, True)
+
+
+def test_a_run_without_classes_has_no_synergy(tmp_path: Path) -> None:
+    nothing: Any = SimpleNamespace(task={})
+    run: Any = SimpleNamespace(spec=SimpleNamespace(modalities=("scan", "clinic")))
+    with pytest.raises(Skip, match="no task of classes"):
+        WORK["synergy"](Session(AnalysisOptions(tmp_path), run, "m4oe", {}, SimpleNamespace(features=nothing), nothing))
 
 
 SWEEP = """option,value,data set,method,task,metric,mean,spread,seeds

@@ -71,6 +71,7 @@ MISTAKES = {
     "no classes": ("classes: [none, early, advanced], ", "", "tasks.glaucoma.classes is missing"),
     "one class": ("[none, early, advanced]", "[none]", "classes has 1 classes; this kind has 2 to 1000"),
     "class twice": ("[none, early, advanced]", "[none, early, none]", "classes lists none twice"),
+    "class without a name": ("[none, early, advanced]", "[none, '', advanced]", "classes has an empty text in its"),
     "three answers of a binary task": (
         "{kind: binary}", "{kind: binary, classes: [a, b, c]}",
         "has 3 classes; this kind has 2",
@@ -127,6 +128,14 @@ MISTAKES = {
     "label left out": ("    pressure: iop\n", "", "source.labels.pressure is missing: say where its answers stand"),
     "value of no class": ("2: advanced, 3: advanced", "2: advanced, 3: late", "values.3 is 'late', which is no class"),
     "survival without event": ("{time: years, event: blind}", "{time: years}", "source.labels.blind.event is missing"),
+    "time and event in one column": (
+        "{time: years, event: blind}", "{time: blind, event: blind}",
+        "source.labels.blind has the column 'blind' for both the time and the event",
+    ),
+    "an answer that is shown": (
+        "    pressure: iop", "    pressure: age",
+        "source.labels.pressure is answered by the column 'age', which modalities.clinic.columns.age shows",
+    ),
     "mask of a class left out": (
         ', cup: "masks/{eye_id}_c.png"}', "}",
         "source.labels.rim.cup is missing: say where the mask",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from data_tools.archives.table import plan_table
+from data_tools.archives.tables import read_table
 from data_tools.archives.values import Choice, OddValue, band, number
 from m4oe_ds.errors import DataError
 from tests.unit.data_tools.card_cases import CARD, Row, card_of, rows, write_case, write_table
@@ -244,6 +245,16 @@ def test_files_that_are_not_there_can_be_accepted(case: Path) -> None:
         planned(case, table, max_missing=1.0)
 
 
+def test_a_class_whose_mask_is_lost_is_not_a_class_that_is_nowhere(case: Path) -> None:
+    text = CARD.replace('rim: "{rim}"', 'rim: {disc: "{rim}", cup: "{cup}"}')
+    lost, empty = [{**row, "cup": row["rim"]} for row in rows()], [{**row, "cup": row["rim"]} for row in rows()]
+    lost[1]["cup"], empty[1]["cup"] = "rims/99.png", ""
+    assert "rim" not in planned(case, lost, text, max_missing=0.1).samples[1].layers
+    assert "rim" in planned(case, lost, text, max_missing=0.1).samples[2].layers
+    disc, cup = planned(case, empty, text).samples[1].layers["rim"]
+    assert (disc.pattern, cup) == ("rims/1.png", None)
+
+
 def test_what_lies_there_is_said_where_a_pattern_finds_nothing(case: Path) -> None:
     text = CARD.replace('scan: "scans/{eye}.nii.gz"', 'scan: "scans/{eye}.nii"')
     with pytest.raises(DataError, match=r"none of the 24 files of scan is there .*; scans holds \.nii\.gz 24: check"):
@@ -297,3 +308,34 @@ def test_two_columns_of_one_name(case: Path) -> None:
     other = case.parent / "other.yaml"
     with pytest.raises(DataError, match="columns that are there twice: iop"):
         plan_table(card_of(other), str(other), case.parent)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("eye000,p000,12,5", r"its heading has 3 fields, but not 1 of its rows \(first row 2, with 4\)"),
+        ("eye000,p000", r"first row 2, with 2"),
+        ("eye000,p000,12,,", None),  # separators at the end hold nothing
+    ],
+)
+def test_fields_never_land_in_another_column(line: str, said: str | None, tmp_path: Path) -> None:
+    """A decimal comma in a table of commas moved every field of its row by one, and nobody was told."""
+    path = tmp_path / "cases.csv"
+    path.write_text(f"eye,patient,iop\n{line}\neye001,p001,13\n")
+    if said is None:
+        assert read_table(path, ["eye", "iop"]) == [{"eye": "eye000", "iop": "12"}, {"eye": "eye001", "iop": "13"}]
+    else:
+        with pytest.raises(DataError, match=said):
+            read_table(path, ["eye", "iop"])
+
+
+def test_separators_at_the_end_of_every_row_are_no_index(tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text("eye;patient;iop\neye000;p000;12;\neye001;p001;13;\n")
+    assert [row["eye"] for row in read_table(tmp_path / "cases.csv", ["eye"])] == ["eye000", "eye001"]
+    (tmp_path / "cases.csv").write_text("eye,iop,\n\neye000,12\n")  # a heading without a name, and a blank line
+    assert [row["iop"] for row in read_table(tmp_path / "cases.csv", ["eye", "iop"])] == ["12"]
+
+
+def test_an_underscore_is_no_part_of_a_number() -> None:
+    with pytest.raises(OddValue, match="not a number"):
+        number("1_2", frozenset())

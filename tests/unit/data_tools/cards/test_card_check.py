@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from data_tools.cards.check import CheckOptions, check_card
 from data_tools.cards.text import lines_of
@@ -112,6 +113,18 @@ WARNED = {
     "no answer": (lambda row, k: row.update(grade=""), "grade: no answer at all"),
     "one pressure": (lambda row, k: row.update(iop=12), "pressure: all numbers are equal"),
     "short follow-up": (lambda row, k: row.update(years=0.5, blind=0), "nobody is followed to the horizon 1, 2 years"),
+    "a patient in two spellings": (
+        lambda row, k: row.update(patient=row["patient"].upper() if k == 1 else row["patient"]),
+        "column 'patient': 1 name in several spellings",
+    ),
+    "zeros before a number": (
+        lambda row, k: row.update(patient="p0" if k == 1 else row["patient"]),
+        "column 'patient': 1 name in several spellings",
+    ),
+    "codes from 1": (
+        lambda row, k: row.update(grade=1 + k % 2),
+        "grade: no field is 0, which is none, and the least is 1, read as early",
+    ),
     "one picture": (lambda row, k: row.update(photo="photos/1.png", rim=""), "1 file of photo in several groups"),
 }  # fmt: skip
 
@@ -128,6 +141,28 @@ def test_warnings(name: str, case: Path) -> None:
     warnings = checked(card).content["warnings"]
     assert any(expected in line for line in warnings), warnings
     assert not any(expected in line for line in checked(case).content["warnings"])
+
+
+def test_pictures_that_are_turned_under_their_masks(tmp_path: Path) -> None:
+    card = write_case(tmp_path / "data")
+    assert not any("EXIF" in line for line in checked(card).content["warnings"])
+    for path in (tmp_path / "data" / "photos").iterdir():
+        picture = Image.open(path)
+        tags = picture.getexif()
+        tags[0x0112] = 3  # half a turn, after which a mask still has the right size
+        picture.save(path, exif=tags)
+    assert any("turned as their EXIF orientation says" in line for line in checked(card).content["warnings"])
+
+
+def test_a_column_of_the_censored_is_doubted(case: Path) -> None:
+    card = case.parent / "censored.yaml"
+    text = CARD.replace("cases.csv", "censored.csv").replace("event: blind}", "event: censored}")
+    card.write_text(text)
+    write_table(case.parent / "censored.csv", [{**row, "censored": row["blind"]} for row in rows()])
+    doubt = "blind: 1 in the column 'censored' is read as an event"
+    assert any(doubt in line for line in checked(card).content["warnings"])
+    card.write_text(text.replace("event: censored}", 'event: censored, values: {"0": "yes", "1": "no"}}'))
+    assert not any(doubt in line for line in checked(card).content["warnings"])
 
 
 def test_a_card_of_an_archive_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +44,12 @@ def test_a_table_with_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "blind": "survival",
         "grade": "classes",
         "iop": "number",
-        "side": "binary",
     }
     assert card.task("rim").class_names == ("class_1", "class_2")
     assert card.task("grade").class_names[0] == "none"
-    assert [column.name for column in card.modality("clinic").columns] == ["age_of_patient", "sex", "scanner"]
-    assert set(source.subgroups) == {"sex", "scanner"}
+    assert [column.name for column in card.modality("clinic").columns] == ["side", "age_of_patient", "sex", "scanner"]
+    assert "  volume_size: [64, 128, 128]" in out.read_text()
+    assert set(source.subgroups) == {"side", "sex", "scanner"}
     assert check_card(card, CheckOptions(card_path=out, workers=0)).problems == []
     assert main(["card", "new", "--table", str(root / "cases.csv"), "--out", str(out)]) == 4  # nothing is overwritten
 
@@ -122,3 +123,45 @@ def test_a_table_elsewhere(tmp_path: Path) -> None:
         propose(tmp_path / "cases.csv", tmp_path / "root")
     with pytest.raises(DataError, match="is not here"):
         propose(tmp_path / "no.csv", tmp_path)
+
+
+def written(root: Path, heading: str, row: Callable[[int], str], count: int = 30) -> str:
+    (root / "cases.csv").write_text("\n".join([heading, *(row(k) for k in range(count))]) + "\n")
+    return propose(root / "cases.csv", root)
+
+
+def test_classes_in_several_spellings_are_one(tmp_path: Path) -> None:
+    text = written(
+        tmp_path, "id,age,finding", lambda k: f"r{k},{k + 20.5},{('Ill', 'ill', 'ill', 'well', 'WELL', 'WELL')[k % 6]}"
+    )
+    assert 'finding: {kind: binary, classes: ["WELL", "ill"]}' in text
+
+
+@pytest.mark.parametrize(
+    ("column", "field", "expected"),
+    [
+        ("censored", "10", '"censored", values: {"0": "yes", "1": "no"}}  # 0 = the event came'),
+        ("alive", ("no", "yes"), '"alive", values: {"no": "yes", "yes": "no"}}  # no = the event came'),
+        ("died", "01", '"died"}  # 1 = the event came'),
+    ],
+)
+def test_what_a_column_of_events_means(column: str, field: Sequence[str], expected: str, tmp_path: Path) -> None:
+    """A column of the censored would have made events of them."""
+    text = written(tmp_path, f"id,age,months,{column}", lambda k: f"r{k},{k + 20.5},{k + 0.5},{field[k % 3 == 0]}")
+    assert f'{{time: "months", event: {expected}' in text
+
+
+def test_a_column_next_to_a_time_is_no_event_for_that_alone(tmp_path: Path) -> None:
+    text = written(tmp_path, "id,age,months,treated", lambda k: f"r{k},{k + 20.5},{k + 0.5},{k % 2}")
+    assert "survival" not in text
+
+
+def test_names_and_decimal_commas_are_no_numbers(tmp_path: Path) -> None:
+    text = written(
+        tmp_path,
+        "key;age;pressure;scan_id;film;x",
+        lambda k: f"r{k};{k + 20.5};{k},5;{k // 2 + 70};{k // 2:04d};{k + 0.5}",
+    )
+    assert '#   "pressure" has numbers with a decimal comma: write a decimal point' in text
+    assert '#   "scan_id" looks like identifiers or dates, some of them twice' in text
+    assert '#   "film" looks like identifiers or dates, some of them twice' in text

@@ -146,6 +146,11 @@ def test_bytes_do_not_depend_on_workers(workers: int, card: Path, shards: Path, 
     assert _bytes(tmp_path / "again") == _bytes(shards)
 
 
+def test_one_folder_above_the_shards_is_made(card: Path, tmp_path: Path) -> None:
+    convert(options(card, tmp_path / "shards" / "own"))  # what `m4oe card check` says to type next
+    assert (tmp_path / "shards" / "own" / "train").is_dir()
+
+
 def test_parts_give_the_same_bytes(card: Path, shards: Path, tmp_path: Path) -> None:
     for number in (2, 1, 3):
         convert(options(card, tmp_path / "parts", part=Part(number, 3)))
