@@ -254,7 +254,9 @@ def _finish(
         _report_violations(report["violations"], options)
     found = set(report["violations"]) - set(plan.violations)
     if found:
-        logger.warning("the images are not as documented: %s", ", ".join(sorted(found)))
+        said = ", ".join(f"{name.replace('_', ' ')} {report['violations'][name]}" for name in sorted(found))
+        what = "the images are not as documented" if _reader(options) else "look at these images"
+        logger.warning("%s: %s", what, said)
     quarantine = [item for record in records for item in record.quarantine]
     conversion_report.write(partial, report, quarantine, manifests, options.card)
     _check_made(partial, manifests)

@@ -42,7 +42,7 @@ def load_manifests(config: Config, splits: tuple[str, ...]) -> dict[str, Manifes
         raise DataError(
             f"no shard folder {config.data.root!r}",
             "data.root",
-            "convert an archive with `python -m data_tools.convert`",
+            "make shards with `m4oe convert`",
         )
     manifests = {}
     for split in splits:
