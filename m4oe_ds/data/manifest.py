@@ -73,9 +73,7 @@ class Manifest:
         """
         path = sources.join(folder, "manifest.json")
         if not sources.is_remote(path) and not Path(path).is_file():
-            raise DataError(
-                "no manifest.json here", str(folder), "make shards with `m4oe convert`"
-            )
+            raise DataError("no manifest.json here", str(folder), "make shards with `m4oe convert`")
         try:
             content = json.loads(sources.read_whole(path))
         except UnicodeDecodeError:
