@@ -175,7 +175,7 @@ def _export(options: argparse.Namespace) -> None:
 
     from m4oe_ds.errors import CheckpointError
     from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, RunFolder
-    from m4oe_ds.runs.weights import CARD_SUFFIX, CONFIG_SUFFIX, consolidate, describe
+    from m4oe_ds.runs.weights import consolidate, describe, describe_file
 
     run = Path(options.run)
     files = RunFolder(run)
@@ -198,11 +198,9 @@ def _export(options: argparse.Namespace) -> None:
         print(f"configuration, card and statistics of the data -> {folder}")
     for path in consolidate(checkpoint, out, options.dtype, options.max_file_gb):
         print(f"{checkpoint.name} -> {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    if folder is None and out != origin.weights and origin.config.is_file():
-        for kept, suffix in ((origin.config, CONFIG_SUFFIX), (origin.card, CARD_SUFFIX)):
-            if kept.is_file():  # runs older than cards have none
-                out.with_name(out.name + suffix).write_bytes(kept.read_bytes())
-        print(f"its configuration -> {out}{CONFIG_SUFFIX} (another run starts from it with model.init_from)")
+    config = describe_file(origin, out) if folder is None else None
+    if config is not None:
+        print(f"its configuration -> {config} (another run starts from it with model.init_from)")
 
 
 def _models(options: argparse.Namespace) -> None:

@@ -75,11 +75,12 @@ def missing_words(card: Card) -> frozenset[str]:
 
 def _same(text: str) -> str:
     """What two spellings of one value have in common: case aside, and 2.0 is 2."""
-    value = _finite(text)
+    value = finite(text)
     return f"{value:g}" if value is not None and value == int(value) and abs(value) < 1e6 else text.strip().casefold()
 
 
-def _finite(text: str) -> float | None:
+def finite(text: str) -> float | None:
+    """The number that a text is; None if it is none, or no finite one."""
     try:
         value = float(text)
     except ValueError:
@@ -107,7 +108,7 @@ class Choice:
             self.known = {}
         self.exact = codes | {value: codes[name] for value, name in values.items()}
         self.known |= {_same(value): codes[name] for value, name in values.items()}
-        if not values and not any(_finite(name) is not None for name in names):
+        if not values and not any(finite(name) is not None for name in names):
             self.known |= {str(code): code for code in range(len(names))}
 
     def code(self, text: str) -> int | None:
@@ -132,9 +133,9 @@ def number(text: str, missing: frozenset[str]) -> float | None:
     """
     if text.casefold() in missing:
         return None
-    value = _finite(text)
+    value = finite(text)
     if value is None:
-        raise OddValue("not a number (write a decimal point)" if _finite(text.replace(",", ".")) else "not a number")
+        raise OddValue("not a number (write a decimal point)" if finite(text.replace(",", ".")) else "not a number")
     if text.isdigit() and find_identifiers(text):
         raise OddValue("a number that looks like an identifier or a date")
     return value

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.archives.values import EVENTS, MISSING_WORDS, SPLIT_WORDS
+from data_tools.archives.values import EVENTS, MISSING_WORDS, SPLIT_WORDS, finite
 from data_tools.deidentify import find_identifiers
 from m4oe_ds.data.cards.parse import RESERVED
 
@@ -108,8 +108,8 @@ def _role(name: str, fields: Sequence[str], known: Sequence[str], counts: Mappin
         return "path"
     if {value.casefold() for value in counts} <= set(SPLIT_WORDS) and (len(counts) > 1 or _SPLIT.search(name)):
         return "split"
-    numbers = [number for number in map(_number, known) if number is not None]
-    if len(numbers) < len(known) and all(_number(field.replace(",", ".", 1)) is not None for field in known):
+    numbers = [number for number in map(finite, known) if number is not None]
+    if len(numbers) < len(known) and all(finite(field.replace(",", ".", 1)) is not None for field in known):
         return "comma"
     most = min(MOST_VALUES, max(3, len(fields) // 5))
     words = Counter(field.casefold() for field in fields if field.casefold() in ("none", "-"))
@@ -125,17 +125,9 @@ def _role(name: str, fields: Sequence[str], known: Sequence[str], counts: Mappin
     return "text"
 
 
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _order(text: str) -> tuple[int, float, str]:
     """Numbers by their size, then texts; "no" before "yes"."""
-    number = _number(text)
+    number = finite(text)
     event = EVENTS.get(text.casefold())
     return (0, number, "") if number is not None else (1, -1.0 if event is None else event, text)
 
@@ -215,7 +207,7 @@ def means_no_event(name: str) -> bool:
 
 def _all_numbers(fields: Sequence[str]) -> bool:
     known = [field for field in fields if field.casefold() not in MISSING_WORDS]
-    return bool(known) and all(_number(field) is not None for field in known)
+    return bool(known) and all(finite(field) is not None for field in known)
 
 
 def known_before(one: Seen) -> bool:
@@ -244,7 +236,7 @@ def horizons(times: Sequence[Any], events: Sequence[Any]) -> list[float]:
     came = sorted(
         float(time)
         for time, event in zip(times, events, strict=True)
-        if EVENTS.get(str(event).casefold()) == 1 and (_number(str(time)) or 0) > 0
+        if EVENTS.get(str(event).casefold()) == 1 and (finite(str(time)) or 0) > 0
     )
     if not came:
         return [1.0]

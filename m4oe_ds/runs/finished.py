@@ -11,7 +11,7 @@ import torch
 from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.manifest import Manifest
-from m4oe_ds.data.task_statistics import TaskStatistics, from_json, statistics_of, to_json
+from m4oe_ds.data.task_statistics import TaskStatistics, statistics_of, to_json
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.models.interface import ModelSpec, MultiModalModel
 from m4oe_ds.runs import assemble, weights
@@ -59,7 +59,7 @@ class Run:
         Raises:
             DataError: the run kept nothing usable of a task.
         """
-        return from_json(self.data.statistics, self.spec.tasks, str(RunFolder(self.folder).data))
+        return self.data.of_tasks(self.spec.tasks, str(RunFolder(self.folder).data))
 
     def batches(self, split: str, limit: int = 0) -> Iterator[Batch]:
         """Every sample of a split once, in manifest order, without augmentation.

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from m4oe_ds.data.manifest import Manifest, normalisation
+from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.task_statistics import TaskStatistics, from_json
 from m4oe_ds.errors import DataError
 from m4oe_ds.runs.folder import RunFolder, write_json
 
@@ -87,6 +89,18 @@ class TrainingData:
     def save(self, path: Path) -> None:
         """Writes it as JSON."""
         write_json(path, {"version": VERSION, **asdict(self)})
+
+    def of_tasks(self, tasks: Sequence[TaskSpec], where: str = "") -> dict[str, TaskStatistics]:
+        """What the training labels say of each task.
+
+        Args:
+            tasks: the tasks.
+            where: file that this was read from, for the message.
+
+        Raises:
+            DataError: nothing usable is said of a task.
+        """
+        return from_json(self.statistics, tasks, where)
 
     def normalisation(self) -> dict[str, tuple[float, float]]:
         """See :meth:`m4oe_ds.data.manifest.Manifest.normalisation`."""

@@ -101,6 +101,24 @@ def describe(run: RunFolder, weights: Path) -> Path | None:
     return target.path
 
 
+def describe_file(run: RunFolder, weights: Path) -> Path | None:
+    """Copies the configuration and the card that ``model.init_from`` reads next to a file of exported weights.
+
+    Args:
+        run: the run.
+        weights: the file that was exported, by whatever name.
+
+    Returns:
+        The copy of the configuration; None where the file is the run's own, or the run has no configuration.
+    """
+    if weights == run.weights or not run.config.is_file():
+        return None
+    for path, suffix in ((run.config, CONFIG_SUFFIX), (run.card, CARD_SUFFIX)):
+        if path.is_file():  # runs older than cards have none
+            shutil.copyfile(path, weights.with_name(weights.name + suffix))
+    return weights.with_name(weights.name + CONFIG_SUFFIX)
+
+
 def _whole(reader: StateReader, name: str, shape: list[int]) -> Tensor:
     return reader.read("master", name, 0, torch.Size(shape).numel()).reshape(shape)
 

@@ -19,7 +19,7 @@ from m4oe_ds.config import Config, to_dict
 from m4oe_ds.data.cards import find_card, write_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.missing import Presence
-from m4oe_ds.data.task_statistics import TaskStatistics, statistics_of
+from m4oe_ds.data.task_statistics import TaskStatistics
 from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.evaluation.metrics_text import format_table
@@ -34,6 +34,7 @@ from m4oe_ds.runs.folder import LATEST, CheckpointFolder, RunFolder, checkpoint_
 from m4oe_ds.runs.initial_source import open_source
 from m4oe_ds.runs.initialise import Taken, initialise
 from m4oe_ds.runs.objective import objective as build_objective
+from m4oe_ds.runs.training_data import TrainingData
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training import gradient_policy
 from m4oe_ds.training.checkpoint import CheckpointStore
@@ -129,7 +130,9 @@ def run(
     sizes = deepspeed_json.batch_sizes(ds_config, place.world, request.ds_config)
     with _timed("data"):
         manifests = _manifests(config, device)
-    spec, statistics = spec_for(config), statistics_of(manifests["train"], spec_for(config).tasks)
+    spec = spec_for(config)
+    data = training_data(config, spec, manifests["train"])
+    statistics = data.of_tasks(spec.tasks)
     present = _presence(config, spec, manifests["train"])
     _prepare_folder(folder, request)
     seed_everything(config.run.seed, place.rank)
@@ -138,12 +141,11 @@ def run(
     start = _checkpoint(store, request)
     with _timed("engine"):
         engine, origin = _engine(config, ds_config, sizes, place.world, start)
-    objective = build_objective(config, spec, statistics, device)
     loop = Loop(
         config,
         engine,
         spec,
-        objective,
+        build_objective(config, spec, statistics, device),
         manifests,
         store,
         folder,
@@ -155,8 +157,7 @@ def run(
     resumed = _resume(loop, start)
     facts = _facts(config, engine, topology, manifests["train"], sizes, place) | {"presence": present.as_dict()}
     if reduce.rank() == 0:
-        _record(RunFolder(folder), config, ds_config, {**facts, "resumed_from": resumed}, origin)
-        training_data(config, spec, manifests["train"]).save(RunFolder(folder).data)
+        _record(RunFolder(folder), config, ds_config, {**facts, "resumed_from": resumed}, origin, data)
         _announce(facts, loop, folder, resumed)
     outcome = loop.run()
     if outcome.stopped_by:
@@ -288,13 +289,19 @@ def _engine(
 
 
 def _record(
-    files: RunFolder, config: Config, ds_config: dict[str, Any], facts: dict[str, Any], origin: dict[str, Any] | None
+    files: RunFolder,
+    config: Config,
+    ds_config: dict[str, Any],
+    facts: dict[str, Any],
+    origin: dict[str, Any] | None,
+    data: TrainingData,
 ) -> None:
     """Writes what the run was made from; a resumed one keeps what its first leg recorded about its initial weights."""
     if facts["resumed_from"] is not None:
         origin = recorded_origin(files.environment)
     write_yaml(files.config, to_dict(config))
     write_card(files.card, find_card(config.data.dataset))
+    data.save(files.data)
     write_json(files.ds_config, ds_config)
     write_json(files.environment, environment(**facts, init_from=origin))
 

@@ -46,6 +46,18 @@ def train(arguments: Sequence[str], ranks: int = 1, timeout_s: float = 900) -> s
     )
 
 
+def m4oe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs an ``m4oe`` command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "m4oe_ds", *arguments],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
 def losses(run: Path) -> dict[int, tuple[object, ...]]:
     """Per training step what must be equal bit for bit: the figures that do not depend on the clock."""
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -87,6 +87,27 @@ def s3() -> Iterator[str]:
         process.wait(900)
 
 
+@contextlib.contextmanager
+def bucket(folder: Path, name: str) -> Iterator[str]:
+    """A bucket with the files of a folder on such a server, reached by the variables of AWS; yields its address."""
+    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("moto")
+    with s3() as address, pytest.MonkeyPatch.context() as patch:
+        for variable, value in (
+            ("AWS_ENDPOINT_URL_S3", address),
+            ("AWS_ACCESS_KEY_ID", "test"),
+            ("AWS_SECRET_ACCESS_KEY", "test"),
+            ("AWS_DEFAULT_REGION", "us-east-1"),
+        ):
+            patch.setenv(variable, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket=name)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                client.upload_file(str(path), name, f"set/{path.relative_to(folder)}")
+        yield f"s3://{name}/set"
+
+
 class SpoilingProxy:
     """Passes connections on to a server and spoils the first ``times`` answers.
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -32,14 +30,7 @@ FOREIGN = re.compile("breast|mammogra|fundus|glaucoma|BI-RADS|optic", re.IGNOREC
 
 def m4oe(*arguments: str) -> str:
     """What a command prints; it must succeed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "m4oe_ds", *arguments],
-        env=commands.environment(),
-        cwd=commands.ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = commands.m4oe(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

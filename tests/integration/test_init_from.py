@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -63,14 +61,7 @@ def test_a_run_outlives_what_it_started_from(tmp_path: Path) -> None:
     assert json.loads(run.environment.read_text())["init_from"] == recorded
 
     for command in (["evaluate", str(run.path), "--split", "val"], ["analyze", str(run.path), "--split", "test"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "m4oe_ds", *command],
-            cwd=commands.ROOT,
-            env=commands.environment(),
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
+        done = commands.m4oe(*command)
         assert done.returncode == 0, done.stdout + done.stderr
 
     again = commands.train(arguments(data, tmp_path / "another", *starts))

@@ -28,17 +28,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 TOLERANCE = 1e-5  # probabilities are written with seven decimals
 
 
-def m4oe(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "m4oe_ds", *arguments],
-        env=commands.environment(),
-        cwd=commands.ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-
-
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fourteen synthetic patients: every fault and every unusual format of the phantom, one group each."""
@@ -63,7 +52,7 @@ def trained(archive: Path) -> Path:
     done = commands.train(["--ds_config", str(archive.parent / "ds.json"), "--output", str(run), *settings])
     assert done.returncode == 0, done.stdout + done.stderr
     for split in ("train", "test"):  # the validation split was evaluated at the end of training
-        done = m4oe("evaluate", str(run), "--split", split)
+        done = commands.m4oe("evaluate", str(run), "--split", split)
         assert done.returncode == 0, done.stderr
     return run
 
@@ -72,7 +61,7 @@ def trained(archive: Path) -> Path:
 def predicted(archive: Path, trained: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """Of the images alone, without tables and without the mark of a phantom: the keys have a secret of their own."""
     out = archive.with_name("out")
-    done = m4oe(
+    done = commands.m4oe(
         "predict",
         str(trained),
         "--dicom",
@@ -185,7 +174,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        done = m4oe("predict", "--help")
+        done = commands.m4oe("predict", "--help")
         seconds.append(time.perf_counter() - started)
         assert done.returncode == 0
         assert "--dicom DIR" in done.stdout

@@ -41,22 +41,8 @@ def web(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def bucket(data: Path) -> Iterator[str]:
-    boto3 = pytest.importorskip("boto3")
-    pytest.importorskip("moto")
-    with servers.s3() as address, pytest.MonkeyPatch.context() as patch:
-        for name, value in (
-            ("AWS_ENDPOINT_URL_S3", address),
-            ("AWS_ACCESS_KEY_ID", "test"),
-            ("AWS_SECRET_ACCESS_KEY", "test"),
-            ("AWS_DEFAULT_REGION", "us-east-1"),
-        ):
-            patch.setenv(name, value)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="breasts")
-        for path in data.rglob("*"):
-            if path.is_file():
-                client.upload_file(str(path), "breasts", f"set/{path.relative_to(data)}")
-        yield "s3://breasts/set"
+    with servers.bucket(data, "breasts") as address:
+        yield address
 
 
 def keys(root: str, split: str = "train", **options: Any) -> Counter[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,14 +66,7 @@ def test_run_folder_and_evaluation_at_another_world_size(stage: str, tmp_path: P
     metrics = json.loads((run / "metrics.json").read_text())
 
     # one process holds all experts; the predictions are those of two ranks with half of them each
-    again = subprocess.run(
-        [sys.executable, "-m", "m4oe_ds", "evaluate", str(run), "--split", "test"],
-        env=commands.environment(),
-        cwd=commands.ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    again = commands.m4oe("evaluate", str(run), "--split", "test")
     assert again.returncode == 0, again.stdout + again.stderr
     repeated = np.load(run / "predictions" / "test.npz", allow_pickle=False)
     assert repeated["keys"].tolist() == stored["keys"].tolist()

@@ -140,4 +140,5 @@ def test_what_does_not_fit_is_refused_in_one_line(overrides: tuple[str, ...], te
 
 
 def test_sizes_of_volumes_do_not_matter_to_runs_without_any(tmp_path: Path) -> None:
-    kinds.config(tmp_path, "data.volume_size=[9, 9, 9]", "data.modalities=[photo, clinic]", "data.tasks=[grade]")
+    settings = ("data.volume_size=[9, 9, 9]", "data.modalities=[photo, clinic]", "data.tasks=[grade]")
+    assert kinds.config(tmp_path, *settings).data.volume_size == (9, 9, 9)  # which the patches do not divide
