@@ -110,7 +110,7 @@ def _check_widths(path: Path, header: Sequence[str]) -> None:
     """Refuses rows of a text in which fields would land in the wrong column, or be lost.
 
     Raises:
-        DataError: a row has more fields than the heading (empty ones at its end aside), or fewer.
+        DataError: a row has more fields than the heading (empty ones at its end aside) or fewer, or a field holds rows.
     """
     if path.suffix.lower() in (".xlsx", ".parquet"):
         return
@@ -122,6 +122,12 @@ def _check_widths(path: Path, header: Sequence[str]) -> None:
         for number, fields in enumerate(csv.reader(stream, delimiter=mark), 1):
             if len(fields) == 1 and not fields[0].strip():
                 continue  # a blank line
+            if any(_holds_rows(field, mark, width) for field in fields):
+                raise DataError(
+                    f"a quotation mark that is not closed takes whole rows into one field, before row {number + 1}",
+                    str(path),
+                    "close it, or write two of them where one is meant",
+                )
             if fields and (len(fields) < width or any(field.strip() for field in fields[width:])):
                 wrong.append((number, len(fields)))
     if not wrong:
@@ -132,6 +138,11 @@ def _check_widths(path: Path, header: Sequence[str]) -> None:
         str(path),
         f"give every row all fields, and put those that contain {_MARKS[mark]} in quotation marks",
     )
+
+
+def _holds_rows(field: str, mark: str, width: int) -> bool:
+    """Whether a field of several lines has one with as many separators as a row: notes may have lines, not rows."""
+    return width > 1 and "\n" in field and any(line.count(mark) >= width - 1 for line in field.splitlines())
 
 
 def _load(path: Path, used: Sequence[str], blank_rows: bool) -> Any:

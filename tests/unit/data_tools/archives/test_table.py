@@ -329,6 +329,16 @@ def test_fields_never_land_in_another_column(line: str, said: str | None, tmp_pa
             read_table(path, ["eye", "iop"])
 
 
+def test_an_open_quotation_mark_swallows_no_rows(tmp_path: Path) -> None:
+    """Three rows stood in one field of a fourth: a table of two, and nobody was told."""
+    path = tmp_path / "cases.csv"
+    path.write_text('eye,note,iop\na,"open,12\nb,fine,13\nc,also,14\nd,closed",15\ne,x,16\n')
+    with pytest.raises(DataError, match=r"quotation mark that is not closed .* before row 3"):
+        read_table(path, ["eye", "iop"])
+    path.write_text('eye,note,iop\na,"two lines,\nof one note",12\n')
+    assert read_table(path, ["eye", "iop"]) == [{"eye": "a", "iop": "12"}]
+
+
 def test_separators_at_the_end_of_every_row_are_no_index(tmp_path: Path) -> None:
     (tmp_path / "cases.csv").write_text("eye;patient;iop\neye000;p000;12;\neye001;p001;13;\n")
     assert [row["eye"] for row in read_table(tmp_path / "cases.csv", ["eye"])] == ["eye000", "eye001"]
