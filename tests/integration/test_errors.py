@@ -60,7 +60,7 @@ def test_missing_data_folder(tmp_path: Path) -> None:
         ["--ds_config", DS, *small(tmp_path / "nowhere", tmp_path / "run"), "--set=data.phantom.patients=0"]
     )
     assert "nowhere" in line
-    assert "data_tools.convert" in line
+    assert "m4oe convert" in line
 
 
 def test_wrong_checksum_names_the_shard(data: Path, tmp_path: Path) -> None:
