@@ -87,6 +87,7 @@ class ArchivePlan:
         excluded: reasons per unit (``images``, ``exams``, ``samples``).
         notes: what is odd but used.
         violations: statements about the real archive that do not hold here, by name (see ``expectations``).
+        doubts: what a table of one's own allows but can hardly be meant, one line each.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -96,6 +97,7 @@ class ArchivePlan:
     )
     notes: Counter[str] = field(default_factory=Counter)
     violations: Counter[str] = field(default_factory=Counter)
+    doubts: list[str] = field(default_factory=list)
 
     def count_planned(self) -> None:
         """Adds the last steps: samples and images planned."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.archives import values
+from data_tools.archives.doubts import doubts
 from data_tools.archives.files import Files
 from data_tools.archives.plan import ArchivePlan, Sample
 from data_tools.archives.remote import files_below, table_below, table_name
@@ -70,6 +71,7 @@ def plan_table(card: Card, where: str, root: Root, max_missing: float = 0.0, req
     if found.problems:
         raise DataError("\n".join(found.problems))
     plan = found.plan
+    plan.doubts = doubts(plan.samples, found.rows, card)
     whole = [sample for sample in plan.samples if len(sample.images) + len(sample.tables) == len(card.inputs)]
     if require == "complete" and len(whole) < len(plan.samples):
         plan.excluded["samples"]["incomplete"] += len(plan.samples) - len(whole)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data_tools.archives.doubts import by_split, columns_of, known_labels, within
 from data_tools.archives.plan import ArchivePlan, Sample
 from data_tools.archives.table import TableFound, read_samples
 from data_tools.archives.values import counted
@@ -166,20 +167,10 @@ def _files(found: TableFound, card: Card) -> dict[str, dict[str, Any]]:
     }
 
 
-def _by_split(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """Samples by the split that the table names; all together where it names none."""
-    parts: dict[str, list[Sample]] = {}
-    for split in (*SPLITS, ""):
-        mine = [sample for sample in samples if sample.split == split]
-        if mine:
-            parts[split or "all"] = mine
-    return parts
-
-
 def _labels(task: TaskSpec, samples: Sequence[Sample]) -> dict[str, Any]:
     """Answers to a task: counts by split, and where they are numbers their range."""
     out: dict[str, Any] = {"kind": task.kind, "counts": {}}
-    for split, mine in _by_split(samples).items():
+    for split, mine in by_split(samples).items():
         if task.dense:
             there = sum(task.name in sample.layers for sample in mine)
             out["counts"][split] = {"mask": there, "missing": len(mine) - there}
@@ -191,18 +182,12 @@ def _labels(task: TaskSpec, samples: Sequence[Sample]) -> dict[str, Any]:
             counts = {name: counts.get(str(code), 0) for code, name in enumerate(task.class_names)}
             counts["missing"] = missing
         out["counts"][split] = counts
-    known = [] if task.dense else [s.labels[task.name] for s in samples if task.known(s.labels[task.name])]
+    known = [] if task.dense else known_labels(task, samples)
     if task.kind == "number" and known:
         out["range"] = quartiles(known) | {"unit": task.unit}
     if task.kind == "survival" and known:
         out["follow_up"] = quartiles([time for time, _ in known]) | {"unit": task.unit}
-        out["within"] = {
-            f"{horizon:g}": {
-                "events": sum(bool(event) and time <= horizon for time, event in known),
-                "followed": sum(time > horizon or (not event and time == horizon) for time, event in known),
-            }
-            for horizon in task.horizons
-        }
+        out["within"] = {f"{horizon:g}": within(task, known, horizon) for horizon in task.horizons}
     return out
 
 
@@ -215,17 +200,15 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
 def _columns(samples: Sequence[Sample], card: Card) -> dict[str, dict[str, Any]]:
     """Columns of table modalities: ranges of numbers, counts of categories."""
     out: dict[str, dict[str, Any]] = {}
-    for one in card.inputs:
-        for column in one.columns:
-            fields = [sample.tables.get(one.name, {}).get(column.name) for sample in samples]
-            known = [value for value in fields if value is not None]
-            entry: dict[str, Any] = {"kind": column.kind, "missing": len(fields) - len(known)}
-            if column.kind == "category":
-                counts = Counter(int(value) for value in known)
-                entry["counts"] = {name: counts[code] for code, name in enumerate(column.values)}
-            elif known:
-                entry["range"] = quartiles(known)
-            out[f"{one.name}.{column.name}"] = entry
+    for name, column, fields in columns_of(samples, card):
+        known = [value for value in fields if value is not None]
+        entry: dict[str, Any] = {"kind": column.kind, "missing": len(fields) - len(known)}
+        if column.kind == "category":
+            counts = Counter(int(value) for value in known)
+            entry["counts"] = {word: counts[code] for code, word in enumerate(column.values)}
+        elif known:
+            entry["range"] = quartiles(known)
+        out[name] = entry
     return out
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.archives.doubts import means_no_event
 from data_tools.archives.values import EVENTS, MISSING_WORDS, SPLIT_WORDS, finite
 from data_tools.deidentify import find_identifiers
 from m4oe_ds.data.cards.parse import RESERVED
@@ -29,9 +30,6 @@ _KNOWN_BEFORE = re.compile(
     r"(^|_)(age|sex|gender|bmi|height|weight|smok\w*|race|ethnicity|site|center|centre|hospital|scanner|vendor|device|"
     r"manufacturer|family_history|menopaus\w*|laterality|side)($|_)"
 )
-_NOT_EVENT = re.compile(
-    r"(^|_)(censor(ed|ing|ship)?|alive|survived|event_free)($|_)"
-)  # where 1 means that it did not come
 _NAMED_ID = re.compile(r"(^|_)(id|uid|mrn)($|_)")
 _MASK = re.compile(r"(^|_)(mask|seg|segmentation|contour|outline|roi|label_map|annotation)s?($|_|\d)")
 
@@ -198,11 +196,6 @@ def time_and_event(seen: Sequence[Seen], fields: Mapping[str, Sequence[str]]) ->
         if named or beside:
             return time, (named or beside)[0]
     return None
-
-
-def means_no_event(name: str) -> bool:
-    """Whether a column says, by its name, that the event did not come: ``censored``, ``alive``."""
-    return bool(_NOT_EVENT.search(re.sub(r"[^a-z0-9]+", "_", name.casefold())))
 
 
 def _all_numbers(fields: Sequence[str]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.archives.doubts import means_no_event
 from data_tools.archives.tables import header_of, read_table
 from data_tools.archives.values import EVENTS
 from data_tools.cards import columns
@@ -321,7 +322,7 @@ def _add_mask(draft: _Draft, one: Seen, fields: Sequence[str], root: Path) -> No
 
 def _add_survival(draft: _Draft, time: Seen, event: Seen, fields: dict[str, list[str]]) -> None:
     name = draft.name(event.column)
-    inverse = columns.means_no_event(event.column)
+    inverse = means_no_event(event.column)
     came = [str(1 - EVENTS.get(field.casefold(), 1)) if inverse else field for field in fields[event.column]]
     found = columns.horizons(fields[time.column], came)
     listed = ", ".join(f"{horizon:g}" for horizon in found)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from data_tools.archives.doubts import doubts
 from data_tools.archives.table import TableFound
 from data_tools.archives.values import counted
-from data_tools.cards.columns import means_no_event
 from data_tools.convert.report import plural
 from data_tools.convert.sample import SampleResult
 from m4oe_ds.data.cards import Card
@@ -25,31 +24,14 @@ FEW, LARGE_GROUP, MANY_MISSING = 10, 0.1, 0.5  # samples of a class; share of on
 def warnings_of(found: TableFound, card: Card, content: dict[str, Any], results: Sequence[SampleResult]) -> list[str]:
     """One line each, the gravest kinds first."""
     return [
-        *_shared_files(found),
+        *doubts(found.plan.samples, found.rows, card),
         *_equal_pictures(results),
         *_turned(content, card),
         *_splits(content, card),
         *_groups(found, card),
-        *_spellings(found, card),
-        *_codes(found, card),
         *_answers(content, card),
         *_columns(content),
     ]
-
-
-def _shared_files(found: TableFound) -> list[str]:
-    lines = []
-    owners: dict[tuple[str, str], set[str]] = {}
-    for sample in found.plan.samples:
-        for name, paths in sample.images.items():
-            owners.setdefault((name, paths[0]), set()).add(sample.patient)
-    for name in sorted({name for name, _ in owners}):
-        shared = sum(len(groups) > 1 for (one, _), groups in owners.items() if one == name)
-        if shared:
-            lines.append(
-                f"{counted(shared, 'file')} of {name} in several groups: the same picture may be learnt and tested on"
-            )
-    return lines
 
 
 def _equal_pictures(results: Sequence[SampleResult]) -> list[str]:
@@ -102,49 +84,6 @@ def _groups(found: TableFound, card: Card) -> list[str]:
     ]
 
 
-def _spellings(found: TableFound, card: Card) -> list[str]:
-    """Names that may be the same one: they differ in their case or in zeros before a number alone."""
-    source = card.source
-    assert source is not None
-    lines = []
-    samples = found.plan.samples
-    for column, names in (
-        (source.group, {sample.patient for sample in samples}),
-        (source.sample, {sample.name for sample in samples}),
-    ):
-        alike = Counter(re.sub(r"(?<!\d)0+(?=\d)", "", name.casefold()) for name in names)
-        twice = sum(number > 1 for number in alike.values())
-        if column and twice:
-            lines.append(
-                f"column {column!r}: {counted(twice, 'name')} in several spellings (case, zeros before a number), read "
-                "as different ones; if they are the same, they may be learnt and tested on"
-            )
-    for task in card.tasks:
-        folded = {name.casefold() for name in task.class_names}
-        if len(folded) < len(task.class_names):
-            lines.append(f"{task.name}: classes that differ in their case alone; a field must be spelt as they are")
-    return lines
-
-
-def _codes(found: TableFound, card: Card) -> list[str]:
-    """Classes given as numbers of which none is 0: they may count from 1."""
-    assert card.source is not None
-    lines = []
-    for task in card.tasks:
-        source = card.source.labels.get(task.name)
-        if source is None or not task.coded or source.values:
-            continue
-        fields = {row[source.column] for row in found.rows}
-        codes = {int(float(field)) for field in fields if re.fullmatch(r"\d{1,4}(\.0*)?", field)}
-        if codes and min(codes) > 0 and not any(name.isdigit() for name in task.class_names):
-            lines.append(
-                f"{task.name}: no field is 0, which is {task.class_names[0]}, and the least is {min(codes)}, read as "
-                f"{task.class_names[min(codes)] if min(codes) < task.num_classes else 'nothing'}: if they count from "
-                f"1, map them with `values`"
-            )
-    return lines
-
-
 def _answers(content: dict[str, Any], card: Card) -> list[str]:
     lines = []
     for task in card.tasks:
@@ -155,26 +94,13 @@ def _answers(content: dict[str, Any], card: Card) -> list[str]:
         missing = counts.pop("missing", 0)
         known = sum(counts.values())
         if not known:
-            lines.append(f"{task.name}: no answer at all")
-            continue
+            continue  # said already
         if task.coded:
             for name, number in counts.items():
                 if number < FEW:
                     lines.append(f"{task.name}: class {name!r} has {counted(number, 'sample')}")
-        elif task.kind == "number" and entry["range"]["least"] == entry["range"]["most"]:
-            lines.append(f"{task.name}: all numbers are equal")
-        elif task.kind == "survival":
-            source = card.source.labels.get(task.name) if card.source is not None else None
-            if source is not None and not source.values and means_no_event(source.event):
-                lines.append(
-                    f"{task.name}: 1 in the column {source.event!r} is read as an event; if it means that none came, "
-                    'say `values: {"0": "yes", "1": "no"}`'
-                )
-            if counts["event"] < FEW:
-                lines.append(f"{task.name}: {counted(counts['event'], 'event')} among {known} followed")
-            late = [f"{h:g}" for h in task.horizons if h > entry["follow_up"]["most"]]
-            if late:
-                lines.append(f"{task.name}: nobody is followed to the horizon {', '.join(late)} {task.unit}")
+        elif task.kind == "survival" and 0 < counts["event"] < FEW:
+            lines.append(f"{task.name}: {counted(counts['event'], 'event')} among {known} followed")
         if missing > MANY_MISSING * (missing + known):
             lines.append(f"{task.name}: {missing} of {missing + known} samples have no answer")
         if task.dense and "read" in content:

@@ -83,7 +83,10 @@ def _plan(options: ConvertOptions) -> ArchivePlan:
         DataError: an archive, table, column or option that cannot be used; with ``--strict`` also violations.
     """
     if not _reader(options):
-        return plan_table(options.card, options.card_name, options.folder, options.max_missing, options.require)
+        plan = plan_table(options.card, options.card_name, options.folder, options.max_missing, options.require)
+        for line in plan.doubts:
+            logger.warning(line)
+        return plan
     how = ArchiveOptions(
         birads_scheme=options.birads_scheme,
         risk_scope=options.risk_scope,

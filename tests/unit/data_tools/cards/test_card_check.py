@@ -121,6 +121,38 @@ WARNED = {
         lambda row, k: row.update(patient="p0" if k == 1 else row["patient"]),
         "column 'patient': 1 name in several spellings",
     ),
+    "a letter that nobody sees": (
+        lambda row, k: row.update(patient=row["patient"] + "\u200b" * (k == 1)),
+        "column 'patient': 1 name in several spellings",
+    ),
+    "one answer": (lambda row, k: row.update(grade="none"), "grade: every answer is none"),
+    "answers in test alone": (
+        lambda row, k: row.update(grade=row["grade"] if row["split"] == "test" else ""),
+        "grade: no answer in train, where it is to be learnt",
+    ),
+    "one answer in train": (
+        lambda row, k: row.update(grade=row["grade"] if row["split"] in ("VALID", "test") else "early"),
+        "grade: every answer in train is early",
+    ),
+    "masks in test alone": (
+        lambda row, k: row.update(rim=row["rim"] if row["split"] == "test" else ""),
+        "rim: no answer in train, where it is to be learnt",
+    ),
+    "a pressure that means none": (
+        lambda row, k: row.update(iop=-999 if k == 1 else row["iop"]),
+        "pressure: 1 value -999, all others from 12 to 17.75: if it means missing",
+    ),
+    "an age that means none": (
+        lambda row, k: row.update({"age of patient": 999 if k == 1 else row["age of patient"]}),
+        "clinic.age: 1 value 999, all others from 34 to 76",
+    ),
+    "years in days": (
+        lambda row, k: row.update(years=row["years"] and 365 * row["years"]),
+        "blind: no event within the last horizon, 2 years, of times up to 1277.5: is the column in years?",
+    ),
+    "everybody": (
+        lambda row, k: row.update(blind=row["years"] and 1), "blind: everybody of 20 followed has the event",
+    ),
     "codes from 1": (
         lambda row, k: row.update(grade=1 + k % 2),
         "grade: no field is 0, which is none, and the least is 1, read as early",

@@ -314,3 +314,26 @@ def test_a_dry_run_says_what_would_be_made(card: Path, tmp_path: Path, capsys: p
     assert "train: 12 samples of 6 patients" in printed
     assert "  blind: missing:2 censored:6 event:4" in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_what_can_hardly_be_meant_is_said_before_anything_is_made(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = rows()
+    table[1]["patient"] = table[1]["patient"].upper()  # the other eye of the first patient, in another split perhaps
+    for row in table:
+        row["grade"] = ""
+        row["years"] = row["years"] and 365 * row["years"]
+    case = write_case(tmp_path / "data", table=table)
+    convert(options(case, tmp_path / "out", dry_run=True))
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("column 'patient': 1 name in several spellings" in line for line in said) == 1
+    assert "grade: no answer at all" in said
+    assert any("is the column in years?" in line for line in said)
+
+
+def test_a_table_without_doubts_is_converted_in_silence(
+    card: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    convert(options(card, tmp_path / "out", dry_run=True))
+    assert [record.getMessage() for record in caplog.records] == []
