@@ -19,13 +19,9 @@ from m4oe_ds.evaluation.inference import predict_split
 from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.missing_modalities import Row, cohort_size, observed, removed
 from m4oe_ds.models.interface import ModelSpec
+from m4oe_ds.report.figures import COLOURS, DASHES, STYLE, panels
 from m4oe_ds.runs.finished import Run
 from m4oe_ds.runs.objective import objective
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-
-from m4oe_ds.report.figures import COLOURS, DASHES, STYLE
 
 DRAWS = 4  # most combinations per number of modalities taken
 STEPS = 6  # most numbers of modalities taken
@@ -143,14 +139,10 @@ def _figure(rows: list[Row], along: str) -> Any:
     """A panel per task: its figures over the number of modalities, dotted what knowing nothing would give."""
     tasks = list(dict.fromkeys(row["task"] for row in rows if row["value"] is not None))
     with mpl.rc_context(STYLE):
-        columns = min(4, len(tasks))
-        height = -(-len(tasks) // columns)
-        figure, axes = plt.subplots(height, columns, figsize=(2.8 * columns, 2.7 * height), squeeze=False)
-        for axis in axes.flat[len(tasks) :]:
-            axis.set_axis_off()
+        figure, axes = panels(len(tasks), (2.8, 2.7))
         drawn: dict[str, Any] = {}
         places = sorted({row[along] for row in rows})
-        for axis, task in zip(axes.flat, tasks, strict=False):
+        for axis, task in zip(axes, tasks, strict=True):
             mine = [row for row in rows if row["task"] == task and row["value"] is not None]
             for number, metric in enumerate(dict.fromkeys(row["metric"] for row in mine)):
                 drawn[metric] = _line(axis, [row for row in mine if row["metric"] == metric], along, number)

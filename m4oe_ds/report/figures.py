@@ -88,16 +88,28 @@ def signals(train: Sequence[Mapping[str, Any]]) -> Any:
         return figure
 
 
+def panels(count: int, size: tuple[float, float] = (2.6, 2.6), most: int = 4) -> tuple[Any, list[Any]]:
+    """A figure and its first ``count`` axes in rows; the places left over in the last row stay empty.
+
+    Args:
+        count: number of panels, at least 1.
+        size: width and height of one, inches.
+        most: panels of a row.
+    """
+    columns = min(most, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, list(axes.flat[:count])
+
+
 def confusions(split: Mapping[str, Any]) -> Any:
     """Confusion matrix of every classification task: counts, shaded by the share of the true class."""
     tasks = [(name, entry) for name, entry in split["tasks"].items() if entry.get("confusion")]
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        columns = min(4, len(tasks))
-        rows = -(-len(tasks) // columns)
-        figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.6 * rows), squeeze=False)
-        for axis in axes.flat[len(tasks) :]:
-            axis.set_axis_off()
-        for axis, (name, entry) in zip(axes.flat, tasks, strict=False):
+        figure, axes = panels(len(tasks))
+        for axis, (name, entry) in zip(axes, tasks, strict=True):
             table = np.array(entry["confusion"], dtype=float)
             share = table / np.maximum(table.sum(1, keepdims=True), 1)
             axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -130,12 +142,8 @@ def numbers(rows: Sequence[Mapping[str, Any]], split: Mapping[str, Any]) -> Any:
     """Predicted over true value, one panel per task with at least one row of ``task, true, predicted``."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     with mpl.rc_context(STYLE):
-        columns = min(3, len(tasks))
-        lines = -(-len(tasks) // columns)
-        figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 4.0 * lines), squeeze=False)
-        for axis in axes.flat[len(tasks) :]:
-            axis.set_axis_off()
-        for axis, name in zip(axes.flat, tasks, strict=False):
+        figure, axes = panels(len(tasks), (4.2, 4.0), most=3)
+        for axis, name in zip(axes, tasks, strict=True):
             entry = split["tasks"][name]
             points = np.array([(row["true"], row["predicted"]) for row in rows if row["task"] == name])
             ends = [float(points.min()), float(points.max())]
@@ -160,13 +168,9 @@ def calibration(clinical: Mapping[str, Any]) -> Any | None:
     }
     if not curves:
         return None
-    columns = min(4, len(curves))
-    rows = -(-len(curves) // columns)
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.6 * rows), squeeze=False)
-        for axis in axes.flat[len(curves) :]:
-            axis.set_axis_off()
-        for axis, (name, points) in zip(axes.flat, curves.items(), strict=False):
+        figure, axes = panels(len(curves))
+        for axis, (name, points) in zip(axes, curves.items(), strict=True):
             predicted, observed, count = np.array(points).T
             axis.plot([0, 1], [0, 1], ":", color="#999999")
             axis.plot(predicted, observed, color=COLOURS[0], lw=1)
