@@ -58,9 +58,13 @@ def print_plan(plan: ArchivePlan, jobs: Sequence[ShardJob], card: Card) -> None:
         groups = {sample.meta["group"] for sample in mine}
         images = sum(len(sample.images) for sample in mine)
         print(f"{split}: {len(mine)} samples of {len(groups)} {plural(card.group)}, {images} images")
-        for name in mine[0].meta["labels"] if mine else ():
-            found = label_counts(card.task(name), [sample.meta["labels"][name] for sample in mine])
-            print(f"  {name}: " + " ".join(f"{word}:{n}" for word, n in found.items()))
+        for task in card.tasks if mine else ():
+            if task.dense:
+                there = sum(task.name in sample.mask_tasks for sample in mine)  # what is in them is seen when converted
+                found = {"missing": len(mine) - there, "mask": there}
+            else:
+                found = label_counts(task, [sample.meta["labels"][task.name] for sample in mine])
+            print(f"  {task.name}: " + " ".join(f"{word}:{n}" for word, n in found.items()))
 
 
 def label_counts(task: TaskSpec, labels: Sequence[Any]) -> dict[str, int]:

@@ -67,6 +67,11 @@ class SampleJob:
     outlines: dict[str, tuple[Outline, ...]] = field(default_factory=dict)
     exam: ExamJob | None = None
 
+    @property
+    def mask_tasks(self) -> set[str]:
+        """Tasks that a file of masks is named for."""
+        return {*self.masks, *self.outlines, *(self.exam.layers if self.exam is not None else ())}
+
 
 @dataclass(frozen=True)
 class Sums:

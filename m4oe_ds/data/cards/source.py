@@ -60,7 +60,11 @@ def read_source(part: Part, inputs: tuple[ModalitySpec, ...], tasks: tuple[TaskS
 def _check_answers(part: Part, source: Source, inputs: tuple[ModalitySpec, ...]) -> None:
     """A model must not be shown the answer, and a time is not an event."""
     shown = {column.column: f"modalities.{one.name}.columns.{column.name}" for one in inputs for column in one.columns}
+    pictures = {pattern: f"source.files.{name}" for name, pattern in source.files.items()}
     for name, label in source.labels.items():
+        for mask in label.masks:
+            if mask.pattern in pictures:
+                part.wrong(name, f"is answered by {mask.pattern!r}, which {pictures[mask.pattern]} shows to the model")
         for column in dict.fromkeys((label.column, label.event)):
             if column in shown:
                 part.wrong(name, f"is answered by the column {column!r}, which {shown[column]} shows to the model")

@@ -136,6 +136,10 @@ MISTAKES = {
         "    pressure: iop", "    pressure: age",
         "source.labels.pressure is answered by the column 'age', which modalities.clinic.columns.age shows",
     ),
+    "a mask that is shown": (
+        ', cup: "masks/{eye_id}_c.png"}', ', cup: "photos/{photo}"}',
+        "source.labels.rim is answered by 'photos/{photo}', which source.files.fundus shows to the model",
+    ),
     "mask of a class left out": (
         ', cup: "masks/{eye_id}_c.png"}', "}",
         "source.labels.rim.cup is missing: say where the mask",

@@ -313,6 +313,7 @@ def test_a_dry_run_says_what_would_be_made(card: Path, tmp_path: Path, capsys: p
     printed = capsys.readouterr().out
     assert "train: 12 samples of 6 patients" in printed
     assert "  blind: missing:2 censored:6 event:4" in printed
+    assert "  rim: missing:5 mask:7" in printed  # as the manifest of the conversion counts them
     assert not (tmp_path / "out").exists()
 
 
