@@ -169,6 +169,7 @@ def _sentinels(samples: Sequence[Sample], card: Card) -> Iterator[str]:
             numbers[task.name] = known_labels(task, samples)
         elif task.kind == "survival":
             numbers[task.name] = [time for time, _ in known_labels(task, samples)]
+    answers = set(numbers)  # of inputs no value is quoted but the code
     for name, column, fields in columns_of(samples, card):
         if column.kind == "number":
             numbers[name] = [value for value in fields if value is not None]
@@ -180,9 +181,10 @@ def _sentinels(samples: Sequence[Sample], card: Card) -> Iterator[str]:
         far = Counter(value for value in known if not 2 * low - high <= value <= 2 * high - low)
         for value, times in sorted(far.items()):
             if abs(value) in SENTINELS:
+                others = f"all others from {low:g} to {high:g}" if name in answers else "far from all others"
                 yield (
-                    f"{name}: {counted(times, 'value')} {value:g}, all others from {low:g} to {high:g}: if it means "
-                    "missing, list it under `missing` of the source, as the table writes it"
+                    f"{name}: {counted(times, 'value')} {value:g}, {others}: if it means missing, list it under "
+                    "`missing` of the source, as the table writes it"
                 )
 
 

@@ -144,7 +144,7 @@ WARNED = {
     ),
     "an age that means none": (
         lambda row, k: row.update({"age of patient": 999 if k == 1 else row["age of patient"]}),
-        "clinic.age: 1 value 999, all others from 34 to 76",
+        "clinic.age: 1 value 999, far from all others: if it means missing",
     ),
     "years in days": (
         lambda row, k: row.update(years=row["years"] and 365 * row["years"]),
