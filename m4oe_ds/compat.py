@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-import contextlib
+import re
+import sys
+from typing import Any
 
-_LIBRARY = None  # keeps the operator schemas registered
+_DECLARED: list[Any] = []  # keeps the operator schemas registered
+_MISSING = re.compile(r"operator torchvision::(\w+) does not exist")
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_DECLARABLE = ("nms", "qnms")
 
 
-def declare_torchvision_operators() -> None:
-    """Makes ``import torchvision`` (hence ``import timm``) work with a CPU-only torch.
+def import_torchvision() -> None:
+    """Imports torchvision (which timm imports) as anybody would, and once more where that ends in one known error.
 
     Symptom: ``RuntimeError: operator torchvision::nms does not exist``.
-    Cause: the registry's torchvision wheel is built for CUDA torch; its native library does not load with a CPU
-    torch, and torchvision 0.28 registers shape functions for operators that then do not exist. Seen with torch 2.13.0
-    (CPU) and torchvision 0.28.0. Remove when a CPU torchvision wheel is what the registry serves. Does nothing where
-    the native operators are present. Only the schemas are declared: calling the operators still fails, and nothing in
-    this package calls them.
+    Cause: a torchvision whose native library was built for another torch (CUDA beside a CPU-only one) does not load
+    it, and then registers shape functions of operators that do not exist. Seen with torch 2.13.0 (CPU) and torchvision
+    0.28.0. Remove when a torchvision that fits the CPU-only torch is what package indexes serve.
+
+    Only the schema of the operator that the error names is declared: calling it still fails, and nothing in this
+    package calls it. Where the plain import works, nothing is declared: a second declaration beside the native one
+    ends the process.
+
+    Raises:
+        RuntimeError, ImportError: whatever else importing torchvision ends with.
     """
-    global _LIBRARY
-    if _LIBRARY is not None:
-        return
-    import importlib.util
-    from pathlib import Path
+    for _ in range(len(_DECLARABLE) + 1):
+        try:
+            import torchvision  # noqa: F401
+        except RuntimeError as error:
+            named = _MISSING.search(str(error))
+            if named is None or named[1] not in _DECLARABLE or len(_DECLARED) == len(_DECLARABLE):
+                raise
+            _declare(named[1])
+            for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+                del sys.modules[name]  # halves of the import that failed
+        else:
+            return
 
+
+def _declare(operator: str) -> None:
     import torch
 
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        return
-    library = Path(spec.origin).parent / "_C.so"
-    if library.exists():
-        with contextlib.suppress(OSError):  # the very fault this function exists for: what is missing is declared below
-            torch.ops.load_library(str(library))
-    missing = [name for name in ("nms", "qnms") if not _operator_exists(f"torchvision::{name}")]
-    if missing:
-        _LIBRARY = torch.library.Library("torchvision", "DEF" if len(missing) == 2 else "FRAGMENT")
-        for name in missing:
-            _LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-def _operator_exists(qualified_name: str) -> bool:
-    import torch
-
-    return bool(torch._C._jit_get_schemas_for_operator(qualified_name))
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    library.define(operator + _SCHEMA)
+    _DECLARED.append(library)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from m4oe_ds.compat import declare_torchvision_operators
+from m4oe_ds.compat import import_torchvision
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.models.embedders import Embedders
 from m4oe_ds.models.interface import ModelOutput, ModelSpec, MultiModalModel
 from m4oe_ds.models.towers import ModalityTowers
 
-declare_torchvision_operators()
+import_torchvision()
 from timm.layers import Attention  # type: ignore[attr-defined]  # noqa: E402  (no __all__; operators come first)
 
 

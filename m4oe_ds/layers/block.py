@@ -7,13 +7,13 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from m4oe_ds.compat import declare_torchvision_operators
+from m4oe_ds.compat import import_torchvision
 from m4oe_ds.layers.experts import ExpertExecutor, run_each
 from m4oe_ds.layers.mtoe import MToE
 from m4oe_ds.layers.routing import Routing
 from m4oe_ds.layers.soft_moe import SoftMoE
 
-declare_torchvision_operators()
+import_torchvision()
 from timm.layers.attention import Attention  # noqa: E402  (needs the operators declared first)
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from m4oe_ds.compat import declare_torchvision_operators
+from m4oe_ds.compat import import_torchvision
 
-declare_torchvision_operators()
+import_torchvision()
 from timm.models import adapt_input_conv  # noqa: E402  (needs the operators declared first)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from m4oe_ds.compat import declare_torchvision_operators
+from m4oe_ds.compat import import_torchvision
 from m4oe_ds.config import EmbedderConfig
 from m4oe_ds.errors import ConfigError
 
-declare_torchvision_operators()
+import_torchvision()
 import timm  # noqa: E402  (needs the operators declared first)
 
 

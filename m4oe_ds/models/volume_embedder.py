@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m4oe_ds.compat import declare_torchvision_operators
+from m4oe_ds.compat import import_torchvision
 from m4oe_ds.config import EmbedderConfig
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models.backbones import TokenEmbedder, create_backbone
 
-declare_torchvision_operators()
+import_torchvision()
 from timm.layers import resample_patch_embed  # type: ignore[attr-defined]  # noqa: E402  (no __all__)
 from timm.models import VisionTransformer  # noqa: E402
 
