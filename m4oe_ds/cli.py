@@ -204,7 +204,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _models(options: argparse.Namespace) -> None:
-    from m4oe_ds.models.registry import MODELS, unfit
+    from m4oe_ds.models.systems import MODELS, unfit
 
     question, given = _question(options)
     for name, entry in sorted(MODELS.items()):
@@ -222,7 +222,7 @@ def _question(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from m4oe_ds.data.cards import find_card
     from m4oe_ds.errors import ConfigError
     from m4oe_ds.models.fit import Question
-    from m4oe_ds.models.registry import settings_of
+    from m4oe_ds.models.systems import settings_of
 
     if options.card and options.config:
         raise ConfigError("--card and --config exclude each other", fix="give one of them")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from m4oe_ds.config import CONFIG_VERSION, Bounds, Config
-from m4oe_ds.data.cards import find_card, is_path
+from m4oe_ds.config import Config
+from m4oe_ds.config_checks import contradictions
+from m4oe_ds.data.cards import is_path
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.yaml_tree import Node, nearest, plain, read_tree, to_tree
 
@@ -48,60 +49,10 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     config = _build(Config, tree, "", found)
     if not found.problems:
         config = _with_card(config, found)
-        found.problems.extend(_contradictions(config, str(path) if path is not None else "configuration", found))
+        found.problems.extend(contradictions(config, str(path) if path is not None else "configuration", found))
     if found.problems:
         raise ConfigError("\n".join(found.problems))
     return config
-
-
-def _contradictions(config: Config, where: str, found: _Findings) -> Iterator[str]:
-    """Meaning of the values, apart from the machine they will run on; one line per contradiction."""
-    if config.config_version != CONFIG_VERSION:
-        place = found.place("config_version", otherwise=where)
-        yield f"{place}: config_version {config.config_version}; this package reads {CONFIG_VERSION}"
-    yield from _unknown_names(config, where, found)
-    for name, value, bounds in _bounded(config, ""):
-        if not bounds.hold(value):
-            yield f"{found.place(name, otherwise=where)}: {name}={value} must be {bounds}"
-    yield from _volumes(config, where, found)
-    sizes = {"data.image_size": config.data.image_size, "data.phantom.image_size": config.data.phantom.image_size}
-    for name, size in sizes.items():
-        if len(size) != 2:
-            yield f"{found.place(name, otherwise=where)}: {name} must be [height, width], got {size}"
-    model = config.model
-    if model.init_map and not model.init_from:
-        place = found.place("model.init_map", otherwise=where)
-        yield f"{place}: model.init_map does nothing without model.init_from"
-    for name, heads in (("msoe", model.msoe), ("mtoe", model.mtoe), ("fusion", model.fusion)):
-        if heads.num_heads >= 1 and model.dim % heads.num_heads:
-            option = f"model.{name}.num_heads"
-            place = found.place(option, "model.dim", otherwise=where)
-            yield f"{place}: {option}={heads.num_heads} does not divide model.dim={model.dim}"
-
-
-def _volumes(config: Config, where: str, found: _Findings) -> Iterator[str]:
-    """Sizes of volumes and of their patches, which must divide them, and masks that have lost their volume."""
-    size, patch = config.data.volume_size, config.model.embedder.volume_patch
-    for name, value in {"data.volume_size": size, "model.embedder.volume_patch": patch}.items():
-        if len(value) != 3:
-            yield f"{found.place(name, otherwise=where)}: {name} must be [depth, height, width], got {value}"
-    try:
-        card = find_card(config.data.dataset)
-    except ConfigError:
-        return  # said already
-    chosen = [one for one in card.inputs if one.name in (config.data.modalities or card.modalities)]
-    solid = {one.name for one in card.inputs if one.kind == "volume" and not one.flat}
-    uneven = len(size) == len(patch) == 3 and any(not b or a % b for a, b in zip(size, patch, strict=True))
-    if uneven and any(one.name in solid for one in chosen):
-        place = found.place("model.embedder.volume_patch", "data.volume_size", otherwise=where)
-        yield f"{place}: model.embedder.volume_patch={list(patch)} does not divide data.volume_size={list(size)}"
-    for task in card.tasks:
-        taken = task.dense and (not config.data.tasks or task.name in config.data.tasks)
-        lost = taken and chosen and task.of not in {one.name for one in chosen}
-        # a mask over an image is decoded from the first modality instead: possible only between images
-        if lost and (task.of in solid or not chosen[0].flat):
-            place = found.place("data.modalities", otherwise=where)
-            yield f"{place}: data.modalities leaves out {task.of}, over which the mask {task.name} lies"
 
 
 def _with_card(config: Config, found: _Findings) -> Config:
@@ -114,41 +65,6 @@ def _with_card(config: Config, found: _Findings) -> Config:
     beside = folder / name
     path = beside if beside.is_file() else Path(name)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=str(path.absolute())))
-
-
-def _unknown_names(config: Config, where: str, found: _Findings) -> Iterator[str]:
-    """Data set, modalities and tasks that do not exist."""
-    dataset = config.data.dataset
-    try:
-        spec = find_card(dataset)
-    except ConfigError as error:
-        place = found.place("data.dataset", otherwise=where)
-        yield str(error) if Path(dataset).is_file() else f"{place}: data.dataset: {error}"
-        return
-    known_tasks = [task.name for task in spec.tasks]
-    for option, kind, values, known in (
-        ("data.modalities", "modalities", config.data.modalities, list(spec.modalities)),
-        ("data.tasks", "tasks", config.data.tasks, known_tasks),
-        ("loss.tasks", "tasks (under loss)", tuple(config.loss.tasks), known_tasks),
-    ):
-        for name in values:
-            if name not in known:
-                place = found.place(f"{option}.{name}", option, otherwise=where)
-                yield f"{place}: {name!r} is not one of the {kind} of {spec.name}{nearest(name, known)}"
-
-
-def _bounded(section: Any, path: str) -> Iterator[tuple[str, Any, Bounds]]:
-    """Dotted name, value and bounds of every option below a section."""
-    for item in dataclasses.fields(section):
-        name, value = f"{path}{item.name}", getattr(section, item.name)
-        if dataclasses.is_dataclass(value):
-            yield from _bounded(value, f"{name}.")
-        elif isinstance(value, dict):
-            for key, entry in value.items():
-                if dataclasses.is_dataclass(entry):
-                    yield from _bounded(entry, f"{name}.{key}.")
-        else:
-            yield name, value, item.metadata["bounds"]
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> Node:

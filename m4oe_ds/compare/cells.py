@@ -10,7 +10,7 @@ from m4oe_ds.compare.published import SETTINGS
 from m4oe_ds.data.cards import Card, find_card
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models.fit import Question
-from m4oe_ds.models.registry import MODELS, unfit
+from m4oe_ds.models.systems import MODELS, unfit
 
 REGIMES = ("vit", "native")
 

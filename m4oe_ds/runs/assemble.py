@@ -24,7 +24,7 @@ from m4oe_ds.data.shard_reader import verify_shards
 from m4oe_ds.data.stream import Sampling, ShardStream
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.models.interface import ModelSpec
-from m4oe_ds.models.registry import MODELS
+from m4oe_ds.models.systems import MODELS
 from m4oe_ds.parallel import reduce
 from m4oe_ds.runs.configuration import without_sources
 

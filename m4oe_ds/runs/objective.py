@@ -17,7 +17,7 @@ from m4oe_ds.errors import ConfigError
 from m4oe_ds.losses.model_loss import ModelLoss
 from m4oe_ds.losses.objective import FITTING, InformationTerm, Objective, TaskLoss
 from m4oe_ds.models.interface import ModelSpec
-from m4oe_ds.models.registry import MODELS
+from m4oe_ds.models.systems import MODELS
 
 Statistics = Mapping[str, TaskStatistics]
 

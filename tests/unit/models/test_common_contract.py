@@ -14,7 +14,7 @@ from m4oe_ds.data.cards import find_card
 from m4oe_ds.models import available, build, spec_for
 from m4oe_ds.models.fit import Question
 from m4oe_ds.models.interface import MultiModalModel
-from m4oe_ds.models.registry import unfit
+from m4oe_ds.models.systems import unfit
 from m4oe_ds.runs.objective import model_loss
 from tests.distributed import problem
 

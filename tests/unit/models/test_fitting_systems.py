@@ -16,7 +16,7 @@ from m4oe_ds.data.schema import Column, ModalitySpec, TaskSpec
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models import available, build
 from m4oe_ds.models.fit import Question
-from m4oe_ds.models.registry import unfit
+from m4oe_ds.models.systems import unfit
 
 PICTURE = ModalitySpec("slice")
 GRADE = TaskSpec("grade", "ordinal", 3, ("a", "b", "c"))

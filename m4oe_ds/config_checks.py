@@ -1,0 +1,167 @@
+"""What the values of a configuration may be, alone and together: all that is known before there is a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from m4oe_ds.config import CONFIG_VERSION, Bounds, Config
+from m4oe_ds.data.cards import find_card
+from m4oe_ds.errors import ConfigError
+from m4oe_ds.models.fit import Question
+from m4oe_ds.models.systems import available, settings_of, unfit
+from m4oe_ds.yaml_tree import nearest
+
+
+class Places(Protocol):
+    """Where options were given."""
+
+    def place(self, *names: str, otherwise: str) -> str:
+        """File and line, or ``--set`` option, of the first of ``names`` that was given."""
+        ...
+
+
+def contradictions(config: Config, where: str, found: Places) -> Iterator[str]:
+    """Meaning of the values, apart from the machine they will run on; one line per contradiction.
+
+    Args:
+        config: the tree, every value of the right type.
+        where: what to name for an option that was not given.
+        found: where options were given.
+    """
+    if config.config_version != CONFIG_VERSION:
+        place = found.place("config_version", otherwise=where)
+        yield f"{place}: config_version {config.config_version}; this package reads {CONFIG_VERSION}"
+    yield from _unknown_names(config, where, found)
+    for name, value, bounds in _bounded(config, ""):
+        if not bounds.hold(value):
+            yield f"{found.place(name, otherwise=where)}: {name}={value} must be {bounds}"
+    yield from _volumes(config, where, found)
+    sizes = {"data.image_size": config.data.image_size, "data.phantom.image_size": config.data.phantom.image_size}
+    for name, size in sizes.items():
+        if len(size) != 2:
+            yield f"{found.place(name, otherwise=where)}: {name} must be [height, width], got {size}"
+    yield from _model(config, where, found)
+    yield from _patches(config, where, found)
+    yield from _heads(config, where, found)
+
+
+def _model(config: Config, where: str, found: Places) -> Iterator[str]:
+    """The named system: whether there is one, whether it answers these questions, and what only M4oE has."""
+    model = config.model
+    if model.init_map and not model.init_from:
+        place = found.place("model.init_map", otherwise=where)
+        yield f"{place}: model.init_map does nothing without model.init_from"
+    if ":" not in model.name and model.name not in available():
+        yield f"{found.place('model.name', otherwise=where)}: unknown model.name {model.name!r}{nearest(model.name, available())}"
+        return
+    if model.missing_modality == "bank" and model.name != "m4oe":
+        place = found.place("model.missing_modality", otherwise=where)
+        yield f"{place}: {model.name} has no bank of missing modalities; set model.missing_modality to mask, or use m4oe"
+    try:
+        card = find_card(config.data.dataset)
+    except ConfigError:
+        return  # said already
+    question = Question.of(card, config.data.modalities, config.data.tasks)
+    if question.inputs and question.tasks and (reason := unfit(model.name, question, settings_of(config))):
+        place = found.place("model.name", otherwise=where)
+        fix = "`m4oe models --card CARD` lists the systems that fit, data.modalities and data.tasks choose"
+        yield f"{place}: model.name: {model.name} does not fit {card.name}: {reason}; {fix}"
+    metric = config.run.checkpoint.metric
+    if metric != "loss" and question.tasks and not any(task.coded for task in question.tasks):
+        place = found.place("run.checkpoint.metric", otherwise=where)
+        yield f"{place}: run.checkpoint.metric: no task of this run has classes, and so no {metric}; use loss"
+
+
+def patch_size(config: Config) -> int:
+    """Side of the square patches of the image backbone, pixels; 0 where it has none, or its name does not say."""
+    given = config.model.embedder.options.get("patch_size", 0)
+    if isinstance(given, int) and given > 0:
+        return given
+    named = re.search(r"(?:^|_)patch(\d+)(?:_|$)", config.model.embedder.backbone)
+    return int(named[1]) if named else 0
+
+
+def _patches(config: Config, where: str, found: Places) -> Iterator[str]:
+    """Image sizes that the patches do not cover: what is left over would never be seen."""
+    size, patch = config.data.image_size, patch_size(config)
+    if len(size) == 2 and patch and any(side % patch for side in size):
+        place = found.place("data.image_size", "model.embedder.options", "model.embedder.backbone", otherwise=where)
+        fits = [max(patch, round(side / patch) * patch) for side in size]
+        yield f"{place}: data.image_size={list(size)} is no multiple of the patches of {patch} pixels; write e.g. {fits}"
+
+
+def _heads(config: Config, where: str, found: Places) -> Iterator[str]:
+    model = config.model
+    for name, heads in (("msoe", model.msoe), ("mtoe", model.mtoe), ("fusion", model.fusion)):
+        if heads.num_heads >= 1 and model.dim % heads.num_heads:
+            option = f"model.{name}.num_heads"
+            place = found.place(option, "model.dim", otherwise=where)
+            near = [number for number in range(1, 65) if model.dim % number == 0]
+            yield (
+                f"{place}: {option}={heads.num_heads} does not divide model.dim={model.dim}; "
+                f"choose one of {', '.join(map(str, near))}"
+            )
+
+
+def _volumes(config: Config, where: str, found: Places) -> Iterator[str]:
+    """Sizes of volumes and of their patches, which must divide them, and masks that have lost their volume."""
+    size, patch = config.data.volume_size, config.model.embedder.volume_patch
+    for name, value in {"data.volume_size": size, "model.embedder.volume_patch": patch}.items():
+        if len(value) != 3:
+            yield f"{found.place(name, otherwise=where)}: {name} must be [depth, height, width], got {value}"
+    try:
+        card = find_card(config.data.dataset)
+    except ConfigError:
+        return  # said already
+    chosen = [one for one in card.inputs if one.name in (config.data.modalities or card.modalities)]
+    solid = {one.name for one in card.inputs if one.kind == "volume" and not one.flat}
+    uneven = len(size) == len(patch) == 3 and any(not b or a % b for a, b in zip(size, patch, strict=True))
+    if uneven and any(one.name in solid for one in chosen):
+        place = found.place("model.embedder.volume_patch", "data.volume_size", otherwise=where)
+        yield f"{place}: model.embedder.volume_patch={list(patch)} does not divide data.volume_size={list(size)}"
+    for task in card.tasks:
+        taken = task.dense and (not config.data.tasks or task.name in config.data.tasks)
+        lost = taken and chosen and task.of not in {one.name for one in chosen}
+        # a mask over an image is decoded from the first modality instead: possible only between images
+        if lost and (task.of in solid or not chosen[0].flat):
+            place = found.place("data.modalities", otherwise=where)
+            yield f"{place}: data.modalities leaves out {task.of}, over which the mask {task.name} lies"
+
+
+def _unknown_names(config: Config, where: str, found: Places) -> Iterator[str]:
+    """Data set, modalities and tasks that do not exist."""
+    dataset = config.data.dataset
+    try:
+        spec = find_card(dataset)
+    except ConfigError as error:
+        place = found.place("data.dataset", otherwise=where)
+        yield str(error) if Path(dataset).is_file() else f"{place}: data.dataset: {error}"
+        return
+    known_tasks = [task.name for task in spec.tasks]
+    for option, kind, values, known in (
+        ("data.modalities", "modalities", config.data.modalities, list(spec.modalities)),
+        ("data.tasks", "tasks", config.data.tasks, known_tasks),
+        ("loss.tasks", "tasks (under loss)", tuple(config.loss.tasks), known_tasks),
+    ):
+        for name in values:
+            if name not in known:
+                place = found.place(f"{option}.{name}", option, otherwise=where)
+                yield f"{place}: {name!r} is not one of the {kind} of {spec.name}{nearest(name, known)}"
+
+
+def _bounded(section: Any, path: str) -> Iterator[tuple[str, Any, Bounds]]:
+    """Dotted name, value and bounds of every option below a section."""
+    for item in dataclasses.fields(section):
+        name, value = f"{path}{item.name}", getattr(section, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _bounded(value, f"{name}.")
+        elif isinstance(value, dict):
+            for key, entry in value.items():
+                if dataclasses.is_dataclass(entry):
+                    yield from _bounded(entry, f"{name}.{key}.")
+        else:
+            yield name, value, item.metadata["bounds"]
