@@ -29,6 +29,7 @@ import torch
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config
+from m4oe_ds.coordinates import LaunchEnvironment, resolve
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import UserError
 from m4oe_ds.models import spec_for
@@ -126,7 +127,7 @@ class Started:
     """
 
     config: Config
-    place: launch.LaunchEnvironment
+    place: LaunchEnvironment
     device: torch.device
     sizes: deepspeed_json.BatchSizes
     resident_before: int
@@ -170,7 +171,7 @@ def start(arguments: argparse.Namespace) -> Started:
     """
     config = config_loader.load(arguments.config, (*arguments.set, "model.embedder.weights=''"))
     ds_config = deepspeed_json.read(arguments.ds_config)
-    place = launch.resolve(os.environ)
+    place = resolve(os.environ)
     device = launch.start(place)
     sizes = deepspeed_json.batch_sizes(ds_config, place.world, arguments.ds_config)
     before = resident()

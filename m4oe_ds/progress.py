@@ -76,7 +76,13 @@ class Progress:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total, initial=done, desc=what, unit=f" {unit}", file=self._stream, dynamic_ncols=True, leave=False
+                total=total,
+                initial=done,
+                desc=what,
+                unit=f" {unit}",
+                file=self._stream,
+                dynamic_ncols=True,
+                leave=False,
             )
 
     def __enter__(self) -> Progress:

@@ -65,7 +65,9 @@ def find(kind: Kind, text: str | Path) -> Path:
     path = Path(text)
     if path.is_file():
         if path.suffix in (kind.other[0], ".yml" if kind.other[0] == ".yaml" else ""):
-            raise ConfigError(f"{text} is no {kind.what}", kind.option, f"give a {kind.suffix} file here, this one to {kind.other[1]}")
+            raise ConfigError(
+                f"{text} is no {kind.what}", kind.option, f"give a {kind.suffix} file here, this one to {kind.other[1]}"
+            )
         return path
     if path.is_dir():
         raise ConfigError(f"{text} is a folder, not a {kind.what}", kind.option, f"give a {kind.suffix} file")
@@ -74,7 +76,8 @@ def find(kind: Kind, text: str | Path) -> Path:
     if name in known:
         return folder(kind.folder) / f"{name}{kind.suffix}"
     raise ConfigError(
-        f"no such {kind.what}: {text}", kind.option,
+        f"no such {kind.what}: {text}",
+        kind.option,
         f"give the path of a {kind.suffix} file, or the name of a shipped one{nearest(name, known)}",
     )
 
@@ -93,7 +96,7 @@ def copy(target: Path) -> list[Path]:
         (source, target / name / source.relative_to(folder(name)))
         for name in FOLDERS
         for source in sorted(folder(name).rglob("*"))
-        if source.is_file() and source.suffix not in (".pyc", ".py") or source.parent.name == "examples"
+        if (source.is_file() and source.suffix not in (".pyc", ".py")) or source.parent.name == "examples"
     ]
     for _, copied in pairs:
         if copied.exists():

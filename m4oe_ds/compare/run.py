@@ -21,6 +21,7 @@ from m4oe_ds import config_loader
 from m4oe_ds.compare.cells import Cell
 from m4oe_ds.compare.processes import Children
 from m4oe_ds.config import to_dict
+from m4oe_ds.coordinates import free_port
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.runs.folder import RunFolder
 
@@ -219,8 +220,6 @@ def _command(cell: Cell, plan: CellPlan, ranks: int) -> list[str]:
         arguments += ["--set", override]
     if ranks == 1:
         return [sys.executable, *arguments]
-    from m4oe_ds.parallel.launch import free_port  # it imports torch, which the cells need and this process does not
-
     launcher = str(Path(sys.executable).parent / "deepspeed")
     return [launcher, "-q", "--num_accelerators", str(ranks), "--master_port", str(free_port()), *arguments]
 

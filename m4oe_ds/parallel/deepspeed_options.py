@@ -59,7 +59,9 @@ def check(content: Mapping[str, Any], path: str) -> None:
             not have or that cannot be used here; one line each.
     """
     problems = [*_not_objects(content)] or [
-        *_sections(content), *_scalars(content), *_optimizer(content.get("optimizer", {}))
+        *_sections(content),
+        *_scalars(content),
+        *_optimizer(content.get("optimizer", {})),
     ]
     if problems:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
@@ -69,7 +71,9 @@ def _sections(content: Mapping[str, Any]) -> Iterator[str]:
     from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
 
-    asked = _Asked({key: _Asked(copy.deepcopy(value)) if isinstance(value, dict) else value for key, value in content.items()})
+    asked = _Asked(
+        {key: _Asked(copy.deepcopy(value)) if isinstance(value, dict) else value for key, value in content.items()}
+    )
     # one process: sizes of batches were checked against the real world before
     for name in ("train_batch_size", "gradient_accumulation_steps"):
         asked.pop(name, None)
@@ -175,7 +179,9 @@ def _optimizer(section: Mapping[str, Any]) -> Iterator[str]:
     if kind is None:
         return
     own = ("torch_adam", "adam_w_mode", "fp32_optimizer_states", "bias_correction", "freeze_step")
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if key not in own}
+    options = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if key not in own
+    }
     try:
         kind([torch.nn.Parameter(torch.zeros(1))], **options)
     except (TypeError, ValueError) as error:

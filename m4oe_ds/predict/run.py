@@ -22,6 +22,7 @@ from data_tools.convert.report import plural
 from data_tools.convert.sample import SampleJob
 from data_tools.deidentify import SYNTHETIC_SECRET, load_secret
 from data_tools.outputs import next_to
+from m4oe_ds.coordinates import resolve
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.cards import Card, find_card
 from m4oe_ds.data.collate import Sample, Sizes, collate
@@ -30,7 +31,6 @@ from m4oe_ds.data.roots import is_synthetic
 from m4oe_ds.errors import ConfigError, DataError, EnvironmentProblem
 from m4oe_ds.evaluation.inference import Predictions, predict_split
 from m4oe_ds.models.interface import ModelOutput
-from m4oe_ds.parallel import launch
 from m4oe_ds.predict import exams, results, rows
 from m4oe_ds.predict.given import Found
 from m4oe_ds.predict.job import PredictionJob, check
@@ -78,7 +78,7 @@ def predict(job: PredictionJob) -> dict[str, Any]:
         UserError: see :func:`m4oe_ds.predict.command.main`; nothing is left behind then.
     """
     check(job)
-    if launch.resolve(os.environ).world > 1:
+    if resolve(os.environ).world > 1:
         raise EnvironmentProblem("every rank would predict everything", fix="start m4oe predict as one process")
     prepared = _prepare(job)
     run, rules, out = prepared.run, prepared.rules, job.target

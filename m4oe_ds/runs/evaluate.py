@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from m4oe_ds.coordinates import resolve
 from m4oe_ds.evaluation.inference import predict_split
 from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.metrics import evaluate_split
@@ -38,7 +39,7 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     Collectives: starts and ends a process group; every rank must call it.
     """
     timeout_minutes = open_config(folder).parallel.timeout_minutes
-    device = launch.start(launch.resolve(os.environ), timeout_minutes)
+    device = launch.start(resolve(os.environ), timeout_minutes)
     run = open_run(folder, split, data, device)
     assemble.verify(run.config, {split: run.manifests[split]}, device)
     predictions = predict_split(

@@ -16,6 +16,7 @@ import torch
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config
+from m4oe_ds.coordinates import resolve
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models import spec_for
@@ -103,7 +104,7 @@ def measure(request: PointRequest) -> StudyRow | None:
     """
     config = resolve(request)
     ds_config = deepspeed_json.read(request.ds_config)
-    place = launch.resolve(os.environ)
+    place = resolve(os.environ)
     micro = request.micro
     if request.mode == "strong":
         if request.batch % place.world:

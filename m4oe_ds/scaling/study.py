@@ -17,8 +17,8 @@ from pathlib import Path
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
+from m4oe_ds.coordinates import free_port
 from m4oe_ds.models.registry import expert_counts
-from m4oe_ds.parallel.launch import free_port
 
 NO_POINT = "ended without its point; were the configuration files changed meanwhile?"
 

@@ -16,6 +16,7 @@ import torch
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config, to_dict
+from m4oe_ds.coordinates import resolve
 from m4oe_ds.data.cards import find_card, write_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.missing import Presence
@@ -79,7 +80,7 @@ def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
     config = config_loader.load(request.config, request.overrides)
     ds_config = deepspeed_json.read(request.ds_config)
     deepspeed_json.check(ds_config, request.ds_config, config.run.expects, request.config)
-    world = launch.resolve(os.environ).world
+    world = resolve(os.environ).world
     deepspeed_json.batch_sizes(ds_config, world, request.ds_config)
     from m4oe_ds.parallel.topology import choose_ep_size
 
@@ -124,7 +125,7 @@ def run(
     Raises:
         UserError: bad data, checkpoint or environment, with one line to act on.
     """
-    place = launch.resolve(os.environ)
+    place = resolve(os.environ)
     _share_cores(place.local_size)
     device = launch.start(place, config.parallel.timeout_minutes)
     sizes = deepspeed_json.batch_sizes(ds_config, place.world, request.ds_config)

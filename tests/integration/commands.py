@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from m4oe_ds.parallel.launch import free_port
+from m4oe_ds.coordinates import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from m4oe_ds.parallel.launch import free_port
+from m4oe_ds.coordinates import free_port
 
 NGINX = shutil.which("nginx") or next((path for path in ("/usr/sbin/nginx",) if os.path.exists(path)), None)
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (apt-get install nginx-light)")

@@ -6,8 +6,9 @@ import socket
 
 import pytest
 
+from m4oe_ds.coordinates import LaunchEnvironment, resolve
 from m4oe_ds.errors import EnvironmentProblem
-from m4oe_ds.parallel.launch import LaunchEnvironment, device_index, resolve
+from m4oe_ds.parallel.launch import device_index
 
 LAUNCHER = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node-a", "MASTER_PORT": "29501"}
 SLURM = {
