@@ -56,11 +56,12 @@ def _model(config: Config, where: str, found: Places) -> Iterator[str]:
         place = found.place("model.init_map", otherwise=where)
         yield f"{place}: model.init_map does nothing without model.init_from"
     if ":" not in model.name and model.name not in available():
-        yield f"{found.place('model.name', otherwise=where)}: unknown model.name {model.name!r}{nearest(model.name, available())}"
+        place, known = found.place("model.name", otherwise=where), nearest(model.name, available())
+        yield f"{place}: unknown model.name {model.name!r}{known}"
         return
     if model.missing_modality == "bank" and model.name != "m4oe":
         place = found.place("model.missing_modality", otherwise=where)
-        yield f"{place}: {model.name} has no bank of missing modalities; set model.missing_modality to mask, or use m4oe"
+        yield f"{place}: {model.name} has no bank; set model.missing_modality to mask, or model.name to m4oe"
     try:
         card = find_card(config.data.dataset)
     except ConfigError:
@@ -91,7 +92,7 @@ def _patches(config: Config, where: str, found: Places) -> Iterator[str]:
     if len(size) == 2 and patch and any(side % patch for side in size):
         place = found.place("data.image_size", "model.embedder.options", "model.embedder.backbone", otherwise=where)
         fits = [max(patch, round(side / patch) * patch) for side in size]
-        yield f"{place}: data.image_size={list(size)} is no multiple of the patches of {patch} pixels; write e.g. {fits}"
+        yield f"{place}: patches of {patch} pixels do not divide data.image_size={list(size)}; write e.g. {fits}"
 
 
 def _heads(config: Config, where: str, found: Places) -> Iterator[str]:

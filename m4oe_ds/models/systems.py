@@ -1,4 +1,4 @@
-"""Static table of systems: answering "which models are there" and "does it fit" imports neither torch nor any of them."""
+"""Static table of systems: which there are and whether one fits is answered without torch and without any of them."""
 
 from __future__ import annotations
 

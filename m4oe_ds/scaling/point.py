@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from m4oe_ds import config_loader, deepspeed_json
+from m4oe_ds import config_loader, coordinates, deepspeed_json
 from m4oe_ds.config import Config
-from m4oe_ds.coordinates import resolve
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models import spec_for
@@ -104,7 +103,7 @@ def measure(request: PointRequest) -> StudyRow | None:
     """
     config = resolve(request)
     ds_config = deepspeed_json.read(request.ds_config)
-    place = resolve(os.environ)
+    place = coordinates.resolve(os.environ)
     micro = request.micro
     if request.mode == "strong":
         if request.batch % place.world:
