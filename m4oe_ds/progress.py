@@ -108,7 +108,7 @@ class Progress:
         if self._bar is not None:
             self._bar.write(text, file=sys.stdout)
         else:
-            print(text)
+            sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
     def close(self, failed: bool = False) -> None:

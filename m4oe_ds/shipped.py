@@ -1,7 +1,7 @@
 """The files that come with the package: configurations, DeepSpeed JSONs and SLURM scripts, found by name.
 
-In a checkout they are the folders ``configs``, ``ds_configs`` and ``slurm`` beside the package; a wheel carries the same
-folders inside it (``setup.py``).
+In a checkout they are the folders ``configs``, ``ds_configs`` and ``slurm`` beside the package; a wheel carries the
+same folders inside it (``setup.py``).
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ def find(kind: Kind, text: str | Path) -> Path:
     path = Path(text)
     if path.is_file():
         if path.suffix in (kind.other[0], ".yml" if kind.other[0] == ".yaml" else ""):
-            raise ConfigError(
-                f"{text} is no {kind.what}", kind.option, f"give a {kind.suffix} file here, this one to {kind.other[1]}"
-            )
+            fix = f"give a {kind.suffix} file here, and this one to {kind.other[1]}"
+            raise ConfigError(f"{text} is no {kind.what}", kind.option, fix)
         return path
     if path.is_dir():
         raise ConfigError(f"{text} is a folder, not a {kind.what}", kind.option, f"give a {kind.suffix} file")

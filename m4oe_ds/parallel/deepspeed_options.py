@@ -14,8 +14,8 @@ from typing import Any
 
 from m4oe_ds.errors import ConfigError
 
-# What this trainer was run with under ZeRO and sharded experts. DeepSpeed's other optimizers refuse ZeRO, compile code of
-# their own at the start, or clip by a norm that leaves the experts out.
+# What this trainer was run with under ZeRO and sharded experts. DeepSpeed's other optimizers refuse ZeRO, compile code
+# of their own at the start, or clip by a norm that leaves the experts out.
 OPTIMIZERS = ("Adam", "AdamW", "Adagrad", "Muon")
 
 # Sections that DeepSpeed reads key by key; the others have models with fields of their own, which refuse the rest.
@@ -71,9 +71,8 @@ def _sections(content: Mapping[str, Any]) -> Iterator[str]:
     from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
 
-    asked = _Asked(
-        {key: _Asked(copy.deepcopy(value)) if isinstance(value, dict) else value for key, value in content.items()}
-    )
+    copied = copy.deepcopy(dict(content))
+    asked = _Asked({key: _Asked(value) if isinstance(value, dict) else value for key, value in copied.items()})
     # one process: sizes of batches were checked against the real world before
     for name in ("train_batch_size", "gradient_accumulation_steps"):
         asked.pop(name, None)
@@ -179,13 +178,15 @@ def _optimizer(section: Mapping[str, Any]) -> Iterator[str]:
     if kind is None:
         return
     own = ("torch_adam", "adam_w_mode", "fp32_optimizer_states", "bias_correction", "freeze_step")
-    options = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if key not in own
-    }
+    options = {key: _value(value) for key, value in given.items() if key not in own}
     try:
         kind([torch.nn.Parameter(torch.zeros(1))], **options)
     except (TypeError, ValueError) as error:
         yield f"optimizer.params: {_plainly(str(error))}"
+
+
+def _value(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _plainly(text: str) -> str:
