@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from m4oe_ds.config import PhantomConfig
 
 
-def ensure_phantom_shards(
-    root: Path, dataset: str, *, patients: int, seed: int, risk_prevalence: float, image_size: tuple[int, ...]
-) -> bool:
-    """Generates a phantom archive next to ``root`` and converts it, unless the shards exist; True if it did.
+def make_phantom_shards(dataset: str, made: PhantomConfig) -> None:
+    """Generates a phantom archive and converts it.
 
-    The two steps do what a user would do with ``data_tools.phantom``, then ``data_tools.convert``. Of the archive
-    only its planted truth stays, as ``<root>.truth.json``, against which ``m4oe analyze`` scores explanations.
+    The two steps do what a user would do with ``m4oe phantom``, then ``m4oe convert``. Of the archive only its planted
+    truth stays, as ``<root>.truth.json``, against which ``m4oe analyze`` scores explanations.
 
     Args:
-        root: folder of the shards.
         dataset: layout of the archive.
-        patients: 0 = never make any.
-        seed: seed of the archive.
-        risk_prevalence: share of the archive's women with cancer within five years.
-        image_size: rows and columns of the stored images.
-
-    Returns:
-        Whether shards were made.
+        made: where the shards go, and what the archive is like.
 
     Raises:
         DataError: what generating or converting raises.
     """
-    if patients <= 0 or (root / "train" / "manifest.json").is_file():
-        return False
     from data_tools.convert import ConvertOptions, convert
     from data_tools.phantom import archive as phantom
 
+    root = Path(made.root)
     archive = root.with_name(f"{root.name}-archive")
     print(f"no shards in {root}: making a synthetic {dataset} archive and converting it", flush=True)
-    phantom.generate(dataset, archive, patients, seed, risk_prevalence=risk_prevalence)
-    rows, cols = image_size
+    phantom.generate(dataset, archive, made.patients, made.seed, risk_prevalence=made.risk_prevalence)
+    rows, cols = made.image_size
     convert(ConvertOptions(dataset=dataset, root=archive, out=root, rows=rows, cols=cols))
     (archive / "truth.json").replace(root.with_name(f"{root.name}.truth.json"))
     shutil.rmtree(archive)
-    return True

@@ -120,7 +120,8 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomConfig:
-    patients: int = option(0, "Synthetic patients to generate when `data.root` does not exist; 0 = never.", at_least=0)
+    patients: int = option(0, "Synthetic patients to generate where `root` does not exist; 0 = never.", at_least=0)
+    root: str = option("", "Folder of their shards; made only if `data.root` is this very folder, never for another.")
     seed: int = option(0, "Seed of the synthetic archive.", at_least=0)
     risk_prevalence: float = option(
         0.35, "Share of the synthetic people who meet the event of the tasks with a horizon.", at_least=0, at_most=1

@@ -8,33 +8,34 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from m4oe_ds import config_loader, deepspeed_json
+from m4oe_ds import deepspeed_json
 from m4oe_ds.config import Config, to_dict
 from m4oe_ds.coordinates import resolve
 from m4oe_ds.data.cards import find_card, write_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.missing import Presence
 from m4oe_ds.data.task_statistics import TaskStatistics
-from m4oe_ds.errors import CheckpointError, ConfigError
+from m4oe_ds.errors import ConfigError
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.evaluation.metrics_text import format_table
 from m4oe_ds.models import spec_for
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import expert_counts
-from m4oe_ds.parallel import launch, reduce
+from m4oe_ds.parallel import deepspeed_options, launch, reduce
+from m4oe_ds.parallel.topology import choose_ep_size
 from m4oe_ds.runs import assemble, weights
 from m4oe_ds.runs.configuration import without_sources
 from m4oe_ds.runs.finished import training_data
-from m4oe_ds.runs.folder import LATEST, CheckpointFolder, RunFolder, checkpoint_tags, write_json, write_yaml
+from m4oe_ds.runs.folder import LATEST, RunFolder, write_json, write_yaml
 from m4oe_ds.runs.initial_source import open_source
 from m4oe_ds.runs.initialise import Taken, initialise
 from m4oe_ds.runs.objective import objective as build_objective
+from m4oe_ds.runs.request import Prepared, Request, needed_splits
 from m4oe_ds.runs.training_data import TrainingData
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training import gradient_policy
@@ -49,74 +50,28 @@ MakeObserver = Callable[[ModelSpec, str], Observer]
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Request:
-    """The options of ``train.py``.
-
-    Attributes:
-        ds_config: path of the DeepSpeed JSON.
-        config: path of our YAML.
-        overrides: ``--set`` options.
-        resume: ``auto``, ``never`` or a checkpoint folder.
-        output: run folder; empty = ``runs/<run.name>``.
-        profile_steps: steps to record with the profiler.
-    """
-
-    ds_config: str
-    config: str
-    overrides: tuple[str, ...] = ()
-    resume: str = "auto"
-    output: str = ""
-    profile_steps: int = 0
-
-
-def prepare(request: Request) -> tuple[Config, dict[str, Any], Path]:
-    """Reads and checks everything that can be checked without a process group.
+def check(prepared: Prepared) -> None:
+    """What can be checked without a process group, but not without torch.
 
     Raises:
         ConfigError: any contradiction, before anything is started.
         CheckpointError: no trained model where a run that begins is to start from one.
     """
-    config = config_loader.load(request.config, request.overrides)
-    ds_config = deepspeed_json.read(request.ds_config)
-    deepspeed_json.check(ds_config, request.ds_config, config.run.expects, request.config)
+    config, request = prepared.config, prepared.request
     world = resolve(os.environ).world
-    deepspeed_json.batch_sizes(ds_config, world, request.ds_config)
-    from m4oe_ds.parallel.topology import choose_ep_size
-
-    _check_selection(config)
+    deepspeed_json.batch_sizes(prepared.ds_config, world, request.ds_config)
+    deepspeed_options.check(prepared.ds_config, request.ds_config)
     gradient_policy.policy(config.loss.gradient_policy, **config.loss.gradient_options)
     choose_ep_size(config.parallel.ep_size, world, expert_counts(config), f"{request.config}: parallel.ep_size")
-    folder = Path(request.output or f"runs/{config.run.name}")
-    starts = request.resume == "never" or (
-        request.resume == "auto" and not checkpoint_tags(RunFolder(folder).checkpoints)
-    )
-    if config.model.init_from and starts:
+    if config.model.init_from and prepared.starts:
         open_source(Path(config.model.init_from))
-    return config, ds_config, folder
 
 
-def _check_selection(config: Config) -> None:
-    """The best checkpoint must be one that can be found.
-
-    Raises:
-        ConfigError: it is chosen by a metric of classes, and no task has any.
-    """
-    metric = config.run.checkpoint.metric
-    if metric != "loss" and not any(task.coded for task in spec_for(config).tasks):
-        raise ConfigError(f"no task of this run has classes, and so no {metric}", "run.checkpoint.metric", "use loss")
-
-
-def run(
-    request: Request, config: Config, ds_config: dict[str, Any], folder: Path, observers: MakeObserver | None = None
-) -> bool:
+def run(prepared: Prepared, observers: MakeObserver | None = None) -> bool:
     """Trains, evaluates and writes the run folder.
 
     Args:
-        request: the options of ``train.py``.
-        config: see :func:`prepare`.
-        ds_config: see :func:`prepare`.
-        folder: see :func:`prepare`.
+        prepared: the request, read and checked.
         observers: makes what looks on at every validation, given the model's specification and name.
 
     Returns:
@@ -125,6 +80,7 @@ def run(
     Raises:
         UserError: bad data, checkpoint or environment, with one line to act on.
     """
+    request, config, ds_config, folder = prepared.request, prepared.config, prepared.ds_config, prepared.folder
     place = resolve(os.environ)
     _share_cores(place.local_size)
     device = launch.start(place, config.parallel.timeout_minutes)
@@ -213,8 +169,7 @@ def _share_cores(local_ranks: int) -> None:
 
 def _manifests(config: Config, device: torch.device) -> dict[str, Manifest]:
     """Manifests of all splits that training and evaluation read, checked."""
-    splits = ("train", *dict.fromkeys(("val", *config.evaluation.splits)))
-    manifests = assemble.load_manifests(config, splits)
+    manifests = assemble.load_manifests(config, needed_splits(config))
     for split, manifest in manifests.items():
         assemble.check_source(manifest.card, find_card(config.data.dataset), f"{config.data.root} ({split})")
     assemble.verify(config, manifests, device)
@@ -248,10 +203,6 @@ def _checkpoint(store: CheckpointStore, request: Request) -> tuple[str, Checkpoi
         return None
     if request.resume != "auto":
         path = Path(request.resume)
-        if not CheckpointFolder(path).manifest.is_file():
-            raise CheckpointError(
-                "not a checkpoint of this trainer (no manifest.json)", str(path), "name a step-* folder"
-            )
         return path.name, CheckpointStore(path.parent, store.stamp, store.keep_last)
     tag = store.newest_valid()
     return None if tag is None else (tag, store)

@@ -1,0 +1,192 @@
+"""What a training run was asked for, and everything about it that can be refused before torch is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m4oe_ds import config_loader, deepspeed_json, shipped
+from m4oe_ds.config import Config
+from m4oe_ds.data.sources import is_remote
+from m4oe_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
+from m4oe_ds.runs.folder import CheckpointFolder, RunFolder, checkpoint_tags
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of training.
+
+    Attributes:
+        ds_config: the DeepSpeed JSON, a path or the name of a shipped one.
+        config: our YAML, a path or the name of a shipped one.
+        overrides: ``--set`` options.
+        resume: ``auto``, ``never`` or a checkpoint folder.
+        output: run folder; empty = ``runs/<run.name>``.
+        profile_steps: steps to record with the profiler.
+    """
+
+    ds_config: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    resume: str = "auto"
+    output: str = ""
+    profile_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request whose files were read and checked.
+
+    Attributes:
+        request: with the paths of the files in place of names.
+        config: the resolved tree.
+        ds_config: content of the DeepSpeed JSON.
+        folder: run folder.
+        starts: whether the run begins; False = it continues from a checkpoint.
+    """
+
+    request: Request
+    config: Config
+    ds_config: dict[str, Any]
+    folder: Path
+    starts: bool
+
+
+def prepare(request: Request) -> Prepared:
+    """Reads the two files, and looks whether what they name is there. Imports no torch.
+
+    Raises:
+        ConfigError: an option that is wrong, alone or beside another.
+        DataError: no shards where they should be.
+        CheckpointError: no checkpoint, or no trained model, where the run should start from one.
+        EnvironmentProblem: the run folder cannot be written to.
+    """
+    config_path = str(shipped.find(shipped.CONFIG, request.config))
+    ds_path = str(shipped.find(shipped.DS_CONFIG, request.ds_config))
+    config = config_loader.load(config_path, request.overrides)
+    ds_config = deepspeed_json.read(ds_path)
+    deepspeed_json.check(ds_config, ds_path, config.run.expects, config_path)
+    folder = Path(request.output or f"runs/{config.run.name}")
+    if request.profile_steps < 0:
+        raise ConfigError(f"{request.profile_steps} steps", "--profile", "write a whole number from 1")
+    starts = _starts(request, folder)
+    _check_output(folder)
+    _check_data(config)
+    if starts:
+        _check_weights(config)
+    return Prepared(
+        Request(ds_path, config_path, request.overrides, request.resume, request.output, request.profile_steps),
+        config,
+        ds_config,
+        folder,
+        starts,
+    )
+
+
+def _starts(request: Request, folder: Path) -> bool:
+    """Whether the run begins.
+
+    Raises:
+        CheckpointError: it is to continue from what is no checkpoint.
+        ConfigError: it is to begin in a folder that holds a run.
+    """
+    if request.resume == "auto":
+        return not checkpoint_tags(RunFolder(folder).checkpoints)
+    if request.resume == "never":
+        if RunFolder(folder).log.is_file():
+            fix = "choose another --output, or --resume auto to continue"
+            raise ConfigError("already holds a run", str(folder), fix)
+        return True
+    path = Path(request.resume)
+    if not CheckpointFolder(path).manifest.is_file():
+        near = [*checkpoint_tags(path), *checkpoint_tags(path.parent), *checkpoint_tags(RunFolder(path).checkpoints)]
+        there = f" (there: {', '.join(dict.fromkeys(near))})" if near else ""
+        what = "not a checkpoint of this trainer (no manifest.json)"
+        raise CheckpointError(what, str(path), f"name a step-* folder{there}")
+    return False
+
+
+def _check_output(folder: Path) -> None:
+    """The folder, or the nearest one above it that exists, must be one that can be written to.
+
+    Raises:
+        EnvironmentProblem: it is not.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise EnvironmentProblem("is a file, not a folder", str(folder), "choose another --output")
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise EnvironmentProblem(f"{above} is a file, not a folder", str(folder), "choose another --output")
+    if not os.access(above, os.W_OK | os.X_OK) or _is_virtual(above):
+        raise EnvironmentProblem(
+            f"cannot write to {above}", str(folder), "choose another --output, or change its rights"
+        )
+
+
+def _is_virtual(folder: Path) -> bool:
+    """Whether a folder belongs to the kernel, where even root can make nothing."""
+    return folder.absolute().parts[1:2] in (("proc",), ("sys",))
+
+
+def _check_data(config: Config) -> None:
+    """Shards must be where ``data.root`` says, unless they are the phantoms that are made there.
+
+    Raises:
+        DataError: there is no such folder, or a split is not in it.
+    """
+    root = config.data.root
+    if not root:
+        raise DataError("is empty", "data.root", "name the folder of your shards; `m4oe convert` makes them")
+    if is_remote(root) or has_phantoms(config):
+        return  # phantoms: perhaps another rank is making them now
+    if not Path(root).is_dir():
+        raise DataError(f"no shard folder {root!r}", "data.root", "make shards with `m4oe convert`")
+    for split in needed_splits(config):
+        if not (Path(root) / split / "manifest.json").is_file():
+            there = sorted(path.parent.name for path in Path(root).glob("*/manifest.json"))
+            found = f"it has {', '.join(there)}" if there else "it has no split at all"
+            raise DataError(f"no {split} split in {root!r}; {found}", "data.root", "make shards with `m4oe convert`")
+
+
+def makes_phantoms(config: Config) -> bool:
+    """Whether the synthetic shards of the configuration are still to be made.
+
+    Only in the folder that the configuration itself names for them: a misspelt ``data.root``, or a folder of one's own
+    that lacks a split, is never filled with phantoms.
+    """
+    return has_phantoms(config) and not (Path(config.data.root) / "train" / "manifest.json").is_file()
+
+
+def has_phantoms(config: Config) -> bool:
+    """Whether the configuration reads synthetic shards that it can make itself."""
+    made, root = config.data.phantom, config.data.root
+    here = bool(made.patients and made.root) and not is_remote(root)
+    return here and Path(made.root).absolute() == Path(root).absolute()
+
+
+def needed_splits(config: Config) -> tuple[str, ...]:
+    """Splits that training and its final evaluation read."""
+    validates = ("val",) if config.run.eval_every_epochs else ()
+    return tuple(dict.fromkeys(("train", *validates, *config.evaluation.splits)))
+
+
+def _check_weights(config: Config) -> None:
+    """Files that the model starts from.
+
+    Raises:
+        CheckpointError: one is not there.
+    """
+    for option, name in _named_files(config):
+        if not Path(name).exists():
+            raise CheckpointError(f"no such file or folder {name!r}", option, "name one that exists, or leave it empty")
+
+
+def _named_files(config: Config) -> Iterator[tuple[str, str]]:
+    weights = config.model.embedder.weights
+    if weights and weights != "hub":
+        yield "model.embedder.weights", weights
+    if config.model.init_from:
+        yield "model.init_from", config.model.init_from
