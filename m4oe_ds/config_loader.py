@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from m4oe_ds import shipped
 from m4oe_ds.config import Config
 from m4oe_ds.config_checks import contradictions
 from m4oe_ds.data.cards import is_path
@@ -38,11 +39,14 @@ class _Findings:
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of ``path`` (with its ``extends`` chain) after ``--set`` overrides ``dotted.key=value``.
 
+    ``path`` and what ``extends`` names are files, or names of shipped configurations such as ``embed``.
+
     Raises:
         ConfigError: file missing, unknown key (with the nearest known one), wrong type, value out of bounds,
             contradiction; all findings of a round are reported together, one line each.
     """
-    tree = _read(Path(path), ()) if path is not None else Node({}, "defaults")
+    path = None if path is None else shipped.find(shipped.CONFIG, path)
+    tree = _read(path, ()) if path is not None else Node({}, "defaults")
     for text in overrides:
         tree = _merge(tree, _parse_override(text))
     found = _Findings()
@@ -68,8 +72,6 @@ def _with_card(config: Config, found: _Findings) -> Config:
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> Node:
-    if not path.is_file():
-        raise ConfigError("no such configuration file", str(path), "see configs/ for those shipped")
     if path.resolve() in seen:
         raise ConfigError("`extends` leads back to this file", str(path), "remove one of the references")
     tree = read_tree(path)
@@ -78,7 +80,12 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Node:
     base = tree.value.pop("extends", None)
     if base is None:
         return tree
-    return _merge(_read(path.parent / str(base.value), (*seen, path.resolve())), tree)
+    beside = path.parent / str(base.value)
+    try:
+        file = beside if beside.is_file() else shipped.find(shipped.CONFIG, str(base.value))
+    except ConfigError as error:
+        raise ConfigError(f"`extends` {error.what}", base.where, error.fix) from None
+    return _merge(_read(file, (*seen, path.resolve())), tree)
 
 
 def _parse_override(text: str) -> Node:

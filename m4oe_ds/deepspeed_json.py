@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m4oe_ds import shipped
 from m4oe_ds.errors import ConfigError
 
 _MISSING = object()
@@ -27,14 +28,12 @@ class BatchSizes:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The JSON as a dict.
+    """The JSON of a file, or of the name of a shipped one such as ``zero2``, as a dict.
 
     Raises:
         ConfigError: missing, not JSON, or a duplicate key.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError("no such DeepSpeed configuration", str(path), "see ds_configs/ for those shipped")
+    path = shipped.find(shipped.DS_CONFIG, path)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]

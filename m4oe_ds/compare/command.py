@@ -241,15 +241,11 @@ def _methods(text: str) -> list[str]:
 
 
 def _ds_config(options: argparse.Namespace) -> str:
-    from pathlib import Path
-
-    from m4oe_ds.errors import ConfigError
+    from m4oe_ds import shipped
 
     if not options.ds_config:
-        return "ds_configs/bf16.json" if options.preset == "paper" else "ds_configs/zero2.json"
-    if not Path(options.ds_config).is_file():
-        raise ConfigError("no such file", options.ds_config, "name a DeepSpeed JSON, e.g. ds_configs/zero2.json")
-    return str(Path(options.ds_config).absolute())
+        return "bf16" if options.preset == "paper" else "zero2"
+    return str(shipped.find(shipped.DS_CONFIG, options.ds_config).absolute())
 
 
 def _has_gpu() -> bool:
@@ -262,25 +258,20 @@ def _prepare(plan: CellPlan, cells: Sequence[Cell]) -> None:
     """Makes the phantom shards of the presets before cells that share them start."""
     from pathlib import Path
 
-    from data_tools.demo import ensure_phantom_shards
+    from data_tools.demo import make_phantom_shards
     from m4oe_ds import config_loader
     from m4oe_ds.compare import run
+    from m4oe_ds.runs.request import has_phantoms, makes_phantoms
 
     datas = {}
     for cell in cells:
         config = config_loader.load(plan.config(cell.dataset), cell.overrides)
-        datas[config.data.root] = config.data
-    for root, data in datas.items():
-        if data.phantom.patients and "://" not in root:
+        datas[config.data.root] = config
+    for root, config in datas.items():
+        if has_phantoms(config):
             with run.locked(Path(root).absolute().with_name(f".{Path(root).name}.lock")):
-                ensure_phantom_shards(
-                    Path(root),
-                    data.dataset,
-                    patients=data.phantom.patients,
-                    seed=data.phantom.seed,
-                    risk_prevalence=data.phantom.risk_prevalence,
-                    image_size=data.phantom.image_size,
-                )
+                if makes_phantoms(config):
+                    make_phantom_shards(config.data.dataset, config.data.phantom)
 
 
 def _synthetic(cells: Sequence[Cell], plan: CellPlan) -> bool:

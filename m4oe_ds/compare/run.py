@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from m4oe_ds import config_loader
+from m4oe_ds import config_loader, deepspeed_json, shipped
 from m4oe_ds.compare.cells import Cell
 from m4oe_ds.compare.processes import Children
 from m4oe_ds.config import to_dict
@@ -25,7 +25,6 @@ from m4oe_ds.coordinates import free_port
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.runs.folder import RunFolder
 
-ROOT = Path(__file__).resolve().parents[2]
 STOPPED = "stopped by a signal; the same command continues"
 _STOPPED_STATUS = 75  # of train.py, which saved a checkpoint
 
@@ -37,7 +36,7 @@ class CellPlan:
     Attributes:
         folder: folder of the comparison; cells lie in ``cells/``.
         preset: smoke, small or paper; ``own`` with a configuration of one's own.
-        ds_config: DeepSpeed JSON, from the repository's root if relative.
+        ds_config: DeepSpeed JSON, a path or the name of a shipped one.
         ranks: processes of a cell; above 1 under the deepspeed launcher.
         timeout_s: most seconds that a cell may take.
         own: the configuration of one's own; empty = the preset's of each data set.
@@ -58,7 +57,7 @@ class CellPlan:
         """
         if self.own:
             return Path(self.own)
-        path = ROOT / "configs" / "compare" / self.preset / f"{dataset}.yaml"
+        path = shipped.folder("configs") / "compare" / self.preset / f"{dataset}.yaml"
         if not path.is_file():
             raise ConfigError(
                 f"preset {self.preset} has no data set {dataset}",
@@ -76,7 +75,7 @@ class CellPlan:
 def _digest(cell: Cell, plan: CellPlan) -> str:
     """Digest of what the run is made from: all options with their defaults, wherever they are written, and the JSON."""
     options = to_dict(config_loader.load(plan.config(cell.dataset), cell.overrides))
-    content = [options, json.loads((ROOT / plan.ds_config).read_text())]
+    content = [options, deepspeed_json.read(plan.ds_config)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:16]
 
 
@@ -206,9 +205,10 @@ def locked(path: Path) -> Iterator[None]:
 
 def _command(cell: Cell, plan: CellPlan, ranks: int) -> list[str]:
     arguments = [
-        str(ROOT / "train.py"),
+        "-m",
+        "m4oe_ds.entry",
         "--ds_config",
-        str(ROOT / plan.ds_config),
+        plan.ds_config,
         "--config",
         str(plan.config(cell.dataset)),
         "--output",

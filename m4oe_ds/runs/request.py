@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m4oe_ds import config_loader, deepspeed_json, shipped
+from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.config import Config
 from m4oe_ds.data.sources import is_remote
 from m4oe_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
@@ -41,7 +41,7 @@ class Prepared:
     """A request whose files were read and checked.
 
     Attributes:
-        request: with the paths of the files in place of names.
+        request: the options.
         config: the resolved tree.
         ds_config: content of the DeepSpeed JSON.
         folder: run folder.
@@ -64,11 +64,9 @@ def prepare(request: Request) -> Prepared:
         CheckpointError: no checkpoint, or no trained model, where the run should start from one.
         EnvironmentProblem: the run folder cannot be written to.
     """
-    config_path = str(shipped.find(shipped.CONFIG, request.config))
-    ds_path = str(shipped.find(shipped.DS_CONFIG, request.ds_config))
-    config = config_loader.load(config_path, request.overrides)
-    ds_config = deepspeed_json.read(ds_path)
-    deepspeed_json.check(ds_config, ds_path, config.run.expects, config_path)
+    config = config_loader.load(request.config, request.overrides)
+    ds_config = deepspeed_json.read(request.ds_config)
+    deepspeed_json.check(ds_config, request.ds_config, config.run.expects, request.config)
     folder = Path(request.output or f"runs/{config.run.name}")
     if request.profile_steps < 0:
         raise ConfigError(f"{request.profile_steps} steps", "--profile", "write a whole number from 1")
@@ -77,13 +75,7 @@ def prepare(request: Request) -> Prepared:
     _check_data(config)
     if starts:
         _check_weights(config)
-    return Prepared(
-        Request(ds_path, config_path, request.overrides, request.resume, request.output, request.profile_steps),
-        config,
-        ds_config,
-        folder,
-        starts,
-    )
+    return Prepared(request, config, ds_config, folder, starts)
 
 
 def _starts(request: Request, folder: Path) -> bool:
@@ -121,9 +113,7 @@ def _check_output(folder: Path) -> None:
     if not above.is_dir():
         raise EnvironmentProblem(f"{above} is a file, not a folder", str(folder), "choose another --output")
     if not os.access(above, os.W_OK | os.X_OK) or _is_virtual(above):
-        raise EnvironmentProblem(
-            f"cannot write to {above}", str(folder), "choose another --output, or change its rights"
-        )
+        raise EnvironmentProblem(f"cannot write to {above}", str(folder), "choose another --output")
 
 
 def _is_virtual(folder: Path) -> bool:

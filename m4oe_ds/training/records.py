@@ -51,6 +51,8 @@ def recorded_origin(path: Path) -> Any:
 
 def _git_commit() -> dict[str, Any]:
     folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():  # installed: the repository around it, if any, is somebody else's
+        return {"commit": None, "modified": None}
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
