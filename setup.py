@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "m4oe_ds" / "__init__.py").read_text()).group(1)
 
+SHIPPED = ("configs", "ds_configs", "slurm")
 DICOM = ["pydicom>=3.0.2", "python-gdcm>=3.2", "pylibjpeg[openjpeg,rle]>=2.1", "pyjpegls>=1.5"]
 
 setup(
@@ -18,8 +19,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["m4oe_ds", "m4oe_ds.*", "data_tools", "data_tools.*"]),
+    # the folders of the checkout that a wheel carries inside the package, where m4oe_ds/shipped.py finds them
+    packages=[
+        *find_packages(include=["m4oe_ds", "m4oe_ds.*", "data_tools", "data_tools.*"]),
+        *(f"m4oe_ds.shipped_files.{name}" for name in SHIPPED),
+    ],
+    package_dir={f"m4oe_ds.shipped_files.{name}": name for name in SHIPPED},
     package_data={
+        **{f"m4oe_ds.shipped_files.{name}": ["*", "**/*"] for name in SHIPPED},
+        "m4oe_ds": ["py.typed"],
         "m4oe_ds.data.cards": ["shipped/*.yaml"],
         "m4oe_ds.compare": ["*.yaml"],
         "m4oe_ds.report": ["templates/*"],
@@ -47,6 +55,7 @@ setup(
         "matplotlib>=3.9",
         "jinja2>=3.1",
         "tqdm>=4.66",
+        "shtab>=1.7",  # completion of m4oe in the shell
         "openpyxl>=3.1",  # GAMMA's labels are a spreadsheet
         *DICOM,
     ],

@@ -8,16 +8,28 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import shtab
+
+from m4oe_ds import __version__
 from m4oe_ds.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
     """All sub-commands and their options."""
-    top = argparse.ArgumentParser(
-        prog="m4oe", description="Multi-modal multi-task mixture of experts: everything but training (train.py)."
-    )
+    top = argparse.ArgumentParser(prog="m4oe", description="Multi-modal multi-task mixture of experts for imaging.")
     top.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
+    top.add_argument("--version", action="version", version=f"m4oe_ds {__version__}")
+    shtab.add_argument_to(top, ["--print-completion"], help="print the completion script of a shell")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    from m4oe_ds import start
+
+    train = commands.add_parser("train", help="train, on the GPUs of this machine or as a rank that srun started")
+    start.add_arguments(train)
+    train.set_defaults(work=start.main)
+    init = commands.add_parser("init", help="copy the shipped configurations and SLURM scripts, to edit them")
+    init.add_argument("folder", nargs="?", default=".", metavar="DIR", help="folder to copy to (default: this one)")
+    init.set_defaults(work=_init)
 
     evaluate = commands.add_parser("evaluate", help="evaluate a finished run on a split, at any number of ranks")
     evaluate.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
@@ -76,6 +88,7 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     from data_tools import inspect
     from data_tools.cards import command as cards
     from data_tools.convert import options as conversion
+    from data_tools.phantom import archive as phantom
 
     convert = commands.add_parser("convert", help="make shards of an archive, or of your own data with their card")
     conversion.add_arguments(convert)
@@ -83,6 +96,9 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     look = commands.add_parser("inspect", help="say what a folder of shards holds, and check it")
     inspect.add_arguments(look)
     look.set_defaults(work=inspect.run)
+    made = commands.add_parser("phantom", help="make a synthetic archive in the layout of a real one")
+    phantom.add_arguments(made)
+    made.set_defaults(work=phantom.run)
     cards.add_commands(commands.add_parser("card", help="check a card against its data, or propose one from a table"))
 
 
@@ -143,6 +159,16 @@ def _convert(options: argparse.Namespace) -> None:
     from data_tools.convert import ConvertOptions, convert
 
     convert(ConvertOptions.of(options))
+
+
+def _init(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from m4oe_ds import shipped
+
+    copied = shipped.copy(Path(options.folder))
+    print(f"{len(copied)} files in {', '.join(str(Path(options.folder) / name) for name in shipped.FOLDERS)}")
+    print("train with one of them:  m4oe train --config configs/embed.yaml --ds_config ds_configs/bf16.json")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -96,11 +96,17 @@ def train(prepared: Prepared, first: bool) -> int:
     from m4oe_ds.training import app
 
     app.check(prepared)
-    if first and makes_phantoms(prepared.config):
+    if first:
+        make_phantoms(prepared)
+    return 0 if app.run(prepared, ValidationFigures) else STOPPED
+
+
+def make_phantoms(prepared: Prepared) -> None:
+    """Makes the synthetic shards of a configuration that asks for some and does not have them yet."""
+    if makes_phantoms(prepared.config):
         from data_tools.demo import make_phantom_shards
 
         make_phantom_shards(prepared.config.data.dataset, prepared.config.data.phantom)
-    return 0 if app.run(prepared, ValidationFigures) else STOPPED
 
 
 def leave(status: int) -> NoReturn:

@@ -42,7 +42,7 @@ FOLDERS = ("configs", "ds_configs", "slurm")
 
 def folder(name: str) -> Path:
     """Where a folder of shipped files is."""
-    inside = _PACKAGE / "shipped" / name
+    inside = _PACKAGE / "shipped_files" / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 

@@ -179,6 +179,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from m4oe_ds.errors import UserError
 
     parser = argparse.ArgumentParser(prog="python -m data_tools.phantom", description=__doc__.split("\n\n")[0])
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command line."""
     parser.add_argument("--layout", choices=LAYOUTS, required=True, help="the archive to imitate")
     parser.add_argument("--out", type=Path, required=True, help="folder to make; must be absent or empty")
     parser.add_argument("--patients", type=int, default=48, help="number of patients; default 48")
@@ -188,20 +198,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--risk-prevalence", type=float, default=0.35, help="share of women with cancer within five years; default 0.35"
     )
-    options = parser.parse_args(arguments)
-    try:
-        made = generate(
-            options.layout,
-            options.out,
-            options.patients,
-            options.seed,
-            options.workers,
-            options.faults,
-            options.risk_prevalence,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+
+
+def run(options: argparse.Namespace) -> int:
+    """Makes the archive that the options ask for; returns the exit code.
+
+    Raises:
+        UserError: arguments that cannot be, or a folder that holds something else.
+    """
+    made = generate(
+        options.layout,
+        options.out,
+        options.patients,
+        options.seed,
+        options.workers,
+        options.faults,
+        options.risk_prevalence,
+    )
     verb = "already there" if made["reused"] else "made"
     what = f"{made['images']} synthetic images of {options.patients} patients, {made['samples']} samples"
     print(f"{verb}: {what} in {options.out}")

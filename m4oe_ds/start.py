@@ -1,0 +1,84 @@
+"""``m4oe train``: checks what was asked for, then starts the ranks, or is one where a launcher has started it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from m4oe_ds import entry
+from m4oe_ds.coordinates import free_port, resolve
+from m4oe_ds.deepspeed_json import batch_sizes
+from m4oe_ds.errors import ConfigError
+from m4oe_ds.runs.request import Prepared, prepare
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``m4oe train``."""
+    entry.add_arguments(parser)
+    parser.add_argument(
+        "--gpus",
+        "--ranks",
+        dest="ranks",
+        type=int,
+        default=0,
+        metavar="N",
+        help="ranks on this machine, one per GPU; on a machine without GPUs N processes (default: all GPUs, or 1)",
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Trains; the exit status of the rank, or of the launcher.
+
+    Raises:
+        UserError: bad input of any kind, found before any rank is started.
+    """
+    prepared = prepare(entry.request_of(options))
+    place = resolve(os.environ)
+    if place.source != "single":
+        if options.ranks:
+            fix = "leave --gpus away under srun or another launcher"
+            raise ConfigError(f"{place.world} ranks were started already", "--gpus", fix)
+        entry.leave(entry.train(prepared, place.rank == 0))
+    ranks = _ranks(options.ranks)
+    batch_sizes(prepared.ds_config, ranks, prepared.request.ds_config)
+    if ranks == 1:
+        entry.leave(entry.train(prepared, first=True))
+    _exec_launcher(prepared, ranks, options.debug)
+
+
+def _ranks(wanted: int) -> int:
+    import torch
+
+    if wanted < 0:
+        raise ConfigError(f"{wanted} ranks", "--gpus", "write a whole number from 1")
+    if not torch.cuda.is_available():
+        return wanted or 1
+    visible = torch.cuda.device_count()
+    if wanted > visible:
+        raise ConfigError(f"{wanted} ranks, {visible} GPUs are visible", "--gpus", f"write at most {visible}")
+    return wanted or visible
+
+
+def _exec_launcher(prepared: Prepared, ranks: int, debug: bool) -> None:
+    """Becomes DeepSpeed's launcher, so that signals and the exit status are its own."""
+    import torch
+
+    entry.make_phantoms(prepared)
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # otherwise the launcher counts sockets, not ranks
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    request = prepared.request
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "-q", "--num_accelerators", str(ranks)]
+    launcher += ["--master_port", str(free_port()), "--module", "m4oe_ds.entry"]
+    arguments = ["--ds_config", request.ds_config, "--config", request.config, "--resume", request.resume]
+    arguments += [item for text in request.overrides for item in ("--set", text)]
+    if request.output:
+        arguments += ["--output", request.output]
+    if request.profile_steps:
+        arguments += ["--profile", str(request.profile_steps)]
+    if debug:
+        arguments.append("--debug")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [*launcher, *arguments])
