@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic, TextIO, TypeVar
 
@@ -24,11 +24,11 @@ def duration(seconds: float) -> str:
 
 
 def hours(seconds: float) -> str:
-    """``h:mm`` of a time in seconds, rounded up to the minute; ``?`` where it is not known."""
+    """``h:mm h`` of a time in seconds, rounded up to the minute; ``?`` where it is not known."""
     if not 0 <= seconds < float("inf"):
         return "?"
     minutes = -int(-seconds // 60)
-    return f"{minutes // 60}:{minutes % 60:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def on_terminal(stream: TextIO) -> bool:
@@ -51,6 +51,7 @@ class Progress:
         stream: where to write; default standard error.
         every_s: longest silence, seconds.
         done: items that were done before.
+        clock: writes the time left: :func:`duration`, or :func:`hours` for work of hours.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Progress:
         stream: TextIO | None = None,
         every_s: float = LINE_EVERY_S,
         done: int = 0,
+        clock: Callable[[float], str] = duration,
     ) -> None:
+        self._clock = clock
         self.what, self.total, self.unit, self.done = what, total, unit, done
         self._stream = stream or sys.stderr
         self._every, self._first = every_s, min(_FIRST_LINE_S, every_s)
@@ -129,7 +132,7 @@ class Progress:
         if self.done > self._from:
             parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.0f} s each")
         if self.total is not None and self.done > self._from:
-            parts.append(f"{duration((self.total - self.done) / rate)} left")
+            parts.append(f"{self._clock((self.total - self.done) / rate)} left")
         else:
             parts.append(f"{duration(elapsed)} so far")
         return ", ".join([*parts, self._note] if self._note else parts)

@@ -132,6 +132,7 @@ class Loop:
             enabled=reduce.rank() == 0,
             tensorboard=run.tensorboard,
             first_step=self.position.step,
+            epochs=run.num_epochs,
         )
         profiler = StepProfiler(self.folder, self.profile_steps, recorder.say)
         stopped = 0
@@ -230,7 +231,7 @@ class Loop:
             recorder.write(verdict.record(self.position.step, epoch))
             if verdict.drawn:
                 recorder.figures("validation", verdict.drawn, self.position.step)
-            recorder.say(f"epoch {epoch}: {verdict.line()}")
+            recorder.say(f"epoch {epoch + 1} of {self.config.run.num_epochs}: {verdict.line()}")
         self._save(best=best)
 
     def _save(self, *, best: bool = False) -> str:

@@ -7,8 +7,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from m4oe_ds.progress import Progress, hours
 from m4oe_ds.runs.folder import RunFolder
 
 PACKAGES = ("torch", "deepspeed", "timm", "torchvision", "webdataset", "numpy", "pydicom", "m4oe_ds")
@@ -74,14 +73,22 @@ class Recorder:
         enabled: False on all other ranks.
         tensorboard: whether TensorBoard events are written.
         first_step: step a resumed run starts from; later lines of an earlier run are cut off.
+        epochs: number of epochs of the whole run.
     """
 
     def __init__(
-        self, folder: Path, total_steps: int, *, enabled: bool, tensorboard: bool = True, first_step: int = 0
+        self,
+        folder: Path,
+        total_steps: int,
+        *,
+        enabled: bool,
+        tensorboard: bool = True,
+        first_step: int = 0,
+        epochs: int = 1,
     ) -> None:
         self.folder, self.total_steps, self.enabled = folder, total_steps, enabled
-        self._started, self._first_step = time.monotonic(), first_step
-        self._bar: Any = None
+        self._epochs = epochs
+        self._progress: Progress | None = None
         self._writer: Any = None
         if not enabled:
             return
@@ -92,23 +99,12 @@ class Recorder:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(RunFolder(folder).tensorboard), purge_step=first_step + 1)
-        from tqdm import tqdm
-
-        self._bar = tqdm(
-            total=total_steps,
-            initial=first_step,
-            unit="step",
-            desc="training",
-            file=sys.stderr,
-            mininterval=1.0,
-            dynamic_ncols=True,
-            disable=None if os.environ.get("M4OE_PROGRESS") != "1" else False,
-        )
+        self._progress = Progress("training", total_steps, "steps", done=first_step, clock=hours).start()
 
     def step(self) -> None:
-        """Moves the progress line by one step."""
-        if self._bar is not None:
-            self._bar.update(1)
+        """Moves the progress by one step."""
+        if self._progress is not None:
+            self._progress.update()
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends one line to log.jsonl (flushed, so that a killed run keeps it) and the scalars to TensorBoard."""
@@ -120,10 +116,16 @@ class Recorder:
         for name, value in _scalars(record):
             if self._writer is not None:
                 self._writer.add_scalar(f"{kind}/{name}", value, record["step"])
-        if kind == "train" and self._bar is not None:
-            self._bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['samples_per_s']:.1f} samples/s")
-            if self._bar.disable:  # no terminal: a plain line now and then
-                self._line(record)
+        if kind == "train" and self._progress is not None:
+            self._progress.update(0, self._note(record))
+
+    def _note(self, record: dict[str, Any]) -> str:
+        """The figures behind the steps; epochs count from 1 here, as ``run.num_epochs`` does."""
+        return (
+            f"epoch {min(record['epoch'] + 1, self._epochs)} of {self._epochs}, loss {record['loss']:.4f}, "
+            f"rate {record['lr']:.2g}, {record['samples_per_s']:.1f} samples/s, "
+            f"{record['max_memory_bytes'] / 1e9:.1f} GB"
+        )
 
     def distribution(self, name: str, values: Sequence[float], step: int) -> None:
         """A histogram for TensorBoard; log.jsonl holds figures only."""
@@ -136,23 +138,10 @@ class Recorder:
             for name, figure in made.items():
                 self._writer.add_figure(f"{group}/{name}", figure, step)
 
-    def _line(self, record: dict[str, Any]) -> None:
-        done = record["step"] - self._first_step
-        left = (time.monotonic() - self._started) / max(done, 1) * (self.total_steps - record["step"])
-        if done == 1 or record["step"] % max(self.total_steps // 20, 1) == 0 or record["step"] == self.total_steps:
-            self.say(
-                f"step {record['step']}/{self.total_steps}  epoch {record['epoch']}  loss {record['loss']:.4f}  "
-                f"{record['samples_per_s']:.1f} samples/s  {left:.0f} s left"
-            )
-
     def say(self, text: str) -> None:
         """A line for the person watching, without breaking the progress line."""
-        if self.enabled:
-            if self._bar is not None:
-                self._bar.write(text, file=sys.stdout)
-            else:
-                print(text)
-            sys.stdout.flush()
+        if self._progress is not None:
+            self._progress.say(text)
 
     def close(self) -> None:
         """Closes files and the progress line."""
@@ -161,8 +150,8 @@ class Recorder:
         self._log.close()
         if self._writer is not None:
             self._writer.close()
-        if self._bar is not None:
-            self._bar.close()
+        if self._progress is not None:
+            self._progress.close()
 
 
 def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
