@@ -12,6 +12,7 @@ from data_tools.archives.files import Files, Outcome
 from m4oe_ds.data import sources
 from m4oe_ds.data.roots import Address, Root, nameless
 from m4oe_ds.errors import DataError, UserError
+from m4oe_ds.progress import Progress
 
 
 def files_below(root: Root, missing: frozenset[str]) -> Files:
@@ -39,8 +40,6 @@ class RemoteFiles(Files):
             DataError: a server that keeps failing or refuses; the message tells the first row that names the file.
             EnvironmentProblem: a package or credentials missing.
         """
-        from tqdm import tqdm
-
         first: dict[str, int] = {}
         patterns = list(patterns)
         for number, row in rows:
@@ -58,7 +57,10 @@ class RemoteFiles(Files):
             except UserError as error:
                 raise nameless(error, f"a file of row {first[name]} cannot be looked for", url) from None
 
-        with tqdm(total=len(todo), desc="files", unit="file") as progress, ThreadPoolExecutor(sources.AT_ONCE) as pool:
+        with (
+            Progress("looking for files", len(todo), "files").start() as progress,
+            ThreadPoolExecutor(sources.AT_ONCE) as pool,
+        ):
             for part in (todo[:1], todo[1:]):  # the first alone: clients of storage are not made by several threads
                 for name, there in zip(part, pool.map(ask, part), strict=True):
                     self._there[name] = there

@@ -29,6 +29,7 @@ from m4oe_ds.data.manifest import Manifest, Shard, assemble
 from m4oe_ds.data.schema import SPLITS
 from m4oe_ds.data.shard_writer import OpenShard
 from m4oe_ds.errors import DataError
+from m4oe_ds.progress import Progress
 
 logger = logging.getLogger(__name__)
 RECORDS = ".records"
@@ -153,8 +154,6 @@ def make_shards(out: Path, jobs: Sequence[ShardJob], card: Card, rules: ShardRul
     Raises:
         DataError: too many bad images.
     """
-    from tqdm import tqdm
-
     folder = out / RECORDS
     folder.mkdir(exist_ok=True)
     for split in SPLITS:
@@ -168,7 +167,7 @@ def make_shards(out: Path, jobs: Sequence[ShardJob], card: Card, rules: ShardRul
     bad = [item for record in records.values() if record is not None for item in record.quarantine]
     samples = [sample for job in todo for sample in job.samples]
     results = converted(samples, workers)
-    with tqdm(total=len(samples), desc="samples", unit="sample") as progress:
+    with Progress("converting", len(samples), "samples") as progress:
         for job in todo:
             record = Record(job.name, planned=job.num_images)
             writer = OpenShard(out / job.split / job.name, card)

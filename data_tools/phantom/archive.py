@@ -143,7 +143,7 @@ def generate(
 
 
 def _make(layout: str, out: Path, jobs: list[Job], workers: int, arguments: dict[str, Any]) -> dict[str, Any]:
-    from tqdm import tqdm
+    from m4oe_ds.progress import track
 
     module = importlib.import_module(f"data_tools.phantom.{layout}")
     tables: dict[str, list[dict[str, str]]] = {path: [] for path in module.COLUMNS}
@@ -152,7 +152,7 @@ def _make(layout: str, out: Path, jobs: list[Job], workers: int, arguments: dict
     counts: Counter[str] = Counter(dict.fromkeys(module.FAULTS, 0))
     variety: Counter[str] = Counter()
     files = 0
-    for result in tqdm(_results(jobs, workers), total=len(jobs), desc="synthetic patients", unit="patient"):
+    for result in track(_results(jobs, workers), "making the archive", "synthetic patients", len(jobs)):
         for path, rows in result["tables"].items():
             tables[path] += rows
         sheet += [result["sheet"]] if "sheet" in result else []

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from m4oe_ds.analysis.collect import collect, collect_features
 from m4oe_ds.analysis.inputs import analysed
 from m4oe_ds.analysis.options import SECTIONS, AnalysisOptions
@@ -19,6 +17,7 @@ from m4oe_ds.analysis.session import FEATURE_ROWS, Session, Skip, headline
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.option_lists import check_known
+from m4oe_ds.progress import track
 from m4oe_ds.runs.finished import Run, open_run
 from m4oe_ds.runs.folder import RunFolder, plain, write_json
 
@@ -118,7 +117,7 @@ def _passes(session: Session, sections: Iterable[str], tasks: tuple[str, ...]) -
 
 
 def _progress(run: Run, split: str, limit: int) -> Iterable[Batch]:
-    return tqdm(run.batches(split, limit), total=run.num_batches(split, limit), desc=f"{split} split", unit="batch")
+    return track(run.batches(split, limit), f"{split} split", "batches", run.num_batches(split, limit))
 
 
 def _earlier(path: Path, options: AnalysisOptions, sections: Iterable[str]) -> dict[str, Any]:

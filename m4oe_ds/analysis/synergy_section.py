@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from m4oe_ds.analysis import figures
 from m4oe_ds.analysis.pid.decompose import principal_components
 from m4oe_ds.analysis.pid.settings import BatchSettings
 from m4oe_ds.analysis.pid.synergy import SynergyReport, SynergySettings, synergy_matrices
 from m4oe_ds.analysis.session import Session, Skip
+from m4oe_ds.progress import track
 from m4oe_ds.runs.folder import plain
 
 COMPONENTS = 16
@@ -38,7 +38,7 @@ def synergy(session: Session) -> dict[str, Any]:
         )
     )
     report: SynergyReport | None = None
-    for task in tqdm(test.task, desc="synergy", unit="task"):
+    for task in track(test.task, "synergy", "tasks"):
         features = {}
         for i, name in enumerate(names):
             rows = np.concatenate([(part.task[task] if own else part.encoder)[name] for part in parts])

@@ -18,6 +18,7 @@ from data_tools.pixels.dicom import require_decoders
 from m4oe_ds.errors import EnvironmentProblem
 from m4oe_ds.predict.given import File, Found
 from m4oe_ds.predict.headers import Header, read
+from m4oe_ds.progress import track
 
 FIX = "give CC and MLO views for presentation, with laterality and view in their headers"
 
@@ -54,10 +55,8 @@ def collect(root: Path, reader: str, modalities: Sequence[str], *, lossy: bool =
         modalities: names of the modalities to choose.
         lossy: take images compressed with loss, too.
     """
-    from tqdm import tqdm
-
     names = list(walk(root))
-    files = [_file(root, name) for name in tqdm(names, desc="headers", unit="file")]
+    files = [_file(root, name) for name in track(names, "reading headers", "files")]
     found = Found("mammogram", FIX, list(files))
     _exclude(files, modalities, lossy, found.notes)
     rules = find_reader(reader)

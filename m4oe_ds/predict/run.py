@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from data_tools.convert.jobs import Storing
 from data_tools.convert.report import plural
@@ -36,6 +35,7 @@ from m4oe_ds.predict.given import Found
 from m4oe_ds.predict.job import PredictionJob, check
 from m4oe_ds.predict.samples import SampleRules, Tally, limited, mark_beyond, plan_samples, read_samples, storing
 from m4oe_ds.predict.wording import REASONS_SHOWN, counted
+from m4oe_ds.progress import Progress
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import Run, open_run
 from m4oe_ds.runs.folder import RunFolder
@@ -215,7 +215,7 @@ def _infer(
                 masks[key, task.name] = results.save_masks(folder, key, task, (logits > 0).cpu().numpy())
         return output
 
-    with tqdm(total=len(keys), desc="samples", unit="sample") as progress:
+    with Progress("predicting", len(keys), "samples").start() as progress:
         samples = read_samples(jobs, keys, found, reading, rules, workers, tally)
         batches = _batches(samples, reading, size, rules.contralateral, tally, progress)
         first = next(batches, None)
@@ -245,7 +245,7 @@ def _batches(
     """Batches of at most ``size`` samples; the bar moves with the samples read, whether they can be used or not."""
     source = iter(samples)
     while part := list(itertools.islice(source, size)):
-        progress.update(len(tally.rows) + len(tally.failed) - progress.n)
+        progress.update(len(tally.rows) + len(tally.failed) - progress.done)
         yield collate(
             part,
             reading.inputs,
@@ -253,7 +253,7 @@ def _batches(
             Sizes(reading.image_size, reading.volume_size),
             contralateral=contralateral,
         )
-    progress.update(len(tally.rows) + len(tally.failed) - progress.n)
+    progress.update(len(tally.rows) + len(tally.failed) - progress.done)
 
 
 @contextmanager
