@@ -62,15 +62,8 @@ def _ranks(wanted: int) -> int:
 
 def _exec_launcher(prepared: Prepared, ranks: int, debug: bool) -> None:
     """Becomes DeepSpeed's launcher, so that signals and the exit status are its own."""
-    import torch
-
     entry.make_phantoms(prepared)
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"  # otherwise the launcher counts sockets, not ranks
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     request = prepared.request
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "-q", "--num_accelerators", str(ranks)]
-    launcher += ["--master_port", str(free_port()), "--module", "m4oe_ds.entry"]
     arguments = ["--ds_config", request.ds_config, "--config", request.config, "--resume", request.resume]
     arguments += [item for text in request.overrides for item in ("--set", text)]
     if request.output:
@@ -81,4 +74,15 @@ def _exec_launcher(prepared: Prepared, ranks: int, debug: bool) -> None:
         arguments.append("--debug")
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [*launcher, *arguments])
+    os.execv(sys.executable, [*launcher(ranks), "--module", "m4oe_ds.entry", *arguments])
+
+
+def launcher(ranks: int) -> list[str]:
+    """Command of DeepSpeed's launcher for ranks of this machine; sets what it and they read from the environment."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # otherwise the launcher counts sockets, not ranks
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "-q", "--num_accelerators", str(ranks)]
+    return [*command, "--master_port", str(free_port())]

@@ -26,6 +26,7 @@ from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.order import Share, epoch_order, weighted_order
 from m4oe_ds.data.prefetch import prefetched
 from m4oe_ds.data.quarantine import Quarantine, Unreadable
+from m4oe_ds.data.readers import start_reader, watched
 from m4oe_ds.data.reading import Reading
 from m4oe_ds.data.shard_reader import read_sample
 from m4oe_ds.errors import DataError
@@ -218,13 +219,13 @@ class ShardStream:
             batch_sampler=items,  # type: ignore[arg-type]  # the items are the indices
             num_workers=self.workers,
             collate_fn=_as_list,
-            worker_init_fn=_one_thread,
+            worker_init_fn=start_reader,
             prefetch_factor=4 if self.workers else None,
             pin_memory=False,  # samples arrive here; the batch is pinned when it is made
             # the loader must not draw from the global generator: training state would depend on it
             generator=torch.Generator().manual_seed(0),
         )
-        found = iter(loader)  # reader processes start here, not in the thread
+        found = watched(iter(loader))  # reader processes start here, not in the thread
         if not self.workers:
             yield from self._collated(found, reading)
             return
@@ -254,7 +255,3 @@ class ShardStream:
 
 def _as_list(samples: list[Any]) -> list[Any]:
     return samples
-
-
-def _one_thread(_worker: int) -> None:
-    torch.set_num_threads(1)

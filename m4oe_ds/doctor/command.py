@@ -1,0 +1,112 @@
+# ruff: noqa: T201
+"""``m4oe doctor``: every check in turn, a line each, and what to mend."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from m4oe_ds.doctor.finding import Check, Finding, bad, run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``m4oe doctor``."""
+    parser.add_argument("--config", default="demo", metavar="YAML", help="configuration to look at (default: demo)")
+    parser.add_argument(
+        "--ds_config", default="zero2", metavar="JSON", help="DeepSpeed JSON of the step (default: zero2)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
+    parser.add_argument("--output", default="runs", metavar="DIR", help="folder the runs will be in (default: runs)")
+    parser.add_argument(
+        "--gpus", "--ranks", dest="ranks", type=int, default=0, metavar="N", help="ranks (default: all GPUs, or 2)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, metavar="S", help="seconds of all-to-all between the ranks (default: 30)"
+    )
+    parser.add_argument("--quick", action="store_true", help="look at this machine only: no ranks, no training step")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Prints what was found; 1 if something must be mended.
+
+    Raises:
+        UserError: the configuration itself is wrong.
+    """
+    from m4oe_ds import config_loader
+    from m4oe_ds.coordinates import resolve
+
+    config = config_loader.load(options.config, options.set)
+    place = resolve(os.environ)
+    ranks = options.ranks or (place.local_size if place.source != "single" else _default_ranks())
+    found: list[Finding] = []
+    if place.local_rank == 0:
+        for topic, check in _machine(config, Path(options.output), ranks):
+            for finding in run(topic, check):
+                found.append(finding)
+                print(finding.line(), flush=True)
+    if not options.quick:
+        for finding in _ranks(options, ranks, place.source):
+            found.append(finding)
+            print(finding.line(), flush=True)
+    if place.rank == 0:
+        wrong = sum(finding.state == "bad" for finding in found)
+        notes = sum(finding.state == "note" for finding in found)
+        print(f"\n{wrong} to mend, {notes} to note" if wrong or notes else "\nthis machine is fit for training")
+    return int(any(finding.state == "bad" for finding in found))
+
+
+def _machine(config: object, output: Path, ranks: int) -> Iterable[tuple[str, Check]]:
+    from m4oe_ds.config import Config
+    from m4oe_ds.doctor import machine
+    from m4oe_ds.runs.reader_memory import shared_memory_need
+
+    assert isinstance(config, Config)
+    need = shared_memory_need(config, ranks)
+    yield "packages", machine.packages
+    yield "GPUs", machine.devices
+    yield "compiler", machine.compilers
+    yield "DICOM", machine.decoders
+    yield "host memory", machine.memory
+    yield "shared memory", lambda: machine.shared_memory(need)
+    yield "disk", lambda: machine.disk(output)
+    yield "clock", machine.clock
+    yield "network", machine.network
+
+
+def _default_ranks() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
+
+
+def _ranks(options: argparse.Namespace, ranks: int, source: str) -> list[Finding]:
+    from m4oe_ds.doctor.ranks import check_ranks
+
+    if source != "single":  # srun or a launcher started one of these per rank
+        return check_ranks(options.config, options.ds_config, options.set, options.seconds)
+    from m4oe_ds.start import launcher
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "findings.json"
+        arguments = ["--config", options.config, "--ds_config", options.ds_config, "--seconds", str(options.seconds)]
+        arguments += ["--findings", str(path), *(item for text in options.set for item in ("--set", text))]
+        ended = subprocess.run(
+            [*launcher(ranks), "--module", "m4oe_ds.doctor.ranks", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600 + options.seconds,
+        )
+        if path.is_file():
+            return [Finding(**entry) for entry in json.loads(path.read_text())]
+    errors = [line for line in ended.stdout.splitlines() if line.startswith("error: ")] or ended.stdout.splitlines()[
+        -1:
+    ]
+    return [
+        bad("ranks", f"{ranks} ranks ended with status {ended.returncode}: {''.join(errors[:1])}", "see the message")
+    ]
