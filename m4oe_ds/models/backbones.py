@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from m4oe_ds.compat import import_torchvision
 from m4oe_ds.config import EmbedderConfig
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.models.pretrained import OPTION, Loaded, match, read_state
 
 import_torchvision()
 import timm  # noqa: E402  (needs the operators declared first)
@@ -48,22 +51,23 @@ def create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int
         ConfigError: unknown backbone, weights that do not exist, do not fit, or cannot be downloaded.
     """
     if not timm.is_model(config.backbone):
-        near = timm.list_models(f"*{config.backbone.split('_')[0]}*")[:5]
-        raise ConfigError(
-            f"timm has no model {config.backbone!r}",
-            "model.embedder.backbone",
-            f"near: {', '.join(near)}" if near else "see timm.list_models()",
-        )
+        name = config.backbone
+        near = sorted(timm.list_models(), key=lambda known: -_alike(name, known))[:5]
+        fix = f"near: {', '.join(near)}; timm.list_models() has all"
+        raise ConfigError(f"timm has no model {config.backbone!r}", "model.embedder.backbone", fix)
     options = dict(config.options, num_classes=0, global_pool="", in_chans=channels)
     known = timm.get_pretrained_cfg(config.backbone)
     if known is not None and known.fixed_input_size:
         options["img_size"] = tuple(image_size)
-    if config.weights and config.weights != "hub":
-        if not Path(config.weights).is_file():
-            raise ConfigError(f"no such weights file {config.weights}", "model.embedder.weights")
-        options["pretrained_cfg_overlay"] = {"file": config.weights}
     try:
-        return timm.create_model(config.backbone, pretrained=bool(config.weights), **options)
+        if not config.weights:
+            return timm.create_model(config.backbone, **options)
+        if config.weights == "hub":
+            network = timm.create_model(config.backbone, pretrained=True, **options)
+            count = len(network.state_dict())
+            network.loaded = Loaded("hub", count, count)
+            return network
+        return _from_file(config, options)
     except (TypeError, AssertionError) as error:
         raise ConfigError(f"timm refuses these options: {error}", "model.embedder.options") from error
     except (OSError, RuntimeError, EOFError, SafetensorError) as error:
@@ -75,6 +79,25 @@ def create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int
             if config.weights == "hub"
             else "the file must hold a state dict of this backbone (safetensors or weights-only .pth)"
         )
-        raise ConfigError(
-            f"cannot load {config.weights} for {config.backbone}: {cause}", "model.embedder.weights", fix
-        ) from error
+        raise ConfigError(f"cannot load {config.weights} for {config.backbone}: {cause}", OPTION, fix) from error
+
+
+def _alike(name: str, known: str) -> float:
+    """Likeness of a name to the beginning of a longer one."""
+    return difflib.SequenceMatcher(None, name, known[: len(name)]).ratio()
+
+
+def _from_file(config: EmbedderConfig, options: dict[str, Any]) -> Any:
+    """A network with the values of a file, which timm fits to its image size and channels."""
+    path = Path(config.weights)
+    state = read_state(path)
+    named, loaded = match(state, timm.create_model(config.backbone, **options), path.name, config.backbone)
+    network = timm.create_model(
+        config.backbone, pretrained=True, pretrained_cfg_overlay={"state_dict": named}, **options
+    )
+    for name, value in network.state_dict().items():
+        given = named.get(name)
+        if given is not None and given.shape == value.shape and not torch.equal(given.to(value.dtype), value):
+            raise ConfigError(f"{name} of {path} did not arrive in {config.backbone}", OPTION, "report this")
+    network.loaded = loaded
+    return network
