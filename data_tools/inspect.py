@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from data_tools.identifiers import scan_identifiers
+from m4oe_ds.command_line import guarded
 from m4oe_ds.data.schema import MISSING, SPLITS, TaskSpec, follow_ups
-from m4oe_ds.errors import DataError, UserError
+from m4oe_ds.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -250,11 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m data_tools.inspect", description=(__doc__ or "").split("\n\n")[0])
     add_arguments(parser)
-    try:
-        return run(parser.parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    options = parser.parse_args(arguments)
+    return guarded(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import shtab
 
 from m4oe_ds import __version__
-from m4oe_ds.errors import UserError
+from m4oe_ds.command_line import guarded
 
 
 def parser() -> argparse.ArgumentParser:
@@ -143,16 +141,7 @@ def _add_export_models_config(commands: argparse._SubParsersAction[argparse.Argu
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one sub-command; a user error becomes one line on standard error and its exit code."""
     options = parser().parse_args(arguments)
-    try:
-        return int(options.work(options) or 0)
-    except UserError as error:
-        if options.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return guarded(lambda: options.work(options), debug=options.debug)
 
 
 def _convert(options: argparse.Namespace) -> None:

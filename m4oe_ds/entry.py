@@ -6,10 +6,10 @@ import argparse
 import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from m4oe_ds.command_line import guarded
 from m4oe_ds.errors import UserError
 from m4oe_ds.runs.request import Prepared, Request, makes_phantoms, prepare
 
@@ -65,18 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(arguments)
     first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    prefix = "" if first else f"[rank {os.environ.get('RANK', '?')}] "
+    return guarded(lambda: _as_rank(request_of(options), first), debug=options.debug, prefix=prefix)
+
+
+def _as_rank(request: Request, first: bool) -> int:
     try:
-        return train(prepare(request_of(options)), first)
-    except UserError as error:
-        if options.debug:
-            traceback.print_exc()
-        elif first:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
+        return train(prepare(request), first)
+    except (UserError, OSError):
+        if not first:
             # Usually rank 0 failed the same way and the launcher ends this process first; if not, only this rank knows.
             time.sleep(3)
-            print(f"[rank {os.environ.get('RANK', '?')}] error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        raise
 
 
 def train(prepared: Prepared, first: bool) -> int:

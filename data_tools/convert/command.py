@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_tools.convert.options import ConvertOptions
-from m4oe_ds.errors import UserError
+from m4oe_ds.command_line import check_output, guarded
 
 
 def convert(options: ConvertOptions) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def convert(options: ConvertOptions) -> dict[str, Any]:
         EnvironmentProblem: no decoder for a transfer syntax of the archive.
     """
     options.check()
+    check_output(options.out, "--out")
     # here rather than above: help and refused options need no numerical libraries, which take seconds to load
     from data_tools.convert.conversion import convert_archive
 
@@ -39,10 +40,6 @@ def convert(options: ConvertOptions) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        given = sys.argv[1:] if arguments is None else arguments
-        convert(ConvertOptions.from_arguments(given, (__doc__ or "").split("\n\n")[0]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    given = sys.argv[1:] if arguments is None else arguments
+    summary = (__doc__ or "").split("\n\n")[0]
+    return guarded(lambda: convert(ConvertOptions.from_arguments(given, summary)))

@@ -11,10 +11,11 @@ import argparse
 import importlib
 import json
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from m4oe_ds.command_line import guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -135,6 +136,7 @@ def generate(
     found = _already_made(out, arguments)
     if found is not None:
         return {**found, "reused": True}
+    check_output(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if patients > 8 else 1
@@ -176,15 +178,10 @@ def _make(layout: str, out: Path, jobs: list[Job], workers: int, arguments: dict
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    from m4oe_ds.errors import UserError
-
     parser = argparse.ArgumentParser(prog="python -m data_tools.phantom", description=__doc__.split("\n\n")[0])
     add_arguments(parser)
-    try:
-        return run(parser.parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    options = parser.parse_args(arguments)
+    return guarded(lambda: run(options))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

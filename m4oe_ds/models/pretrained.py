@@ -69,12 +69,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _torch_load(path: Path) -> Any:
-    import pickle
-
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError("it holds more than tensors, which would run code of its own") from None
+    except Exception as error:
+        if type(error).__name__ == "UnpicklingError":
+            raise ValueError("it holds more than tensors, or nothing that torch wrote") from None
+        raise
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
@@ -95,8 +95,8 @@ def match(
 ) -> tuple[dict[str, Tensor], Loaded]:
     """Tensors of a file by the names of a model.
 
-    A prefix that wrappers add (``module.``, ``backbone.``, ``teacher.backbone.``) is recognised: the one with which most
-    names fit.
+    A prefix that wrappers add (``module.``, ``backbone.``, ``teacher.backbone.``) is recognised: the one with which
+    most names fit.
 
     Args:
         state: tensors of the file.

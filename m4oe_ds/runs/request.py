@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from m4oe_ds import config_loader, deepspeed_json
+from m4oe_ds.command_line import check_output
 from m4oe_ds.config import Config
 from m4oe_ds.data.sources import is_remote
-from m4oe_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
+from m4oe_ds.errors import CheckpointError, ConfigError, DataError
 from m4oe_ds.runs.folder import CheckpointFolder, RunFolder, checkpoint_tags
 
 
@@ -71,7 +71,7 @@ def prepare(request: Request) -> Prepared:
     if request.profile_steps < 0:
         raise ConfigError(f"{request.profile_steps} steps", "--profile", "write a whole number from 1")
     starts = _starts(request, folder)
-    _check_output(folder)
+    check_output(folder, "--output")
     _check_data(config)
     if starts:
         _check_weights(config)
@@ -99,26 +99,6 @@ def _starts(request: Request, folder: Path) -> bool:
         what = "not a checkpoint of this trainer (no manifest.json)"
         raise CheckpointError(what, str(path), f"name a step-* folder{there}")
     return False
-
-
-def _check_output(folder: Path) -> None:
-    """The folder, or the nearest one above it that exists, must be one that can be written to.
-
-    Raises:
-        EnvironmentProblem: it is not.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise EnvironmentProblem("is a file, not a folder", str(folder), "choose another --output")
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not above.is_dir():
-        raise EnvironmentProblem(f"{above} is a file, not a folder", str(folder), "choose another --output")
-    if not os.access(above, os.W_OK | os.X_OK) or _is_virtual(above):
-        raise EnvironmentProblem(f"cannot write to {above}", str(folder), "choose another --output")
-
-
-def _is_virtual(folder: Path) -> bool:
-    """Whether a folder belongs to the kernel, where even root can make nothing."""
-    return folder.absolute().parts[1:2] in (("proc",), ("sys",))
 
 
 def _check_data(config: Config) -> None:

@@ -1,0 +1,77 @@
+"""What every command does at its ends: refuses an output that cannot be, and turns an error into one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from m4oe_ds.errors import EnvironmentProblem, UserError
+
+INTERRUPTED = 130  # as shells have it
+
+
+def guarded(work: Callable[[], object], *, debug: bool = False, prefix: str = "") -> int:
+    """Runs a command; what a user can mend becomes one line on standard error, everything else keeps its traceback.
+
+    Args:
+        work: returns the exit status, or None for 0.
+        debug: let user errors end in a traceback, too.
+        prefix: stands before the line, such as the number of the rank.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        status = work()
+    except UserError as error:
+        if debug:
+            raise
+        return _say(f"{prefix}error: {error}", error.exit_code)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if debug or not error.filename:
+            raise
+        problem = EnvironmentProblem(error.strerror or type(error).__name__, str(error.filename), _remedy(error))
+        return _say(f"{prefix}error: {problem}", problem.exit_code)
+    except KeyboardInterrupt:
+        return _say(f"{prefix}stopped", INTERRUPTED)
+    return int(status) if isinstance(status, int) else 0
+
+
+def check_output(folder: Path, option: str) -> None:
+    """An output folder, or the nearest one above it that exists, must be one that can be written to.
+
+    Args:
+        folder: to be made, or to be written into.
+        option: that names it.
+
+    Raises:
+        EnvironmentProblem: it is not.
+    """
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        what = "is a file, not a folder" if above == folder else f"{above} is a file, not a folder"
+        raise EnvironmentProblem(what, str(folder), f"choose another {option}")
+    # the kernel's own folders can be written to by nobody, whatever their rights say
+    if not os.access(above, os.W_OK | os.X_OK) or above.absolute().parts[1:2] in (("proc",), ("sys",)):
+        raise EnvironmentProblem(
+            f"cannot write to {above}", str(folder), f"choose another {option}, or change its rights"
+        )
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "change its rights, or choose another place"
+    if isinstance(error, FileNotFoundError):
+        return "check the path"
+    return "check the disk, or choose another place"
+
+
+def _say(line: str, status: int) -> int:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+    return status
