@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m4oe_ds.command_line import guarded
+from m4oe_ds.command_line import check_output, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
