@@ -25,6 +25,12 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train, on the GPUs of this machine or as a rank that srun started")
     start.add_arguments(train)
     train.set_defaults(work=start.main)
+    from m4oe_ds.doctor import command as checkup
+
+    doctor = commands.add_parser("doctor", help="whether this machine, or every node of a job, is fit for training")
+    checkup.add_arguments(doctor)
+    doctor.set_defaults(work=checkup.main)
+
     init = commands.add_parser("init", help="copy the shipped configurations and SLURM scripts, to edit them")
     init.add_argument("folder", nargs="?", default=".", metavar="DIR", help="folder to copy to (default: this one)")
     init.set_defaults(work=_init)

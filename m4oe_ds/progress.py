@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any, Generic, TextIO, TypeVar
 
@@ -194,6 +194,6 @@ def track(items: Iterable[T], what: str, unit: str, total: int | None = None) ->
         unit: what an item is, in the plural.
         total: number of items; default ``len(items)``, or not known.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     return Tracked(items, Progress(what, total, unit))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import NoReturn
 
 from m4oe_ds import entry
 from m4oe_ds.coordinates import free_port, resolve
@@ -60,7 +61,7 @@ def _ranks(wanted: int) -> int:
     return wanted or visible
 
 
-def _exec_launcher(prepared: Prepared, ranks: int, debug: bool) -> None:
+def _exec_launcher(prepared: Prepared, ranks: int, debug: bool) -> NoReturn:
     """Becomes DeepSpeed's launcher, so that signals and the exit status are its own."""
     entry.make_phantoms(prepared)
     request = prepared.request

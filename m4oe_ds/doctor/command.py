@@ -104,9 +104,6 @@ def _ranks(options: argparse.Namespace, ranks: int, source: str) -> list[Finding
         )
         if path.is_file():
             return [Finding(**entry) for entry in json.loads(path.read_text())]
-    errors = [line for line in ended.stdout.splitlines() if line.startswith("error: ")] or ended.stdout.splitlines()[
-        -1:
-    ]
-    return [
-        bad("ranks", f"{ranks} ranks ended with status {ended.returncode}: {''.join(errors[:1])}", "see the message")
-    ]
+    lines = ended.stdout.splitlines()
+    error = next((line for line in lines if line.startswith("error: ")), "".join(lines[-1:]))
+    return [bad("ranks", f"{ranks} ranks ended with status {ended.returncode}: {error}", "see the message")]

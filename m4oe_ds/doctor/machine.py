@@ -73,7 +73,7 @@ def compilers() -> Iterable[Finding]:
 
 def decoders() -> Iterable[Finding]:
     """Decoders of compressed DICOM files."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
     for uid in (JPEGLosslessSV1, JPEG2000Lossless, JPEGLSLossless, RLELossless):

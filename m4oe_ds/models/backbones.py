@@ -63,7 +63,7 @@ def create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int
         if not config.weights:
             return timm.create_model(config.backbone, **options)
         if config.weights == "hub":
-            network = timm.create_model(config.backbone, pretrained=True, **options)
+            network: Any = timm.create_model(config.backbone, pretrained=True, **options)
             count = len(network.state_dict())
             network.loaded = Loaded("hub", count, count)
             return network
@@ -92,7 +92,7 @@ def _from_file(config: EmbedderConfig, options: dict[str, Any]) -> Any:
     path = Path(config.weights)
     state = read_state(path)
     named, loaded = match(state, timm.create_model(config.backbone, **options), path.name, config.backbone)
-    network = timm.create_model(
+    network: Any = timm.create_model(
         config.backbone, pretrained=True, pretrained_cfg_overlay={"state_dict": named}, **options
     )
     for name, value in network.state_dict().items():
