@@ -62,6 +62,7 @@ setup(
     extras_require={
         "remote": ["urllib3>=2.2", "boto3>=1.34"],
         "parquet": ["pyarrow>=15"],  # tables of one's own
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6"],  # the site of `make docs`
         "test": [
             "urllib3>=2.2",
             "boto3>=1.34",
