@@ -20,6 +20,15 @@ def parser() -> argparse.ArgumentParser:
     shtab.add_argument_to(top, ["--print-completion"], help="print the completion script of a shell")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    _add_training(commands)
+    _add_data(commands)
+    _add_runs(commands)
+    _add_studies(commands)
+    _add_export_models_config(commands)
+    return top
+
+
+def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from m4oe_ds import start
 
     train = commands.add_parser("train", help="train, on the GPUs of this machine or as a rank that srun started")
@@ -35,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument("folder", nargs="?", default=".", metavar="DIR", help="folder to copy to (default: this one)")
     init.set_defaults(work=_init)
 
+
+def _add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     evaluate = commands.add_parser("evaluate", help="evaluate a finished run on a split, at any number of ranks")
     evaluate.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
     evaluate.add_argument("--split", default="test", help="split to evaluate (default: test)")
@@ -43,7 +54,6 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(work=_evaluate)
 
-    _add_data(commands)
     from m4oe_ds.predict import command as prediction
 
     predict = commands.add_parser("predict", help="predict on new DICOM files with a finished run")
@@ -62,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
     analysis.add_arguments(analyze)
     analyze.set_defaults(work=analysis.main)
 
+
+def _add_studies(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from m4oe_ds.planning import command as planning
 
     plan = commands.add_parser(
@@ -83,9 +95,6 @@ def parser() -> argparse.ArgumentParser:
     )
     comparison.add_arguments(compare)
     compare.set_defaults(work=comparison.main)
-
-    _add_export_models_config(commands)
-    return top
 
 
 def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -163,7 +172,7 @@ def _init(options: argparse.Namespace) -> None:
 
     copied = shipped.copy(Path(options.folder))
     print(f"{len(copied)} files in {', '.join(str(Path(options.folder) / name) for name in shipped.FOLDERS)}")
-    print("train with one of them:  m4oe train --config configs/embed.yaml --ds_config ds_configs/bf16.json")
+    print("train with one of them:  m4oe train --config configs/small.yaml --ds_config ds_configs/bf16.json")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -61,7 +61,8 @@ def _model(config: Config, where: str, found: Places) -> Iterator[str]:
         return
     if model.missing_modality == "bank" and model.name != "m4oe":
         place = found.place("model.missing_modality", otherwise=where)
-        yield f"{place}: {model.name} has no bank; set model.missing_modality to mask, or model.name to m4oe"
+        fix = "set model.missing_modality to mask, or model.name to m4oe"
+        yield f"{place}: model.missing_modality: {model.name} has no bank; {fix}"
     try:
         card = find_card(config.data.dataset)
     except ConfigError:
@@ -89,7 +90,7 @@ def patch_size(config: Config) -> int:
 def _patches(config: Config, where: str, found: Places) -> Iterator[str]:
     """Image sizes that the patches do not cover: what is left over would never be seen."""
     size, patch = config.data.image_size, patch_size(config)
-    if len(size) == 2 and patch and any(side % patch for side in size):
+    if len(size) == 2 and min(size) >= 8 and patch and any(side % patch for side in size):
         place = found.place("data.image_size", "model.embedder.options", "model.embedder.backbone", otherwise=where)
         fits = [max(patch, round(side / patch) * patch) for side in size]
         yield f"{place}: patches of {patch} pixels do not divide data.image_size={list(size)}; write e.g. {fits}"

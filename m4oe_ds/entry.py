@@ -28,7 +28,7 @@ def add_arguments(options: argparse.ArgumentParser) -> None:
         "--config",
         default="demo",
         metavar="YAML",
-        help="configuration of the run: a path, or the name of a shipped one such as embed (default: demo)",
+        help="configuration of the run: a path, or the name of a shipped one such as small (default: demo)",
     )
     options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
     options.add_argument(
