@@ -15,7 +15,15 @@ from pathlib import Path
 
 from m4oe_ds.doctor.finding import Finding, bad, good, note
 
-TESTED = {"torch": "2.13.0", "torchvision": "0.28.0", "timm": "1.0.28", "numpy": "2.4.0", "deepspeed": "0.19.8"}
+TESTED = {  # what the tests run with: the lines of constraints.txt
+    "torch": "2.13.0",
+    "torchvision": "0.28.0",
+    "timm": "1.0.31",
+    "numpy": "2.4.6",
+    "deepspeed": "0.19.8",
+    "pydicom": "3.0.2",
+    "webdataset": "1.0.2",
+}
 _GB = 1e9
 
 
@@ -24,13 +32,14 @@ def packages() -> Iterable[Finding]:
     yield good("python", platform.python_version())
     from m4oe_ds.compat import import_torchvision
 
-    for name in ("torch", "torchvision", "timm", "numpy", "deepspeed", "pydicom", "webdataset"):
+    for name, tested in TESTED.items():
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             yield bad(name, "is not installed", "pip install m4oe_ds")
             continue
-        yield good(name, version)
+        same = version.partition("+")[0] == tested
+        yield good(name, version if same else f"{version} (the tests run with {tested})")
     import_torchvision()
     import timm  # noqa: F401  # the import is the check
 
