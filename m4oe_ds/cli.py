@@ -25,6 +25,8 @@ def parser() -> argparse.ArgumentParser:
     _add_runs(commands)
     _add_studies(commands)
     _add_export_models_config(commands)
+    for command in commands.choices.values():  # also behind the command
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return top
 
 
