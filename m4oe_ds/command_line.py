@@ -37,6 +37,13 @@ def guarded(work: Callable[[], object], *, debug: bool = False, prefix: str = ""
             raise
         problem = EnvironmentProblem(error.strerror or type(error).__name__, str(error.filename), _remedy(error))
         return _say(f"{prefix}error: {problem}", problem.exit_code)
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if debug or package in ("m4oe_ds", "data_tools"):
+            raise
+        what = f"{package or 'a package'} cannot be imported: {next(iter(str(error).splitlines()), '')}"
+        problem = EnvironmentProblem(what, fix="`m4oe doctor --quick` looks at the packages")
+        return _say(f"{prefix}error: {problem}", problem.exit_code)
     except KeyboardInterrupt:
         return _say(f"{prefix}stopped", INTERRUPTED)
     return int(status) if isinstance(status, int) else 0

@@ -114,7 +114,7 @@ def test_two_cells_are_compared(installed: Installed) -> None:
     options = ("--preset", "smoke", "--datasets", "embed", *shards, "--set", "run.num_epochs=1")
     for cell in ("0", "3"):
         assert ": done: " in installed.run("m4oe", "compare", *options, "--cell", cell)
-    installed.run("m4oe", "compare", *options, "--collect")
+    installed.run("m4oe", "compare", *options, "--collect", status=1)  # most cells are still missing
     assert (installed.work / "runs" / "compare-smoke" / "tables.md").is_file()
 
 
@@ -125,7 +125,7 @@ def test_two_points_are_scaled(installed: Installed) -> None:
 
 
 def test_files_that_come_with_it_are_named_and_copied(installed: Installed) -> None:
-    assert "backbone: vit_base_patch16_224" in installed.run("m4oe", "config", "paper/embed")
+    assert "backbone: vit_base_patch16_224" in installed.run("m4oe", "config", "embed")
     installed.run("m4oe", "init", "mine")
     for name in ("configs/demo.yaml", "ds_configs/zero2.json", "slurm/train.sbatch", "slurm/env.sh"):
         assert (installed.work / "mine" / name).read_bytes() == (ROOT / name).read_bytes()
@@ -136,6 +136,6 @@ def test_files_that_come_with_it_are_named_and_copied(installed: Installed) -> N
 
 def test_a_misspelt_data_folder_is_filled_by_nobody(installed: Installed) -> None:
     options = ("--config", "demo", "--ds_config", "zero2", "--set", "data.root=data/dmeo")
-    said = installed.run("m4oe", "train", *options, status=3)
+    said = installed.run("m4oe", "train", *options, status=4)
     assert "no shard folder 'data/dmeo'" in said
     assert not (installed.work / "data" / "dmeo").exists()
