@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 CONFIG_VERSION = 1
+PARTS = ("backbone", "router", "experts", "heads", "other")  # of a model: m4oe_ds/models/parts.py
+DECAY_KINDS = ("norms", "biases", "scales", "embeddings")  # of parameters that are no weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +256,11 @@ class ModelConfig:
     msoe: MSoEConfig = section(MSoEConfig, "Modality-specific Soft-MoE towers.")
     mtoe: MToEConfig = section(MToEConfig, "Modality-task mixture of experts.")
     fusion: FusionConfig = section(FusionConfig, "Fusion tower.")
+    freeze: tuple[str, ...] = option(
+        (),
+        "Parts that are not trained: `backbone`, `router`, `experts`, `heads`, `other`; their batch norms and dropout "
+        "stay as in evaluation.",
+    )
     activation_checkpointing: bool = option(False, "Recompute block activations in backward to save memory.")
     init_from: str = option(
         "", "Start from a trained model: a run folder, an export folder or a `*.safetensors` with its configuration."
@@ -331,6 +338,22 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartConfig:
+    lr_factor: float = option(1.0, "Factor of the learning rate of this part.", at_least=0)
+    decay_factor: float = option(1.0, "Factor of the weight decay of this part.", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    parts: dict[str, PartConfig] = option(
+        {}, "By part of the model (`backbone`, `router`, `experts`, `heads`, `other`): factors of rate and decay."
+    )
+    no_decay: tuple[str, ...] = option(
+        (), "Parameters without weight decay: any of `norms`, `biases`, `scales`, `embeddings`; empty = all decay."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     ep_size: int = option(
         0, "Ranks that share the experts; 0 = as many as the world size and expert counts allow.", at_least=0
@@ -356,6 +379,7 @@ class Config:
     model: ModelConfig = section(ModelConfig, "Architecture.")
     loss: LossConfig = section(LossConfig, "Task losses and the mutual-information term.")
     schedule: ScheduleConfig = section(ScheduleConfig, "Factors of the base rate, which the DeepSpeed JSON owns.")
+    optim: OptimConfig = section(OptimConfig, "Rate and decay by part; the DeepSpeed JSON owns both.")
     parallel: ParallelConfig = section(ParallelConfig, "Expert parallelism.")
     evaluation: EvaluationConfig = section(EvaluationConfig, "Final evaluation.")
 

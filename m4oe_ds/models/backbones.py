@@ -35,8 +35,14 @@ class TokenEmbedder(nn.Module):
         """Patches along every axis of an image or volume, whose tokens go row by row; empty for all others."""
         return ()
 
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What weights can be loaded for; nothing by default."""
+        return ()
+
     def freeze(self) -> None:
-        """Excludes from training what weights can be loaded for; nothing by default."""
+        """Excludes the networks from training."""
+        for network in self.networks():
+            network.requires_grad_(False)
 
 
 def create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int, int]) -> Any:

@@ -63,10 +63,9 @@ class VolumeEmbedder(TokenEmbedder):
         """Patches along depth, height and width."""
         return self._grid
 
-    def freeze(self) -> None:
-        """Excludes the blocks from training; patches, positions and prefix tokens stay in it."""
-        for part in (self.norm_pre, self.blocks, self.norm):
-            part.requires_grad_(False)
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The blocks and their norms; not patches, positions and prefix tokens."""
+        return self.norm_pre, self.blocks, self.norm
 
     @torch.no_grad()
     def _inflate(self, network: Any) -> None:

@@ -90,6 +90,9 @@ class Loop:
             self.total_steps = min(self.total_steps, config.run.max_steps)
         self.policy = gradient_policy.policy(config.loss.gradient_policy, **config.loss.gradient_options)
         self.base_rates = [group["lr"] for group in engine.optimizer.param_groups]
+        self.base_rate = float(
+            (engine.optimizer_params() or {}).get("lr", self.base_rates[0])
+        )  # that of the JSON, whatever its factors by part
         self.global_batch = micro * accumulation * reduce.world_size()
         self.profile_steps = profile_steps
         self.arithmetic = (
@@ -156,11 +159,8 @@ class Loop:
         for batches in profiler.batches(self.train.epoch(epoch, self.position.samples_in_epoch)):
             step = self.position.step  # steps done before this one
             log = (step + 1) % run.log_every_steps == 0 or step + 1 == self.total_steps or step == 0
-            rate = schedule.apply(
-                self.engine,
-                self.base_rates,
-                schedule.factor(self.config.schedule, step, self.steps_per_epoch, self.total_steps),
-            )
+            factor = schedule.factor(self.config.schedule, step, self.steps_per_epoch, self.total_steps)
+            schedule.apply(self.engine, self.base_rates, factor)
             every = run.conflict_every_steps
             report = train_step(
                 self.engine,
@@ -180,7 +180,7 @@ class Loop:
             recorder.step()
             profiler.step()
             if log or report.conflict:
-                self._log(recorder, report, rate, epoch, meter.read(self.arithmetic))
+                self._log(recorder, report, self.base_rate * factor, epoch, meter.read(self.arithmetic))
             stop = request.agreed(self.engine.device)
             if over or self.position.step >= self.total_steps:  # max_steps may end inside an epoch
                 self._end_of_epoch(recorder, epoch)
