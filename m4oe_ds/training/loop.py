@@ -90,9 +90,8 @@ class Loop:
             self.total_steps = min(self.total_steps, config.run.max_steps)
         self.policy = gradient_policy.policy(config.loss.gradient_policy, **config.loss.gradient_options)
         self.base_rates = [group["lr"] for group in engine.optimizer.param_groups]
-        self.base_rate = float(
-            (engine.optimizer_params() or {}).get("lr", self.base_rates[0])
-        )  # that of the JSON, whatever its factors by part
+        # that of the JSON, whatever the factors by part
+        self.base_rate = float((engine.optimizer_params() or {}).get("lr", self.base_rates[0]))
         self.global_batch = micro * accumulation * reduce.world_size()
         self.profile_steps = profile_steps
         self.arithmetic = (

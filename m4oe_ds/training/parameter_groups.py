@@ -29,7 +29,7 @@ class Group:
         trained: False of frozen parameters.
         parameters: the parameters, in the order of the model; those of experts are this rank's.
         count: values over all experts.
-        members: what is in it, such as ``backbone`` or ``norms of backbone``, in the order of the model.
+        members: what is in it, such as ``backbone`` or ``norms of backbone``.
         factors: of rate and decay.
     """
 
@@ -44,7 +44,8 @@ class Group:
     @property
     def name(self) -> str:
         """Such as ``backbone, heads``."""
-        return ", ".join(self.members)
+        order = {part: number for number, part in enumerate(PARTS)}
+        return ", ".join(sorted(self.members, key=lambda member: order[member.rsplit(" ", 1)[-1]]))
 
     def line(self) -> str:
         """Such as ``  86,000,000 values at rate 1e-05, weight decay 0.05: backbone``."""

@@ -1,4 +1,4 @@
-"""Rates by part and frozen parts in real engines: every ZeRO stage, two ranks, and a checkpoint between two groupings."""
+"""Rates by part and frozen parts in real engines: every ZeRO stage, two ranks, a checkpoint between two groupings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ DECAY = {
     "type": "AdamW",
     "params": {"lr": 1e-3, "weight_decay": 0.1, "torch_adam": True, "adam_w_mode": True},
 }
-MUON = {"type": "Muon", "params": {"lr": 1e-3, "weight_decay": 0.1}}
 
 
 def values(engine: Any) -> dict[str, str]:
@@ -37,9 +36,7 @@ def values(engine: Any) -> dict[str, str]:
     }
 
 
-def train(
-    rank: int, world: int, stage: int, optimizer: dict[str, Any], legs: list[list[str]], folder: str, extra: Any = None
-) -> Any:
+def train(rank: int, world: int, stage: int, optimizer: dict[str, Any], legs: list[list[str]], folder: str) -> Any:
     """Two steps per leg; a leg goes on from the checkpoint of the one before.
 
     Returns:
@@ -56,7 +53,7 @@ def train(
     found, step = [], 0
     for overrides in legs:
         cfg = problem.config(*overrides)
-        ds = problem.deepspeed_config(stage, BATCH, 1, 0.5, **({} if extra is None else extra))
+        ds = problem.deepspeed_config(stage, BATCH, 1, 0.5)
         ds["optimizer"] = optimizer
         sizes = deepspeed_json.batch_sizes(ds, world, "test")
         engine, place = engines.create(cfg, ds, sizes, world)
@@ -138,8 +135,8 @@ def test_a_frozen_part_stays_where_it_is(part: str, stage: int, tmp_path: Path) 
         for leg in rank:
             assert leg["held"] == [part]
             assert part not in leg["moved"]
-            assert "heads" in leg["moved"]
             assert [row["name"] for row in leg["table"] if not row["trained"]] == [part]
+    assert "heads" in results[0][0]["moved"] + results[1][0]["moved"]  # a rank holds some of the masters
     single = run_ranks(train, 1, 2, DECAY, legs, str(tmp_path / "d"), folder=tmp_path / "q")[0]
     assert [leg["losses"] for leg in results[0]] == [pytest.approx(leg["losses"], rel=2e-4) for leg in single]
 
@@ -153,10 +150,3 @@ def test_batch_norms_of_a_frozen_backbone_do_not_move_on_two_ranks(tmp_path: Pat
         for rank in results:
             assert ("buffers" in rank[0]["moved"]) is (name == "free")
             assert ("backbone" in rank[0]["moved"]) is (name == "free")
-
-
-def test_muon_takes_rates_by_part(tmp_path: Path) -> None:
-    legs = [["optim.parts={heads: {lr_factor: 0.5}}"]]
-    results = run_ranks(train, 2, 2, MUON, legs, str(tmp_path / "c"), folder=tmp_path / "r")
-    assert results[0][0]["rates"] == [2.5e-4, 5e-4]
-    assert {"heads", "experts", "backbone"} <= set(results[0][0]["moved"])

@@ -33,14 +33,13 @@ def test_the_parts_of_our_model() -> None:
         "embedders.by_modality.ffdm_cc.backbone.pos_embed": "backbone",
         "msoe.ffdm_cc.blocks.0.mlp.router.phi": "router",
         "mtoe.mtoe.router.scale": "router",
-        "mtoe.mtoe.experts.w1": "experts",
-        "fusion.blocks.0.mlp.experts.w3": "experts",
+        "mtoe.mtoe.experts.experts.w1": "experts",
+        "fusion.blocks.0.mlp.experts.experts.w3": "experts",
         "heads.density.classify.bias": "heads",
         "fusion.blocks.0.attention.proj.weight": "other",
         "mtoe.mtoe.task_embed": "other",
     }
-    found = {name.replace("experts.weights.", "experts."): part for name, part in parts.items()}
-    assert {name: found.get(name) for name in expected} == expected
+    assert {name: parts.get(name) for name in expected} == expected
 
 
 def test_kinds_of_parameters() -> None:

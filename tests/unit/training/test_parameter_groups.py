@@ -76,7 +76,7 @@ def test_the_table_names_what_is_where() -> None:
     lines = table(parameter_groups(model, optim, ADAM)).splitlines()
     assert len(lines) == 6
     assert any(line.endswith("at rate 0.003, weight decay 0: norms of heads") for line in lines)
-    assert any(line.endswith("at rate 0.001, weight decay 0.05: router, other, experts") for line in lines)
+    assert any(line.endswith("at rate 0.001, weight decay 0.05: router, experts, other") for line in lines)
     assert lines[-1].endswith("values frozen: backbone")
 
 
