@@ -91,6 +91,12 @@ class RunConfig:
     max_steps: int = option(0, "Stop after N optimizer steps; 0 = no limit.", at_least=0)
     log_every_steps: int = option(10, "Write a log line every N optimizer steps.", at_least=1)
     eval_every_epochs: int = option(1, "Evaluate on the validation split every N epochs; 0 = never.", at_least=0)
+    patience: int = option(
+        0, "Stop after N validations in a row without a better `run.checkpoint.metric`; 0 = never.", at_least=0
+    )
+    min_improvement: float = option(
+        0.0, "`run.patience`: by how much that figure must be better to count as an improvement.", at_least=0
+    )
     conflict_every_steps: int = option(
         0, "Log the cosines of the tasks' gradients at the last shared layer every N steps; 0 = never.", at_least=0
     )

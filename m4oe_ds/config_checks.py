@@ -48,6 +48,13 @@ def contradictions(config: Config, where: str, found: Places) -> Iterator[str]:
     yield from _patches(config, where, found)
     yield from _heads(config, where, found)
     yield from _parts(config, where, found)
+    run = config.run
+    if run.patience and not run.eval_every_epochs:
+        place, fix = found.place("run.patience", otherwise=where), "set run.eval_every_epochs from 1"
+        yield f"{place}: run.patience counts validations, and there are none; {fix}"
+    if run.min_improvement and not run.patience:
+        place, fix = found.place("run.min_improvement", otherwise=where), "set run.patience from 1"
+        yield f"{place}: run.min_improvement does nothing without run.patience; {fix}"
 
 
 def _parts(config: Config, where: str, found: Places) -> Iterator[str]:
