@@ -104,6 +104,9 @@ class RunConfig:
         False, "Name the operation whose gradient is not a number; slows training down several times."
     )
     tensorboard: bool = option(True, "Write TensorBoard events next to log.jsonl.")
+    trackers: tuple[str, ...] = option(
+        ("tensorboard",), "Who is told the figures: `tensorboard`, `wandb`, `mlflow`, or `package.module:Class`."
+    )
     checkpoint: CheckpointConfig = section(CheckpointConfig, "When to save and what to keep.")
     expects: dict[str, Any] = option(
         {}, "Dotted keys of the DeepSpeed JSON and the values this recipe relies on; a difference stops the run."

@@ -81,11 +81,19 @@ def create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int
             raise
         cause = next(iter(str(error).splitlines()), type(error).__name__)
         fix = (
-            "the hub needs a network: download the weights elsewhere and give their path"
+            f"the hub needs a network: download {_address(config.backbone)} elsewhere and give their path"
             if config.weights == "hub"
             else "the file must hold a state dict of this backbone (safetensors or weights-only .pth)"
         )
         raise ConfigError(f"cannot load {config.weights} for {config.backbone}: {cause}", OPTION, fix) from error
+
+
+def _address(backbone: str) -> str:
+    """Where timm finds the weights of a backbone."""
+    known = timm.get_pretrained_cfg(backbone)
+    if known is not None and known.hf_hub_id:
+        return f"the weights (model.safetensors of https://huggingface.co/{known.hf_hub_id})"
+    return f"the weights ({known.url})" if known is not None and known.url else "the weights"
 
 
 def _alike(name: str, known: str) -> float:

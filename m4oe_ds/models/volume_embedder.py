@@ -54,6 +54,7 @@ class VolumeEmbedder(TokenEmbedder):
         self.num_prefix_tokens = 0 if self.prefix is None else self.prefix.shape[1]
         self.norm_pre, self.blocks, self.norm = network.norm_pre, network.blocks, network.norm
         if config.weights:
+            self.loaded = network.loaded
             self._inflate(network)
         self.project = nn.Identity() if width == dim else nn.Linear(width, dim)
         self.is_transformer = True

@@ -134,4 +134,6 @@ def for_optimizer(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def table(groups: Sequence[Group]) -> str:
     """The groups for the person who starts the run."""
+    if len(groups) == 1:
+        return groups[0].line().strip()
     return "\n".join(["parameters by learning rate:", *(group.line() for group in groups)])

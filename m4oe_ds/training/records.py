@@ -40,10 +40,10 @@ def environment(**facts: Any) -> dict[str, Any]:
     }
 
 
-def recorded_origin(path: Path) -> Any:
-    """What an earlier leg of the run recorded under ``init_from``; None if nothing."""
+def recorded(path: Path, key: str) -> Any:
+    """What an earlier leg of the run recorded under a key of ``environment.json``; None if nothing."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("init_from")
+        return json.loads(path.read_text(encoding="utf-8")).get(key)
     except (OSError, ValueError, AttributeError):  # another folder, or a record cut short; the run itself is sound
         return None
 
