@@ -48,12 +48,24 @@ def add_arguments(options: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="record STEPS steps (default 3) with the torch profiler, after two of warm-up, into <output>/profile",
     )
+    options.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="one batch through everything (data, a step on every rank, validation, a checkpoint written and read, "
+        "metrics, report), then stop; nothing is left behind, and status 0 means that all of it worked",
+    )
 
 
 def request_of(options: argparse.Namespace) -> Request:
     """What the options ask for."""
     return Request(
-        options.ds_config, options.config, tuple(options.set), options.resume, options.output, options.profile
+        options.ds_config,
+        options.config,
+        tuple(options.set),
+        options.resume,
+        options.output,
+        options.profile,
+        options.dry_run,
     )
 
 

@@ -71,6 +71,8 @@ def _exec_launcher(prepared: Prepared, ranks: int, debug: bool) -> NoReturn:
         arguments += ["--output", request.output]
     if request.profile_steps:
         arguments += ["--profile", str(request.profile_steps)]
+    if request.dry_run:
+        arguments.append("--dry-run")
     if debug:
         arguments.append("--debug")
     sys.stdout.flush()

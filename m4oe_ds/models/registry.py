@@ -65,6 +65,7 @@ def build(config: Config, experts_factory: ExpertsFactory | None = None) -> Mult
     import torch
 
     from m4oe_ds.layers.experts import LocalExperts, initialise_experts
+    from m4oe_ds.models.parts import freeze, frozen_modules
 
     entry = find_system(config.model.name)
     if config.model.missing_modality == "bank" and config.model.name != "m4oe":
@@ -80,4 +81,9 @@ def build(config: Config, experts_factory: ExpertsFactory | None = None) -> Mult
             spec, config.model, experts_factory or LocalExperts
         )
     initialise_experts(model, config.run.seed)
+    if config.model.freeze:
+        freeze(model, config.model.freeze)
+    if config.model.freeze or config.model.embedder.freeze:
+        model.held = frozen_modules(model)
+        model.train(model.training)
     return model
