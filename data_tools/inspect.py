@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from data_tools.identifiers import scan_identifiers
+from m4oe_ds.arguments import Parser
 from m4oe_ds.command_line import guarded
 from m4oe_ds.data.schema import MISSING, SPLITS, TaskSpec, follow_ups
 from m4oe_ds.errors import DataError
@@ -242,14 +243,16 @@ def inspect(folder: Path, phi: bool = False, sheet: Path | None = None) -> tuple
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command line."""
-    parser.add_argument("folder", type=Path, help="folder of shards, made by data_tools.convert")
-    parser.add_argument("--contact-sheet", type=Path, default=None, help="PNG to write with the first samples")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of shards, made by `m4oe convert`")
+    parser.add_argument(
+        "--contact-sheet", type=Path, default=None, metavar="PNG", help="picture to write with the first samples"
+    )
     parser.add_argument("--phi", action="store_true", help="search every byte for identifying content")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m data_tools.inspect", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser(prog="python -m data_tools.inspect", description=(__doc__ or "").split("\n\n")[0])
     add_arguments(parser)
     options = parser.parse_args(arguments)
     return guarded(lambda: run(options))

@@ -59,10 +59,17 @@ def parse_tree(text: str, name: str) -> Node:
     return to_tree(node, name) if node is not None else Node({}, name)
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """``; did you mean X? (known: ...)``, to end the line about an unknown name with."""
+def nearest(name: str, known: Sequence[str], *, ordered: bool = False) -> str:
+    """``; did you mean X? (known: ...)``, to end the line about an unknown name with.
+
+    Args:
+        name: the unknown one.
+        known: those there are.
+        ordered: whether their order means something; else they are listed by the alphabet.
+    """
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"; did you mean {close[0]}?" if close else ";") + f" (known: {', '.join(sorted(known))})"
+    listed = f" (known: {', '.join(known if ordered else sorted(known))})"
+    return (f"; did you mean {close[0]}?" if close else "") + listed
 
 
 def to_tree(node: yaml.Node, path: str, above: tuple[int, ...] = ()) -> Node:

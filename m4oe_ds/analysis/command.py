@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 
 from m4oe_ds.analysis.options import SECTIONS, AnalysisOptions
+from m4oe_ds.arguments import MOST_DRAWS, whole
 from m4oe_ds.option_lists import comma_list
 
 
@@ -16,7 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("run", metavar="RUN", help="run folder, e.g. runs/demo")
     add("--split", default="test", help="split to analyse (default: test)")
     add("--only", default="", metavar="A,B,..", help=f"run only these sections: {', '.join(SECTIONS)}")
-    add("--limit", type=int, default=0, metavar="N", help="analyse at most N samples of a split (default: all)")
+    add(
+        "--limit",
+        type=whole(),
+        default=0,
+        metavar="N",
+        help="analyse at most N samples of a split; 0 = all (default: 0)",
+    )
     add("--truth", default="", metavar="PATH", help="truth.json of a phantom archive (default: next to the shards)")
     add("--mapping", default="", metavar="PATH", help="mapping.csv of the conversion (default: next to the shards)")
     add("--data", default="", metavar="DIR", help="folder of shards (default: the one the run was trained on)")
@@ -39,9 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "encoder (default: task)",
     )
     add(
-        "--permutations", type=int, default=10, metavar="N", help="permutations for the null of a synergy (default: 10)"
+        "--permutations",
+        type=whole(1, MOST_DRAWS),
+        default=10,
+        metavar="N",
+        help="permutations for the null of a synergy (default: 10)",
     )
-    add("--resamples", type=int, default=500, metavar="N", help="bootstrap resamples of patients (default: 500)")
+    add(
+        "--resamples",
+        type=whole(1, MOST_DRAWS),
+        default=500,
+        metavar="N",
+        help="bootstrap resamples of patients (default: 500)",
+    )
 
 
 def main(options: argparse.Namespace) -> int:

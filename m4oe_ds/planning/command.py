@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from m4oe_ds.arguments import whole
+
 if TYPE_CHECKING:
     from m4oe_ds.config import Config
     from m4oe_ds.planning.candidates import Candidate
@@ -24,11 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ds_config", metavar="JSON", help="take batch, precision, ZeRO stage and offload from this file"
     )
-    parser.add_argument("--batch", type=int, help="samples per optimizer step (default: the recipe's, else 32)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: bf16")
-    parser.add_argument("--ep", type=int, help="ranks that share the experts (default: searched)")
+    parser.add_argument(
+        "--batch", type=whole(1), metavar="N", help="samples per optimizer step (default: the recipe's, else 32)"
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="type of weights and activations (default: bf16)"
+    )
+    parser.add_argument("--ep", type=whole(1), metavar="N", help="ranks that share the experts (default: searched)")
     parser.add_argument("--zero", type=int, choices=(1, 2, 3), help="ZeRO stage (default: searched)")
-    parser.add_argument("--micro", type=int, help="samples per forward and rank (default: searched)")
+    parser.add_argument("--micro", type=whole(1), metavar="N", help="samples per forward and rank (default: searched)")
     parser.add_argument("--offload", action="store_true", help="optimizer in host memory (default: only if needed)")
     parser.add_argument("--all-devices", action="store_true", help="leave no kind of device of a mixed cluster idle")
     parser.add_argument(

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 
+from m4oe_ds.arguments import add_command, number, whole
+
 DEVICES = "A100-80,L40S,A100-80+L40S"
 WORLDS = "8,16,32,64,128,256,512,1024,2048,4096"
 
@@ -12,9 +14,16 @@ WORLDS = "8,16,32,64,128,256,512,1024,2048,4096"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the sub-commands."""
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    run = commands.add_parser("run", help="measure a grid on this machine, then collect")
+    run = add_command(
+        commands,
+        "run",
+        "measure a grid on this machine, then collect",
+        "m4oe scale run --output runs/scaling --experts 8,16 --ep 1,2 --world 1,2",
+    )
     _common(run)
-    run.add_argument("--experts", default="16,32,64,128", metavar="N,N,..", help="experts of the MToE")
+    run.add_argument(
+        "--experts", default="16,32,64,128", metavar="N,N,..", help="experts of the MToE (default: 16,32,64,128)"
+    )
     run.add_argument("--ep", default="1,2", metavar="N,N,..", help="ranks that share the experts (default: 1,2)")
     run.add_argument("--world", default="1,2", metavar="N,N,..", help="numbers of ranks (default: 1,2)")
     run.add_argument(
@@ -24,24 +33,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what stays fixed: samples per rank (weak) or per step (strong); default: weak",
     )
     run.add_argument(
-        "--timeout", type=float, default=1800.0, metavar="S", help="longest time for one point (default: 1800)"
+        "--timeout",
+        type=number(above=0),
+        default=1800.0,
+        metavar="S",
+        help="longest time for one point in seconds (default: 1800)",
     )
     run.add_argument(
         "--dry-run", action="store_true", help="list the points, and those that are impossible with the reason"
     )
-    point = commands.add_parser(
-        "point", help="measure one point in this job (srun, deepspeed launcher, or one process)"
+    point = add_command(
+        commands,
+        "point",
+        "measure one point in this job (srun, deepspeed launcher, or one process)",
+        "srun m4oe scale point --experts 128 --output runs/scaling --config my.yaml --ds_config bf16",
     )
     _common(point)
-    point.add_argument("--experts", type=int, required=True, metavar="N", help="experts of the MToE")
+    point.add_argument("--experts", type=whole(1), required=True, metavar="N", help="experts of the MToE")
     point.add_argument(
-        "--ep", type=int, default=0, metavar="N", help="ranks that share the experts (default: 0 = as many as fit)"
+        "--ep", type=whole(), default=0, metavar="N", help="ranks that share the experts (default: 0 = as many as fit)"
     )
-    point.add_argument("--mode", default="weak", choices=("weak", "strong"))
-    simulate = commands.add_parser("simulate", help="predict the same study for other clusters; marked as simulated")
+    point.add_argument(
+        "--mode",
+        default="weak",
+        choices=("weak", "strong"),
+        help="what stays fixed: samples per rank (weak) or per step (strong); default: weak",
+    )
+    simulate = add_command(
+        commands,
+        "simulate",
+        "predict the same study for other clusters; marked as simulated",
+        "m4oe scale simulate --output runs/scaling --gpu A100-80,A100-80+L40S --worlds 8,64,512",
+    )
     _common(simulate)
-    simulate.add_argument("--experts", default="16,32,64,128", metavar="N,N,..", help="experts of the MToE")
-    simulate.add_argument("--mode", default="weak", metavar="weak,strong")
+    simulate.add_argument(
+        "--experts", default="16,32,64,128", metavar="N,N,..", help="experts of the MToE (default: 16,32,64,128)"
+    )
+    simulate.add_argument(
+        "--mode",
+        default="weak",
+        metavar="weak,strong",
+        help="what stays fixed: samples per rank (weak) or per step (strong); default: weak",
+    )
     simulate.add_argument(
         "--gpu",
         default=DEVICES,
@@ -50,27 +83,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     simulate.add_argument("--worlds", default=WORLDS, metavar="N,N,..", help="numbers of devices (default: 8 to 4096)")
     simulate.add_argument("--zero", type=int, default=2, choices=(1, 2, 3), help="ZeRO stage (default: 2)")
-    simulate.add_argument("--precision", default="bf16", choices=("fp32", "bf16", "fp16"))
-    collect = commands.add_parser("collect", help="make tables and plots of the points and simulations in a folder")
+    simulate.add_argument(
+        "--precision",
+        default="bf16",
+        choices=("fp32", "bf16", "fp16"),
+        help="type of weights and activations (default: bf16)",
+    )
+    collect = add_command(
+        commands,
+        "collect",
+        "make tables and plots of the points and simulations in a folder",
+        "m4oe scale collect runs/scaling",
+    )
     collect.add_argument("output", metavar="DIR", help="folder of the study")
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", default="configs/demo.yaml", metavar="YAML", help="default: configs/demo.yaml")
     parser.add_argument(
-        "--ds_config", default="ds_configs/zero2.json", metavar="JSON", help="default: ds_configs/zero2.json"
+        "--config",
+        default="configs/demo.yaml",
+        metavar="YAML",
+        help="configuration: a path, or the name of a shipped one (default: configs/demo.yaml)",
+    )
+    parser.add_argument(
+        "--ds_config",
+        default="ds_configs/zero2.json",
+        metavar="JSON",
+        help="DeepSpeed configuration: a path, or the name of a shipped one (default: ds_configs/zero2.json)",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the study")
-    parser.add_argument("--micro", type=int, default=4, metavar="N", help="weak scaling: samples per rank (default: 4)")
     parser.add_argument(
-        "--batch", type=int, default=16, metavar="N", help="strong scaling: samples per step (default: 16)"
+        "--micro", type=whole(1), default=4, metavar="N", help="weak scaling: samples per rank (default: 4)"
     )
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps (default: 10)")
-    parser.add_argument("--warm-up", type=int, default=3, metavar="N", help="steps before the timed ones (default: 3)")
+    parser.add_argument(
+        "--batch", type=whole(1), default=16, metavar="N", help="strong scaling: samples per step (default: 16)"
+    )
+    parser.add_argument("--steps", type=whole(1), default=10, metavar="N", help="timed steps (default: 10)")
+    parser.add_argument(
+        "--warm-up", type=whole(), default=3, metavar="N", help="steps before the timed ones (default: 3)"
+    )
     parser.add_argument(
         "--profiled",
-        type=int,
+        type=whole(),
         default=4,
         metavar="N",
         help="profiled steps after the timed ones, for the split of a step; 0 = none (default: 4)",
