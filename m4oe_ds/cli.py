@@ -10,7 +10,7 @@ from typing import Any
 import shtab
 
 from m4oe_ds import __version__
-from m4oe_ds.arguments import Parser, add_command, number
+from m4oe_ds.arguments import Parser, add_command
 from m4oe_ds.command_line import guarded
 
 
@@ -195,33 +195,16 @@ def _add_studies(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_export_models_config(commands: argparse._SubParsersAction[Parser]) -> None:
+    from m4oe_ds.runs import export as exporting
+
     export = add_command(
         commands,
         "export",
         "consolidate a checkpoint into safetensors, every expert included",
         "m4oe export runs/demo --out exported --dtype bf16",
     )
-    export.add_argument("run", metavar="RUN", help="run folder, or one of its step-* checkpoints")
-    export.add_argument(
-        "--checkpoint", default="best", metavar="best|latest|TAG", help="checkpoint to export (default: best)"
-    )
-    export.add_argument(
-        "--out",
-        default="",
-        metavar="FILE|DIR",
-        help="file, or folder that opens as a run elsewhere (default: RUN/weights/model.safetensors)",
-    )
-    export.add_argument(
-        "--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="type of the weights (default: fp32)"
-    )
-    export.add_argument(
-        "--max-file-gb",
-        type=number(at_least=0),
-        default=0.0,
-        metavar="GB",
-        help="largest size of a file in GB of 10^9 bytes; 0 = one file (default: 0)",
-    )
-    export.set_defaults(work=_export)
+    exporting.add_arguments(export)
+    export.set_defaults(work=exporting.main)
 
     models = add_command(
         commands,
@@ -280,6 +263,10 @@ def _init(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from m4oe_ds.runs.opening import check_run
+
+    check_run(Path(options.run), [options.split], options.data)  # before torch is imported: refusals are instant
+
     from m4oe_ds.evaluation.metrics_text import format_table
     from m4oe_ds.evaluation.missing_modalities import format_observed
     from m4oe_ds.runs.evaluate import evaluate_run
@@ -300,39 +287,6 @@ def _report(options: argparse.Namespace) -> None:
     from m4oe_ds.report.html import render
 
     print(f"report: {render(Path(options.run))}")
-
-
-def _export(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from m4oe_ds.errors import CheckpointError
-    from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, RunFolder
-    from m4oe_ds.runs.weights import consolidate, describe, describe_file
-
-    run = Path(options.run)
-    files = RunFolder(run)
-    wanted = Path(options.out) if options.out else None
-    if wanted is not None and wanted.suffix != ".safetensors":
-        wanted = RunFolder(wanted).weights
-    checkpoint, out = run, wanted or RunFolder(run.parent.parent).weights
-    if not CheckpointFolder(run).manifest.is_file():
-        pointer = {"best": BEST, "latest": LATEST}.get(options.checkpoint)
-        path = files.checkpoints / (pointer or options.checkpoint)
-        if pointer and not path.is_file():
-            raise CheckpointError(
-                f"no {options.checkpoint} checkpoint", str(run), "name one with --checkpoint step-..."
-            )
-        checkpoint = files.checkpoints / path.read_text().strip() if pointer else path
-        out = wanted or files.weights
-    origin = RunFolder(checkpoint.parent.parent)
-    folder = describe(origin, out)
-    if folder is not None:
-        print(f"configuration, card and statistics of the data -> {folder}")
-    for path in consolidate(checkpoint, out, options.dtype, options.max_file_gb):
-        print(f"{checkpoint.name} -> {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    config = describe_file(origin, out) if folder is None else None
-    if config is not None:
-        print(f"its configuration -> {config} (another run starts from it with model.init_from)")
 
 
 def _models(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_tools.archives.readers import find_reader
+from data_tools.archives.readers import check_archive, find_reader
 from m4oe_ds import arguments
 from m4oe_ds.arguments import Parser, number, whole
 from m4oe_ds.data.cards import Card, Source, find_card, read_card, shipped
@@ -243,6 +243,9 @@ class ConvertOptions:
             raise DataError("its parent folder does not exist", str(self.out), "make it or choose another --out")
         if isinstance(self.folder, Path) and not self.folder.is_dir():
             raise DataError("is not a folder", str(self.folder), "give the folder of the archive as --root")
+        source = self.card.source
+        if source is not None and source.reader and isinstance(self.folder, Path):
+            check_archive(source.reader, self.folder)
 
     def _check_source(self) -> None:
         """Refuses a card that nothing can be converted with, and options that its source does not know."""

@@ -14,7 +14,6 @@ levels:
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from scipy import stats
 
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation.intervals import percentile, resampled_indices
+from m4oe_ds.stored import read_json
 
 Array = np.ndarray
 COEFFICIENTS = ("pearson", "spearman", "kendall")
@@ -229,10 +229,18 @@ def read_truth(
     for needed in (path, mapping):
         if not needed.is_file():
             raise DataError("no such file", str(needed), "name truth.json with --truth, its mapping.csv with --mapping")
-    samples = json.loads(path.read_text(encoding="utf-8"))["samples"]
-    planted = {(one["patient"], one["exam"], one["side"]): one["information"] for one in samples}
-    with mapping.open(newline="", encoding="utf-8") as stream:
-        source = {row["key"]: (row["patient"], row["exam"], row["side"]) for row in csv.DictReader(stream)}
+    samples = read_json(path, "give the truth.json of a phantom archive", ("samples",))["samples"]
+    try:
+        planted = {(one["patient"], one["exam"], one["side"]): one["information"] for one in samples}
+    except (TypeError, KeyError) as error:
+        what = f"is no truth of a phantom archive ({error})"
+        raise DataError(what, str(path), "give the truth.json of a phantom archive") from None
+    try:
+        with mapping.open(newline="", encoding="utf-8") as stream:
+            source = {row["key"]: (row["patient"], row["exam"], row["side"]) for row in csv.DictReader(stream)}
+    except (UnicodeDecodeError, csv.Error, KeyError) as error:
+        what = f"is no mapping of a conversion ({type(error).__name__} {error})"
+        raise DataError(what, str(mapping), "give the mapping.csv that lies next to the shards") from None
     found = np.full((len(keys), len(tasks), len(modalities)), np.nan)
     matched = 0
     for row, key in enumerate(keys.tolist()):

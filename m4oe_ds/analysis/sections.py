@@ -25,6 +25,7 @@ from m4oe_ds.evaluation.clinical import write_report
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import Run, open_run
 from m4oe_ds.runs.folder import RunFolder, plain
+from m4oe_ds.stored import read_arrays
 
 
 def save_rows(session: Session) -> None:
@@ -69,9 +70,9 @@ def samples_shown(folder: Path, split: str) -> list[str] | None:
     examples, predictions = RunFolder(folder).examples, RunFolder(folder).predictions(split)
     if not (examples.is_file() and predictions.is_file()):
         return None
-    with np.load(examples, allow_pickle=False) as kept, np.load(predictions, allow_pickle=False) as known:
-        keys: list[str] = kept["keys"].tolist()
-        return keys if set(keys) <= set(known["keys"].tolist()) else None
+    kept, known = (read_arrays(path, "make it with `m4oe evaluate`", ("keys",)) for path in (examples, predictions))
+    keys: list[str] = kept["keys"].tolist()
+    return keys if set(keys) <= set(known["keys"].tolist()) else None
 
 
 def write_clinical(run: Run, split: str, resamples: int) -> dict[str, Any]:
