@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from data_tools.identifiers import scan_identifiers
 from m4oe_ds.arguments import Parser
-from m4oe_ds.command_line import guarded
+from m4oe_ds.command_line import check_file, guarded
 from m4oe_ds.data.schema import MISSING, SPLITS, TaskSpec, follow_ups
 from m4oe_ds.errors import DataError
 
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from m4oe_ds.data.cards import Card
     from m4oe_ds.data.manifest import Manifest, Shard
 
+_WHAT = {
+    (False, False): "no such folder",
+    (True, False): "is a file, not a folder",
+    (True, True): "holds no train, val or test folder",
+}
 SHEET_SAMPLES = 8  # rows of the contact sheet, per split
 TILE = 160  # pixels of the longer side of a tile
 
@@ -41,7 +46,7 @@ def load_splits(folder: Path) -> dict[str, Manifest]:
     found = {split: Manifest.load(folder / split) for split in SPLITS if (folder / split).is_dir()}
     if not found:
         raise DataError(
-            "holds no train, val or test folder", str(folder), "give the --out folder of data_tools.convert"
+            _WHAT[(folder.exists(), folder.is_dir())], str(folder), "give the --out folder of `m4oe convert`"
         )
     return found
 
@@ -260,6 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Prints what a folder holds and what is wrong with it; returns the exit code."""
+    if options.contact_sheet is not None:
+        check_file(options.contact_sheet, "--contact-sheet", ".png")
     lines, problems = inspect(options.folder, options.phi, options.contact_sheet)
     for line in lines:
         print(line)

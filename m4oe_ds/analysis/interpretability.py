@@ -13,7 +13,6 @@ levels:
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,9 +21,9 @@ from typing import Any, TypedDict
 import numpy as np
 from scipy import stats
 
+from m4oe_ds.analysis.truth import read_files
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation.intervals import percentile, resampled_indices
-from m4oe_ds.stored import read_json
 
 Array = np.ndarray
 COEFFICIENTS = ("pearson", "spearman", "kendall")
@@ -200,15 +199,6 @@ def _plain(values: Array) -> list[list[float | None]]:
     return [[float(value) if math.isfinite(value) else None for value in row] for row in values]
 
 
-def find_truth(root: str) -> Path | None:
-    """``truth.json`` of the phantom archive that shards in ``root`` were made from, if it is still next to them."""
-    path = Path(root)
-    for candidate in (path.with_name(f"{path.name}-archive") / "truth.json", path.with_name(f"{path.name}.truth.json")):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
 def read_truth(
     path: Path, mapping: Path, keys: Array, tasks: tuple[str, ...], modalities: tuple[str, ...], present: Array
 ) -> Array:
@@ -226,21 +216,7 @@ def read_truth(
     Raises:
         DataError: a file is missing or no key of it is among ``keys``.
     """
-    for needed in (path, mapping):
-        if not needed.is_file():
-            raise DataError("no such file", str(needed), "name truth.json with --truth, its mapping.csv with --mapping")
-    samples = read_json(path, "give the truth.json of a phantom archive", ("samples",))["samples"]
-    try:
-        planted = {(one["patient"], one["exam"], one["side"]): one["information"] for one in samples}
-    except (TypeError, KeyError) as error:
-        what = f"is no truth of a phantom archive ({error})"
-        raise DataError(what, str(path), "give the truth.json of a phantom archive") from None
-    try:
-        with mapping.open(newline="", encoding="utf-8") as stream:
-            source = {row["key"]: (row["patient"], row["exam"], row["side"]) for row in csv.DictReader(stream)}
-    except (UnicodeDecodeError, csv.Error, KeyError) as error:
-        what = f"is no mapping of a conversion ({type(error).__name__} {error})"
-        raise DataError(what, str(mapping), "give the mapping.csv that lies next to the shards") from None
+    planted, source = read_files(path, mapping)
     found = np.full((len(keys), len(tasks), len(modalities)), np.nan)
     matched = 0
     for row, key in enumerate(keys.tolist()):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from m4oe_ds.analysis.inputs import analysed, sweep_rows, twin_folders
 from m4oe_ds.analysis.options import NEEDS_TRAINING_SPLIT, SECTIONS, AnalysisOptions
+from m4oe_ds.analysis.truth import read_files, truth_of
 from m4oe_ds.command_line import check_output
 from m4oe_ds.config import Config
 from m4oe_ds.data.cards import find_card
@@ -40,6 +41,10 @@ def refuse(options: AnalysisOptions) -> None:
         if list(modalities) != baseline["modalities"]:
             fix = f"name a run over {', '.join(modalities)}"
             raise ConfigError("has other modalities", f"--baseline {options.baseline}", fix)
+    if "interpretability" in sections and len(modalities) > 1:
+        files = truth_of(config.data.root, options.truth, options.mapping)
+        if files is not None:
+            read_files(*files)
     if options.sweep is not None:
         sweep_rows(options.sweep, options.metric)
 

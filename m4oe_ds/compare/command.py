@@ -261,11 +261,13 @@ def _methods(text: str) -> list[str]:
 
 
 def _ds_config(options: argparse.Namespace) -> str:
-    from m4oe_ds import shipped
+    from m4oe_ds import deepspeed_json, shipped
 
     if not options.ds_config:
         return "bf16" if options.preset == "paper" else "zero2"
-    return str(shipped.find(shipped.DS_CONFIG, options.ds_config).absolute())
+    path = shipped.find(shipped.DS_CONFIG, options.ds_config)
+    deepspeed_json.check(deepspeed_json.read(path), str(path), {}, "")
+    return str(path.absolute())
 
 
 def _has_gpu() -> bool:

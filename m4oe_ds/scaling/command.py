@@ -145,10 +145,14 @@ def _run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from m4oe_ds import config_loader
+    from m4oe_ds.command_line import check_output
+    from m4oe_ds.errors import ConfigError
     from m4oe_ds.scaling import study
     from m4oe_ds.scaling.rows import write_left_out
 
+    check_output(Path(options.output), "--output")
     config = config_loader.load(options.config, options.set)
+    _check_json(options.ds_config)
     digest = study.digest(options.config, options.ds_config, options.set)
     cells, impossible = study.grid(
         config,
@@ -161,6 +165,10 @@ def _run(options: argparse.Namespace) -> int:
     for cell, reason in impossible:
         print(f"left out: {cell}: {reason}")
     print(f"{len(cells)} points to measure, {len(impossible)} left out")
+    if not cells:
+        raise ConfigError(
+            "no point is possible", "--experts, --ep, --world", "change one of them; the reasons are above"
+        )
     if options.dry_run:
         print("\n".join(f"  {cell}" for cell in cells))
         return 0
@@ -189,6 +197,17 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _check_json(name: str) -> None:
+    """Refuses a DeepSpeed JSON that no point could be measured with.
+
+    Raises:
+        ConfigError: none there, or its mistakes.
+    """
+    from m4oe_ds import deepspeed_json
+
+    deepspeed_json.check(deepspeed_json.read(name), name, {}, "")
+
+
 def _modes(text: str) -> list[str]:
     from m4oe_ds.option_lists import comma_list
 
@@ -211,7 +230,14 @@ def numbers(text: str, option: str) -> list[int]:
 def _point(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from m4oe_ds.scaling.point import PointRequest, measure
+    from m4oe_ds import config_loader
+    from m4oe_ds.command_line import check_output
+
+    check_output(Path(options.output), "--output")
+    config_loader.load(options.config, options.set)
+    _check_json(options.ds_config)
+
+    from m4oe_ds.scaling.point import PointRequest, measure  # torch: only once the files are known to be good
     from m4oe_ds.scaling.rows import write_point
 
     row = measure(
@@ -238,18 +264,33 @@ def _point(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from m4oe_ds import config_loader
+    from m4oe_ds.command_line import check_output
     from m4oe_ds.option_lists import comma_list
+    from m4oe_ds.planning.hardware import accelerator
     from m4oe_ds.scaling.rows import write_csv, write_left_out
-    from m4oe_ds.scaling.simulate import Simulation, simulate
 
-    mixtures = comma_list(options.gpu, "--gpu", str)
+    check_output(Path(options.output), "--output")
+    mixtures = comma_list(options.gpu, "--gpu", str, required=True, advice="write kinds, e.g. A100-80,A100-80+L40S")
+    clusters = [[kind.strip() for kind in mixed.split("+")] for mixed in mixtures]
+    for kind in {kind for kinds in clusters for kind in kinds}:
+        accelerator(kind)
+    experts, worlds, modes = (
+        numbers(options.experts, "--experts"),
+        numbers(options.worlds, "--worlds"),
+        _modes(options.mode),
+    )
+    config_loader.load(options.config, options.set)
+
+    from m4oe_ds.scaling.simulate import Simulation, simulate  # torch: only once the options are known to be good
+
     study = Simulation(
         config=options.config,
         overrides=options.set,
-        experts=numbers(options.experts, "--experts"),
-        clusters=[[kind.strip() for kind in mixed.split("+")] for mixed in mixtures],
-        worlds=numbers(options.worlds, "--worlds"),
-        modes=_modes(options.mode),
+        experts=experts,
+        clusters=clusters,
+        worlds=worlds,
+        modes=modes,
         micro=options.micro,
         batch=options.batch,
         stage=options.zero,
