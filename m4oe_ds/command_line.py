@@ -70,6 +70,28 @@ def check_output(folder: Path, option: str) -> None:
         )
 
 
+def check_file(path: Path, option: str, suffix: str) -> None:
+    """An output file must have the suffix of what is written, and lie where a file can be written.
+
+    A slip such as ``--out my.yaml`` would otherwise write over a file of another kind.
+
+    Args:
+        path: the file.
+        option: that names it.
+        suffix: of the kind of file, such as ``.json``.
+
+    Raises:
+        EnvironmentProblem: it does not.
+    """
+    if path.suffix != suffix:
+        raise EnvironmentProblem(f"is not named *{suffix}", str(path), f"choose another {option}")
+    if path.is_dir():
+        raise EnvironmentProblem("is a folder", str(path), f"choose another {option}")
+    check_output(path.parent, option)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise EnvironmentProblem("cannot be written to", str(path), f"choose another {option}, or change its rights")
+
+
 def _remedy(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "change its rights, or choose another place"

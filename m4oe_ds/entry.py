@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+from m4oe_ds.arguments import Parser, whole
 from m4oe_ds.command_line import guarded
 from m4oe_ds.errors import UserError
 from m4oe_ds.runs.request import Prepared, Request, makes_phantoms, prepare
@@ -42,7 +43,7 @@ def add_arguments(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--profile",
         nargs="?",
-        type=int,
+        type=whole(1),
         const=3,
         default=0,
         metavar="STEPS",
@@ -71,7 +72,7 @@ def request_of(options: argparse.Namespace) -> Request:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """One rank from its command line to its exit status; a user error becomes one line on standard error."""
-    parser = argparse.ArgumentParser(prog="train.py", description="Trains M4oE.")
+    parser = Parser(prog="train.py", description="Trains M4oE.")
     add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from m4oe_ds.arguments import MOST_PROCESSES, number, whole
 from m4oe_ds.doctor.finding import Check, Finding, bad, run
 
 
@@ -23,10 +24,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
     parser.add_argument("--output", default="runs", metavar="DIR", help="folder the runs will be in (default: runs)")
     parser.add_argument(
-        "--gpus", "--ranks", dest="ranks", type=int, default=0, metavar="N", help="ranks (default: all GPUs, or 2)"
+        "--gpus",
+        "--ranks",
+        dest="ranks",
+        type=whole(1, MOST_PROCESSES),
+        default=0,
+        metavar="N",
+        help="ranks of this machine (default: all GPUs, or 2)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=30.0, metavar="S", help="seconds of all-to-all between the ranks (default: 30)"
+        "--seconds",
+        type=number(above=0, at_most=3600),
+        default=30.0,
+        metavar="S",
+        help="seconds of all-to-all between the ranks, at most 3600 (default: 30)",
     )
     parser.add_argument("--quick", action="store_true", help="look at this machine only: no ranks, no training step")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from m4oe_ds.runs.configuration import open_config
 from m4oe_ds.runs.finished import open_run
 from m4oe_ds.runs.folder import RunFolder, write_json
 from m4oe_ds.runs.objective import objective
+from m4oe_ds.stored import read_json
 
 
 def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | None:
@@ -67,7 +67,7 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
             metrics["by_modalities_present"] = observed(
                 run.spec.tasks, predictions.arrays(), predictions.present, bootstrap
             )
-        everything = json.loads(files.metrics.read_text()) if files.metrics.is_file() else {}
+        everything = read_json(files.metrics, "remove it") if files.metrics.is_file() else {}
         everything[split] = metrics
         write_json(files.metrics, everything)
     launch.stop()
