@@ -12,13 +12,14 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from m4oe_ds.report import tables
-from m4oe_ds.report.figures import COLOURS, STYLE
+from m4oe_ds.report.figures import COLOURS, STYLE, wrapped
+from m4oe_ds.report.words import NAMES, Words
 
 PICTURE: Any = {**STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
 MOST_EXPERTS = 12
 
 
-def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int) -> Any:
+def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int, words: Words = NAMES) -> Any:
     """One sample: a column per view, a row per task, the dispatch weight of the tokens over the grey view.
 
     Every task has one colour scale over its views, from uniform routing (transparent) to its largest token. Volumes:
@@ -30,7 +31,9 @@ def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int) -> Any:
     tokens = sum(gallery[f"map_{i}"][row, 0].size * int(layers[i]) for i in range(len(modalities)) if present[i])
     sizes = [gallery[f"view_{i}"].shape[1:] for i, kind in enumerate(kinds) if kind != "table"]
     height, width = sizes[0] if sizes else (1, 1)
-    side = 1.25
+    side = 1.25  # inches of a view
+    titles = wrapped([words.modality(name) for name in modalities], 17)
+    rows = wrapped([words.task(name) for name in tasks], 14)
     with mpl.rc_context(PICTURE):
         figure, axes = plt.subplots(
             len(tasks),
@@ -38,16 +41,16 @@ def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int) -> Any:
             squeeze=False,
             figsize=(side * len(modalities) + 0.9, side * len(tasks) * min(height / width, 2.0) + 0.3),
         )
-        for k, task in enumerate(tasks):
+        for k in range(len(tasks)):
             top = max(float(gallery[f"map_{i}"][row, k].max()) for i in range(len(modalities)))
             uniform = 1.0 / max(tokens, 1)
-            for i, modality in enumerate(modalities):
+            for i in range(len(modalities)):
                 axis = axes[k, i]
                 axis.set(xticks=[], yticks=[])
                 if k == 0:
-                    axis.set_title(modality, fontsize=8)
+                    axis.set_title(titles[i], fontsize=8)
                 if i == 0:
-                    axis.set_ylabel(task, fontsize=8)
+                    axis.set_ylabel(rows[k], fontsize=8)
                 if not present[i]:
                     axis.text(0.5, 0.5, "absent", ha="center", va="center", transform=axis.transAxes, fontsize=8)
                     continue
@@ -73,17 +76,18 @@ def _bars(axis: Any, weights: np.ndarray, columns: list[str], top: float, unifor
         axis.text(0.02, place, name, fontsize=size, va="center", transform=axis.get_yaxis_transform())
 
 
-def expert_patches(gallery: Mapping[str, np.ndarray], most: int = MOST_EXPERTS) -> Any:
+def expert_patches(gallery: Mapping[str, np.ndarray], most: int = MOST_EXPERTS, words: Words = NAMES) -> Any:
     """A row per expert, most used first: the patches (with their surroundings) it takes with the largest weights.
 
     A column of a table is its name.
     """
-    tasks, modalities = gallery["tasks"].tolist(), gallery["modalities"].tolist()
+    tasks = wrapped([words.task(name) for name in gallery["tasks"].tolist()], 18)
+    modalities = wrapped([words.modality(name) for name in gallery["modalities"].tolist()], 18)
     usage, source = gallery["expert_usage"], gallery["expert_source"]
     order = np.argsort(-usage)[:most]
     count = gallery["expert_patch"].shape[1]
     with mpl.rc_context(PICTURE):
-        figure, axes = plt.subplots(len(order), count, figsize=(1.05 * count + 0.9, 1.25 * len(order)), squeeze=False)
+        figure, axes = plt.subplots(len(order), count, figsize=(1.25 * count + 0.9, 1.6 * len(order)), squeeze=False)
         for line, expert in enumerate(order):
             for k in range(count):
                 axis = axes[line, k]
