@@ -38,9 +38,10 @@ STYLE: Any = {
 def save(figure: Any, folder: Path, name: str, rows: Sequence[Mapping[str, Any]] = ()) -> bytes:
     """Writes ``name.png`` and ``name.svg``, and the numbers behind them as ``name.csv``; returns the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
+    # second: the layout of panels of equal sides is only right when it was computed before
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     plt.close(figure)
     (folder / f"{name}.png").write_bytes(stream.getvalue())
     if rows:

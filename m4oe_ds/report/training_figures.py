@@ -102,10 +102,8 @@ def _peak(axis: Any, train: Records, base_rate: float | None) -> None:
     step, rate = found
     text = f"highest {rate:.3g}" + (f"\nbase {base_rate:g} × {rate / base_rate:.3g}" if base_rate else "")
     axis.plot([step], [rate], "o", color=COLOURS[1], ms=4)
-    right = step > 0.5 * (train[0]["step"] + train[-1]["step"])
-    axis.annotate(text, (step, rate), xytext=(-8 if right else 8, -2), textcoords="offset points", fontsize=8, va="top",
-                  ha="right" if right else "left")  # fmt: skip
-    axis.set_ylim(bottom=0, top=1.08 * rate if rate > 0 else None)
+    axis.text(0.96, 0.97, text, transform=axis.transAxes, fontsize=8, va="top", ha="right")
+    axis.set_ylim(bottom=0, top=1.35 * rate if rate > 0 else None)  # room for the text above the line
 
 
 def _curve(axis: Any, train: Records, values: Sequence[Any], colour: str = COLOURS[0], smoothed: bool = True) -> None:
