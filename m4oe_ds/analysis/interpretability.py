@@ -200,15 +200,6 @@ def _plain(values: Array) -> list[list[float | None]]:
     return [[float(value) if math.isfinite(value) else None for value in row] for row in values]
 
 
-def find_truth(root: str) -> Path | None:
-    """``truth.json`` of the phantom archive that shards in ``root`` were made from, if it is still next to them."""
-    path = Path(root)
-    for candidate in (path.with_name(f"{path.name}-archive") / "truth.json", path.with_name(f"{path.name}.truth.json")):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
 def read_truth(
     path: Path, mapping: Path, keys: Array, tasks: tuple[str, ...], modalities: tuple[str, ...], present: Array
 ) -> Array:

@@ -20,6 +20,7 @@ from m4oe_ds.analysis.model_outputs import own_outputs
 from m4oe_ds.analysis.probes import competition, masked_probabilities
 from m4oe_ds.analysis.session import FEATURE_ROWS, Session, Skip, headline
 from m4oe_ds.analysis.synergy_section import synergy
+from m4oe_ds.data.planted import find_truth
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.evaluation.clinical import write_report
 from m4oe_ds.runs import assemble
@@ -317,7 +318,7 @@ def _interpretability(session: Session) -> dict[str, Any]:
     explanations = {name: value for name, value in rivals.items() if value is not None}
     explanations |= {"ablation": effect, "uniform": uniform}
     references = {"ablation": effect}
-    path = options.truth or checks.find_truth(root)
+    path = options.truth or find_truth(root)
     if path is not None:
         mapping = options.mapping or Path(f"{root}.mapping.csv")
         truth = checks.read_truth(path, mapping, found.keys, tasks, names, found.present)

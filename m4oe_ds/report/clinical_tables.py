@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from m4oe_ds.report.words import NAMES, Words, capital
@@ -132,7 +132,7 @@ def _subgroups(clinical: Mapping[str, Any], words: Words) -> list[Table]:
         found.append(
             {
                 "title": f"Subgroups: {words.subgroup(attribute, '')[0]}",
-                "note": f"AUROC of each group, and below it samples of {words.groups}; of small groups counts only.",
+                "note": _group_note(by_task.values(), words),
                 "header": header,
                 "rows": lines,
             }
@@ -140,11 +140,18 @@ def _subgroups(clinical: Mapping[str, Any], words: Words) -> list[Table]:
     return found
 
 
+def _group_note(lines: Iterable[Mapping[str, Mapping[str, Any]]], words: Words) -> str:
+    """What stands in the cells, and why some have no figure."""
+    reasons = dict.fromkeys(
+        row["reason"].removesuffix(": counts only") for rows in lines for row in rows.values() if not row["estimate"]
+    )
+    note = f"AUROC of each group, and below it its labelled samples and their {words.groups}."
+    return f"{note} No figure: {', or '.join(reasons)}." if reasons else note
+
+
 def _cell(row: Mapping[str, Any] | None, words: Words) -> str:
     """AUROC with its interval, and on a line of its own what it rests on."""
     if row is None:
         return ""
-    counted = f"{row['n']} of {row['n_groups']} {words.groups}"
-    if row["estimate"]:
-        return f"{number(row['estimate'])}\n{counted}"
-    return f"– ({row['reason'].removesuffix(': counts only')})\n{counted}"
+    shown = number(row["estimate"]) if row["estimate"] else "–"
+    return f"{shown}\n{row['n']} of {row['n_groups']} {words.groups}"

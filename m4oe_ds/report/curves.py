@@ -45,8 +45,6 @@ def roc_curves(arrays: Mapping[str, np.ndarray], split: Mapping[str, Any]) -> li
         arrays: predictions of the split.
         split: its entry in ``metrics.json``.
     """
-    from sklearn.metrics import auc, roc_curve
-
     found = []
     for name in split["tasks"]:
         if f"prob_{name}" not in arrays:
@@ -57,9 +55,24 @@ def roc_curves(arrays: Mapping[str, np.ndarray], split: Mapping[str, Any]) -> li
         for code in range(1, 2) if classes == 2 else range(classes):
             truth = labels == code
             if truth.any() and not truth.all():
-                fpr, tpr, _ = roc_curve(truth, probability[:, code])
-                found.append(Roc(name, code, float(auc(fpr, tpr)), fpr, tpr, int(truth.sum()), int((~truth).sum())))
+                fpr, tpr = roc_points(truth, probability[:, code])
+                area = float(np.trapezoid(tpr, fpr))
+                found.append(Roc(name, code, area, fpr, tpr, int(truth.sum()), int((~truth).sum())))
     return found
+
+
+def roc_points(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rates ``[T]`` over the thresholds, from (0, 0) to (1, 1); equal scores move together.
+
+    Args:
+        truth: ``[N]`` bool, both values occur.
+        score: ``[N]``, larger is more.
+    """
+    order = np.argsort(-score, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)  # the last of every run of equal scores
+    true = np.cumsum(truth[order])[ends] / truth.sum()
+    false = np.cumsum(~truth[order])[ends] / (~truth).sum()
+    return np.concatenate([[0.0], false]), np.concatenate([[0.0], true])
 
 
 def net_benefit(labels: np.ndarray, probability: np.ndarray, thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:

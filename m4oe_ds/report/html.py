@@ -10,8 +10,10 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import yaml
 
 from m4oe_ds.data.cards import Card
+from m4oe_ds.data.planted import Outlines, outlines
 from m4oe_ds.errors import DataError
 from m4oe_ds.progress import Progress
 from m4oe_ds.report import analysis_figures, clinical_tables, missing_tables, patient_pages, pictures, run_figures
@@ -164,7 +166,7 @@ def _content(folder: Path, run: _Run, progress: Progress) -> dict[str, Any]:
     name = folder.resolve().name
     pages = patient_pages.write(
         run.files,
-        patients(run.examples, run.arrays, run.gallery, maps, run.card),
+        patients(run.examples, run.arrays, run.gallery, maps, run.card, _planted(run)),
         patient_pages.Frame(name, bool(run.environment.get("synthetic")), words),
         environment(),
     )
@@ -195,6 +197,29 @@ def _content(folder: Path, run: _Run, progress: Progress) -> dict[str, Any]:
         "ds_config": run.ds_config,
         "missing": run.missing,
     }
+
+
+def _planted(run: _Run) -> Outlines:
+    """What was planted in the samples shown: from the run folder, or from the phantom as long as it is there.
+
+    It is kept in the run folder, where it outlives the phantom.
+    """
+    keys = run.examples.get("keys", np.zeros(0)).tolist()
+    if not run.environment.get("synthetic") or not keys or not run.config:
+        return {}
+    if run.files.planted.is_file():
+        kept = json.loads(run.files.planted.read_text(encoding="utf-8"))
+        if kept["keys"] == keys:
+            return dict(kept["outlines"])
+    root = str(((yaml.safe_load(run.config) or {}).get("data") or {}).get("root") or "")
+    try:
+        found = outlines(root, run.shown, keys) if root and "://" not in root else {}
+    except DataError as error:
+        run.missing.append(f"outlines of what was planted ({error})")
+        return {}
+    if found:
+        run.files.planted.write_text(json.dumps({"keys": keys, "outlines": found}, indent=1) + "\n", encoding="utf-8")
+    return found
 
 
 def training_window(train: Sequence[Mapping[str, Any]]) -> int:

@@ -45,14 +45,30 @@ def lay(sample: dict[str, Any], gallery: Arrays, planted: Mapping[str, Any], wor
 
 def above_uniform(gallery: Arrays, row: int) -> list[np.ndarray]:
     """Per modality ``[p, h, w]``: 0 = no more than uniform routing, 1 = the task's largest token over all modalities."""
+    maps = [gallery[f"map_{i}"][row] for i in range(len(gallery["modalities"]))]
+    tops, uniform = _scale(gallery, row)
+    spread = np.maximum(tops - uniform, 1e-12)[:, None, None]
+    return [np.clip((one - uniform) / spread, 0, 1) for one in maps]
+
+
+def largest_over_uniform(gallery: Arrays, row: int) -> np.ndarray:
+    """``[p]``: largest weight of a token over all modalities, in units of what uniform routing would give it."""
+    tops, uniform = _scale(gallery, row)
+    return tops / uniform
+
+
+def _scale(gallery: Arrays, row: int) -> tuple[np.ndarray, float]:
+    """Largest weight ``[p]`` of each task, and the weight of every token under uniform routing."""
     count = len(gallery["modalities"])
     present, layers = gallery["present"][row], gallery.get("layers", np.ones(count, dtype=int))
     maps = [gallery[f"map_{i}"][row] for i in range(count)]
     tokens = sum(maps[i][0].size * int(layers[i]) for i in range(count) if present[i])
-    uniform = 1.0 / max(tokens, 1)
-    tops = np.array([[one[k].max() for one in maps] for k in range(len(maps[0]))]).max(1)  # [p]
-    spread = np.maximum(tops - uniform, 1e-12)[:, None, None]
-    return [np.clip((one - uniform) / spread, 0, 1) for one in maps]
+    return np.array([[one[k].max() for one in maps] for k in range(len(maps[0]))]).max(1), 1.0 / max(tokens, 1)
+
+
+def _times(ratios: np.ndarray) -> str:
+    low, high = f"{ratios.min():.1f}", f"{ratios.max():.1f}"
+    return f"{low} times" if low == high else f"{low} to {high} times"
 
 
 def heat_png(height: np.ndarray) -> bytes:
@@ -68,8 +84,9 @@ def heat_png(height: np.ndarray) -> bytes:
 
 
 def _black_share(gallery: Arrays, row: int, words: Words) -> str:
-    """How much of the weight lies on tokens without any picture in them, in a sentence; empty without images."""
+    """How far the maps are from uniform routing, and how much of the weight lies where there is no picture."""
     black = total = area = 0.0
+    ratio = f"The brightest token of a question has {_times(largest_over_uniform(gallery, row))} the weight of uniform routing."
     for i, kind in enumerate(tables.kinds(gallery)):
         if kind != "image" or not gallery["present"][row, i]:
             continue
@@ -81,9 +98,9 @@ def _black_share(gallery: Arrays, row: int, words: Words) -> str:
         for kind, there in zip(tables.kinds(gallery), gallery["present"][row], strict=True)
     )
     if not images or not total or not area:
-        return ""
+        return ratio
     return (
-        f"{black / total:.0%} of the weight on images lies on tokens outside the {words.unit}, where the picture is "
+        f"{ratio} {black / total:.0%} of the weight on images lies on tokens outside the {words.unit}, where the picture is "
         f"black; they are {area / images:.0%} of the area."
     )
 
