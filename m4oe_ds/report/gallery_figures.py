@@ -15,7 +15,8 @@ from m4oe_ds.report import tables
 from m4oe_ds.report.figures import COLOURS, STYLE, wrapped
 from m4oe_ds.report.words import NAMES, Words
 
-PICTURE: Any = {**STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
+# panels of equal size lie where they are put: searching for their layout costs more than all the rest
+PICTURE: Any = {**STYLE, "figure.constrained_layout.use": False, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
 MOST_EXPERTS = 12
 
 
@@ -35,12 +36,8 @@ def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int, words: Words = NA
     titles = wrapped([words.modality(name) for name in modalities], 17)
     rows = wrapped([words.task(name) for name in tasks], 14)
     with mpl.rc_context(PICTURE):
-        figure, axes = plt.subplots(
-            len(tasks),
-            len(modalities),
-            squeeze=False,
-            figsize=(side * len(modalities) + 0.9, side * len(tasks) * min(height / width, 2.0) + 0.3),
-        )
+        cell = (side, side * min(height / width, 2.0))
+        figure, axes = _grid(len(tasks), len(modalities), cell, left=0.8, above=0.5, between=(0.06, 0.06))
         for k in range(len(tasks)):
             top = max(float(gallery[f"map_{i}"][row, k].max()) for i in range(len(modalities)))
             uniform = 1.0 / max(tokens, 1)
@@ -65,6 +62,33 @@ def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int, words: Words = NA
         return figure
 
 
+def _grid(
+    rows: int, columns: int, cell: tuple[float, float], left: float, above: float, between: tuple[float, float]
+) -> tuple[Any, Any]:
+    """A figure and its ``[rows, columns]`` axes of equal size.
+
+    Args:
+        rows: number of rows.
+        columns: number of columns.
+        cell: width and height of one, inches.
+        left: room left of the first column.
+        above: room above the first row.
+        between: room between columns, and between rows.
+    """
+    width = left + columns * cell[0] + (columns - 1) * between[0] + 0.05
+    height = above + rows * cell[1] + (rows - 1) * between[1] + 0.05
+    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(width, height))
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - 0.05 / width,
+        bottom=0.05 / height,
+        top=1 - above / height,
+        wspace=between[0] / cell[0],
+        hspace=between[1] / cell[1],
+    )
+    return figure, axes
+
+
 def _bars(axis: Any, weights: np.ndarray, columns: list[str], top: float, uniform: float) -> None:
     """Dispatch weight of every column of a table, the first at the top, on the scale of the task's other views."""
     places = np.arange(len(columns))
@@ -87,7 +111,9 @@ def expert_patches(gallery: Mapping[str, np.ndarray], most: int = MOST_EXPERTS, 
     order = np.argsort(-usage)[:most]
     count = gallery["expert_patch"].shape[1]
     with mpl.rc_context(PICTURE):
-        figure, axes = plt.subplots(len(order), count, figsize=(1.25 * count + 0.9, 1.6 * len(order)), squeeze=False)
+        lines = max(text.count("\n") + 1 for text in modalities) + max(text.count("\n") + 1 for text in tasks)
+        gap = (0.15, 0.14 * lines)  # the titles stand in it
+        figure, axes = _grid(len(order), count, (1.1, 1.1), left=0.6, above=gap[1], between=gap)
         for line, expert in enumerate(order):
             for k in range(count):
                 axis = axes[line, k]
