@@ -5,20 +5,12 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from m4oe_ds.data.planted import find_truth
 from m4oe_ds.errors import DataError
 from m4oe_ds.stored import read_json
 
 Sample = tuple[str, str, str]  # patient, exam, side
 _TRUTH, _MAPPING = "give the truth.json of a phantom archive", "give the mapping.csv that lies next to the shards"
-
-
-def find_truth(root: str) -> Path | None:
-    """``truth.json`` of the phantom archive that shards in ``root`` were made from, if it is still next to them."""
-    path = Path(root)
-    for candidate in (path.with_name(f"{path.name}-archive") / "truth.json", path.with_name(f"{path.name}.truth.json")):
-        if candidate.is_file():
-            return candidate
-    return None
 
 
 def truth_of(root: str, truth: Path | None, mapping: Path | None) -> tuple[Path, Path] | None:

@@ -18,6 +18,7 @@ from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.errors import CheckpointError, DataError, UserError
+from m4oe_ds.evaluation.examples import exams_shown
 from m4oe_ds.evaluation.inference import Predictions, predict_split
 from m4oe_ds.losses.objective import Objective
 from m4oe_ds.models.interface import ModelOutput, ModelSpec
@@ -297,6 +298,7 @@ class Loop:
             num_examples,
             assemble.prior_correction(self.config, self.spec, self.manifests["train"]),
             observe,
+            exams_shown(self.manifests[split], num_examples),
         )
 
 

@@ -19,7 +19,7 @@ from m4oe_ds.analysis.interpretability import (
     verify,
     within_samples,
 )
-from m4oe_ds.analysis.truth import find_truth
+from m4oe_ds.data.planted import find_truth
 from m4oe_ds.errors import DataError
 
 TASKS = ("density", "risk1")
