@@ -2,7 +2,8 @@
 
 A reader module has ``plan_archive(root, options) -> ArchivePlan``, ``SIZE`` (rows and columns of stored images that
 suit the archive), ``CONVERTER`` (what makes a sample of it), ``CHOOSE`` (of several takes of a view the
-``first`` or the one with the largest ``area``), ``ONLY_WOMEN`` (the exams of men are left out) and
+``first`` or the one with the largest ``area``), ``ONLY_WOMEN`` (the exams of men are left out), ``ATTRIBUTES`` (the
+columns that a card may make subgroups of) and
 ``published(preprocessing)`` (what is known of its labels).
 """
 
@@ -35,6 +36,7 @@ class Reader(Protocol):
     CONVERTER: str
     CHOOSE: str
     ONLY_WOMEN: bool
+    ATTRIBUTES: tuple[str, ...]
 
     def plan_archive(self, root: Path, options: ArchiveOptions) -> ArchivePlan:
         """What the tables of an archive say should be converted."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.archives.groups import with_subgroups
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan
 from data_tools.archives.published import Published
 from data_tools.archives.readers import find_reader
@@ -100,7 +101,9 @@ def _plan(options: ConvertOptions) -> ArchivePlan:
         exclude_screen_detected=options.exclude_screen_detected,
     )
     assert isinstance(options.folder, Path)  # the options were checked
-    plan = find_reader(_reader(options)).plan_archive(options.folder, how)
+    reader = find_reader(_reader(options))
+    plan = reader.plan_archive(options.folder, how)
+    with_subgroups(plan, options.card, reader.ATTRIBUTES)
     _report_violations(plan.violations, options)
     return plan
 

@@ -60,6 +60,9 @@ def analyze(options: AnalysisOptions, say: Callable[[str], None] = _logger.info)
             say(f"{section:17} done in {time.monotonic() - begin:.1f} s")
     if "interpretability" in session.result:
         say("\n".join(agreement_lines(session.result["interpretability"])))
+    lacking = session.result.get("clinical", {}).get("subgroups_not_in_shards")
+    if lacking:
+        say(f"  no results by {', '.join(lacking)}: the shards were made before the card had them; convert again")
     files = RunFolder(options.run)
     content = {
         **_earlier(files.analysis, options, sections),

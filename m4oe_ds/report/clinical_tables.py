@@ -70,18 +70,31 @@ def _calibration(clinical: Mapping[str, Any], words: Words) -> Table:
             [
                 words.task(task),
                 number(found["ece"]),
+                number({"value": found.get("ece_apparent")}),
                 number(found.get("slope")),
                 number(found.get("intercept")),
                 number(found.get("expected_observed")),
                 number(auroc) if auroc else "–",
             ]
         )
-    note = "ECE of P(y = 1), or of the predicted class where there are more than two; 15 bins of equal counts."
+    note = (
+        "ECE of P(y = 1), or of the predicted class where there are more than two; 15 bins of equal counts. The "
+        "apparent ECE of a sample is too high, because chance only adds to it; the corrected one, with its interval, "
+        "is the miscalibration whose samples show what this one shows."
+    )
     return {
         "title": "Calibration",
         "note": note if rows else "",
         "rows": rows,
-        "header": ["task", "ECE", "slope", "intercept", "expected / observed", "AUROC (DeLong)"],
+        "header": [
+            "task",
+            "ECE, corrected",
+            "ECE, apparent",
+            "slope",
+            "intercept",
+            "expected / observed",
+            "AUROC (DeLong)",
+        ],
     }
 
 
