@@ -292,10 +292,11 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _models(options: argparse.Namespace) -> None:
-    from m4oe_ds.models.systems import MODELS, unfit
+    from m4oe_ds.models.systems import MODELS, find_system, unfit
 
     question, given = _question(options)
-    for name, entry in sorted(MODELS.items()):
+    own = [name for name in given if name not in MODELS]  # from outside the package
+    for name, entry in sorted([*MODELS.items(), *((name, find_system(name)) for name in own)]):
         if question is None:
             print(f"{name:12} {entry.fidelity:16} {entry.paper}")
             continue

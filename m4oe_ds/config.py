@@ -251,7 +251,7 @@ class FusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    name: str = option("m4oe", "Registered model name; `m4oe models` lists them.")
+    name: str = option("m4oe", "A name that `m4oe models` lists, or one of your own: `package.module:Class`.")
     dim: int = option(768, "Token width d.", at_least=1)
     mlp_ratio: float = option(4.0, "Hidden width of an expert in units of d.", above=0)
     use_mtoe: bool = option(True, "Ablation switch: without it a learned task query takes the place of g_k.")

@@ -12,7 +12,7 @@ from m4oe_ds.config import CONFIG_VERSION, DECAY_KINDS, PARTS, Bounds, Config
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models.fit import Question
-from m4oe_ds.models.systems import available, settings_of, unfit
+from m4oe_ds.models.systems import find_system, settings_of, unfit
 from m4oe_ds.yaml_tree import nearest
 
 
@@ -89,9 +89,10 @@ def _model(config: Config, where: str, found: Places) -> Iterator[str]:
     if model.init_map and not model.init_from:
         place = found.place("model.init_map", otherwise=where)
         yield f"{place}: model.init_map does nothing without model.init_from"
-    if ":" not in model.name and model.name not in available():
-        place, known = found.place("model.name", otherwise=where), nearest(model.name, available())
-        yield f"{place}: unknown model.name {model.name!r}{known}"
+    try:
+        find_system(model.name)
+    except ConfigError as error:
+        yield f"{found.place('model.name', otherwise=where)}: {error}"
         return
     if model.missing_modality == "bank" and model.name != "m4oe":
         place = found.place("model.missing_modality", otherwise=where)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from m4oe_ds.compare.ablations import parse_sweep
 from m4oe_ds.compare.published import SETTINGS
 from m4oe_ds.data.cards import Card, find_card
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.models import outside
 from m4oe_ds.models.fit import Question
-from m4oe_ds.models.systems import MODELS, unfit
+from m4oe_ds.models.systems import find_system, unfit
+from m4oe_ds.yaml_tree import nearest
 
 REGIMES = ("vit", "native")
 
@@ -74,8 +76,9 @@ class Method:
 
 
 def _compared(name: str, label: str, *more: str, single: bool = False, paper: bool = True) -> Method:
-    extra = ("data.contralateral=true",) if MODELS[name].contralateral else ()
-    return Method(label, (f"model.name={name}", *extra, *more), single, paper, MODELS[name].class_weights)
+    entry = find_system(name)
+    extra = ("data.contralateral=true",) if entry.contralateral else ()
+    return Method(label, (f"model.name={name}", *extra, *more), single, paper, entry.class_weights)
 
 
 _REPLACE, _APPEND = "model.attach_mtoe=replace", "model.attach_mtoe=append"
@@ -104,6 +107,29 @@ METHODS: dict[str, Method] = {
     "ours_no_mi": Method("Ours w/o MI", ("loss.alpha=0",), paper=False),
     "ours": Method("Ours", (), single=True),
 }
+GROUPS = ("all", "table1", "table2")  # names for several of them
+
+
+def find_method(key: str) -> Method:
+    """The method of a name; ``package.module:Class`` is one from outside the package, labelled with its class.
+
+    Raises:
+        ConfigError: unknown name (with the nearest known one), or nothing of the kind outside.
+    """
+    if outside.is_outside(key):
+        return _compared(key, key.partition(":")[2], single=True, paper=False)
+    if key not in METHODS:
+        known = nearest(key, [*METHODS, *GROUPS])
+        raise ConfigError(f"unknown method {key!r}{known}", "--methods", f"one of your own is written {outside.FORM}")
+    return METHODS[key]
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Names of methods, each once: the package's own in the order of the tables, then those from outside."""
+    found = dict.fromkeys(keys)
+    return [*(key for key in METHODS if key in found), *(key for key in found if key not in METHODS)]
+
+
 # Table 2 of the paper: which of MToE, MSoE and MI are there
 ABLATIONS = {
     "ours_no_mtoe": (False, True, False),
@@ -119,7 +145,7 @@ class Cell:
 
     Attributes:
         dataset: name of the data set.
-        method: key of METHODS.
+        method: key of METHODS, or ``package.module:Class``.
         setting: ``multi``, or the one task that is trained.
         seed: seed of the run.
         overrides: overrides of the preset's configuration, the method's included.
@@ -142,7 +168,11 @@ class Cell:
         """Folder of its run."""
         optional = [self.sweep.replace("=", ""), "native" if self.regime == "native" else ""]
         return "-".join(
-            [self.dataset, self.setting, self.method, *(part for part in optional if part), f"seed{self.seed}"]
+            [
+                *(self.dataset, self.setting, self.method.replace(":", ".")),
+                *(part for part in optional if part),
+                f"seed{self.seed}",
+            ]
         )
 
 
@@ -160,7 +190,7 @@ def left_out(datasets: Sequence[str | Subject], methods: Sequence[str], regime: 
     """A line per system and data set that it makes no sense for, which says why."""
     lines = {}
     for subject in subjects_of(datasets):
-        for method in (METHODS[key] for key in methods):
+        for method in map(find_method, methods):
             if reason := method.refusal(subject.question, regime):
                 lines[method.model, subject.name] = f"left out: {method.model} on {subject.name}: {reason}"
     return list(lines.values())
@@ -179,7 +209,7 @@ def enumerate_cells(
 
     Args:
         datasets: data sets, or names of their cards.
-        methods: names; a method is left out where it makes no sense (:func:`left_out`).
+        methods: names (:func:`find_method`); a method is left out where it makes no sense (:func:`left_out`).
         seeds: one run each.
         settings: ``single`` (one run per column, of the methods with single-task rows), ``multi``.
         regime: encoders of the compared systems, ``vit`` or ``native``; those of M4oE are the same runs in both.
@@ -194,7 +224,7 @@ def enumerate_cells(
     cells = []
     for subject in subjects_of(datasets):
         for key in dict.fromkeys(methods):
-            method = METHODS[key]
+            method = find_method(key)
             if method.refusal(subject.question, regime):
                 continue
             own = "vit" if method.model == "m4oe" else regime
@@ -228,8 +258,9 @@ def enumerate_cells(
 
 
 def _check_known(methods: Sequence[str], settings: Sequence[str], regime: str) -> None:
+    for key in methods:
+        find_method(key)
     for kind, names, known in (
-        ("method", methods, tuple(METHODS)),
         ("setting", settings, SETTINGS),
         ("regime", (regime,), REGIMES),
     ):
@@ -240,7 +271,7 @@ def _check_known(methods: Sequence[str], settings: Sequence[str], regime: str) -
 
 def _check_swept(key: str, sweeps: Sequence[str]) -> None:
     """Refuses a sweep over an option that the method does not have: all its points would be the same run."""
-    method = METHODS[key]
+    method = find_method(key)
     if method.model == "m4oe":
         swept = "model.use_mtoe=false" not in method.overrides
     else:

@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         default="",
         metavar="A,B,..",
-        help="`all`, `table1`, `table2`, or names as in --list (default: the preset's; with --sweep: `ours`, which is "
-        "M4oE)",
+        help="`all`, `table1`, `table2`, names as in --list, or package.module:Class of your own (default: the "
+        "preset's; with --sweep: `ours`, which is M4oE)",
     )
     add("--seeds", default="", metavar="N,N,..", help="seeds, one run for each (default: the preset's)")
     add(

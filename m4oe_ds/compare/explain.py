@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from m4oe_ds.compare.cells import METHODS, Cell
+from m4oe_ds.compare.cells import Cell, find_method, in_order
 from m4oe_ds.compare.processes import Children
 from m4oe_ds.compare.run import CellPlan, cell_environment, state
 from m4oe_ds.runs.folder import RunFolder
@@ -126,11 +126,11 @@ def table(found: Sequence[Agreement]) -> list[list[str]]:
     rows = [["data set", "system", "explanation", *(f"{name}: {level}" for name in references for level in LEVELS)]]
     text = {(e.dataset, e.method, e.explanation, e.reference, e.level): e.text for e in found if e.task in ("all", "")}
     for dataset in dict.fromkeys(entry.dataset for entry in found):
-        for method in METHODS:
+        for method in in_order(entry.method for entry in found):
             for name in ("routing", "saliency", "rollout", "ablation", "uniform"):
                 values = [text.get((dataset, method, name, ref, level), "-") for ref in references for level in LEVELS]
                 if any(value != "-" for value in values):
-                    rows.append([dataset, METHODS[method].label, name, *values])
+                    rows.append([dataset, find_method(method).label, name, *values])
     return rows
 
 
@@ -192,7 +192,7 @@ def information(cells: Sequence[Cell], plan: CellPlan) -> list[list[str]]:
         mutual = [value for value, _ in values]
         spread = f" ± {statistics.stdev(mutual):.4f}" if len(mutual) > 1 else ""
         largest = _mean_text([share for _, share in values])
-        rows.append([dataset, METHODS[method].label, layer, f"{statistics.mean(mutual):.4f}{spread}", largest])
+        rows.append([dataset, find_method(method).label, layer, f"{statistics.mean(mutual):.4f}{spread}", largest])
     return rows
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from m4oe_ds.compare.ablations import SWEEP_COLUMNS, SweepRow, option_and_value
-from m4oe_ds.compare.cells import ABLATIONS, METHODS
+from m4oe_ds.compare.cells import ABLATIONS, find_method, in_order
 from m4oe_ds.compare.published import published
 from m4oe_ds.compare.results import Figure
 
@@ -75,11 +75,11 @@ def table1(figures: Sequence[Figure], metric: str = "accuracy") -> list[list[str
         baseline += [trivial, "-"] if dataset in printed else [trivial]
     rows = [header, baseline] if metric == "accuracy" else [header]
     for single in (True, False):
-        for method in METHODS:
+        for method in in_order(figure.method for figure in figures):
             found = [_find(figures, metric, dataset, single, method, task) for dataset, task in columns]
             if not any(found):
                 continue
-            row = ["single-task" if single else "multi-task", METHODS[method].label]
+            row = ["single-task" if single else "multi-task", find_method(method).label]
             for (dataset, task), figure in zip(columns, found, strict=True):
                 row.append(cell_text(figure))
                 if dataset in printed:

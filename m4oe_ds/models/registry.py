@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from m4oe_ds.config import Config
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.models import outside
 from m4oe_ds.models.systems import find_system, settings_of, unfit
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def build(config: Config, experts_factory: ExpertsFactory | None = None) -> Mult
 
     Raises:
         ConfigError: unknown model name (with the nearest known one), modalities or tasks that this model is not made
-            for, or an option that it does not have.
+            for, an option that it does not have, or one from outside the package that does not keep to the interface.
     """
     import torch
 
@@ -74,12 +75,14 @@ def build(config: Config, experts_factory: ExpertsFactory | None = None) -> Mult
     if reason := unfit(config.model.name, spec, settings_of(config)):
         fix = "`m4oe models --card CARD` lists the systems that fit, and `data.modalities` and `data.tasks` choose"
         raise ConfigError(f"{config.model.name} does not fit {config.data.dataset}: {reason}", "model.name", fix)
-    module, _, function = entry.builder.partition(":")
+    arguments = (spec, config.model, experts_factory or LocalExperts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        model: MultiModalModel = getattr(importlib.import_module(module), function)(
-            spec, config.model, experts_factory or LocalExperts
-        )
+        if outside.is_outside(config.model.name):
+            model = outside.build(entry.builder, *arguments)
+        else:
+            module, _, function = entry.builder.partition(":")
+            model = getattr(importlib.import_module(module), function)(*arguments)
     initialise_experts(model, config.run.seed)
     if config.model.freeze:
         freeze(model, config.model.freeze)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from m4oe_ds.config import Config
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.models import outside
 from m4oe_ds.models.fit import RULES, SENSE, Problem
 from m4oe_ds.yaml_tree import nearest
 
@@ -17,9 +18,9 @@ class Entry:
     """A registered model.
 
     Attributes:
-        builder: ``module:function`` taking (spec, model config, experts_factory).
+        builder: ``module:function`` or ``module:Class``, called with (spec, model config, experts_factory).
         paper: what it implements.
-        fidelity: ``ours``, ``re-implemented`` or ``reconstructed``.
+        fidelity: ``ours``, ``re-implemented``, ``reconstructed``, or ``outside`` the package.
         model_loss: ``module:class``, a subclass of ``m4oe_ds.losses.model_loss.ModelLoss``; empty = the configured
             losses alone.
         needs: names of the rules (:data:`m4oe_ds.models.fit.RULES`) without which it cannot be built.
@@ -127,15 +128,35 @@ def available() -> tuple[str, ...]:
 
 
 def find_system(name: str) -> Entry:
-    """The entry of a system.
+    """The entry of a system; of one from outside the package, ``package.module:Class``, what its module declares.
 
     Raises:
-        ConfigError: unknown name (with the nearest known one).
+        ConfigError: unknown name (with the nearest known one), or nothing of the kind outside.
     """
+    if outside.is_outside(name):
+        return _outside(name)
     entry = MODELS.get(name)
     if entry is None:
-        raise ConfigError(f"unknown model.name {name!r}{nearest(name, available())}")
+        known = nearest(name, available())
+        raise ConfigError(f"unknown model.name {name!r}{known}", fix=f"one of your own is written {outside.FORM}")
     return entry
+
+
+def _outside(name: str) -> Entry:
+    given = outside.declared(name)
+    known = {one.name: one.default for one in fields(Entry) if one.default is not MISSING}
+    where = f"{outside.DECLARATION} of {name.partition(':')[0]}"
+    for key, value in given.items():
+        if key not in known:
+            raise ConfigError(f"unknown key {key!r}{nearest(str(key), list(known))}", where)
+        if type(value) is not type(known[key]) and not (isinstance(known[key], tuple) and isinstance(value, list)):
+            raise ConfigError(f"{key} must be of type {type(known[key]).__name__}, got {value!r}", where)
+    for key, rules in (("needs", RULES), ("sense", SENSE)):
+        for rule in given.get(key, ()):
+            if rule not in rules:
+                raise ConfigError(f"no rule {rule!r} for {key}{nearest(str(rule), list(rules))}", where)
+    lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+    return Entry(name, "", "outside", **{**given, **lists})
 
 
 def unfit(name: str, problem: Problem, settings: Mapping[str, Any] | None = None, compared: bool = False) -> str:

@@ -24,7 +24,7 @@ from m4oe_ds.data.shard_reader import verify_shards
 from m4oe_ds.data.stream import Sampling, ShardStream
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.models.interface import ModelSpec
-from m4oe_ds.models.systems import MODELS
+from m4oe_ds.models.systems import find_system
 from m4oe_ds.parallel import reduce
 from m4oe_ds.runs.configuration import without_sources
 
@@ -189,7 +189,7 @@ def reading(config: Config, spec: ModelSpec, normalise: Normalise, *, augmented:
         ConfigError: the model compares sides and the other one is not read.
     """
     pairs = config.model.options.get("pairs", "bilateral")  # of image types: the other side is not read
-    if MODELS[config.model.name].contralateral and not config.data.contralateral and pairs == "bilateral":
+    if find_system(config.model.name).contralateral and not config.data.contralateral and pairs == "bilateral":
         raise ConfigError(f"{config.model.name} needs the other side", "data.contralateral", "set it to true")
     options = {key: value for key, value in to_dict(config.data.augment).items() if key != "enabled"}
     return Reading(

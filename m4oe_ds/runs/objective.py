@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,8 +15,9 @@ from m4oe_ds.data.task_statistics import TaskStatistics
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.losses.model_loss import ModelLoss
 from m4oe_ds.losses.objective import FITTING, InformationTerm, Objective, TaskLoss
+from m4oe_ds.models import outside
 from m4oe_ds.models.interface import ModelSpec
-from m4oe_ds.models.systems import MODELS
+from m4oe_ds.models.systems import find_system
 
 Statistics = Mapping[str, TaskStatistics]
 
@@ -84,12 +84,19 @@ def class_weights(kind: str, counts: Sequence[int]) -> NDArray[np.float64] | Non
 
 
 def model_loss(config: Config, spec: ModelSpec) -> ModelLoss | None:
-    """The losses that come with the model of a configuration, if any."""
-    module, _, name = MODELS[config.model.name].model_loss.partition(":")
-    if not module:
+    """The losses that come with the model of a configuration, if any.
+
+    Raises:
+        ConfigError: those that a model from outside the package names are not there, or are none.
+    """
+    name = find_system(config.model.name).model_loss
+    if not name:
         return None
-    loss: ModelLoss = getattr(importlib.import_module(module), name)(spec.tasks, config.model.options)
-    return loss
+    kind = outside.load(name)
+    if not (isinstance(kind, type) and issubclass(kind, ModelLoss)):
+        base = "m4oe_ds.losses.model_loss.ModelLoss"
+        raise ConfigError(f"{name} is not a subclass of {base}", "model_loss", "derive it from that class")
+    return kind(spec.tasks, config.model.options)
 
 
 def _task_loss(config: TaskLossConfig, task: TaskSpec, statistics: Statistics | None, device: torch.device) -> TaskLoss:
