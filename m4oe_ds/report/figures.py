@@ -186,8 +186,7 @@ def calibration(clinical: Mapping[str, Any], words: Words = NAMES) -> Any | None
             axis.plot(predicted, observed, color=COLOURS[0], lw=1)
             axis.scatter(predicted, observed, s=4 + 60 * count / count.sum(), color=COLOURS[0])
             ece = clinical["tasks"][name]["calibration"]["ece"]["value"]
-            axis.set(title=f"{words.task(name)}
-ECE {ece:.3f}, corrected", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+            axis.set(title=f"{words.task(name)}\nECE {ece:.3f}, corrected", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
             axis.set(aspect="equal")
             axis.set(xlabel="predicted", ylabel="observed")
         return figure
