@@ -38,7 +38,7 @@ FLOORS = (
     "data_tools.archives.plan", "data_tools.archives.groups", "data_tools.identifiers", "data_tools.pixels",
     "data_tools.archives",
     "data_tools.phantom", "data_tools.inspect", "data_tools.convert", "data_tools.cards",
-    "m4oe_ds.config", "data_tools.demo", "m4oe_ds.models.fit", "m4oe_ds.models.interface", "m4oe_ds.models.outside",
+    "m4oe_ds.config", "data_tools.demo", "m4oe_ds.models.fit", "m4oe_ds.models.outside",
     "m4oe_ds.models.systems", "m4oe_ds.config_checks",
     "m4oe_ds.config_loader", "m4oe_ds.deepspeed_json", "m4oe_ds.layers", "m4oe_ds.losses",
     "m4oe_ds.models", "m4oe_ds.parallel", "m4oe_ds.evaluation", "m4oe_ds.runs", "m4oe_ds.report", "m4oe_ds.planning",
