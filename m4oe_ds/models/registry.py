@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from m4oe_ds.config import Config
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.models import outside, outside_build
+from m4oe_ds.models import outside
 from m4oe_ds.models.systems import find_system, settings_of, unfit
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def build(config: Config, experts_factory: ExpertsFactory | None = None) -> Mult
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         if outside.is_outside(config.model.name):
+            from m4oe_ds.models import outside_build
+
             model = outside_build.build(entry.builder, *arguments)
         else:
             module, _, function = entry.builder.partition(":")
