@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from m4oe_ds.doctor.finding import Finding, bad, good, note
+from m4oe_ds.runs.reader_memory import FIX, FOLDER
 
 TESTED = {  # what the tests run with: the lines of constraints.txt
     "torch": "2.13.0",
@@ -115,7 +116,7 @@ def _cgroup_limit() -> int | None:
     return None
 
 
-def shared_memory(need_bytes: int, folder: str = "/dev/shm") -> Iterable[Finding]:
+def shared_memory(need_bytes: int, folder: str = FOLDER) -> Iterable[Finding]:
     """Free shared memory against what the reader processes put there."""
     try:
         usage = shutil.disk_usage(folder)
@@ -124,8 +125,7 @@ def shared_memory(need_bytes: int, folder: str = "/dev/shm") -> Iterable[Finding
         return
     text = f"{usage.free / _GB:.2f} GB free in {folder}, {need_bytes / _GB:.2f} GB needed by the reader processes"
     if usage.free < need_bytes:
-        fix = "docker run --shm-size=16g (or --ipc=host), fewer data.workers, or data.workers=0"
-        yield bad("shared memory", text, fix)
+        yield bad("shared memory", text, FIX)
     else:
         yield good("shared memory", text)
 
