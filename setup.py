@@ -18,7 +18,23 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    author="The m4oe_ds developers",
+    keywords=["mixture of experts", "medical imaging", "multi-modal", "multi-task", "DeepSpeed", "ophthalmology"],
+    project_urls={"Paper": "https://openreview.net/forum?id=NJxCpMt0sf"},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.11,<3.14",  # pyjpegls has no wheels for 3.14
     # the folders of the checkout that a wheel carries inside the package, where m4oe_ds/shipped.py finds them
     packages=[
         *find_packages(include=["m4oe_ds", "m4oe_ds.*", "data_tools", "data_tools.*"]),
@@ -34,12 +50,12 @@ setup(
         "data_tools.convert": ["templates/*"],
     },
     install_requires=[
-        "torch>=2.6",
-        "torchvision",
+        "torch>=2.11,<2.16",  # what the tests, or a step of training, ran with: docs/reports/not-run.md
+        "torchvision>=0.26,<0.30",
         "deepspeed==0.19.8",  # internal APIs are used behind m4oe_ds/parallel, tested against exactly this version
-        "timm>=1.0.20",
+        "timm>=1.0.20,<1.1",
         "webdataset>=1.0.2",
-        "numpy>=2.0",
+        "numpy>=2.0,<3",
         "scipy>=1.14",
         "scikit-learn>=1.6",
         "pandas>=2.2",

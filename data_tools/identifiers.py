@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_tools.archives.groups import possible_groups
 from data_tools.deidentify import VENDORS, find_identifiers
-from m4oe_ds.data.cards import Card, card_from, find_card
+from m4oe_ds.data.cards import Card, Subgroup, card_from, find_card
 from m4oe_ds.data.schema import GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS, SPLITS
 from m4oe_ds.errors import ConfigError, DataError
 
@@ -133,6 +134,11 @@ def _measures(value: Any) -> bool:
     return all(n is None or (isinstance(n, int | float) and abs(n) <= MAX_SIDE) for n in numbers)
 
 
+def _group_allowed(subgroup: Subgroup, value: Any) -> bool:
+    allowed = possible_groups(subgroup)
+    return isinstance(value, str) and (allowed is None or value in allowed)
+
+
 def _odd_values(meta: dict[str, Any], card: Card | None) -> list[str]:
     """Fields with a value that the converter cannot have written: patient numbers have no pattern to search for."""
     modalities = set(card.modalities) if card else set()
@@ -155,7 +161,7 @@ def _odd_values(meta: dict[str, Any], card: Card | None) -> list[str]:
         and card is not None
         and card.source is not None
         and set(groups) <= set(card.source.subgroups)
-        and all(isinstance(value, str) for value in groups.values()),
+        and all(_group_allowed(card.source.subgroups[name], value) for name, value in groups.items()),
         "modalities": isinstance(meta.get("modalities"), list) and set(map(str, meta["modalities"])) <= modalities,
         "geometry": isinstance(geometries, dict)
         and set(geometries) <= modalities

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from data_tools.identifiers import scan_identifiers
-from m4oe_ds.command_line import guarded
+from m4oe_ds.arguments import Parser
+from m4oe_ds.command_line import check_file, guarded
 from m4oe_ds.data.schema import MISSING, SPLITS, TaskSpec, follow_ups
 from m4oe_ds.errors import DataError
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from m4oe_ds.data.cards import Card
     from m4oe_ds.data.manifest import Manifest, Shard
 
+_WHAT = {
+    (False, False): "no such folder",
+    (True, False): "is a file, not a folder",
+    (True, True): "holds no train, val or test folder",
+}
 SHEET_SAMPLES = 8  # rows of the contact sheet, per split
 TILE = 160  # pixels of the longer side of a tile
 
@@ -40,7 +46,7 @@ def load_splits(folder: Path) -> dict[str, Manifest]:
     found = {split: Manifest.load(folder / split) for split in SPLITS if (folder / split).is_dir()}
     if not found:
         raise DataError(
-            "holds no train, val or test folder", str(folder), "give the --out folder of data_tools.convert"
+            _WHAT[(folder.exists(), folder.is_dir())], str(folder), "give the --out folder of `m4oe convert`"
         )
     return found
 
@@ -242,14 +248,16 @@ def inspect(folder: Path, phi: bool = False, sheet: Path | None = None) -> tuple
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command line."""
-    parser.add_argument("folder", type=Path, help="folder of shards, made by data_tools.convert")
-    parser.add_argument("--contact-sheet", type=Path, default=None, help="PNG to write with the first samples")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of shards, made by `m4oe convert`")
+    parser.add_argument(
+        "--contact-sheet", type=Path, default=None, metavar="PNG", help="picture to write with the first samples"
+    )
     parser.add_argument("--phi", action="store_true", help="search every byte for identifying content")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m data_tools.inspect", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser(prog="python -m data_tools.inspect", description=(__doc__ or "").split("\n\n")[0])
     add_arguments(parser)
     options = parser.parse_args(arguments)
     return guarded(lambda: run(options))
@@ -257,6 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Prints what a folder holds and what is wrong with it; returns the exit code."""
+    if options.contact_sheet is not None:
+        check_file(options.contact_sheet, "--contact-sheet", ".png")
     lines, problems = inspect(options.folder, options.phi, options.contact_sheet)
     for line in lines:
         print(line)

@@ -3,140 +3,232 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import shtab
 
 from m4oe_ds import __version__
+from m4oe_ds.arguments import Parser, add_command
 from m4oe_ds.command_line import guarded
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """All sub-commands and their options."""
-    top = argparse.ArgumentParser(prog="m4oe", description="Multi-modal multi-task mixture of experts for imaging.")
+    top = Parser(
+        prog="m4oe",
+        description="Multi-modal multi-task mixture of experts for imaging.",
+        epilog="`m4oe COMMAND --help` shows the options of a command, and an example.",
+    )
     top.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
     top.add_argument("--version", action="version", version=f"m4oe_ds {__version__}")
     shtab.add_argument_to(top, ["--print-completion"], help="print the completion script of a shell")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    from m4oe_ds import start
-
-    train = commands.add_parser("train", help="train, on the GPUs of this machine or as a rank that srun started")
-    start.add_arguments(train)
-    train.set_defaults(work=start.main)
-    from m4oe_ds.doctor import command as checkup
-
-    doctor = commands.add_parser("doctor", help="whether this machine, or every node of a job, is fit for training")
-    checkup.add_arguments(doctor)
-    doctor.set_defaults(work=checkup.main)
-
-    init = commands.add_parser("init", help="copy the shipped configurations and SLURM scripts, to edit them")
-    init.add_argument("folder", nargs="?", default=".", metavar="DIR", help="folder to copy to (default: this one)")
-    init.set_defaults(work=_init)
-
-    evaluate = commands.add_parser("evaluate", help="evaluate a finished run on a split, at any number of ranks")
-    evaluate.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
-    evaluate.add_argument("--split", default="test", help="split to evaluate (default: test)")
-    evaluate.add_argument(
-        "--data", default="", metavar="DIR", help="folder of shards (default: the one the run was trained on)"
-    )
-    evaluate.set_defaults(work=_evaluate)
-
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    _add_training(commands)
     _add_data(commands)
-    from m4oe_ds.predict import command as prediction
-
-    predict = commands.add_parser("predict", help="predict on new DICOM files with a finished run")
-    prediction.add_arguments(predict)
-    predict.set_defaults(work=prediction.main)
-
-    report = commands.add_parser("report", help="write report.html from a run folder")
-    report.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
-    report.set_defaults(work=_report)
-
-    from m4oe_ds.analysis import command as analysis
-
-    analyze = commands.add_parser(
-        "analyze", help="what routing, gradients and representations of a run say about modalities and tasks"
-    )
-    analysis.add_arguments(analyze)
-    analyze.set_defaults(work=analysis.main)
-
-    from m4oe_ds.planning import command as planning
-
-    plan = commands.add_parser(
-        "plan", help="memory, step time and a DeepSpeed configuration before anything is submitted"
-    )
-    planning.add_arguments(plan)
-    plan.set_defaults(work=planning.main)
-
-    from m4oe_ds.scaling import command as scaling
-
-    scale = commands.add_parser("scale", help="scaling studies on expert count, measured or simulated")
-    scaling.add_arguments(scale)
-    scale.set_defaults(work=scaling.main)
-
-    from m4oe_ds.compare import command as comparison
-
-    compare = commands.add_parser(
-        "compare", help="train and evaluate the compared systems, and make the paper's tables"
-    )
-    comparison.add_arguments(compare)
-    compare.set_defaults(work=comparison.main)
-
+    _add_results(commands)
+    _add_studies(commands)
     _add_export_models_config(commands)
+    for command in commands.choices.values():  # also behind the command
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return top
 
 
-def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_training(commands: argparse._SubParsersAction[Parser]) -> None:
+    from m4oe_ds import start
+    from m4oe_ds.doctor import command as checkup
+
+    train = add_command(
+        commands,
+        "train",
+        "train, on the GPUs of this machine or as a rank that srun started",
+        "m4oe train --ds_config zero2",
+        "m4oe train --config my.yaml --ds_config bf16 --gpus 4 --set run.num_epochs=30 --output runs/first",
+        more="Without --config it runs the demo on synthetic data. An interrupted run continues with the same command.",
+    )
+    start.add_arguments(train)
+    train.set_defaults(work=start.main)
+
+    doctor = add_command(
+        commands,
+        "doctor",
+        "say whether this machine, or every node of a job, is fit for training",
+        "m4oe doctor --quick",
+        "srun m4oe doctor --config my.yaml --ds_config bf16",
+        more="Ends with status 1 if something must be mended.",
+    )
+    checkup.add_arguments(doctor)
+    doctor.set_defaults(work=checkup.main)
+
+    init = add_command(
+        commands, "init", "copy the shipped configurations and SLURM scripts, to edit them", "m4oe init my-study"
+    )
+    init.add_argument("folder", nargs="?", default=".", metavar="DIR", help="folder to copy to (default: this one)")
+    init.set_defaults(work=_init)
+
+
+def _add_data(commands: argparse._SubParsersAction[Parser]) -> None:
     from data_tools import inspect
     from data_tools.cards import command as cards
     from data_tools.convert import options as conversion
     from data_tools.phantom import archive as phantom
 
-    convert = commands.add_parser("convert", help="make shards of an archive, or of your own data with their card")
+    convert = add_command(
+        commands,
+        "convert",
+        "make shards of an archive, or of your own data with their card",
+        "m4oe convert --card my.yaml --out data/my",
+        "m4oe convert --dataset NAME --root /archives/NAME --out data/NAME --workers 16",
+        more="A conversion that was interrupted continues with the same command.",
+    )
     conversion.add_arguments(convert)
     convert.set_defaults(work=_convert)
-    look = commands.add_parser("inspect", help="say what a folder of shards holds, and check it")
+    look = add_command(
+        commands,
+        "inspect",
+        "say what a folder of shards holds, and check it",
+        "m4oe inspect data/demo --contact-sheet sheet.png --phi",
+        more="Ends with status 1 if there is a problem.",
+    )
     inspect.add_arguments(look)
     look.set_defaults(work=inspect.run)
-    made = commands.add_parser("phantom", help="make a synthetic archive in the layout of a real one")
+    made = add_command(
+        commands,
+        "phantom",
+        "make a synthetic archive in the layout of a real one",
+        "m4oe phantom --layout NAME --out phantom --patients 48 --seed 0",
+    )
     phantom.add_arguments(made)
     made.set_defaults(work=phantom.run)
-    cards.add_commands(commands.add_parser("card", help="check a card against its data, or propose one from a table"))
+    card = add_command(
+        commands,
+        "card",
+        "check a card against its data, or propose one from a table",
+        "m4oe card new --table cases.csv --out my.yaml",
+        "m4oe card check my.yaml",
+    )
+    cards.add_commands(card)
 
 
-def _add_export_models_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    export = commands.add_parser("export", help="consolidate a checkpoint into safetensors, every expert included")
-    export.add_argument("run", metavar="RUN", help="run folder, or one of its step-* checkpoints")
-    export.add_argument(
-        "--checkpoint", default="best", metavar="best|latest|TAG", help="checkpoint to export (default: best)"
-    )
-    export.add_argument(
-        "--out",
-        default="",
-        metavar="FILE|DIR",
-        help="file, or folder that opens as a run elsewhere (default: RUN/weights/model.safetensors)",
-    )
-    export.add_argument(
-        "--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="type of the weights (default: fp32)"
-    )
-    export.add_argument(
-        "--max-file-gb",
-        type=float,
-        default=0.0,
-        metavar="GB",
-        help="largest size of a file, 10^9 bytes (default: one file)",
-    )
-    export.set_defaults(work=_export)
+def _add_results(commands: argparse._SubParsersAction[Parser]) -> None:
+    from m4oe_ds.analysis import command as analysis
+    from m4oe_ds.predict import command as prediction
 
-    models = commands.add_parser("models", help="list the registered models, and which of them fit a data set")
+    evaluate = add_command(
+        commands,
+        "evaluate",
+        "evaluate a finished run on a split, at any number of ranks",
+        "m4oe evaluate runs/demo --split test",
+        "m4oe evaluate runs/demo --data data/other-hospital",
+        more="Writes metrics.json and predictions/ in the run folder.",
+    )
+    evaluate.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
+    evaluate.add_argument(
+        "--split",
+        default="test",
+        metavar="NAME",
+        help="split to evaluate: train, val or test (default: test)",
+    )
+    evaluate.add_argument(
+        "--data", default="", metavar="DIR", help="folder of shards (default: the one the run was trained on)"
+    )
+    evaluate.set_defaults(work=_evaluate)
+
+    predict = add_command(
+        commands,
+        "predict",
+        "predict on new samples with a finished run, from DICOM files or a table",
+        "m4oe predict runs/demo --dicom new-exams --out predicted",
+        "m4oe predict runs/my --table new.csv --out predicted",
+    )
+    prediction.add_arguments(predict)
+    predict.set_defaults(work=prediction.main)
+
+    report = add_command(commands, "report", "write report.html from a run folder", "m4oe report runs/demo")
+    report.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
+    report.set_defaults(work=_report)
+
+    analyze = add_command(
+        commands,
+        "analyze",
+        "say what routing, gradients and representations of a run tell about modalities and tasks",
+        "m4oe analyze runs/demo --only utilisation,contribution",
+        more="Writes analysis.json, analysis/ and figures/ in the run folder.",
+    )
+    analysis.add_arguments(analyze)
+    analyze.set_defaults(work=analysis.main)
+
+
+def _add_studies(commands: argparse._SubParsersAction[Parser]) -> None:
+    from m4oe_ds.compare import command as comparison
+    from m4oe_ds.planning import command as planning
+    from m4oe_ds.scaling import command as scaling
+
+    plan = add_command(
+        commands,
+        "plan",
+        "say memory, step time and a DeepSpeed configuration before anything is submitted",
+        "m4oe plan --config my.yaml --cluster 4xA100-80+4xL40S --out ds.json",
+        more="Ends with status 1 if the job does not fit.",
+    )
+    planning.add_arguments(plan)
+    plan.set_defaults(work=planning.main)
+
+    scale = add_command(
+        commands,
+        "scale",
+        "study scaling on expert count, measured or simulated",
+        "m4oe scale run --output runs/scaling --experts 8,16 --ep 1,2 --world 1,2",
+    )
+    scaling.add_arguments(scale)
+    scale.set_defaults(work=scaling.main)
+
+    compare = add_command(
+        commands,
+        "compare",
+        "train and evaluate the compared systems, and make the paper's tables",
+        "m4oe compare --preset smoke --dry-run",
+        "m4oe compare --config my.yaml --methods ours,soft_moe --seeds 0,1,2",
+        more="Finished cells are not run again. Ends with status 1 if a cell failed or is missing.",
+    )
+    comparison.add_arguments(compare)
+    compare.set_defaults(work=comparison.main)
+
+
+def _add_export_models_config(commands: argparse._SubParsersAction[Parser]) -> None:
+    from m4oe_ds.runs import export as exporting
+
+    export = add_command(
+        commands,
+        "export",
+        "consolidate a checkpoint into safetensors, every expert included",
+        "m4oe export runs/demo --out exported --dtype bf16",
+    )
+    exporting.add_arguments(export)
+    export.set_defaults(work=exporting.main)
+
+    models = add_command(
+        commands,
+        "models",
+        "list the registered models, and which of them fit a data set",
+        "m4oe models --card my.yaml",
+    )
     models.add_argument("--card", default="", metavar="CARD", help="a card (shipped name or path): which fit, why not")
     models.add_argument("--config", default="", metavar="YAML", help="a configuration: which fit its data, why not")
     models.set_defaults(work=_models)
 
-    config = commands.add_parser("config", help="check a configuration and print it with all defaults")
-    config.add_argument("config", metavar="YAML", help="configuration file")
+    config = add_command(
+        commands,
+        "config",
+        "check a configuration and print it with all defaults",
+        "m4oe config my.yaml --set model.dim=384 --count",
+    )
+    config.add_argument(
+        "config",
+        metavar="YAML",
+        help="configuration: a path, or the name of a shipped one such as demo",
+    )
     config.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
     config.add_argument(
         "--count", action="store_true", help="also count the model's parameters, without allocating them"
@@ -146,7 +238,11 @@ def _add_export_models_config(commands: argparse._SubParsersAction[argparse.Argu
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one sub-command; a user error becomes one line on standard error and its exit code."""
-    options = parser().parse_args(arguments)
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.command is None:
+        top.print_help(sys.stderr)
+        top.error("COMMAND is needed: one of those above")
     return guarded(lambda: options.work(options), debug=options.debug)
 
 
@@ -163,11 +259,15 @@ def _init(options: argparse.Namespace) -> None:
 
     copied = shipped.copy(Path(options.folder))
     print(f"{len(copied)} files in {', '.join(str(Path(options.folder) / name) for name in shipped.FOLDERS)}")
-    print("train with one of them:  m4oe train --config configs/embed.yaml --ds_config ds_configs/bf16.json")
+    print("train with one of them:  m4oe train --config configs/small.yaml --ds_config ds_configs/bf16.json")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from pathlib import Path
+
+    from m4oe_ds.runs.opening import check_run
+
+    check_run(Path(options.run), [options.split], options.data)  # before torch is imported: refusals are instant
 
     from m4oe_ds.evaluation.metrics_text import format_table
     from m4oe_ds.evaluation.missing_modalities import format_observed
@@ -189,39 +289,6 @@ def _report(options: argparse.Namespace) -> None:
     from m4oe_ds.report.html import render
 
     print(f"report: {render(Path(options.run))}")
-
-
-def _export(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from m4oe_ds.errors import CheckpointError
-    from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, RunFolder
-    from m4oe_ds.runs.weights import consolidate, describe, describe_file
-
-    run = Path(options.run)
-    files = RunFolder(run)
-    wanted = Path(options.out) if options.out else None
-    if wanted is not None and wanted.suffix != ".safetensors":
-        wanted = RunFolder(wanted).weights
-    checkpoint, out = run, wanted or RunFolder(run.parent.parent).weights
-    if not CheckpointFolder(run).manifest.is_file():
-        pointer = {"best": BEST, "latest": LATEST}.get(options.checkpoint)
-        path = files.checkpoints / (pointer or options.checkpoint)
-        if pointer and not path.is_file():
-            raise CheckpointError(
-                f"no {options.checkpoint} checkpoint", str(run), "name one with --checkpoint step-..."
-            )
-        checkpoint = files.checkpoints / path.read_text().strip() if pointer else path
-        out = wanted or files.weights
-    origin = RunFolder(checkpoint.parent.parent)
-    folder = describe(origin, out)
-    if folder is not None:
-        print(f"configuration, card and statistics of the data -> {folder}")
-    for path in consolidate(checkpoint, out, options.dtype, options.max_file_gb):
-        print(f"{checkpoint.name} -> {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    config = describe_file(origin, out) if folder is None else None
-    if config is not None:
-        print(f"its configuration -> {config} (another run starts from it with model.init_from)")
 
 
 def _models(options: argparse.Namespace) -> None:

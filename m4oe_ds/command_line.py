@@ -37,6 +37,13 @@ def guarded(work: Callable[[], object], *, debug: bool = False, prefix: str = ""
             raise
         problem = EnvironmentProblem(error.strerror or type(error).__name__, str(error.filename), _remedy(error))
         return _say(f"{prefix}error: {problem}", problem.exit_code)
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if debug or package in ("m4oe_ds", "data_tools"):
+            raise
+        what = f"{package or 'a package'} cannot be imported: {next(iter(str(error).splitlines()), '')}"
+        problem = EnvironmentProblem(what, fix="`m4oe doctor --quick` looks at the packages")
+        return _say(f"{prefix}error: {problem}", problem.exit_code)
     except KeyboardInterrupt:
         return _say(f"{prefix}stopped", INTERRUPTED)
     return int(status) if isinstance(status, int) else 0
@@ -61,6 +68,28 @@ def check_output(folder: Path, option: str) -> None:
         raise EnvironmentProblem(
             f"cannot write to {above}", str(folder), f"choose another {option}, or change its rights"
         )
+
+
+def check_file(path: Path, option: str, suffix: str) -> None:
+    """An output file must have the suffix of what is written, and lie where a file can be written.
+
+    A slip such as ``--out my.yaml`` would otherwise write over a file of another kind.
+
+    Args:
+        path: the file.
+        option: that names it.
+        suffix: of the kind of file, such as ``.json``.
+
+    Raises:
+        EnvironmentProblem: it does not.
+    """
+    if path.suffix != suffix:
+        raise EnvironmentProblem(f"is not named *{suffix}", str(path), f"choose another {option}")
+    if path.is_dir():
+        raise EnvironmentProblem("is a folder", str(path), f"choose another {option}")
+    check_output(path.parent, option)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise EnvironmentProblem("cannot be written to", str(path), f"choose another {option}, or change its rights")
 
 
 def _remedy(error: OSError) -> str:

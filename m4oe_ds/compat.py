@@ -25,7 +25,8 @@ def import_torchvision() -> None:
     ends the process.
 
     Raises:
-        RuntimeError, ImportError: whatever else importing torchvision ends with.
+        ImportError: there is none.
+        RuntimeError: whatever else importing it ends with.
     """
     for _ in range(len(_DECLARABLE) + 1):
         try:

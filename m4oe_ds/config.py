@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 CONFIG_VERSION = 1
+PARTS = ("backbone", "router", "experts", "heads", "other")  # of a model: m4oe_ds/models/parts.py
+DECAY_KINDS = ("norms", "biases", "scales", "embeddings")  # of parameters that are no weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,12 @@ class RunConfig:
     max_steps: int = option(0, "Stop after N optimizer steps; 0 = no limit.", at_least=0)
     log_every_steps: int = option(10, "Write a log line every N optimizer steps.", at_least=1)
     eval_every_epochs: int = option(1, "Evaluate on the validation split every N epochs; 0 = never.", at_least=0)
+    patience: int = option(
+        0, "Stop after N validations in a row without a better `run.checkpoint.metric`; 0 = never.", at_least=0
+    )
+    min_improvement: float = option(
+        0.0, "`run.patience`: by how much that figure must be better to count as an improvement.", at_least=0
+    )
     conflict_every_steps: int = option(
         0, "Log the cosines of the tasks' gradients at the last shared layer every N steps; 0 = never.", at_least=0
     )
@@ -96,6 +104,9 @@ class RunConfig:
         False, "Name the operation whose gradient is not a number; slows training down several times."
     )
     tensorboard: bool = option(True, "Write TensorBoard events next to log.jsonl.")
+    trackers: tuple[str, ...] = option(
+        ("tensorboard",), "Who is told the figures: `tensorboard`, `wandb`, `mlflow`, or `package.module:Class`."
+    )
     checkpoint: CheckpointConfig = section(CheckpointConfig, "When to save and what to keep.")
     expects: dict[str, Any] = option(
         {}, "Dotted keys of the DeepSpeed JSON and the values this recipe relies on; a difference stops the run."
@@ -254,6 +265,11 @@ class ModelConfig:
     msoe: MSoEConfig = section(MSoEConfig, "Modality-specific Soft-MoE towers.")
     mtoe: MToEConfig = section(MToEConfig, "Modality-task mixture of experts.")
     fusion: FusionConfig = section(FusionConfig, "Fusion tower.")
+    freeze: tuple[str, ...] = option(
+        (),
+        "Parts that are not trained: `backbone`, `router`, `experts`, `heads`, `other`; their batch norms and dropout "
+        "stay as in evaluation.",
+    )
     activation_checkpointing: bool = option(False, "Recompute block activations in backward to save memory.")
     init_from: str = option(
         "", "Start from a trained model: a run folder, an export folder or a `*.safetensors` with its configuration."
@@ -331,6 +347,22 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartConfig:
+    lr_factor: float = option(1.0, "Factor of the learning rate of this part.", at_least=0)
+    decay_factor: float = option(1.0, "Factor of the weight decay of this part.", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    parts: dict[str, PartConfig] = option(
+        {}, "By part of the model (`backbone`, `router`, `experts`, `heads`, `other`): factors of rate and decay."
+    )
+    no_decay: tuple[str, ...] = option(
+        (), "Parameters without weight decay: any of `norms`, `biases`, `scales`, `embeddings`; empty = all decay."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     ep_size: int = option(
         0, "Ranks that share the experts; 0 = as many as the world size and expert counts allow.", at_least=0
@@ -356,6 +388,7 @@ class Config:
     model: ModelConfig = section(ModelConfig, "Architecture.")
     loss: LossConfig = section(LossConfig, "Task losses and the mutual-information term.")
     schedule: ScheduleConfig = section(ScheduleConfig, "Factors of the base rate, which the DeepSpeed JSON owns.")
+    optim: OptimConfig = section(OptimConfig, "Rate and decay by part; the DeepSpeed JSON owns both.")
     parallel: ParallelConfig = section(ParallelConfig, "Expert parallelism.")
     evaluation: EvaluationConfig = section(EvaluationConfig, "Final evaluation.")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from m4oe_ds.config import CONFIG_VERSION, Bounds, Config
+from m4oe_ds.config import CONFIG_VERSION, DECAY_KINDS, PARTS, Bounds, Config
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models.fit import Question
@@ -47,6 +47,40 @@ def contradictions(config: Config, where: str, found: Places) -> Iterator[str]:
     yield from _model(config, where, found)
     yield from _patches(config, where, found)
     yield from _heads(config, where, found)
+    yield from _parts(config, where, found)
+    run = config.run
+    if run.patience and not run.eval_every_epochs:
+        place, fix = found.place("run.patience", otherwise=where), "set run.eval_every_epochs from 1"
+        yield f"{place}: run.patience counts validations, and there are none; {fix}"
+    if run.min_improvement and not run.patience:
+        place, fix = found.place("run.min_improvement", otherwise=where), "set run.patience from 1"
+        yield f"{place}: run.min_improvement does nothing without run.patience; {fix}"
+
+
+def _parts(config: Config, where: str, found: Places) -> Iterator[str]:
+    """Parts of the model and kinds of parameters that are named, and what freezing them leaves."""
+    frozen = config.model.freeze
+    for option, names, known in (
+        ("model.freeze", frozen, PARTS),
+        ("optim.parts", tuple(config.optim.parts), PARTS),
+        ("optim.no_decay", config.optim.no_decay, DECAY_KINDS),
+    ):
+        for name in names:
+            if name not in known:
+                place = found.place(f"{option}.{name}", option, otherwise=where)
+                yield f"{place}: unknown name {name!r} in {option}{nearest(name, known)}"
+    for name in config.optim.parts:
+        if name in frozen:
+            place = found.place(f"optim.parts.{name}", otherwise=where)
+            yield f"{place}: optim.parts.{name} does nothing: model.freeze has {name}; remove one of them"
+    if set(frozen) >= set(PARTS):
+        yield f"{found.place('model.freeze', otherwise=where)}: model.freeze leaves nothing to train"
+    if "experts" in frozen and config.model.name == "m4oe":
+        place, fix = found.place("model.freeze", otherwise=where), "the last shared layer of m4oe is one of experts"
+        if config.run.conflict_every_steps:
+            yield f"{place}: frozen experts have no gradients: set run.conflict_every_steps=0; {fix}"
+        if config.loss.gradient_policy != "sum":
+            yield f"{place}: frozen experts have no gradients: set loss.gradient_policy=sum; {fix}"
 
 
 def _model(config: Config, where: str, found: Places) -> Iterator[str]:
@@ -62,7 +96,8 @@ def _model(config: Config, where: str, found: Places) -> Iterator[str]:
         return
     if model.missing_modality == "bank" and model.name != "m4oe":
         place = found.place("model.missing_modality", otherwise=where)
-        yield f"{place}: {model.name} has no bank; set model.missing_modality to mask, or model.name to m4oe"
+        fix = "set model.missing_modality to mask, or model.name to m4oe"
+        yield f"{place}: model.missing_modality: {model.name} has no bank; {fix}"
     try:
         card = find_card(config.data.dataset)
     except ConfigError:
@@ -90,7 +125,7 @@ def patch_size(config: Config) -> int:
 def _patches(config: Config, where: str, found: Places) -> Iterator[str]:
     """Image sizes that the patches do not cover: what is left over would never be seen."""
     size, patch = config.data.image_size, patch_size(config)
-    if len(size) == 2 and patch and any(side % patch for side in size):
+    if len(size) == 2 and min(size) >= 8 and patch and any(side % patch for side in size):
         place = found.place("data.image_size", "model.embedder.options", "model.embedder.backbone", otherwise=where)
         fits = [max(patch, round(side / patch) * patch) for side in size]
         yield f"{place}: patches of {patch} pixels do not divide data.image_size={list(size)}; write e.g. {fits}"

@@ -84,7 +84,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Node:
     try:
         file = beside if beside.is_file() else shipped.find(shipped.CONFIG, str(base.value))
     except ConfigError as error:
-        raise ConfigError(f"`extends` {error.what}", base.where, error.fix) from None
+        raise ConfigError(f"`extends`: {error.what}", base.where, error.fix) from None
     return _merge(_read(file, (*seen, path.resolve())), tree)
 
 

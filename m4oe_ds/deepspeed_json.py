@@ -15,6 +15,9 @@ from typing import Any
 from m4oe_ds import shipped
 from m4oe_ds.errors import ConfigError
 
+# sections that this trainer reads keys of
+SECTIONS = ("optimizer", "zero_optimization", "bf16", "fp16", "data_types", "activation_checkpointing")
+_SHIPPED = "begin with a shipped one: `m4oe init DIR` copies them"
 _MISSING = object()
 
 
@@ -31,7 +34,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """The JSON of a file, or of the name of a shipped one such as ``zero2``, as a dict.
 
     Raises:
-        ConfigError: missing, not JSON, or a duplicate key.
+        ConfigError: missing, not JSON, a duplicate key, or a section that is none.
     """
     path = shipped.find(shipped.DS_CONFIG, path)
 
@@ -42,12 +45,26 @@ def read(path: str | Path) -> dict[str, Any]:
                 raise ConfigError(f"duplicate key {key}", str(path))
         return dict(pairs)
 
+    def no_number(text: str) -> float:
+        raise ConfigError(f"{text} is not a number of JSON", str(path), "write a finite number")
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text, object_pairs_hook=unique, parse_constant=no_number)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"not valid JSON: {error.msg}", f"{path}:{error.lineno}") from None
+        what = f"not valid JSON: {error.msg}" if text.strip() else "is empty"
+        raise ConfigError(what, f"{path}:{error.lineno}", _SHIPPED) from None
+    except UnicodeDecodeError:
+        raise ConfigError("is not a text file in UTF-8", str(path), "save it as plain text") from None
+    except RecursionError:
+        raise ConfigError("not valid JSON: nested too deeply", str(path), _SHIPPED) from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", str(path), "check the path and its rights") from None
     if not isinstance(content, dict):
-        raise ConfigError("must be a JSON object", str(path))
+        raise ConfigError("must be a JSON object in braces", str(path), _SHIPPED)
+    for key in SECTIONS:
+        if not isinstance(content.get(key, {}), dict):
+            raise ConfigError(f"{key} must be an object in braces, got {content[key]!r}", str(path), _SHIPPED)
     return content
 
 

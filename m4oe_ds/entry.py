@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+from m4oe_ds.arguments import Parser, whole
 from m4oe_ds.command_line import guarded
 from m4oe_ds.errors import UserError
 from m4oe_ds.runs.request import Prepared, Request, makes_phantoms, prepare
@@ -28,7 +29,7 @@ def add_arguments(options: argparse.ArgumentParser) -> None:
         "--config",
         default="demo",
         metavar="YAML",
-        help="configuration of the run: a path, or the name of a shipped one such as embed (default: demo)",
+        help="configuration of the run: a path, or the name of a shipped one such as small (default: demo)",
     )
     options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
     options.add_argument(
@@ -42,24 +43,36 @@ def add_arguments(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--profile",
         nargs="?",
-        type=int,
+        type=whole(1),
         const=3,
         default=0,
         metavar="STEPS",
         help="record STEPS steps (default 3) with the torch profiler, after two of warm-up, into <output>/profile",
+    )
+    options.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="one batch through everything (data, a step on every rank, validation, a checkpoint written and read, "
+        "metrics, report), then stop; nothing is left behind, and status 0 means that all of it worked",
     )
 
 
 def request_of(options: argparse.Namespace) -> Request:
     """What the options ask for."""
     return Request(
-        options.ds_config, options.config, tuple(options.set), options.resume, options.output, options.profile
+        options.ds_config,
+        options.config,
+        tuple(options.set),
+        options.resume,
+        options.output,
+        options.profile,
+        options.dry_run,
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """One rank from its command line to its exit status; a user error becomes one line on standard error."""
-    parser = argparse.ArgumentParser(prog="train.py", description="Trains M4oE.")
+    parser = Parser(prog="train.py", description="Trains M4oE.")
     add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it

@@ -95,7 +95,7 @@ def copy(target: Path) -> list[Path]:
         (source, target / name / source.relative_to(folder(name)))
         for name in FOLDERS
         for source in sorted(folder(name).rglob("*"))
-        if (source.is_file() and source.suffix not in (".pyc", ".py")) or source.parent.name == "examples"
+        if source.is_file() and "__pycache__" not in source.parts
     ]
     for _, copied in pairs:
         if copied.exists():

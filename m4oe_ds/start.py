@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 from m4oe_ds import entry
+from m4oe_ds.arguments import MOST_PROCESSES, whole
 from m4oe_ds.coordinates import free_port, resolve
 from m4oe_ds.deepspeed_json import batch_sizes
 from m4oe_ds.errors import ConfigError
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpus",
         "--ranks",
         dest="ranks",
-        type=int,
+        type=whole(1, MOST_PROCESSES),
         default=0,
         metavar="N",
         help="ranks on this machine, one per GPU; on a machine without GPUs N processes (default: all GPUs, or 1)",
@@ -71,6 +72,8 @@ def _exec_launcher(prepared: Prepared, ranks: int, debug: bool) -> NoReturn:
         arguments += ["--output", request.output]
     if request.profile_steps:
         arguments += ["--profile", str(request.profile_steps)]
+    if request.dry_run:
+        arguments.append("--dry-run")
     if debug:
         arguments.append("--debug")
     sys.stdout.flush()

@@ -52,17 +52,28 @@ def parse_tree(text: str, name: str) -> Node:
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        return to_tree(node, name) if node is not None else Node({}, name)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"not valid YAML: {getattr(error, 'problem', error)}", f"{name}{line}") from None
-    return to_tree(node, name) if node is not None else Node({}, name)
+        problem = getattr(error, "problem", None) or next(iter(str(error).splitlines()), "")
+        fix = "check brackets, quotes and indentation near that line"
+        raise ConfigError(f"not valid YAML: {problem}", f"{name}{line}", fix) from None
+    except RecursionError:
+        raise ConfigError("not valid YAML: nested too deeply", name, "check its brackets") from None
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """``; did you mean X? (known: ...)``, to end the line about an unknown name with."""
+def nearest(name: str, known: Sequence[str], *, ordered: bool = False) -> str:
+    """``; did you mean X? (known: ...)``, to end the line about an unknown name with.
+
+    Args:
+        name: the unknown one.
+        known: those there are.
+        ordered: whether their order means something; else they are listed by the alphabet.
+    """
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"; did you mean {close[0]}?" if close else ";") + f" (known: {', '.join(sorted(known))})"
+    listed = f" (known: {', '.join(known if ordered else sorted(known))})"
+    return (f"; did you mean {close[0]}?" if close else "") + listed
 
 
 def to_tree(node: yaml.Node, path: str, above: tuple[int, ...] = ()) -> Node:

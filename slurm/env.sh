@@ -1,7 +1,8 @@
 # Sourced by every script of this folder: where things are, and how ranks are started. Nothing here submits anything.
 #
 # Set these with `sbatch --export=ALL,NAME=VALUE ...`, in your shell before sbatch, or in ~/.m4oe-slurm (sourced first):
-#   M4OE_HOME      the repository                       (default: the folder sbatch was called in)
+#   M4OE_HOME      folder that holds slurm/: the repository, or one that `m4oe init` made
+#                                                       (default: the folder sbatch was called in)
 #   M4OE_VENV      virtual environment                  (default: $M4OE_HOME/.venv if there is one, else what is on PATH)
 #   M4OE_MODULES   modules to load, e.g. "cuda/12.8"    (default: none)
 #   CONTAINER      image to run in                      (default: none; the image needs the project's dependencies)
@@ -16,13 +17,13 @@ trap 'early=TERM' TERM
 [ -f "$HOME/.m4oe-slurm" ] && . "$HOME/.m4oe-slurm"
 M4OE_HOME=${M4OE_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
 cd "$M4OE_HOME" || exit 1
-if [ ! -f train.py ]; then
-    echo "error: $M4OE_HOME is not the repository; submit from it or set M4OE_HOME" >&2
-    exit 2
-fi
 for module in ${M4OE_MODULES:-}; do module load "$module"; done
 M4OE_VENV=${M4OE_VENV-$M4OE_HOME/.venv}
 [ -n "$M4OE_VENV" ] && [ -d "$M4OE_VENV/bin" ] && PATH="$M4OE_VENV/bin:$PATH"
+if [ -z "${CONTAINER:-}" ] && ! python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("m4oe_ds") is None)'; then
+    echo "error: $(command -v python || echo python) has no m4oe_ds; install it, or set M4OE_VENV, M4OE_MODULES or CONTAINER" >&2
+    exit 2
+fi
 
 # since SLURM 22.05 srun no longer takes over --cpus-per-task of the job
 [ -n "${SLURM_CPUS_PER_TASK:-}" ] && export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"

@@ -36,6 +36,7 @@ _OLDER = {  # spelling of copies made before the tables were published in their 
 }  # fmt: skip
 SIZE, CONVERTER = (1024, 832), "film"
 CHOOSE, ONLY_WOMEN = "area", False
+ATTRIBUTES: tuple[str, ...] = ()
 SIDES = {"LEFT": "L", "RIGHT": "R"}
 VIEWS = {"CC": "film_cc", "MLO": "film_mlo"}
 TYPES = {"mass": 0, "calcification": 1}  # classes of the masks; of two scans of a view the first is used

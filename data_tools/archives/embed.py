@@ -25,7 +25,9 @@ CLINICAL_REQUIRED = (
     "empi_anon", "acc_anon", "study_date_anon", "desc", "asses", "tissueden", "side", "path_severity", "bside",
     "procdate_anon",
 )  # fmt: skip
-CLINICAL_OPTIONAL = ("pdate_anon", "GENDER_DESC")
+AGE, RACE = "age_at_study", "ETHNICITY_DESC"
+RACE_ELSEWHERE = "RACE_DESC"  # the same column by its older name
+CLINICAL_OPTIONAL = ("pdate_anon", "GENDER_DESC", AGE, RACE, RACE_ELSEWHERE)
 METADATA_REQUIRED = (
     "empi_anon", "acc_anon", "study_date_anon", "SeriesDescription", "FinalImageType", "ImageLateralityFinal",
     "ViewPosition", "spot_mag", "anon_dicom_path",
@@ -34,6 +36,7 @@ METADATA_OPTIONAL = ("AcquisitionTime", "PatientSex", "Manufacturer", "BreastImp
 
 SIZE, CONVERTER = (1024, 832), "mammogram"
 CHOOSE, ONLY_WOMEN = "first", True
+ATTRIBUTES = (AGE, RACE)
 HORIZONS = (1, 2, 3, 4, 5)
 NO_CANCER = 100  # years to cancer where none is known
 DAYS_PER_YEAR = 365.25
@@ -428,8 +431,27 @@ def _add_exam(
         risks = [labels[f"risk{k}"] for k in HORIZONS if labels[f"risk{k}"] != MISSING]
         if risks != sorted(risks):
             raise AssertionError("risk labels fall with the horizon")  # cannot happen: an error of this module
-        manufacturer = views[names[0]]["Manufacturer"]
-        plan.samples.append(Sample(patient, exam, side, labels, paths, screening=True, manufacturer=manufacturer))
+        plan.samples.append(
+            Sample(
+                patient,
+                exam,
+                side,
+                labels,
+                paths,
+                screening=True,
+                manufacturer=views[names[0]]["Manufacturer"],
+                attributes=_attributes(findings),
+            )
+        )
+
+
+def _attributes(findings: Sequence[Row]) -> dict[str, str]:
+    """Age and race of an exam: what the first of its rows that says something says."""
+    columns = {AGE: (AGE,), RACE: (RACE, RACE_ELSEWHERE)}
+    return {
+        name: next((row[one] for row in findings for one in names if row.get(one, "").strip()), "")
+        for name, names in columns.items()
+    }
 
 
 def published(_: Mapping[str, Any]) -> list[Published]:

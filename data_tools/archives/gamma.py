@@ -23,6 +23,7 @@ CLASSES = ("non", "early", "mid_advanced")
 NUM_SLICES = 256
 SIZE, CONVERTER = (512, 512), "eye"
 CHOOSE, ONLY_WOMEN = "first", False
+ATTRIBUTES: tuple[str, ...] = ()
 CUP, RIM, BACKGROUND = 0, 128, 255  # grey values of a mask: 0 is the cup
 FOLDS, FOLD_SEED = 5, 10
 EXPECTED: dict[str, dict[str, int]] = {"eyes": {"all": 100}, "grade": {"non": 50, "early": 26, "mid_advanced": 24}}

@@ -53,7 +53,8 @@ class Sample:
         choose: ``first`` or ``area``, see ``images``.
         name: what names the sample within its group; empty where exam and side do.
         tables: ``{table modality: {column: number, code or None}}``.
-        subgroups: ``{attribute: group}``.
+        subgroups: ``{attribute: group}``, all that a shard may say of it.
+        attributes: fields of the archive's tables that a card may make subgroups of, by column; never in a shard.
         layers: per mask task of a card its files (one for all classes, or one per class and None where that class is
             nowhere in the picture), their patterns being paths relative to the root.
         outlines: per mask task all lesions of its film, where masks are one file per lesion.
@@ -73,6 +74,7 @@ class Sample:
     name: str = ""
     tables: dict[str, dict[str, float | int | None]] = field(default_factory=dict)
     subgroups: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, str] = field(default_factory=dict)
     layers: dict[str, tuple[MaskFile | None, ...]] = field(default_factory=dict)
     outlines: dict[str, tuple[Outline, ...]] = field(default_factory=dict)
 

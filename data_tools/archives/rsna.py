@@ -35,6 +35,7 @@ BIRADS_SCHEMES: dict[str, dict[float, int]] = {
 DENSITY = {"A": 0, "B": 1, "C": 2, "D": 3}
 SIZE, CONVERTER = (1024, 832), "mammogram"
 CHOOSE, ONLY_WOMEN = "area", False
+ATTRIBUTES = ("age", "site_id")
 VIEWS = {"CC": "ffdm_cc", "MLO": "ffdm_mlo"}
 OTHER_VIEWS = ("AT", "LM", "ML", "LMO")
 # The whole public training set, by unit; "none" is an empty field
@@ -152,8 +153,18 @@ def build_plan(rows: Sequence[Row], options: ArchiveOptions) -> ArchivePlan:
 
     def make(patient: str, side: str, images: Images) -> Sample:
         labels = {"density": density[patient], "birads": birads[patient, side]}
-        stratum = f"site{by_breast[patient, side][0]['site_id']}"
-        return Sample(patient, patient, side, labels, images, screening=True, stratum=stratum, choose="area")
+        first = by_breast[patient, side][0]
+        return Sample(
+            patient,
+            patient,
+            side,
+            labels,
+            images,
+            screening=True,
+            stratum=f"site{first['site_id']}",
+            choose="area",
+            attributes={name: first.get(name, "") for name in ATTRIBUTES},
+        )
 
     breasts(files, make, find_card("rsna").modalities, options, plan)
     plan.notes["views_with_several_images"] += sum(
@@ -168,7 +179,7 @@ def plan_archive(root: Path, options: ArchiveOptions) -> ArchivePlan:
     Raises:
         DataError: the table or a column is missing, identifiers were rounded, or the scheme does not exist.
     """
-    rows = read_table(Path(root) / "train.csv", REQUIRED, ("machine_id",), identifiers=("patient_id", "image_id"))
+    rows = read_table(Path(root) / "train.csv", REQUIRED, ("machine_id", "age"), identifiers=("patient_id", "image_id"))
     return build_plan(rows, options)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from data_tools.archives import values
 from data_tools.archives.doubts import doubts
 from data_tools.archives.files import Files
+from data_tools.archives.groups import group_of
 from data_tools.archives.plan import ArchivePlan, Sample
 from data_tools.archives.remote import files_below, table_below, table_name
 from data_tools.archives.tables import header_of, read_table
@@ -321,19 +322,14 @@ class _Reader:
         found = {}
         for name, group in self.source.subgroups.items():
             text = row[group.column]
-            if text.casefold() in self.missing:
-                continue
             try:
-                if group.bands:
-                    value = values.number(text, self.missing)
-                    assert value is not None
-                    found[name] = values.band(value, group.bands)
-                else:
-                    found[name] = values.group_value(text)
+                value = group_of(group, text, self.missing)
             except OddValue as odd:
                 self.odd.add(group.column, f"{odd.args[0]}, for the subgroup {name}", number)
                 continue
-            self.groups[name][found[name]] += 1
+            if value is not None:
+                found[name] = value
+                self.groups[name][value] += 1
         return found
 
     def group_problems(self) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from data_tools.deidentify import find_identifiers
 from m4oe_ds.data.cards import Card
+from m4oe_ds.data.cards.source import LONGEST_GROUP
 from m4oe_ds.data.schema import TaskSpec
 
 MISSING_WORDS = frozenset({"", "na", "n/a", "#n/a", "nan", "none", "null", "<na>", "nat", "-"})  # in any case
@@ -23,7 +24,7 @@ SPLIT_WORDS = {
     "testing": "test",
 }  # fmt: skip
 SHOWN_VALUES, SHOWN_LETTERS = 5, 20  # of odd values in messages
-LONGEST_GROUP, MOST_GROUPS = 32, 50  # letters in the value of a subgroup; values that a subgroup may have
+MOST_GROUPS = 50  # values that a subgroup may have
 
 
 class OddValue(Exception):

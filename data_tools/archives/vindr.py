@@ -33,6 +33,8 @@ BIRADS_SCHEMES: dict[str, dict[str, int]] = {
 DENSITY = {"DENSITY A": 0, "DENSITY B": 1, "DENSITY C": 2, "DENSITY D": 3}
 SIZE, CONVERTER = (1024, 832), "mammogram"
 CHOOSE, ONLY_WOMEN = "area", False
+AGE = "Patient's Age"
+ATTRIBUTES = (AGE,)
 SPLITS = {"training": "train", "test": "test"}
 VIEWS = {"CC": "ffdm_cc", "MLO": "ffdm_mlo"}
 # The whole public archive, by unit and official split
@@ -105,11 +107,21 @@ def _breast_rows(studies: Mapping[str, Sequence[Row]], plan: ArchivePlan) -> dic
     return out
 
 
-def build_plan(rows: Sequence[Row], options: ArchiveOptions, vendors: Mapping[str, str] | None = None) -> ArchivePlan:
+def age_in_years(text: str) -> str:
+    """Years of an age as DICOM writes it (``053Y``, ``640M``); any other text as it is."""
+    found = re.fullmatch(r"(\d{1,3})([DWMY])", text.strip().upper())
+    if found is None:
+        return text
+    return f"{int(found[1]) / {'D': 365.25, 'W': 52.18, 'M': 12.0, 'Y': 1.0}[found[2]]:g}"
+
+
+def build_plan(rows: Sequence[Row], options: ArchiveOptions, metadata: Mapping[str, Row] | None = None) -> ArchivePlan:
     """Samples with labels and images from the rows of ``breast-level_annotations.csv``.
 
     Args:
-        vendors: manufacturer by image_id, from ``metadata.csv``.
+        rows: of that table.
+        options: how labels are made and samples chosen.
+        metadata: row of ``metadata.csv`` by image_id.
 
     Raises:
         DataError: a BI-RADS scheme this data set does not have.
@@ -135,6 +147,7 @@ def build_plan(rows: Sequence[Row], options: ArchiveOptions, vendors: Mapping[st
         mine = by_breast[study, side]
         # any of its images says who made the machine: the first of the table, as the order of the numbers is random
         first = next(row for row in studies[study] if row["laterality"].upper() == side)
+        header = (metadata or {}).get(first["image_id"])
         labels = {
             "density": _label(mine, "breast_density", DENSITY, plan, "density"),
             "birads": _label(mine, "breast_birads", BIRADS_SCHEMES[options.birads_scheme], plan, "birads"),
@@ -145,7 +158,8 @@ def build_plan(rows: Sequence[Row], options: ArchiveOptions, vendors: Mapping[st
             side,
             labels,
             images,
-            manufacturer=(vendors or {}).get(first["image_id"], ""),
+            manufacturer=header["Manufacturer"] if header else "",
+            attributes={AGE: age_in_years(header[AGE])} if header else {},
             split=SPLITS[first["split"]],
             stratum=worst[study],
             choose="area",
@@ -182,11 +196,11 @@ def plan_archive(root: Path, options: ArchiveOptions) -> ArchivePlan:
     rows = read_table(
         root / "breast-level_annotations.csv", BREAST_COLUMNS, identifiers=("study_id", "series_id", "image_id")
     )
-    vendors = {}
+    metadata: dict[str, Row] = {}
     if (root / "metadata.csv").is_file():
-        metadata = read_table(root / "metadata.csv", ("SOP Instance UID", "Manufacturer"))
-        vendors = {row["SOP Instance UID"]: row["Manufacturer"] for row in metadata}
-    plan = build_plan(rows, options, vendors)
+        table = read_table(root / "metadata.csv", ("SOP Instance UID", "Manufacturer"), (AGE,))
+        metadata = {row["SOP Instance UID"]: row for row in table}
+    plan = build_plan(rows, options, metadata)
     if (root / "finding_annotations.csv").is_file():
         _count_findings(root / "finding_annotations.csv", plan)
     return plan

@@ -6,30 +6,53 @@ import argparse
 import json
 from pathlib import Path
 
+from m4oe_ds.arguments import MOST_PROCESSES, add_command, number, whole
+
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Adds the two commands and their options."""
     commands = parser.add_subparsers(dest="card_command", required=True, metavar="COMMAND")
-    check = commands.add_parser("check", help="explain a card against its table and files, before a conversion")
+    check = add_command(
+        commands,
+        "check",
+        "explain a card against its table and files, before a conversion",
+        "m4oe card check my.yaml --root /data/my --full --workers 8",
+        more="Ends with status 4 if a conversion would refuse it.",
+    )
     check.add_argument("card", type=Path, metavar="CARD", help="the card, e.g. my.yaml")
     check.add_argument(
         "--root", metavar="DIR", help="folder or address of table and files (default: the folder of the card)"
     )
     check.add_argument("--full", action="store_true", help="read every file, not those of 16 samples")
-    check.add_argument("--workers", type=int, default=1, help="processes that read; 0 = this one (default: 1)")
     check.add_argument(
-        "--max-missing", type=float, default=0.0, help="share of the named files that may not be there (default: 0)"
+        "--workers",
+        type=whole(0, MOST_PROCESSES),
+        default=1,
+        metavar="N",
+        help="processes that read; 0 = this one (default: 1)",
+    )
+    check.add_argument(
+        "--max-missing",
+        type=number(at_least=0, at_most=1),
+        default=0.0,
+        metavar="SHARE",
+        help="share of the named files that may not be there, 0 to 1 (default: 0)",
     )
     check.add_argument(
         "--contact-sheet", type=Path, metavar="PNG", help="picture of some samples (default: CARD.check.png)"
     )
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(work=run_check)
-    new = commands.add_parser("new", help="propose a card from a table of files and answers")
+    new = add_command(
+        commands,
+        "new",
+        "propose a card from a table of files and answers",
+        "m4oe card new --table cases.csv --root /data/my --out my.yaml",
+    )
     new.add_argument("--table", type=Path, required=True, metavar="TABLE", help=".csv, .tsv, .txt, .xlsx or .parquet")
     new.add_argument("--root", type=Path, metavar="DIR", help="folder of the files (default: that of the table)")
     new.add_argument("--out", type=Path, metavar="CARD", help="file to write (default: print it)")
-    new.add_argument("--name", default="", help="name of the data set (default: that of the folder)")
+    new.add_argument("--name", default="", metavar="NAME", help="name of the data set (default: that of the folder)")
     new.set_defaults(work=run_new)
 
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.archives.groups import with_subgroups
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan
 from data_tools.archives.published import Published
 from data_tools.archives.readers import find_reader
 from data_tools.archives.table import plan_table
+from data_tools.convert import provenance, shards
 from data_tools.convert import report as conversion_report
-from data_tools.convert import shards
 from data_tools.convert.jobs import ShardJob, Storing, fingerprint, make_jobs
 from data_tools.convert.options import ConvertOptions
 from data_tools.convert.sample import SampleJob
@@ -43,16 +44,19 @@ class _Conversion:
         plan: what the tables say.
         jobs: all shards, also those of other parts.
         synthetic: whether the archive is a phantom.
+        clock: when it began.
     """
 
     options: ConvertOptions
     plan: ArchivePlan
     jobs: Sequence[ShardJob]
     synthetic: bool
+    clock: provenance.Clock
 
 
 def convert_archive(options: ConvertOptions) -> dict[str, Any]:
     """Converts an archive with options that were checked; see :func:`data_tools.convert.command.convert`."""
+    clock = provenance.Clock()
     plan = _plan(options)
     synthetic = is_synthetic(options.folder)
     if not options.dry_run:
@@ -73,7 +77,7 @@ def convert_archive(options: ConvertOptions) -> dict[str, Any]:
         )
     if storing.converter in ("mammogram", "film"):
         _check_decoders([sample for job in jobs for sample in job.samples])
-    return _convert(_Conversion(options, plan, jobs, synthetic)) or summary
+    return _convert(_Conversion(options, plan, jobs, synthetic, clock)) or summary
 
 
 def _plan(options: ConvertOptions) -> ArchivePlan:
@@ -96,7 +100,9 @@ def _plan(options: ConvertOptions) -> ArchivePlan:
         exclude_screen_detected=options.exclude_screen_detected,
     )
     assert isinstance(options.folder, Path)  # the options were checked
-    plan = find_reader(_reader(options)).plan_archive(options.folder, how)
+    reader = find_reader(_reader(options))
+    plan = reader.plan_archive(options.folder, how)
+    with_subgroups(plan, options.card, reader.ATTRIBUTES)
     _report_violations(plan.violations, options)
     return plan
 
@@ -261,12 +267,14 @@ def _finish(
         what = "the images are not as documented" if _reader(options) else "look at these images"
         logger.warning("%s: %s", what, said)
     quarantine = [item for record in records for item in record.quarantine]
-    conversion_report.write(partial, report, quarantine, manifests, options.card)
+    made = provenance.shown(options)
+    conversion_report.write(partial, report, quarantine, manifests, options.card, made)
     _check_made(partial, manifests)
     columns = ("key", "patient", "exam", "side", "split")
     if not _reader(options):
         columns = ("key", "group", "sample", "side", "split")
     write_private(next_to(options.out, "mapping.csv"), columns, _mapping(work.jobs, records, columns))
+    provenance.write(options, work.clock)
     shards.remove_records(partial)
     for leftover in (_FINGERPRINT, ".finishing"):
         (partial / leftover).unlink(missing_ok=True)

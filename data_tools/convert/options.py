@@ -9,12 +9,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_tools.archives.readers import find_reader
+from data_tools.archives.readers import check_archive, find_reader
+from m4oe_ds import arguments
+from m4oe_ds.arguments import Parser, number, whole
 from m4oe_ds.data.cards import Card, Source, find_card, read_card, shipped
 from m4oe_ds.data.roots import Address, Root, root_of
 from m4oe_ds.errors import DataError
 
 MOST_PROCESSES = 8  # taken where no number is given
+MOST_PIXELS = 16384  # along one side of a stored image
 # what an option with a name may be; the command line and the check read the same table
 CHOICES: dict[str, tuple[str | int, ...]] = {
     "codec": ("b2", "png"),
@@ -154,7 +157,7 @@ class ConvertOptions:
         Raises:
             DataError: a split or part that cannot be read.
         """
-        parser = argparse.ArgumentParser(prog="python -m data_tools.convert", description=description)
+        parser = Parser(prog="python -m data_tools.convert", description=description)
         add_arguments(parser)
         return cls.of(parser.parse_args(list(arguments)))
 
@@ -240,6 +243,9 @@ class ConvertOptions:
             raise DataError("its parent folder does not exist", str(self.out), "make it or choose another --out")
         if isinstance(self.folder, Path) and not self.folder.is_dir():
             raise DataError("is not a folder", str(self.folder), "give the folder of the archive as --root")
+        source = self.card.source
+        if source is not None and source.reader and isinstance(self.folder, Path):
+            check_archive(source.reader, self.folder)
 
     def _check_source(self) -> None:
         """Refuses a card that nothing can be converted with, and options that its source does not know."""
@@ -277,20 +283,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add("root", help="folder of the archive, or address of the data of --card, whose default is its own folder")
     add("out", type=Path, required=True, help="folder to make; must not exist")
-    add("workers", type=int, help="processes; default: one per processor, at most 8; 0 = convert in this one")
-    add("rows", type=int, help="height of the stored images; default 1024, GAMMA 512, else as the card says")
-    add("cols", type=int, help="width of the stored images; default 832, GAMMA 512, else as the card says")
+    add(
+        "workers",
+        type=whole(0, arguments.MOST_PROCESSES),
+        help="processes; default: one per processor, at most 8; 0 = convert in this one",
+    )
+    add(
+        "rows",
+        type=whole(1, MOST_PIXELS),
+        help="height of the stored images; default 1024, GAMMA 512, else as the card says",
+    )
+    add(
+        "cols",
+        type=whole(1, MOST_PIXELS),
+        help="width of the stored images; default 832, GAMMA 512, else as the card says",
+    )
     add("codec", default=plain.codec, help="pixel codec; default b2")
-    add("samples_per_shard", type=int, default=plain.samples_per_shard, help="most samples in a shard; default 64")
+    add("samples_per_shard", type=whole(1), default=plain.samples_per_shard, help="most samples in a shard; default 64")
     add("birads_scheme", default=plain.birads_scheme, help="mapping of BI-RADS to three classes; default triage")
     add("birads_sites", default=plain.birads_sites, help="RSNA: sites whose BI-RADS is used; default labelled")
     add("risk_scope", default=plain.risk_scope, help="EMBED: give risk to both breasts (exam, default) or one (side)")
     add("exclude_screen_detected", action="store_true", help="EMBED: drop exams within six months before a diagnosis")
     add("require", default=plain.require, help="whether a sample needs any or all of its images; default any")
     add("split", help="percent of patients in train/val/test; default as the card says, or 70/10/20")
-    add("fold", type=int, default=plain.fold, help="GAMMA: the fold for testing; default 0")
+    add("fold", type=whole(), default=plain.fold, help="GAMMA: the fold for testing; default 0")
     add("salt_file", type=Path, help="file with the secret of the pseudonyms; made if absent")
-    add("limit", type=int, help="convert only this many samples")
+    add("limit", type=whole(1), help="convert only this many samples")
     add(
         "part",
         default=str(plain.part),
@@ -298,10 +316,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("dry_run", action="store_true", help="read the tables, print what would be made, write nothing")
     add("strict", action="store_true", help="stop where the archive is not as its documentation says")
-    add("max_quarantine", type=float, default=plain.max_quarantine, help="share of bad images accepted; default 0.2")
+    add(
+        "max_quarantine",
+        type=number(at_least=0, at_most=1),
+        default=plain.max_quarantine,
+        help="share of bad images accepted; default 0.2",
+    )
     add(
         "max_missing",
-        type=float,
+        type=number(at_least=0, at_most=1),
         default=plain.max_missing,
         help="share of the files a card's table names that may not be there; default 0",
     )

@@ -225,6 +225,29 @@ def _label_tables(report: Mapping[str, Any], card: Card) -> list[dict[str, Any]]
     return tables
 
 
+def _reasons(quarantine: Sequence[Mapping[str, str]], card: Card) -> list[tuple[str, list[int]]]:
+    """Refused images by reason, the most frequent first: one number per modality, and their sum."""
+    names = [*card.modalities]
+    counts = Counter((item["reason"], item["modality"]) for item in quarantine)
+    by_reason = Counter(item["reason"] for item in quarantine)
+    return [
+        (reason, [*(counts[reason, name] for name in names), total])
+        for reason, total in sorted(by_reason.items(), key=lambda pair: (-pair[1], pair[0]))
+    ]
+
+
+def _missing(report: Mapping[str, Any], card: Card) -> list[tuple[str, list[str]]]:
+    """Share of the samples without a label, by task and split."""
+    rows = []
+    for task in card.tasks:
+        cells = []
+        for split, labels in report["labels"].items():
+            total, lacking = report["samples_written"][split], labels.get(task.name, {}).get("-1", 0)
+            cells.append(f"{lacking} of {total} ({100 * lacking / total:.1f} %)" if total else "–")
+        rows.append((task.name, cells))
+    return rows
+
+
 def _published_cell(source: Published, task: str, code: int) -> str:
     share = source.share(task, code)
     if share is None:
@@ -251,8 +274,18 @@ def write(
     quarantine: Sequence[Mapping[str, str]],
     manifests: Mapping[str, Manifest],
     card: Card,
+    made: Mapping[str, Any],
 ) -> None:
-    """Writes the three files of the report into the folder of the shards."""
+    """Writes the three files of the report into the folder of the shards.
+
+    Args:
+        folder: of the shards.
+        report: content of ``conversion.json``.
+        quarantine: key, modality and reason of every image that was refused.
+        manifests: manifests of the splits.
+        card: card of the data set.
+        made: how they were made, see :func:`data_tools.convert.provenance.shown`.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     for name, content in (("conversion.json", report), ("quarantine.json", {"images": list(quarantine)})):
@@ -264,6 +297,10 @@ def write(
         report=report,
         label_tables=_label_tables(report, card),
         quarantine=quarantine,
+        reasons=_reasons(quarantine, card),
+        missing=_missing(report, card),
+        made=made,
+        labels={one.name: one.label or one.name for one in (*card.inputs, *card.tasks)},
         sheet=_contact_sheet(folder, manifests),
         modalities=card.modalities,
         own=card.source is not None and not card.source.reader,

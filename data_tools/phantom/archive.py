@@ -15,11 +15,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m4oe_ds.arguments import MOST_PROCESSES, Parser, number, whole
 from m4oe_ds.command_line import check_output, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+MOST_PATIENTS = 1_000_000  # of an archive: more is a slip of the finger
 LAYOUTS = ("embed", "rsna", "vindr", "gamma", "cbis")
 Job = tuple[str, str, int, int, bool, float]
 
@@ -178,7 +180,7 @@ def _make(layout: str, out: Path, jobs: list[Job], workers: int, arguments: dict
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m data_tools.phantom", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m data_tools.phantom", description=__doc__.split("\n\n")[0])
     add_arguments(parser)
     options = parser.parse_args(arguments)
     return guarded(lambda: run(options))
@@ -187,13 +189,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command line."""
     parser.add_argument("--layout", choices=LAYOUTS, required=True, help="the archive to imitate")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; must be absent or empty")
-    parser.add_argument("--patients", type=int, default=48, help="number of patients; default 48")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random; default 0")
-    parser.add_argument("--workers", type=int, default=None, help="processes; default: one per processor, at most 8")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to make; must be absent or empty"
+    )
+    parser.add_argument(
+        "--patients", type=whole(1, MOST_PATIENTS), default=48, metavar="N", help="number of patients; default 48"
+    )
+    parser.add_argument(
+        "--seed", type=whole(0, 2**32 - 1), default=0, metavar="N", help="seed of everything random; default 0"
+    )
+    parser.add_argument(
+        "--workers",
+        type=whole(1, MOST_PROCESSES),
+        default=None,
+        metavar="N",
+        help="processes; default: one per processor, at most 8",
+    )
     parser.add_argument("--faults", choices=("full", "none"), default="full", help="plant known faults; default full")
     parser.add_argument(
-        "--risk-prevalence", type=float, default=0.35, help="share of women with cancer within five years; default 0.35"
+        "--risk-prevalence",
+        type=number(at_least=0, at_most=1),
+        default=0.35,
+        metavar="SHARE",
+        help="share, 0 to 1, of women with cancer within five years; default 0.35",
     )
 
 

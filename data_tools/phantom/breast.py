@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,6 +151,36 @@ def lesion_position(
     z, y, x = (value * axis for value, axis in zip(centre, axes, strict=True))
     across = y if view == "cc" else (y - z) * np.sqrt(0.5)
     return ((across + HEIGHT / 2) * ROWS / HEIGHT, x * COLS / WIDTH)
+
+
+def where_drawn(
+    lesion: Lesion, breast: Breast, modalities: tuple[str, ...], side: str, tasks: tuple[str, ...]
+) -> dict[str, Any]:
+    """An entry of the truth: where a drawn lesion lies in the stored images, for those who look at them.
+
+    Args:
+        lesion: it.
+        breast: in which it is.
+        modalities: of the images.
+        side: ``L``, or ``R``, whose images have the chest wall at the right.
+        tasks: questions on which it is the evidence.
+
+    Returns:
+        ``kind``, ``tasks``, ``contrast``, ``shape`` of the images (rows, columns), and ``places``: per modality row,
+        column and radius in pixels.
+    """
+    radius = 0.5 * lesion.diameter * breast.axes[2] * COLS / WIDTH
+    places = {}
+    for name in modalities:
+        row, col = lesion_position(lesion.centre, name.split("_")[1], breast.axes)
+        places[name] = [round(float(value), 2) for value in (row, COLS - 1 - col if side == "R" else col, radius)]
+    return {
+        "kind": lesion.kind,
+        "tasks": list(tasks),
+        "contrast": round(lesion.contrast, 4),
+        "shape": [ROWS, COLS],
+        "places": places,
+    }
 
 
 @lru_cache(maxsize=16)  # the images of a breast share their few shapes; one costs as much as the noise of an image

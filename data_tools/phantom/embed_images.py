@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.phantom.breast import MODALITIES, Breast, Lesion, information_shares, make_breast, render
+from data_tools.phantom.breast import (
+    MODALITIES,
+    Breast,
+    Lesion,
+    information_shares,
+    make_breast,
+    render,
+    where_drawn,
+)
 from data_tools.phantom.dicom import DicomFacts, burn_in_marker, uid, write_mammogram
 from data_tools.phantom.embed_plan import (
     FINDING_CONTRAST,
@@ -21,6 +29,9 @@ from data_tools.phantom.embed_plan import (
     Patient,
     expected_labels,
 )
+
+RISKS = tuple(f"risk{k}" for k in range(1, 6))
+EVIDENCE = {"sign": RISKS, "smooth": ("birads",), "spiculated": ("birads",)}  # questions, by kind of lesion
 
 
 @dataclass(frozen=True)
@@ -239,10 +250,15 @@ def _pad(pixels: NDArray[np.uint16], value: int) -> NDArray[np.uint16]:
 
 
 def _sample(
-    patient: Patient, exam: Exam, side: str, present: tuple[str, ...], shares: dict[str, dict[str, float]]
+    patient: Patient,
+    exam: Exam,
+    side: str,
+    present: tuple[str, ...],
+    shares: dict[str, dict[str, float]],
+    lesions: list[dict[str, Any]],
 ) -> dict[str, Any]:
     rounded = {name: {key: round(value, 6) for key, value in one.items()} for name, one in shares.items()}
-    risks = {f"risk{k}": rounded["risk"] for k in range(1, 6)}
+    risks = dict.fromkeys(RISKS, rounded["risk"])
     return {
         "patient": patient.empi,
         "exam": exam.accession,
@@ -253,6 +269,7 @@ def _sample(
             "dropped": exam.dropped,
         },
         "information": {"birads": rounded["birads"], **risks, "density": rounded["density"]},
+        "lesions": lesions,
     }
 
 
@@ -287,7 +304,8 @@ def write_exam(root: Path, seed: int, patient: Patient, exam: Exam) -> dict[str,
             _count(result, patient, take, facts, marker)
         shares = information_shares(breast, targets, tuple(sorted(present, key=MODALITIES.index)))
         kept = tuple(name for name in MODALITIES if name in present)
-        result["samples"].append(_sample(patient, exam, side, kept, shares))
+        lesions = [where_drawn(one, breast, kept, side, EVIDENCE[one.kind]) for one in drawn]
+        result["samples"].append(_sample(patient, exam, side, kept, shares, lesions))
     return result
 
 

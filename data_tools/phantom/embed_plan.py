@@ -60,6 +60,9 @@ COLUMNS = {
     "tables/EMBED_OpenData_clinical.csv": CLINICAL_COLUMNS,
     "tables/EMBED_OpenData_metadata.csv": METADATA_COLUMNS,
 }
+# As the table writes them, one with its two spaces; empty where it says nothing
+RACES = ("African American  or Black", "Caucasian or White", "Asian", "Unknown, Unavailable or Unreported", "")
+RACE_SHARES = (0.42, 0.4, 0.08, 0.06, 0.04)
 PREFIXES = ("/mnt/NAS2/mammo/anon_dicom/", "/mnt/NAS3/mammo/anon_dicom/", "./images/")
 # Which images show a sign: one factor per (ffdm_cc, ffdm_mlo, syn_cc, syn_mlo)
 VISIBILITY = {
@@ -136,6 +139,7 @@ class Patient:
     vendor: tuple[str, str]
     prefix: str
     age: float
+    race: str
     risk_rule: str
     birads_rule: str
     first_day: date
@@ -194,6 +198,7 @@ def plan_patient(seed: int, index: int, faults: bool, risk_prevalence: float) ->
         vendor=vendor,
         prefix=PREFIXES[index % 3] if faults else PREFIXES[0],
         age=float(rng.uniform(40, 78)),
+        race=str(np.random.default_rng([seed, index, 8]).choice(RACES, p=RACE_SHARES)),  # plays no part in the rest
         risk_rule=rules[int(rng.integers(len(rules)))],
         birads_rule=rules[int(rng.integers(len(rules)))],
         first_day=first,
@@ -252,7 +257,7 @@ def _row(patient: Patient, exam: Exam, letter: str, side: str, **more: str) -> d
         total_L_find=f"{int(exam.letters.get('L', 'N') in 'BAPS')}.0",
         total_R_find=f"{int(exam.letters.get('R', 'N') in 'BAPS')}.0",
         age_at_study=f"{patient.age + (exam.day - patient.first_day).days / YEAR:.2f}",
-        ETHNICITY_DESC="",
+        ETHNICITY_DESC=patient.race,
     )
     row.update(more)
     return row

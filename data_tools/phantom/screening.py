@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.phantom.breast import Breast, Lesion, information_shares, make_breast, render
+from data_tools.phantom.breast import Breast, Lesion, information_shares, make_breast, render, where_drawn
 from data_tools.phantom.dicom import DicomFacts, burn_in_marker, write_mammogram
 from data_tools.phantom.embed_plan import DENSITY_SHARES, FINDING_CONTRAST, VISIBILITY
 
@@ -63,6 +63,12 @@ class Side:
         if marker:
             pixels = burn_in_marker(pixels, f"{self.side} {modality.split('_')[1].upper()}", self.side, 4000)
         return pixels
+
+    def drawn(self, present: tuple[str, ...]) -> list[dict[str, Any]]:
+        """Where the finding lies in the stored images; empty without one."""
+        if self.finding == "none":
+            return []
+        return [where_drawn(self.lesion(), self.breast(), present, self.side, ("birads",))]
 
     def shares(self, present: Sequence[str]) -> dict[str, dict[str, float]]:
         """Share of the evidence on ``birads`` and ``density`` in each modality present."""
@@ -181,6 +187,7 @@ def truth(
         "side": side.side.lower(),
         "expected": {"labels": dict(labels), "modalities": known, "dropped": dropped, "split": split},
         "information": side.shares(known),
+        "lesions": side.drawn(tuple(known)),
     }
 
 

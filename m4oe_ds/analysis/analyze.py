@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from m4oe_ds.analysis.collect import collect, collect_features
 from m4oe_ds.analysis.inputs import analysed
-from m4oe_ds.analysis.options import SECTIONS, AnalysisOptions
+from m4oe_ds.analysis.options import NEEDS_TRAINING_SPLIT, SECTIONS, AnalysisOptions
+from m4oe_ds.analysis.refusals import chosen, refuse
 from m4oe_ds.analysis.sections import WORK, agreement_lines, facts_of, save_rows
 from m4oe_ds.analysis.session import FEATURE_ROWS, Session, Skip, headline
 from m4oe_ds.data.batch import Batch
@@ -20,9 +20,9 @@ from m4oe_ds.option_lists import check_known
 from m4oe_ds.progress import track
 from m4oe_ds.runs.finished import Run, open_run
 from m4oe_ds.runs.folder import RunFolder, plain, write_json
+from m4oe_ds.stored import read_json
 
 _logger = logging.getLogger(__name__)
-NEEDS_TRAINING_SPLIT = {"competition", "synergy"}
 NEEDS_PASS = {*SECTIONS} - {"conflict", "sweep", "missing", "gallery", "own", "clinical"}
 
 
@@ -42,7 +42,8 @@ def analyze(options: AnalysisOptions, say: Callable[[str], None] = _logger.info)
         CheckpointError: no weights.
     """
     started = time.monotonic()
-    sections = _sections(options.only)
+    refuse(options)
+    sections = chosen(options)
     needs_train = not NEEDS_TRAINING_SPLIT.isdisjoint(sections)
     run = open_run(options.run, options.split, options.data, train=needs_train)
     session = Session(options, run, run.config.model.name, _baseline(options, run))
@@ -59,6 +60,9 @@ def analyze(options: AnalysisOptions, say: Callable[[str], None] = _logger.info)
             say(f"{section:17} done in {time.monotonic() - begin:.1f} s")
     if "interpretability" in session.result:
         say("\n".join(agreement_lines(session.result["interpretability"])))
+    lacking = session.result.get("clinical", {}).get("subgroups_not_in_shards")
+    if lacking:
+        say(f"  no results by {', '.join(lacking)}: the shards were made before the card had them; convert again")
     files = RunFolder(options.run)
     content = {
         **_earlier(files.analysis, options, sections),
@@ -72,12 +76,6 @@ def analyze(options: AnalysisOptions, say: Callable[[str], None] = _logger.info)
     drawn = len([figure for figure in session.figures if figure.suffix == ".png"])
     say(f"analysis of {options.split}{note}: {files.analysis}, {drawn} figures in {files.figures}")
     return content
-
-
-def _sections(only: Sequence[str]) -> list[str]:
-    """The sections to make, in their usual order."""
-    check_known(only, "--only", SECTIONS, noun="analysis")
-    return [name for name in SECTIONS if name in (only or SECTIONS)]
 
 
 def _baseline(options: AnalysisOptions, run: Run) -> dict[str, Any]:
@@ -124,7 +122,7 @@ def _earlier(path: Path, options: AnalysisOptions, sections: Iterable[str]) -> d
     """Sections of an earlier analysis of the same samples that this one does not repeat."""
     if not path.is_file():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path, "remove it")
     if content.get("split") != options.split or content.get("limit") != options.limit:
         return {}
     return {name: value for name, value in content.items() if name not in sections}

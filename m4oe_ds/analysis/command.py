@@ -1,12 +1,16 @@
+# ruff: noqa: T201
 """``m4oe analyze``: what routing, gradients and representations of a finished run say about modalities and tasks."""
 
 from __future__ import annotations
 
 import argparse
 import functools
+import sys
 from pathlib import Path
 
 from m4oe_ds.analysis.options import SECTIONS, AnalysisOptions
+from m4oe_ds.analysis.refusals import not_made, path_or_none, refuse
+from m4oe_ds.arguments import MOST_DRAWS, whole
 from m4oe_ds.option_lists import comma_list
 
 
@@ -16,7 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("run", metavar="RUN", help="run folder, e.g. runs/demo")
     add("--split", default="test", help="split to analyse (default: test)")
     add("--only", default="", metavar="A,B,..", help=f"run only these sections: {', '.join(SECTIONS)}")
-    add("--limit", type=int, default=0, metavar="N", help="analyse at most N samples of a split (default: all)")
+    add(
+        "--limit",
+        type=whole(),
+        default=0,
+        metavar="N",
+        help="analyse at most N samples of a split; 0 = all (default: 0)",
+    )
     add("--truth", default="", metavar="PATH", help="truth.json of a phantom archive (default: next to the shards)")
     add("--mapping", default="", metavar="PATH", help="mapping.csv of the conversion (default: next to the shards)")
     add("--data", default="", metavar="DIR", help="folder of shards (default: the one the run was trained on)")
@@ -39,40 +49,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "encoder (default: task)",
     )
     add(
-        "--permutations", type=int, default=10, metavar="N", help="permutations for the null of a synergy (default: 10)"
+        "--permutations",
+        type=whole(1, MOST_DRAWS),
+        default=10,
+        metavar="N",
+        help="permutations for the null of a synergy (default: 10)",
     )
-    add("--resamples", type=int, default=500, metavar="N", help="bootstrap resamples of patients (default: 500)")
+    add(
+        "--resamples",
+        type=whole(1, MOST_DRAWS),
+        default=500,
+        metavar="N",
+        help="bootstrap resamples of patients (default: 500)",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
     """Analyses a run and writes ``analysis.json``, ``analysis/<split>.npz`` and ``figures/``.
 
+    Returns:
+        0, or 1 if a section that was asked for by name could not be made.
+
     Raises:
         UserError: see :func:`m4oe_ds.analysis.analyze.analyze`.
     """
+    asked = _options(options)
+    refuse(asked)
+
     from m4oe_ds.analysis.analyze import analyze
 
-    def path(text: str) -> Path | None:
-        return Path(text) if text else None
+    made = analyze(asked, say=functools.partial(print, flush=True))
+    lacking = not_made(asked, made["skipped"])
+    for line in lacking:
+        print(line, file=sys.stderr)
+    return 1 if lacking else 0
 
-    analyze(
-        AnalysisOptions(
-            run=Path(options.run),
-            split=options.split,
-            only=tuple(comma_list(options.only, "--only", str)),
-            limit=options.limit,
-            truth=path(options.truth),
-            mapping=path(options.mapping),
-            data=options.data,
-            unimodal=tuple(options.unimodal),
-            baseline=path(options.baseline),
-            sweep=path(options.sweep),
-            metric=options.metric,
-            tasks=tuple(comma_list(options.tasks, "--tasks", str)),
-            representation=options.representation,
-            permutations=options.permutations,
-            resamples=options.resamples,
-        ),
-        say=functools.partial(print, flush=True),
+
+def _options(options: argparse.Namespace) -> AnalysisOptions:
+    return AnalysisOptions(
+        run=Path(options.run),
+        split=options.split,
+        only=tuple(comma_list(options.only, "--only", str)),
+        limit=options.limit,
+        truth=path_or_none(options.truth),
+        mapping=path_or_none(options.mapping),
+        data=options.data,
+        unimodal=tuple(options.unimodal),
+        baseline=path_or_none(options.baseline),
+        sweep=path_or_none(options.sweep),
+        metric=options.metric,
+        tasks=tuple(comma_list(options.tasks, "--tasks", str)),
+        representation=options.representation,
+        permutations=options.permutations,
+        resamples=options.resamples,
     )
-    return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from m4oe_ds.errors import DataError
 from m4oe_ds.runs.folder import RunFolder
 from m4oe_ds.training.shared_gradients import CONFLICT_THRESHOLD
 
@@ -96,6 +97,9 @@ def _conflict_records(folder: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.endswith("}"):
             continue  # a line that was cut off when the run was killed
-        record = json.loads(line)
+        try:
+            record = json.loads(line)
+        except ValueError:
+            raise DataError("has a damaged line", str(path), "copy the log of the run again") from None
         if record.get("gradient_conflict"):
             yield record

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 from m4oe_ds.compare.ablations import SWEEP_COLUMNS, SweepRow
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.stored import read_json
+from m4oe_ds.yaml_tree import nearest
 
 
 def sweep_rows(path: Path, metric: str) -> list[dict[str, Any]]:
@@ -26,18 +27,21 @@ def sweep_rows(path: Path, metric: str) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise DataError("no such file", str(path), "make it with `m4oe compare --sweep experts=16,32`")
-    with path.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        if missing := set(SWEEP_COLUMNS) - set(reader.fieldnames or ()):
-            raise DataError(
-                f"has no column {', '.join(sorted(missing))}", str(path), "give a sweep.csv of m4oe compare"
-            )
-        chosen = [row for row in reader if row["metric"] == metric]
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            columns, table = reader.fieldnames or (), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"is no CSV ({error})", str(path), "give a sweep.csv of m4oe compare") from None
+    if missing := set(SWEEP_COLUMNS) - set(columns):
+        raise DataError(f"has no column {', '.join(sorted(missing))}", str(path), "give a sweep.csv of m4oe compare")
+    chosen = [row for row in table if row["metric"] == metric]
     if not chosen:
-        raise DataError(f"no row of metric {metric}", str(path), "choose another with --metric")
+        known = sorted({str(row["metric"]) for row in table})
+        raise DataError(f"no row of metric {metric!r}{nearest(metric, known)}", "--metric", f"choose one of {path}")
     try:
         rows = [SweepRow.parsed(row) for row in chosen]
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"cannot be read ({error})", str(path), "make it again with m4oe compare --collect") from None
     prefixes = [name for name in ("dataset", "method") if len({getattr(row, name) for row in rows}) > 1]
     return [
@@ -62,8 +66,7 @@ def analysed(folder: Path) -> dict[str, Any]:
     path = RunFolder(folder).analysis
     if not path.is_file():
         raise DataError("not analysed yet (no analysis.json)", str(folder), f"run `m4oe analyze {folder}` first")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return read_json(path, f"run `m4oe analyze {folder}` again", ("modalities", "tasks"))
 
 
 def twin_folders(pairs: Sequence[str], modalities: Sequence[str]) -> dict[str, Path]:

@@ -13,8 +13,6 @@ levels:
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any, TypedDict
 import numpy as np
 from scipy import stats
 
+from m4oe_ds.analysis.truth import read_files
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation.intervals import percentile, resampled_indices
 
@@ -200,15 +199,6 @@ def _plain(values: Array) -> list[list[float | None]]:
     return [[float(value) if math.isfinite(value) else None for value in row] for row in values]
 
 
-def find_truth(root: str) -> Path | None:
-    """``truth.json`` of the phantom archive that shards in ``root`` were made from, if it is still next to them."""
-    path = Path(root)
-    for candidate in (path.with_name(f"{path.name}-archive") / "truth.json", path.with_name(f"{path.name}.truth.json")):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
 def read_truth(
     path: Path, mapping: Path, keys: Array, tasks: tuple[str, ...], modalities: tuple[str, ...], present: Array
 ) -> Array:
@@ -226,13 +216,7 @@ def read_truth(
     Raises:
         DataError: a file is missing or no key of it is among ``keys``.
     """
-    for needed in (path, mapping):
-        if not needed.is_file():
-            raise DataError("no such file", str(needed), "name truth.json with --truth, its mapping.csv with --mapping")
-    samples = json.loads(path.read_text(encoding="utf-8"))["samples"]
-    planted = {(one["patient"], one["exam"], one["side"]): one["information"] for one in samples}
-    with mapping.open(newline="", encoding="utf-8") as stream:
-        source = {row["key"]: (row["patient"], row["exam"], row["side"]) for row in csv.DictReader(stream)}
+    planted, source = read_files(path, mapping)
     found = np.full((len(keys), len(tasks), len(modalities)), np.nan)
     matched = 0
     for row, key in enumerate(keys.tolist()):

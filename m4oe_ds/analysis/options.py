@@ -20,6 +20,7 @@ SECTIONS = (
     "own",
     "clinical",
 )
+NEEDS_TRAINING_SPLIT = frozenset({"competition", "synergy"})
 
 
 @dataclass(frozen=True)

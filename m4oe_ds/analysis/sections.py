@@ -20,11 +20,14 @@ from m4oe_ds.analysis.model_outputs import own_outputs
 from m4oe_ds.analysis.probes import competition, masked_probabilities
 from m4oe_ds.analysis.session import FEATURE_ROWS, Session, Skip, headline
 from m4oe_ds.analysis.synergy_section import synergy
+from m4oe_ds.analysis.truth import truth_of
+from m4oe_ds.data.cards import Card, find_card
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.evaluation.clinical import write_report
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.finished import Run, open_run
 from m4oe_ds.runs.folder import RunFolder, plain
+from m4oe_ds.stored import read_arrays
 
 
 def save_rows(session: Session) -> None:
@@ -69,9 +72,9 @@ def samples_shown(folder: Path, split: str) -> list[str] | None:
     examples, predictions = RunFolder(folder).examples, RunFolder(folder).predictions(split)
     if not (examples.is_file() and predictions.is_file()):
         return None
-    with np.load(examples, allow_pickle=False) as kept, np.load(predictions, allow_pickle=False) as known:
-        keys: list[str] = kept["keys"].tolist()
-        return keys if set(keys) <= set(known["keys"].tolist()) else None
+    kept, known = (read_arrays(path, "make it with `m4oe evaluate`", ("keys",)) for path in (examples, predictions))
+    keys: list[str] = kept["keys"].tolist()
+    return keys if set(keys) <= set(known["keys"].tolist()) else None
 
 
 def write_clinical(run: Run, split: str, resamples: int) -> dict[str, Any]:
@@ -85,7 +88,18 @@ def write_clinical(run: Run, split: str, resamples: int) -> dict[str, Any]:
     files, tasks = RunFolder(run.folder), run.spec.tasks
     own, tuning = files.predictions(split), files.predictions("val")
     write_report(files.clinical, own, tuning, split, run.config.data.root, tasks, resamples, labels, train.card)
-    return {"split": split, "file": files.clinical.name}
+    lacking = subgroups_lacking(train.card, run.config.data.dataset)
+    return {"split": split, "file": files.clinical.name, "subgroups_not_in_shards": lacking}
+
+
+def subgroups_lacking(stored: Card, dataset: str) -> list[str]:
+    """Subgroups of a data set's card that its shards, made with an earlier card, cannot have."""
+    try:
+        wanted = find_card(dataset)
+    except ConfigError:  # the run may have come without the card it was trained with
+        return []
+    have, want = (card.source.subgroups if card.source else {} for card in (stored, wanted))
+    return [name for name in want if name not in have]
 
 
 def facts_of(session: Session) -> dict[str, Any]:
@@ -317,10 +331,9 @@ def _interpretability(session: Session) -> dict[str, Any]:
     explanations = {name: value for name, value in rivals.items() if value is not None}
     explanations |= {"ablation": effect, "uniform": uniform}
     references = {"ablation": effect}
-    path = options.truth or checks.find_truth(root)
-    if path is not None:
-        mapping = options.mapping or Path(f"{root}.mapping.csv")
-        truth = checks.read_truth(path, mapping, found.keys, tasks, names, found.present)
+    files = truth_of(root, options.truth, options.mapping)
+    if files is not None:
+        truth = checks.read_truth(*files, found.keys, tasks, names, found.present)
         references = {"truth": truth, **references}
     scores = checks.verify(explanations, references, found.present, tasks, found.groups, options.resamples)
     rows = [
@@ -331,7 +344,7 @@ def _interpretability(session: Session) -> dict[str, Any]:
         for level in ("sample", "within", "population")
     ]
     session.draw(figures.interpretability(rows), rows, "interpretability")
-    return {"truth": None if path is None else path.name, "scores": scores, "table": rows}
+    return {"truth": None if files is None else files[0].name, "scores": scores, "table": rows}
 
 
 def agreement_lines(result: dict[str, Any]) -> list[str]:

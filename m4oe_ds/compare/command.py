@@ -7,6 +7,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from m4oe_ds.arguments import MOST_PROCESSES, number, whole
+
 if TYPE_CHECKING:
     from m4oe_ds.compare.cells import Cell, Subject
     from m4oe_ds.compare.results import Figure
@@ -55,10 +57,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of every cell; repeatable")
     add("--ds_config", default="", metavar="JSON", help="DeepSpeed JSON (default: zero2.json; paper: bf16.json)")
     add("--output", default="", metavar="DIR", help="folder of the comparison (default: runs/compare-<preset or card>)")
-    add("--workers", type=int, default=0, help="cells at a time (default: one per core of a CPU machine, else 1)")
-    add("--ranks", type=int, default=1, help="processes per cell, under the deepspeed launcher (default: 1)")
-    add("--timeout", type=float, default=24.0, metavar="H", help="longest time for one cell in hours (default: 24)")
-    add("--cell", type=int, default=None, metavar="N", help="run only cell N, counted from 0 (for array jobs)")
+    add(
+        "--workers",
+        type=whole(1, MOST_PROCESSES),
+        default=0,
+        metavar="N",
+        help="cells at a time (default: one per core of a CPU machine, else 1)",
+    )
+    add(
+        "--ranks",
+        type=whole(1, MOST_PROCESSES),
+        default=1,
+        metavar="N",
+        help="processes per cell, under the deepspeed launcher (default: 1)",
+    )
+    add(
+        "--timeout",
+        type=number(above=0),
+        default=24.0,
+        metavar="H",
+        help="longest time for one cell in hours (default: 24)",
+    )
+    add("--cell", type=whole(), default=None, metavar="N", help="run only cell N, counted from 0 (for array jobs)")
     add("--explain", action="store_true", help="also score the explanations of every multi-task cell (m4oe analyze)")
     add("--collect", action="store_true", help="run nothing, only make the tables of finished cells")
     add("--dry-run", action="store_true", help="only list the cells")
@@ -241,11 +261,13 @@ def _methods(text: str) -> list[str]:
 
 
 def _ds_config(options: argparse.Namespace) -> str:
-    from m4oe_ds import shipped
+    from m4oe_ds import deepspeed_json, shipped
 
     if not options.ds_config:
         return "bf16" if options.preset == "paper" else "zero2"
-    return str(shipped.find(shipped.DS_CONFIG, options.ds_config).absolute())
+    path = shipped.find(shipped.DS_CONFIG, options.ds_config)
+    deepspeed_json.check(deepspeed_json.read(path), str(path), {}, "")
+    return str(path.absolute())
 
 
 def _has_gpu() -> bool:

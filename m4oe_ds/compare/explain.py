@@ -20,6 +20,7 @@ from m4oe_ds.compare.cells import Cell, find_method, in_order
 from m4oe_ds.compare.processes import Children
 from m4oe_ds.compare.run import CellPlan, cell_environment, state
 from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.stored import read_json
 
 LEVELS = ("sample", "within", "population")
 _SECTIONS = "utilisation,contribution,interpretability"
@@ -91,7 +92,7 @@ def explained(cells: Iterable[Cell], plan: CellPlan) -> list[Cell]:
 
 def _analysis(plan: CellPlan, cell: Cell) -> dict[str, Any]:
     path = RunFolder(plan.of(cell)).analysis
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = read_json(path, f"run `m4oe analyze {plan.of(cell)}` again") if path.is_file() else {}
     return content if "interpretability" in content else {}
 
 

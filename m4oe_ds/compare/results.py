@@ -25,6 +25,7 @@ from m4oe_ds.evaluation.paired import (
 )
 from m4oe_ds.evaluation.survival import FollowUp, uno_c
 from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.stored import read_arrays, read_json
 
 # what tables show of each kind of task, as metrics.json calls the kinds
 METRICS = {
@@ -106,11 +107,12 @@ def collect(cells: Sequence[Cell], folder: Path, resamples: int = 2000) -> tuple
         if not run.metrics.is_file():
             missing.append(cell)
             continue
-        metrics = json.loads(run.metrics.read_text())["test"]["tasks"]
-        with np.load(run.predictions("test"), allow_pickle=False) as arrays:
-            for task in cell.scored:
-                entry = (cell, metrics[task], _samples(arrays, task))
-                groups.setdefault((cell.dataset, cell.setting, cell.method, task, cell.sweep), []).append(entry)
+        fix = f"evaluate it again: `m4oe evaluate {run.path}`"
+        metrics = read_json(run.metrics, fix, ("test",))["test"]["tasks"]
+        arrays = read_arrays(run.predictions("test"), fix, ("keys",))
+        for task in cell.scored:
+            entry = (cell, metrics[task], _samples(arrays, task))
+            groups.setdefault((cell.dataset, cell.setting, cell.method, task, cell.sweep), []).append(entry)
     figures = []
     for (dataset, setting, method, task, sweep), entries in groups.items():
         ours = None if method == "ours" and not sweep else groups.get((dataset, setting, "ours", task, ""))

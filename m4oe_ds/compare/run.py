@@ -24,6 +24,7 @@ from m4oe_ds.config import to_dict
 from m4oe_ds.coordinates import free_port
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.stored import read_json
 
 STOPPED = "stopped by a signal; the same command continues"
 _STOPPED_STATUS = 75  # of train.py, which saved a checkpoint
@@ -104,7 +105,7 @@ def state(cell: Cell, plan: CellPlan) -> str:
     if not (folder / "cell.json").is_file():
         return "new"
     done, failed = RunFolder(folder).metrics.is_file(), (folder / "error.txt").is_file()
-    if json.loads((folder / "cell.json").read_text()) != identity(cell, plan):
+    if read_json(folder / "cell.json", "delete the folder, or choose another --output") != identity(cell, plan):
         if failed and not done:
             return "new"
         raise ConfigError("holds a run of other settings", str(folder), "delete it, or choose another --output")

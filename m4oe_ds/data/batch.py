@@ -25,6 +25,7 @@ class Batch:
         modalities: names of the columns of ``present``.
         tasks: names of the columns of ``label_mask``.
         extras: further tensors by name, such as the views of the other side (``contralateral.<modality>``).
+        exams: B exam pseudonyms, which the two sides of an exam share; empty where they are not known.
     """
 
     views: dict[str, Tensor]
@@ -37,6 +38,7 @@ class Batch:
     modalities: tuple[str, ...]
     tasks: tuple[str, ...]
     extras: dict[str, Tensor] = field(default_factory=dict)
+    exams: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return int(self.valid.shape[0])

@@ -25,6 +25,7 @@ class Sample:
         masks: ``{task: [classes, H, W] or [classes, D, H, W]}`` float32 of those that are there.
         contralateral: views of the other side of the same exam, if they are to be read and exist.
         lost: modalities that exist and were left out.
+        exam: pseudonym of the exam; empty if it is not known.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Sample:
     masks: dict[str, Tensor]
     contralateral: dict[str, Tensor] = field(default_factory=dict)
     lost: frozenset[str] = frozenset()
+    exam: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def collate(
         valid=valid,
         keys=tuple(sample.key if sample else "" for sample in samples),
         groups=tuple(sample.group if sample else "" for sample in samples),
+        exams=tuple(sample.exam if sample else "" for sample in samples),
         modalities=tuple(by_name),
         tasks=tuple(task.name for task in tasks),
         extras=_other_side(samples, shapes) if contralateral else {},

@@ -73,7 +73,7 @@ class Manifest:
         """
         path = sources.join(folder, "manifest.json")
         if not sources.is_remote(path) and not Path(path).is_file():
-            raise DataError("no manifest.json here", str(folder), "make shards with `m4oe convert`")
+            raise _absent(Path(folder))
         try:
             content = json.loads(sources.read_whole(path))
         except UnicodeDecodeError:
@@ -192,6 +192,16 @@ def normalisation(statistics: Mapping[str, Mapping[str, float]]) -> dict[str, tu
         statistics: ``pixel_statistics`` of a manifest.
     """
     return {name: (float(values["mean"]), max(float(values["std"]), 1e-6)) for name, values in statistics.items()}
+
+
+def _absent(folder: Path) -> DataError:
+    """What is there in place of a split that is not."""
+    splits = sorted(path.parent.name for path in folder.parent.glob("*/manifest.json"))
+    if splits:
+        return DataError(f"no split {folder.name!r} here", str(folder.parent), f"there are: {', '.join(splits)}")
+    here = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+    fix = f"name a folder above: its splits are {', '.join(here)}" if here else "make shards with `m4oe convert`"
+    return DataError("no manifest.json here", str(folder), fix)
 
 
 def _card(content: Mapping[str, Any], path: str) -> Card:

@@ -31,6 +31,7 @@ class _Described:
     group: str
     labels: dict[str, Any]
     modalities: list[str]
+    exam: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Reading:
             if spec.name in views and spec.kind != "table":  # numbers of tables were standardised one by one
                 mean, std = self.normalise.get(spec.name, (0.0, 1.0))
                 views[spec.name] = (views[spec.name] - mean) / std
-        return Sample(described.key, described.group, views, described.labels, masks, lost=lost)
+        return Sample(described.key, described.group, views, described.labels, masks, lost=lost, exam=described.exam)
 
     def _owner(self, task: TaskSpec) -> str:
         """The modality that answers a mask task; without it the question cannot be asked."""
@@ -114,7 +115,9 @@ class Reading:
             raise DataError("a sample has no meta.json")
         try:
             meta = json.loads(members["meta.json"])
-            described = _Described(meta["key"], meta["group"], meta["labels"], meta["modalities"])
+            described = _Described(
+                meta["key"], meta["group"], meta["labels"], meta["modalities"], str(meta.get("exam", ""))
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"a sample's meta.json is damaged ({type(error).__name__})") from None
         for task in self.tasks:

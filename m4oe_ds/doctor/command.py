@@ -6,12 +6,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from m4oe_ds.doctor.finding import Check, Finding, bad, run
+from m4oe_ds import config_loader, deepspeed_json
+from m4oe_ds.arguments import MOST_PROCESSES, number, whole
+from m4oe_ds.config import Config
+from m4oe_ds.coordinates import resolve
+from m4oe_ds.doctor.finding import Check, Finding, bad, note, run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
     parser.add_argument("--output", default="runs", metavar="DIR", help="folder the runs will be in (default: runs)")
     parser.add_argument(
-        "--gpus", "--ranks", dest="ranks", type=int, default=0, metavar="N", help="ranks (default: all GPUs, or 2)"
+        "--gpus",
+        "--ranks",
+        dest="ranks",
+        type=whole(1, MOST_PROCESSES),
+        default=0,
+        metavar="N",
+        help="ranks of this machine (default: all GPUs, or 2)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=30.0, metavar="S", help="seconds of all-to-all between the ranks (default: 30)"
+        "--seconds",
+        type=number(above=0, at_most=3600),
+        default=30.0,
+        metavar="S",
+        help="seconds of all-to-all between the ranks, at most 3600 (default: 30)",
     )
     parser.add_argument("--quick", action="store_true", help="look at this machine only: no ranks, no training step")
 
@@ -37,22 +52,23 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         UserError: the configuration itself is wrong.
     """
-    from m4oe_ds import config_loader
-    from m4oe_ds.coordinates import resolve
-
     config = config_loader.load(options.config, options.set)
+    content = deepspeed_json.read(options.ds_config)
     place = resolve(os.environ)
-    ranks = options.ranks or (place.local_size if place.source != "single" else _default_ranks())
+    started = place.source != "single"
+    ranks = options.ranks or (place.local_size if started else _default_ranks())
+    micro = deepspeed_json.batch_sizes(content, place.world if started else ranks, options.ds_config).micro
     found: list[Finding] = []
     if place.local_rank == 0:
-        for topic, check in _machine(config, Path(options.output), ranks):
-            for finding in run(topic, check):
-                found.append(finding)
-                print(finding.line(), flush=True)
-    if not options.quick:
-        for finding in _ranks(options, ranks, place.source):
-            found.append(finding)
-            print(finding.line(), flush=True)
+        if place.world > place.local_size:
+            print(f"machine {socket.gethostname()}, {place.local_size} of {place.world} ranks")
+        for topic, check in _machine(config, Path(options.output), ranks, micro):
+            found += _shown(run(topic, check))
+    broken = any(finding.topic in ("packages", "GPUs") and finding.state == "bad" for finding in found)
+    if broken and not started:
+        found += _shown([note("ranks", "not started", "mend the packages and GPUs first")])
+    elif not options.quick:
+        found += _shown(_ranks(options, ranks, place.source))
     if place.rank == 0:
         wrong = sum(finding.state == "bad" for finding in found)
         notes = sum(finding.state == "note" for finding in found)
@@ -60,13 +76,17 @@ def main(options: argparse.Namespace) -> int:
     return int(any(finding.state == "bad" for finding in found))
 
 
-def _machine(config: object, output: Path, ranks: int) -> Iterable[tuple[str, Check]]:
-    from m4oe_ds.config import Config
+def _shown(findings: list[Finding]) -> list[Finding]:
+    for finding in findings:
+        print(finding.line(), flush=True)
+    return findings
+
+
+def _machine(config: Config, output: Path, ranks: int, micro: int) -> Iterable[tuple[str, Check]]:
     from m4oe_ds.doctor import machine
     from m4oe_ds.runs.reader_memory import shared_memory_need
 
-    assert isinstance(config, Config)
-    need = shared_memory_need(config, ranks)
+    need = shared_memory_need(config, ranks, micro)
     yield "packages", machine.packages
     yield "GPUs", machine.devices
     yield "compiler", machine.compilers
@@ -79,8 +99,10 @@ def _machine(config: object, output: Path, ranks: int) -> Iterable[tuple[str, Ch
 
 
 def _default_ranks() -> int:
-    import torch
-
+    try:
+        import torch
+    except ImportError:  # a finding of its own
+        return 1
     return torch.cuda.device_count() if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 

@@ -14,8 +14,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from m4oe_ds.doctor.finding import Finding, bad, good, note
+from m4oe_ds.runs.reader_memory import FIX, FOLDER
 
-TESTED = {"torch": "2.13.0", "torchvision": "0.28.0", "timm": "1.0.28", "numpy": "2.4.0", "deepspeed": "0.19.8"}
+TESTED = {  # what the tests run with: the lines of constraints.txt
+    "torch": "2.13.0",
+    "torchvision": "0.28.0",
+    "timm": "1.0.31",
+    "numpy": "2.4.6",
+    "deepspeed": "0.19.8",
+    "pydicom": "3.0.2",
+    "webdataset": "1.0.2",
+}
 _GB = 1e9
 
 
@@ -24,13 +33,14 @@ def packages() -> Iterable[Finding]:
     yield good("python", platform.python_version())
     from m4oe_ds.compat import import_torchvision
 
-    for name in ("torch", "torchvision", "timm", "numpy", "deepspeed", "pydicom", "webdataset"):
+    for name, tested in TESTED.items():
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             yield bad(name, "is not installed", "pip install m4oe_ds")
             continue
-        yield good(name, version)
+        same = version.partition("+")[0] == tested
+        yield good(name, version if same else f"{version} (the tests run with {tested})")
     import_torchvision()
     import timm  # noqa: F401  # the import is the check
 
@@ -106,7 +116,7 @@ def _cgroup_limit() -> int | None:
     return None
 
 
-def shared_memory(need_bytes: int, folder: str = "/dev/shm") -> Iterable[Finding]:
+def shared_memory(need_bytes: int, folder: str = FOLDER) -> Iterable[Finding]:
     """Free shared memory against what the reader processes put there."""
     try:
         usage = shutil.disk_usage(folder)
@@ -115,8 +125,7 @@ def shared_memory(need_bytes: int, folder: str = "/dev/shm") -> Iterable[Finding
         return
     text = f"{usage.free / _GB:.2f} GB free in {folder}, {need_bytes / _GB:.2f} GB needed by the reader processes"
     if usage.free < need_bytes:
-        fix = "docker run --shm-size=16g (or --ipc=host), fewer data.workers, or data.workers=0"
-        yield bad("shared memory", text, fix)
+        yield bad("shared memory", text, FIX)
     else:
         yield good("shared memory", text)
 

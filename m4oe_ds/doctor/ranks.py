@@ -7,9 +7,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.coordinates import resolve
@@ -34,15 +35,7 @@ def check_ranks(config_name: str, ds_name: str, overrides: Sequence[str], second
 
     Collectives: starts and ends a process group; every rank must call it.
     """
-    import torch
-    import torch.distributed as dist
-
-    from m4oe_ds.models import spec_for
-    from m4oe_ds.parallel import launch, reduce
-    from m4oe_ds.planning.model_cost import zero_batch
-    from m4oe_ds.runs.objective import objective
-    from m4oe_ds.training import engine as engines
-    from m4oe_ds.training.step import train_step
+    from m4oe_ds.parallel import launch
 
     place = resolve(os.environ)
     started = time.perf_counter()
@@ -50,7 +43,20 @@ def check_ranks(config_name: str, ds_name: str, overrides: Sequence[str], second
     found = [
         good("ranks", f"{place.world} met in {time.perf_counter() - started:.1f} s ({place.source}, {device.type})")
     ]
-    sent = torch.zeros(MESSAGE_BYTES // 4 // place.world * place.world, device=device)
+    found += _exchange(place.world, device, seconds)
+    found.append(_step(config_name, ds_name, overrides, place.world, device))
+    launch.stop()
+    return found if place.rank == 0 else []
+
+
+def _exchange(world: int, device: Any, seconds: float) -> Iterator[Finding]:
+    """Bytes sent among all ranks for a while, as experts exchange their slots."""
+    import torch
+    import torch.distributed as dist
+
+    from m4oe_ds.parallel import reduce
+
+    sent = torch.zeros(MESSAGE_BYTES // 4 // world * world, device=device)
     received, count = torch.empty_like(sent), 0
     reduce.barrier()
     started = time.perf_counter()
@@ -59,18 +65,29 @@ def check_ranks(config_name: str, ds_name: str, overrides: Sequence[str], second
         count += 1
     if device.type == "cuda":
         torch.cuda.synchronize()
-    rate = count * sent.numel() * 4 * (place.world - 1) / place.world / (time.perf_counter() - started)
+    rate = count * sent.numel() * 4 * (world - 1) / world / (time.perf_counter() - started)
     text = f"{rate / 1e9:.2f} GB/s sent per rank over {seconds:g} s, {count} times {sent.numel() * 4 / 1e6:.0f} MB"
-    if place.world > 1:
+    if world > 1:
         slow = device.type == "cuda" and rate < SLOW
         fix = "see NCCL_SOCKET_IFNAME and NCCL_DEBUG=INFO; keep parallel.ep_size within a machine"
-        found.append(note("all-to-all", text, fix) if slow else good("all-to-all", text))
+        yield note("all-to-all", text, fix) if slow else good("all-to-all", text)
+
+
+def _step(config_name: str, ds_name: str, overrides: Sequence[str], world: int, device: Any) -> Finding:
+    """One training step of a configuration, one sample per rank."""
+    import torch
+
+    from m4oe_ds.models import spec_for
+    from m4oe_ds.planning.model_cost import zero_batch
+    from m4oe_ds.runs.objective import objective
+    from m4oe_ds.training import engine as engines
+    from m4oe_ds.training.step import train_step
 
     config = config_loader.load(config_name, overrides)
-    content = {**deepspeed_json.read(ds_name), "train_batch_size": place.world, "gradient_accumulation_steps": 1}
+    content = {**deepspeed_json.read(ds_name), "train_batch_size": world, "gradient_accumulation_steps": 1}
     content.pop("train_micro_batch_size_per_gpu", None)
-    sizes = deepspeed_json.batch_sizes(content, place.world, ds_name)
-    engine, topology = engines.create(config, content, sizes, place.world)
+    sizes = deepspeed_json.batch_sizes(content, world, ds_name)
+    engine, topology = engines.create(config, content, sizes, world)
     engine.train()
     spec, dtype = spec_for(config), engines.compute_dtype(engine)
     batch = zero_batch(spec, sizes.micro, torch.float32)
@@ -78,10 +95,8 @@ def check_ranks(config_name: str, ds_name: str, overrides: Sequence[str], second
     started = time.perf_counter()
     report = train_step(engine, [batch], goal, dtype, where="the doctor's step")
     loss = report.collect(goal)["loss"]
-    text = f"one of {config_name} with {ds_name}, experts over {topology.ep_size} of {place.world} ranks: "
-    found.append(good("training step", text + f"loss {loss:.3f}, {time.perf_counter() - started:.1f} s"))
-    launch.stop()
-    return found if place.rank == 0 else []
+    text = f"one of {config_name} with {ds_name}, experts over {topology.ep_size} of {world} ranks: "
+    return good("training step", text + f"loss {loss:.3f}, {time.perf_counter() - started:.1f} s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

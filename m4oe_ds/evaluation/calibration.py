@@ -18,10 +18,15 @@ from scipy.special import expit, logit
 
 from m4oe_ds.data.schema import MISSING
 from m4oe_ds.errors import DataError
+from m4oe_ds.evaluation.calibration_error import (
+    bin_edges,
+    corrected_calibration_error,
+    expected_calibration_error,
+    membership,
+)
 from m4oe_ds.evaluation.cases import labelled_binary
 from m4oe_ds.evaluation.intervals import DEFAULT, Bootstrap, Estimate
 
-STRATEGIES = ("quantile", "uniform")
 _EDGE = 1e-7  # float32 probabilities of 0 and 1 have no logit: they are moved here and counted
 
 
@@ -51,7 +56,8 @@ class Calibration:
     Attributes:
         bins: bins of the reliability diagram.
         strategy: how they were cut.
-        ece: expected calibration error; resampling adds scatter, so that its interval lies high.
+        ece: expected calibration error corrected for chance, see :func:`corrected_calibration_error`.
+        ece_apparent: the same as the sample shows it, which is too high; None without cases.
         brier: mean squared error of P(y = 1).
         expected_observed: sum of the probabilities / number of positives.
         intercept: calibration in the large, 0 is right: logit P(y) = a + logit p.
@@ -63,6 +69,7 @@ class Calibration:
     bins: list[Bin]
     strategy: str
     ece: Estimate
+    ece_apparent: float | None
     brier: Estimate
     expected_observed: Estimate
     intercept: Estimate
@@ -75,31 +82,12 @@ class Calibration:
         return asdict(self)
 
 
-def bin_edges(probability: np.ndarray, bins: int, strategy: str) -> np.ndarray:
-    """Edges ``[B + 1]`` of bins of equal counts (``quantile``, B <= ``bins`` where values tie) or width (``uniform``).
-
-    Raises:
-        DataError: another strategy, or fewer than one bin.
-    """
-    if strategy not in STRATEGIES or bins < 1:
-        raise DataError(f"{bins} bins by {strategy!r}", fix=f"use one or more bins by {' or '.join(STRATEGIES)}")
-    if strategy == "uniform":
-        return np.linspace(0.0, 1.0, bins + 1)
-    upper = np.quantile(probability, np.arange(1, bins + 1) / bins, method="inverted_cdf")
-    return np.concatenate([[probability.min()], np.unique(upper)])  # many ties at the minimum keep a bin of their own
-
-
-def _membership(probability: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Bin of each probability: (low, high], the first with its lower edge."""
-    return np.clip(np.searchsorted(edges, probability, side="left") - 1, 0, len(edges) - 2)
-
-
 def _bins(positive: np.ndarray, predicted: np.ndarray, bins: int, strategy: str) -> list[Bin]:
     """Mean prediction and share of positives per bin (Murphy and Winkler 1977, Appl. Stat. 26:41)."""
     if not len(predicted):
         return []
     edges = bin_edges(predicted, bins, strategy)
-    member = _membership(predicted, edges)
+    member = membership(predicted, edges)
     out = []
     for k, (low, high) in enumerate(itertools.pairwise(edges)):
         inside = member == k
@@ -108,27 +96,6 @@ def _bins(positive: np.ndarray, predicted: np.ndarray, bins: int, strategy: str)
         share = float(positive[inside].mean()) if count else None
         out.append(Bin(float(low), float(high), count, mean, share))
     return out
-
-
-def expected_calibration_error(
-    positive: np.ndarray, predicted: np.ndarray, bins: int = 15, strategy: str = "quantile"
-) -> float:
-    """Mean over cases of |share of positives - mean prediction| of their bin (Naeini et al. 2015, AAAI; Guo et al.
-    2017).
-
-    Args:
-        positive: ``[N]`` bool.
-        predicted: ``[N]`` P(y = 1), or for more classes: correct or not and the confidence.
-
-    Returns:
-        The error in [0, 1]; NaN without cases.
-    """
-    if not len(predicted):
-        return math.nan
-    edges = bin_edges(predicted, bins, strategy)
-    member = _membership(predicted, edges)
-    gap = np.bincount(member, weights=positive.astype(float) - predicted, minlength=len(edges) - 1)
-    return float(np.abs(gap).sum() / len(predicted))
 
 
 def calibration_intercept(positive: np.ndarray, log_odds: np.ndarray) -> float:
@@ -205,8 +172,8 @@ def calibration_report(
         labels: ``[N]`` 0, 1, -1 missing.
         probability: ``[N]`` P(y = 1).
         groups: ``[N]`` patients.
-        bins: see :func:`bin_edges`; bins are cut again in every resample.
-        strategy: see :func:`bin_edges`; bins are cut again in every resample.
+        bins: see :func:`bin_edges`.
+        strategy: see :func:`bin_edges`.
 
     Raises:
         DataError: other labels, or values that are not probabilities.
@@ -221,7 +188,6 @@ def calibration_report(
         found = int(truth.sum())
         slope, slope_intercept = calibration_slope(truth, odds)
         return {
-            "ece": expected_calibration_error(truth, mean, bins, strategy),
             "brier": float(((mean - truth) ** 2).mean()) if len(index) else math.nan,
             "expected_observed": float(mean.sum() / found) if found else math.nan,
             "intercept": calibration_intercept(truth, odds),
@@ -236,6 +202,8 @@ def calibration_report(
         bins=_bins(positive, predicted, bins, strategy),
         strategy=strategy,
         clipped=int((clipped != predicted).sum()),
+        ece=corrected_calibration_error(positive, predicted, owner, bins, strategy, bootstrap),
+        ece_apparent=_apparent(positive, predicted, bins, strategy),
         **bootstrap.estimates(statistics, owner, reasons),
     )
 
@@ -256,7 +224,8 @@ def confidence_calibration(
         groups: ``[N]`` patients.
 
     Returns:
-        ``bins`` (observed = share predicted correctly), ``strategy`` and ``ece``, ready for JSON.
+        ``bins`` (observed = share predicted correctly), ``strategy``, ``ece`` (corrected for chance) and
+        ``ece_apparent`` (as the sample shows it), ready for JSON.
     """
     known, table = np.asarray(labels), np.asarray(probability, dtype=float)
     if table.ndim != 2 or known.shape != table.shape[:1] or ((known != MISSING) & (known < 0)).any():
@@ -266,9 +235,14 @@ def confidence_calibration(
     correct = np.where(known == MISSING, MISSING, table.argmax(1) == known)
     right, (confidence,), owner = labelled_binary(correct, table.max(1), groups=groups)
     _check_probability(confidence)
-    ece = bootstrap.estimate(lambda i: expected_calibration_error(right[i], confidence[i], bins, strategy), owner)
+    ece = corrected_calibration_error(right, confidence, owner, bins, strategy, bootstrap)
     return {
         "bins": [asdict(one) for one in _bins(right, confidence, bins, strategy)],
         "strategy": strategy,
         "ece": ece.as_dict(),
+        "ece_apparent": _apparent(right, confidence, bins, strategy),
     }
+
+
+def _apparent(positive: np.ndarray, predicted: np.ndarray, bins: int, strategy: str) -> float | None:
+    return expected_calibration_error(positive, predicted, bins, strategy) if len(predicted) else None

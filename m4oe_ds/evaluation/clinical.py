@@ -20,6 +20,7 @@ from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.operating_points import at_target, at_threshold, threshold_for
 from m4oe_ds.evaluation.subgroups import subgroup_table
 from m4oe_ds.evaluation.survival import follow_up_report
+from m4oe_ds.stored import read_arrays
 
 Arrays = Mapping[str, np.ndarray]
 RATE = 0.9  # at which sensitivity and specificity are read off the other's curve
@@ -68,8 +69,7 @@ def write_report(
 def _load(path: Path) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    return read_arrays(path, "make it with `m4oe evaluate`", ("keys",))
 
 
 def attributes_of(

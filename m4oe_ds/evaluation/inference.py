@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +37,8 @@ class Predictions:
         contribution: ``[N, p, m] float32`` modality shares, or None for a model without task-slotted routing.
         token_share: ``[m]`` mean share of each modality in the tokens a sample has: what uniform routing would give.
         losses: mean loss per task over its labelled samples; None without labels.
-        examples: views ``[E, m, h, w] uint8``, presence and keys of a few samples, and the kinds of the modalities.
+        examples: views ``[E, m, h, w] uint8``, presence, keys and exams of a few samples, and the kinds of the
+            modalities.
         present: ``[N, m]`` bool, which modalities each sample has; None if not known.
         values: ``{task: [N] float32}`` predicted numbers, in their unit.
         risks: ``{task: [N, H] float32}`` P(event within each horizon).
@@ -94,12 +95,13 @@ class Predictions:
         np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
     def save_examples(self, path: Path) -> None:
-        """Writes ``predictions/examples.npz``: a few samples' views with their contributions."""
-        if not self.examples or self.contribution is None:
+        """Writes ``predictions/examples.npz``: a few samples' views with their contributions, if the model has any."""
+        if not self.examples:
             return
         rows = {key: row for row, key in enumerate(self.keys)}
         chosen = [rows[key] for key in self.examples["keys"]]
-        arrays = {"contribution": self.contribution[chosen], **self.examples}
+        shares = {} if self.contribution is None else {"contribution": self.contribution[chosen]}
+        arrays = {**shares, **self.examples}
         np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
 
@@ -114,6 +116,7 @@ def predict_split(
     num_examples: int = 0,
     correction: Mapping[str, Tensor] | None = None,
     observe: Callable[[Batch, ModelOutput], None] | None = None,
+    exams: Collection[str] = (),
 ) -> Predictions:
     """Runs a model over this rank's batches and joins the rows of all ranks.
 
@@ -122,17 +125,17 @@ def predict_split(
         batches: equal numbers on every rank; padding samples have ``valid`` False.
         objective: objective that gives the losses, and the scale of numbers.
         dtype: dtype of the views.
-        num_examples: samples whose views are kept for the report.
+        num_examples: samples whose views are kept for the report, the first of every rank.
         correction: ``{task: [C]}`` added to the logits (weighted sampling).
         observe: also given every batch of this rank and its output.
+        exams: exams whose samples' views are kept instead, all of them.
 
     Collectives: the engine's own and one all-gather per array; every rank must call it.
     """
     columns: dict[str, list[Tensor]] = {}
     sums = torch.zeros(len(spec.tasks), dtype=torch.float64, device=device)
     counts = torch.zeros_like(sums)
-    kept = 0
-    per_rank = -(-num_examples // reduce.world_size())
+    kept = _Examples(spec, exams, -(-num_examples // reduce.world_size()))
     for host in batches:
         batch = host.to(device, dtype)
         output = forward(batch)
@@ -143,22 +146,14 @@ def predict_split(
         for k, part in enumerate(objective.task_parts(output, batch).values()):
             sums[k] += part.sum.double()
             counts[k] += part.count.double()
-        rows = _rows(output, batch, spec, objective)
-        example = torch.zeros(len(batch), dtype=torch.bool, device=device)
-        if kept < per_rank:
-            wanted = batch.valid.nonzero().flatten()[: per_rank - kept]
-            example[wanted] = True
-            kept += len(wanted)
-        rows["example"] = example
-        if num_examples:
-            rows["thumbnail"] = _thumbnails(batch, example)
-        for name, value in rows.items():
+        kept.add(batch)
+        for name, value in _rows(output, batch, spec, objective).items():
             columns.setdefault(name, []).append(value)
     if not columns:
         raise DataError("no batches to evaluate", fix="check that the split has samples")
     joined = {name: reduce.gather_rows(torch.cat(values)).cpu().numpy() for name, values in columns.items()}
     losses = reduce.sum_over_ranks(torch.stack([sums, counts])).cpu().numpy()
-    return _assemble(joined, losses, spec, num_examples)
+    return _assemble(joined, losses, spec, kept.joined(device, 0 if exams else num_examples))
 
 
 def _rows(output: ModelOutput, batch: Batch, spec: ModelSpec, objective: Objective) -> dict[str, Tensor]:
@@ -223,15 +218,84 @@ def overlap(predicted: Tensor, truth: Tensor, leading: int = 1) -> Tensor:
     return torch.where(size > 0, 2 * both / size.clamp_min(1), torch.ones_like(size))
 
 
-def _thumbnails(batch: Batch, example: Tensor) -> Tensor:
-    """Views of the example samples as ``[B, m, h, w]`` uint8, each stretched to its own range; zeros elsewhere.
+class _Examples:
+    """The pictures of a few samples of this rank, on the host: what is kept does not grow with the split.
+
+    Args:
+        spec: specification of the model.
+        exams: exams whose samples are kept; empty = the first ``count``.
+        count: most samples of this rank, without exams.
+    """
+
+    def __init__(self, spec: ModelSpec, exams: Collection[str], count: int) -> None:
+        self.spec, self.exams, self.count = spec, frozenset(exams), count
+        self.rows: dict[str, list[Tensor]] = {}
+        self.kept = 0
+
+    def add(self, batch: Batch) -> None:
+        """Takes from a batch what is wanted of it."""
+        wanted = batch.valid.nonzero().flatten().tolist()
+        if self.exams:
+            wanted = [b for b in wanted if batch.exams and batch.exams[b] in self.exams]
+        else:
+            wanted = wanted[: self.count - self.kept]
+        if not wanted:
+            return
+        self.kept += len(wanted)
+        rows = {
+            "key": _encode(tuple(batch.keys[b] for b in wanted)),
+            "exam": _encode(tuple(batch.exams[b] if batch.exams else "" for b in wanted)),
+            "present": batch.present[wanted].cpu(),
+            "picture": _thumbnails(batch, wanted).cpu(),
+        }
+        for name, value in rows.items():
+            self.rows.setdefault(name, []).append(value)
+
+    def joined(self, device: torch.device, most: int) -> dict[str, np.ndarray]:
+        """Those of all ranks in the order of their keys, as ``examples.npz`` names them; empty if there are none.
+
+        Args:
+            device: where ranks exchange tensors.
+            most: number of samples to keep; 0 = all.
+
+        Collectives: one all-reduce, and all-gathers if any rank has one; every rank must call it.
+        """
+        sizes = torch.tensor([self.kept, *(self.rows["picture"][0].shape[1:] if self.kept else (0, 0, 0))])
+        longest, *shape = reduce.maximum_over_ranks(sizes.to(device)).tolist()
+        if not longest:
+            return {}
+        empty = {
+            "key": torch.zeros(0, _KEY_BYTES, dtype=torch.uint8),
+            "exam": torch.zeros(0, _KEY_BYTES, dtype=torch.uint8),
+            "present": torch.zeros(0, len(self.spec.modalities), dtype=torch.bool),
+            "picture": torch.zeros(0, *shape, dtype=torch.uint8),
+        }
+        found = {}
+        for name, nothing in empty.items():
+            mine = torch.cat(self.rows.get(name, [nothing]))
+            padded = torch.cat([mine, mine.new_zeros(longest - len(mine), *mine.shape[1:])])
+            found[name] = reduce.gather_rows(padded.to(device)).cpu().numpy()
+        keys = _decode(found["key"])
+        order = np.argsort(keys, kind="stable")
+        order = order[keys[order] != ""][: most or None]
+        return {
+            "keys": keys[order],
+            "views": found["picture"][order],
+            "present": found["present"][order],
+            "exams": _decode(found["exam"])[order],
+            "kinds": np.array(["image" if one.flat else one.kind for one in self.spec.inputs]),
+        }
+
+
+def _thumbnails(batch: Batch, rows: list[int]) -> Tensor:
+    """Views of the chosen samples as ``[E, m, h, w]`` uint8, each stretched to its own range.
 
     Of a volume the middle slice, at the size of the images if there are any; of a table nothing.
     """
     dimensions = sorted((view.ndim, tuple(view.shape[-2:])) for view in batch.views.values() if view.ndim > 3)
     height, width = dimensions[0][1] if dimensions else (1, 1)
-    images = torch.zeros(len(batch), len(batch.modalities), height, width, dtype=torch.uint8, device=batch.valid.device)
-    for b in example.nonzero().flatten().tolist():
+    images = torch.zeros(len(rows), len(batch.modalities), height, width, dtype=torch.uint8, device=batch.valid.device)
+    for row, b in enumerate(rows):
         for i, name in enumerate(batch.modalities):
             whole = batch.views[name][b].float()
             if whole.ndim == 2:
@@ -240,11 +304,13 @@ def _thumbnails(batch: Batch, example: Tensor) -> Tensor:
             if tuple(view.shape) != (height, width):
                 view = functional.interpolate(view[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
             low, high = view.min(), view.max()
-            images[b, i] = ((view - low) / (high - low).clamp_min(1e-6) * 255).to(torch.uint8)
+            images[row, i] = ((view - low) / (high - low).clamp_min(1e-6) * 255).to(torch.uint8)
     return images
 
 
-def _assemble(joined: dict[str, np.ndarray], losses: np.ndarray, spec: ModelSpec, num_examples: int) -> Predictions:
+def _assemble(
+    joined: dict[str, np.ndarray], losses: np.ndarray, spec: ModelSpec, examples: dict[str, np.ndarray]
+) -> Predictions:
     """Valid rows of all ranks in the order of their keys."""
     keys = _decode(joined["key"])
     valid = np.flatnonzero(joined["valid"])
@@ -258,15 +324,6 @@ def _assemble(joined: dict[str, np.ndarray], losses: np.ndarray, spec: ModelSpec
         }
         for what in ("label", "prob", "value", "risk", "dice", "area")
     }
-    examples = {}
-    if num_examples:
-        chosen = order[joined["example"][order]][:num_examples]
-        examples = {
-            "keys": _decode(joined["key"])[chosen],
-            "views": joined["thumbnail"][chosen],
-            "present": joined["present"][chosen],
-            "kinds": np.array(["image" if one.flat else one.kind for one in spec.inputs]),
-        }
     return Predictions(
         keys=keys,
         groups=_decode(joined["group"])[order],

@@ -6,6 +6,8 @@ Reporting by subgroup follows CLAIM 2024 (Tejani et al., Radiol. Artif. Intell. 
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -119,9 +121,16 @@ def subgroup_table(
         texts = group_names(values)
         if texts.shape != known.shape:
             raise DataError(f"{len(texts)} values for {len(known)} rows", attribute, fix="pass one value per row")
-        order = sorted(np.unique(texts).tolist(), key=lambda text: (text == UNKNOWN, text))
+        order = sorted(np.unique(texts).tolist(), key=_place)
         found.extend(row(attribute, group, texts == group) for group in order)
     return SubgroupTable(name, min_patients, min_positives, found)
+
+
+def _place(text: str) -> tuple[bool, float, int, str]:
+    """Where a group stands: bands of a number by the number, ``<40`` before ``40-49``; what is unknown last."""
+    found = re.fullmatch(r"(<|>=)?(-?[\d.]+)(?:-| to <.*)?[\d.]*", text)
+    number = float(found[2]) if found else math.inf
+    return text == UNKNOWN, number, {"<": -1, ">=": 1}.get((found and found[1]) or "", 0), text
 
 
 def too_small(counts: list[int], patients: int, min_patients: int, min_positives: int) -> str:

@@ -35,8 +35,14 @@ class TokenEmbedder(nn.Module):
         """Patches along every axis of an image or volume, whose tokens go row by row; empty for all others."""
         return ()
 
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What weights can be loaded for; nothing by default."""
+        return ()
+
     def freeze(self) -> None:
-        """Excludes from training what weights can be loaded for; nothing by default."""
+        """Excludes the networks from training."""
+        for network in self.networks():
+            network.requires_grad_(False)
 
 
 def create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int, int]) -> Any:
@@ -75,11 +81,19 @@ def create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int
             raise
         cause = next(iter(str(error).splitlines()), type(error).__name__)
         fix = (
-            "the hub needs a network: download the weights elsewhere and give their path"
+            f"the hub needs a network: download {_address(config.backbone)} elsewhere and give their path"
             if config.weights == "hub"
             else "the file must hold a state dict of this backbone (safetensors or weights-only .pth)"
         )
         raise ConfigError(f"cannot load {config.weights} for {config.backbone}: {cause}", OPTION, fix) from error
+
+
+def _address(backbone: str) -> str:
+    """Where timm finds the weights of a backbone."""
+    known = timm.get_pretrained_cfg(backbone)
+    if known is not None and known.hf_hub_id:
+        return f"the weights (model.safetensors of https://huggingface.co/{known.hf_hub_id})"
+    return f"the weights ({known.url})" if known is not None and known.url else "the weights"
 
 
 def _alike(name: str, known: str) -> float:

@@ -46,9 +46,9 @@ class Embedder(TokenEmbedder):
         """Rows and columns of patches of a vision transformer."""
         return tuple(self.backbone.patch_embed.grid_size) if self.is_transformer else ()
 
-    def freeze(self) -> None:
-        """Excludes the backbone from training; a projection stays in it."""
-        self.backbone.requires_grad_(False)
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The backbone, without a projection."""
+        return (self.backbone,)
 
     def forward(self, image: Tensor) -> Tensor:
         """``[B, C, H, W] -> [B, l, d]``."""

@@ -126,6 +126,18 @@ class MultiModalModel(nn.Module):
     """Base of all models: ``forward = predict(fuse(encode(batch)))``. No loss, optimizer or training step in here."""
 
     spec: ModelSpec
+    head_modules: tuple[str, ...] = ("heads", "decoders")  # attributes that make logits of features
+    held: tuple[nn.Module, ...] = ()  # frozen: always in evaluation mode
+
+    def train(self, mode: bool = True) -> MultiModalModel:
+        """Training or evaluation mode; frozen modules stay in evaluation mode.
+
+        A batch norm would go on to follow the data, and dropout to make noise, although nothing behind them learns.
+        """
+        super().train(mode)
+        for module in self.held:
+            module.eval()
+        return self
 
     def encode(self, batch: Batch) -> Tokens:
         """Tokens of every modality on its own."""

@@ -43,6 +43,32 @@ class Loaded:
         text += f" (names began with {self.prefix!r})" if self.prefix else ""
         return text + (f", {len(self.left_out)} left out: {shown(self.left_out)}" if self.left_out else "")
 
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        found = {"source": self.source, "loaded": self.loaded, "of": self.of, "prefix": self.prefix}
+        return {**found, "left_out": len(self.left_out)}
+
+
+def _by_source(model: nn.Module) -> dict[Loaded, list[str]]:
+    """What networks of a model were loaded with, and the modalities whose networks they are."""
+    found: dict[Loaded, list[str]] = {}
+    for path, module in model.named_modules():
+        loaded = getattr(module, "loaded", None)
+        if isinstance(loaded, Loaded):
+            _, _, below = path.rpartition("by_modality.")
+            found.setdefault(loaded, []).append(below.split(".", 1)[0])
+    return found
+
+
+def lines(model: nn.Module) -> list[str]:
+    """A line per source of pretrained weights, such as ``fundus, oct: 150 of 150 tensors from dino.pth``."""
+    return [f"{', '.join(names)}: {loaded.line()}" for loaded, names in _by_source(model).items()]
+
+
+def records(model: nn.Module) -> list[dict[str, Any]]:
+    """The same for ``environment.json``: name of the file, not its path."""
+    return [{"modalities": names, **loaded.as_dict()} for loaded, names in _by_source(model).items()]
+
 
 def shown(names: tuple[str, ...] | list[str]) -> str:
     """The first names of a list."""
@@ -112,6 +138,9 @@ def match(
     """
     wanted = [name for name, value in model.state_dict().items() if value.is_floating_point()]
     prefix = _prefix(state, wanted)
+    if "by_modality." in prefix:  # of several embedders any one would fit
+        fix = "start from it with model.init_from, which goes by the names of modalities and tasks"
+        raise ConfigError(f"{source} is a whole model of this trainer, not a backbone", OPTION, fix)
     named = {name: state[prefix + name] for name in model.state_dict() if prefix + name in state}
     missing = [name for name in wanted if name not in named]
     if missing:

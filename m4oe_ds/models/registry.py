@@ -66,6 +66,7 @@ def build(config: Config, experts_factory: ExpertsFactory | None = None) -> Mult
     import torch
 
     from m4oe_ds.layers.experts import LocalExperts, initialise_experts
+    from m4oe_ds.models.parts import freeze, frozen_modules
 
     entry = find_system(config.model.name)
     if config.model.missing_modality == "bank" and config.model.name != "m4oe":
@@ -78,9 +79,16 @@ def build(config: Config, experts_factory: ExpertsFactory | None = None) -> Mult
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         if outside.is_outside(config.model.name):
-            model = outside.build(entry.builder, *arguments)
+            from m4oe_ds.models import outside_build
+
+            model = outside_build.build(entry.builder, *arguments)
         else:
             module, _, function = entry.builder.partition(":")
             model = getattr(importlib.import_module(module), function)(*arguments)
     initialise_experts(model, config.run.seed)
+    if config.model.freeze:
+        freeze(model, config.model.freeze)
+    if config.model.freeze or config.model.embedder.freeze:
+        model.held = frozen_modules(model)
+        model.train(model.training)
     return model

@@ -54,6 +54,7 @@ class VolumeEmbedder(TokenEmbedder):
         self.num_prefix_tokens = 0 if self.prefix is None else self.prefix.shape[1]
         self.norm_pre, self.blocks, self.norm = network.norm_pre, network.blocks, network.norm
         if config.weights:
+            self.loaded = network.loaded
             self._inflate(network)
         self.project = nn.Identity() if width == dim else nn.Linear(width, dim)
         self.is_transformer = True
@@ -63,10 +64,9 @@ class VolumeEmbedder(TokenEmbedder):
         """Patches along depth, height and width."""
         return self._grid
 
-    def freeze(self) -> None:
-        """Excludes the blocks from training; patches, positions and prefix tokens stay in it."""
-        for part in (self.norm_pre, self.blocks, self.norm):
-            part.requires_grad_(False)
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The blocks and their norms; not patches, positions and prefix tokens."""
+        return self.norm_pre, self.blocks, self.norm
 
     @torch.no_grad()
     def _inflate(self, network: Any) -> None:

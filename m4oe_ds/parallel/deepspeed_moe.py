@@ -8,8 +8,9 @@ alternatives. tests/distributed/test_deepspeed_contract.py fails when a new vers
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -27,6 +28,7 @@ from deepspeed.checkpoint.constants import (
 )
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 from m4oe_ds.errors import EnvironmentProblem, ShapeError
@@ -119,13 +121,39 @@ def experts_factory(topology: Topology) -> ExpertsFactory:
     return lambda num_experts, dim, hidden: ExpertParallelExperts(num_experts, dim, hidden, topology)
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
-    """Optimizer groups with the experts apart, as ZeRO requires; trainable parameters only."""
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    groups: list[dict[str, Any]] = split_params_into_different_moe_groups_for_optimizer(
-        {"params": trainable, "name": "dense"}
-    )
-    return [group for group in groups if group["params"]]
+def with_experts_apart(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Optimizer groups with the experts in groups of their own, as ZeRO requires, and trainable parameters only.
+
+    Args:
+        groups: ``params``, a ``name`` that no other has, and options of the optimizer, which the experts keep.
+    """
+    trainable = [
+        {**group, "params": [parameter for parameter in group["params"] if parameter.requires_grad]} for group in groups
+    ]
+    split: list[dict[str, Any]] = split_params_into_different_moe_groups_for_optimizer(trainable)
+    return [group for group in split if group["params"]]
+
+
+@contextlib.contextmanager
+def experts_may_be_frozen(model: nn.Module) -> Iterator[None]:
+    """Around the making of an engine: ZeRO 1 and 2 insist on a group of experts, and frozen ones have none.
+
+    Without one their gradient norm has nothing to add up over the expert-parallel group, which is what they are told.
+    """
+    experts = [layer for layer in model.modules() if isinstance(layer, ExpertParallelExperts)]
+    if not experts or any(parameter.requires_grad for layer in experts for parameter in layer.parameters()):
+        yield
+        return
+    original = DeepSpeedZeroOptimizer._configure_moe_settings
+
+    def without_groups(self: Any) -> None:
+        self.is_moe_param_group = [False] * len(self.optimizer.param_groups)
+
+    DeepSpeedZeroOptimizer._configure_moe_settings = without_groups
+    try:
+        yield
+    finally:
+        DeepSpeedZeroOptimizer._configure_moe_settings = original
 
 
 def ep_size_of(model: nn.Module) -> int:

@@ -47,6 +47,8 @@ def average_running_statistics(model: nn.Module) -> None:
         return
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            if not module.training and not any(parameter.requires_grad for parameter in module.parameters()):
+                continue  # frozen: equal on all ranks already, and a sum divided by their number may round
             assert module.running_var is not None
             both = torch.cat([module.running_mean.double(), module.running_var.double()])
             mean, variance = (sum_over_ranks(both) / world_size()).chunk(2)

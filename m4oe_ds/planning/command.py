@@ -6,7 +6,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from m4oe_ds.arguments import whole
 
 if TYPE_CHECKING:
     from m4oe_ds.config import Config
@@ -24,11 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ds_config", metavar="JSON", help="take batch, precision, ZeRO stage and offload from this file"
     )
-    parser.add_argument("--batch", type=int, help="samples per optimizer step (default: the recipe's, else 32)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: bf16")
-    parser.add_argument("--ep", type=int, help="ranks that share the experts (default: searched)")
+    parser.add_argument(
+        "--batch", type=whole(1), metavar="N", help="samples per optimizer step (default: the recipe's, else 32)"
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="type of weights and activations (default: bf16)"
+    )
+    parser.add_argument("--ep", type=whole(1), metavar="N", help="ranks that share the experts (default: searched)")
     parser.add_argument("--zero", type=int, choices=(1, 2, 3), help="ZeRO stage (default: searched)")
-    parser.add_argument("--micro", type=int, help="samples per forward and rank (default: searched)")
+    parser.add_argument("--micro", type=whole(1), metavar="N", help="samples per forward and rank (default: searched)")
     parser.add_argument("--offload", action="store_true", help="optimizer in host memory (default: only if needed)")
     parser.add_argument("--all-devices", action="store_true", help="leave no kind of device of a mixed cluster idle")
     parser.add_argument(
@@ -44,19 +51,23 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: configuration, cluster or options contradict each other.
     """
-    from pathlib import Path
-
     from m4oe_ds import config_loader
+    from m4oe_ds.command_line import check_file
     from m4oe_ds.option_lists import comma_list
-    from m4oe_ds.planning.candidates import Costs
     from m4oe_ds.planning.hardware import parse_cluster
+
+    if options.out:
+        check_file(Path(options.out), "--out", ".json")
+    config = config_loader.load(options.config, options.set)
+    sizes = comma_list(options.scale, "--scale", int, least=1, advice="write numbers of devices, e.g. 8,64,512,4096")
+    cluster = parse_cluster(options.cluster, config.model.dim)
+    wishes = _wishes(options, config, cluster.world)
+
+    from m4oe_ds.planning.candidates import Costs, Wishes  # torch: only once the options are known to be good
     from m4oe_ds.planning.recommend import recommend, scaling
 
-    config = config_loader.load(options.config, options.set)
-    cluster = parse_cluster(options.cluster, config.model.dim)
     costs = Costs(config)
-    plan = recommend(config, cluster, _wishes(options, config, cluster.world), costs)
-    sizes = comma_list(options.scale, "--scale", int, advice="write numbers of devices, e.g. 8,64,512,4096")
+    plan = recommend(config, cluster, Wishes(**wishes), costs)
     rows = scaling(costs, plan.chosen, sizes) if sizes else []
     if options.json:
         print(json.dumps(as_dict(plan, rows), indent=2))
@@ -69,12 +80,15 @@ def main(options: argparse.Namespace) -> int:
     return 0 if plan.fits else 1
 
 
-def _wishes(options: argparse.Namespace, config: Config, world: int) -> Any:
+def _wishes(options: argparse.Namespace, config: Config, world: int) -> dict[str, Any]:
+    """What the options fix, as :class:`m4oe_ds.planning.candidates.Wishes` takes it."""
     from m4oe_ds import deepspeed_json
+    from m4oe_ds.errors import ConfigError
     from m4oe_ds.models.registry import expert_counts
-    from m4oe_ds.planning.candidates import Wishes
 
-    batch = int(config.run.expects.get("train_batch_size", 32))
+    batch = config.run.expects.get("train_batch_size", 32)
+    if not isinstance(batch, int) or batch < 1:
+        raise ConfigError(f"train_batch_size={batch!r}", "run.expects", "write a whole number from 1, or give --batch")
     precision: Any = "bf16"
     stage, micro, offload = None, None, None
     if options.ds_config:
@@ -83,18 +97,23 @@ def _wishes(options: argparse.Namespace, config: Config, world: int) -> Any:
         batch, micro = sizes.train, sizes.micro
         zero = content.get("zero_optimization", {})
         stage = zero.get("stage")
-        offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        moved = zero.get("offload_optimizer") or {}
+        if not isinstance(moved, dict):
+            raise ConfigError(f"offload_optimizer must be an object in braces, got {moved!r}", options.ds_config)
+        offload = moved.get("device", "none") != "none"
         enabled = [name for name in ("bf16", "fp16") if content.get(name, {}).get("enabled")]
+        if stage not in (1, 2, 3):
+            raise ConfigError(f"zero_optimization.stage is {stage!r}", options.ds_config, "use 1, 2 or 3")
         precision = enabled[0] if enabled else "fp32"
-    return Wishes(
-        batch=options.batch or batch,
-        precision=options.precision or precision,
-        ep=options.ep or (config.parallel.ep_size if expert_counts(config) else 0) or None,
-        stage=options.zero or stage,
-        micro=options.micro or micro,
-        offload=True if options.offload else offload,
-        all_devices=options.all_devices or bool(options.ds_config),
-    )
+    return {
+        "batch": options.batch or batch,
+        "precision": options.precision or precision,
+        "ep": options.ep or (config.parallel.ep_size if expert_counts(config) else 0) or None,
+        "stage": options.zero or stage,
+        "micro": options.micro or micro,
+        "offload": True if options.offload else offload,
+        "all_devices": options.all_devices or bool(options.ds_config),
+    }
 
 
 def describe(plan: Plan, config_name: str, cluster: str, rows: Sequence[Candidate] = ()) -> list[str]:

@@ -21,6 +21,8 @@ ASSUMPTIONS = (
     "2 GB per accelerator for the driver context, NCCL and cuDNN, and 6 % of the rest for allocator fragmentation",
 )
 
+MOST_DEVICES = 65536  # of one kind in a cluster
+
 
 @dataclass(frozen=True)
 class Link:
@@ -205,6 +207,8 @@ def parse_cluster(text: str, dim: int = 768) -> Cluster:
         match = re.fullmatch(r"\s*(?:(\d+)\s*[xX*])?\s*([A-Za-z][\w-]*)\s*", term)
         if match is None or match[1] == "0":
             raise ConfigError(f"cannot read the cluster {text!r}", "--cluster", "write it like 4xA100-80+4xL40S")
+        if int(match[1] or 1) > MOST_DEVICES:
+            raise ConfigError(f"{match[1]} devices", "--cluster", f"plan for at most {MOST_DEVICES}")
         pools.append(Pool(int(match[1] or 1), accelerator(match[2], dim)))
     return Cluster(tuple(pools))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.outputs import next_to
+from m4oe_ds.arguments import MOST_PROCESSES, whole
 from m4oe_ds.predict.wording import counted, numbered
 
 
@@ -32,11 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder or address of the files that the table names (default: the folder of the table)",
     )
     add("--out", required=True, metavar="DIR", help="folder to make; must be absent or empty")
-    add("--batch-size", type=int, default=0, metavar="N", help="samples per forward (default: as in evaluation)")
-    add("--limit", type=int, default=0, metavar="N", help="predict at most N samples (default: all)")
+    add(
+        "--batch-size",
+        type=whole(),
+        default=0,
+        metavar="N",
+        help="samples per forward; 0 = as in evaluation (default: 0)",
+    )
+    add("--limit", type=whole(), default=0, metavar="N", help="predict at most N samples; 0 = all (default: 0)")
     add(
         "--workers",
-        type=int,
+        type=whole(0, MOST_PROCESSES),
         default=None,
         metavar="N",
         help="processes that read images (default: one per processor, at most 8; 0 = this one)",

@@ -11,8 +11,8 @@ from m4oe_ds.data import sources
 from m4oe_ds.data.cards import Card, find_card
 from m4oe_ds.data.roots import Root
 from m4oe_ds.errors import ConfigError, DataError
-from m4oe_ds.runs.configuration import open_config
 from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.runs.opening import check_run
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def check(job: PredictionJob) -> None:
             raise ConfigError(f"{value} is negative", f"--{name}", "use 0 or more")
     if (job.dicom is None) == (job.table is None):
         raise ConfigError("exactly one is needed", "--dicom, --table", "give a folder of DICOM files, or a table")
-    config = open_config(job.run, job.data)
+    config = check_run(job.run, data=job.data)
     _check_fits(job, find_card(config.data.dataset))
     _check_statistics(job, config)
     if job.dicom is not None and not job.dicom.is_dir():

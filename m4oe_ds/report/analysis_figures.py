@@ -49,6 +49,6 @@ def embedded(folder: Path) -> list[dict[str, Any]]:
     found = []
     for pattern, title, caption in ANALYSES:
         for path in sorted(RunFolder(folder).figures.glob(f"{pattern}.png")):
-            image = picture(path.read_bytes(), f"{title}. {caption}", path.with_suffix(".csv"))
+            image = picture(path, f"{title}. {caption}")
             found.append({"title": title, "caption": caption, "image": image})
     return found

@@ -14,6 +14,7 @@ import yaml
 from m4oe_ds.data.cards import Card
 from m4oe_ds.data.missing import Presence
 from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.report.words import Words
 
 Entry = tuple[str, str]
 INTENDED_USE = (
@@ -61,7 +62,7 @@ def card(
         ("Training", _training(environment, records, tree, engine)),
         ("Intended use", INTENDED_USE.format(unit=data.unit if data else "sample")),
         ("Not for", NOT_FOR),
-        ("Limits", _limits(environment, metrics)),
+        ("Limits", _limits(environment, metrics, Words(data))),
         ("Explanations", _explanations(analysis)),
         ("Privacy and licence", f"{PRIVACY} {data.notice}".strip() if data else PRIVACY),
     ]
@@ -97,7 +98,7 @@ def _data(
         data = tree.get("data") or {}
         modalities = [one for one in card.inputs if not data.get("modalities") or one.name in data["modalities"]]
         tasks = [task for task in card.tasks if not data.get("tasks") or task.name in data["tasks"]]
-        views = ", ".join(f"{one.name} ({one.label})" if one.label else one.name for one in modalities)
+        views = ", ".join(f"{one.label} ({one.name})" if one.label else one.name for one in modalities)
         text += f" Modalities: {views}. Questions and answers: {'; '.join(map(answer, tasks))}."
     else:
         text += ". The run has no card: what its samples and questions are is not known here."
@@ -115,7 +116,8 @@ def answer(task: TaskSpec) -> str:
         "number": f"a number{f' in {task.unit}' if task.unit else ''}",
         "mask": f"mask of {', '.join(task.class_names)}",
     }
-    return f"{task.name} ({kind.get(task.kind) or ', '.join(task.class_names)})"
+    named = f"{task.label} ({task.name})" if task.label else task.name
+    return f"{named}: {kind.get(task.kind) or ', '.join(task.class_names)}"
 
 
 def _training(
@@ -126,7 +128,7 @@ def _training(
 ) -> str:
     parts = [
         *_amount(environment, records, engine),
-        *_optimization(engine),
+        *_optimization(engine, tree, records),
         *_provenance(environment),
     ]
     return "; ".join(parts) + "."
@@ -148,15 +150,27 @@ def _amount(
     return parts
 
 
-def _optimization(engine: Mapping[str, Any]) -> list[str]:
-    """Optimizer, precision and ZeRO stage of the DeepSpeed JSON."""
+def base_rate(engine: Mapping[str, Any]) -> float | None:
+    """Base learning rate of a DeepSpeed JSON; None if it has none."""
+    rate = ((engine.get("optimizer") or {}).get("params") or {}).get("lr")
+    return float(rate) if isinstance(rate, int | float) else None
+
+
+def _optimization(
+    engine: Mapping[str, Any], tree: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Optimizer with the rates it really had, precision and ZeRO stage."""
     parts = []
     optimizer = engine.get("optimizer") or {}
     if optimizer.get("type"):
-        rate = (optimizer.get("params") or {}).get("lr")
-        parts.append(
-            str(optimizer["type"]) + (f", base learning rate {rate:g}" if isinstance(rate, int | float) else "")
-        )
+        rate = base_rate(engine)
+        parts.append(str(optimizer["type"]) + (f", base learning rate {rate:g}" if rate is not None else ""))
+        factor = (tree.get("schedule") or {}).get("peak_factor", 1.0)
+        if rate is not None and factor != 1:
+            parts[-1] += f" times {factor:g} at its peak, so {rate * factor:g}"
+        logged = [record["lr"] for record in records if record.get("lr") is not None]
+        if logged:
+            parts[-1] += f" (highest logged: {max(logged):.3g})"
     precision = next((kind for kind in ("bf16", "fp16") if (engine.get(kind) or {}).get("enabled")), "fp32")
     stage = (engine.get("zero_optimization") or {}).get("stage")
     return [*parts, precision + (f", ZeRO-{stage}" if stage is not None else "")]
@@ -175,14 +189,14 @@ def _provenance(environment: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _limits(environment: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+def _limits(environment: Mapping[str, Any], metrics: Mapping[str, Any], words: Words) -> str:
     text = (
         "One seed: how much the figures would change with another is not known from this run. Labels may be missing, "
         "and answers about what happens later are censored: a negative counts only as far as follow-up reaches. "
         "Accuracy must be read against the majority baseline."
     )
     below = [
-        name
+        words.task(name)
         for entry in ([metrics["test"]] if isinstance(metrics.get("test"), dict) else [])
         for name, task in entry.get("tasks", {}).items()
         if task.get("n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from m4oe_ds.report.words import NAMES, Words, capital
 
 Table = dict[str, Any]
 
@@ -19,27 +21,32 @@ def number(entry: Mapping[str, Any] | None, digits: int = 3) -> str:
     return f"{text} [{entry['low']:.2f}, {entry['high']:.2f}]"
 
 
-def from_report(clinical: Mapping[str, Any], groups: str = "patients") -> list[Table]:
+def from_report(clinical: Mapping[str, Any], words: Words = NAMES) -> list[Table]:
     """Tables with ``title``, ``note``, ``header`` and ``rows`` of texts, those without content left out.
 
     Args:
         clinical: content of ``clinical.json``.
-        groups: what the groups of samples are called.
+        words: labels of tasks, groups and sides.
     """
-    found = [_points(clinical), _calibration(clinical), _follow_up(clinical), _subgroups(clinical, groups)]
+    found = [
+        _points(clinical, words),
+        *_subgroups(clinical, words),
+        _calibration(clinical, words),
+        _follow_up(clinical),
+    ]
     return [table for table in found if table["rows"] or table["note"]]
 
 
-def _points(clinical: Mapping[str, Any]) -> Table:
+def _points(clinical: Mapping[str, Any], words: Words) -> Table:
     rows = []
     for task, entry in clinical["tasks"].items():
         for point in entry.get("operating_points", ()):
             fixed = f"{point['target']} {clinical['rate']:.0%}"
             if point["threshold"] is None:
-                rows.append([task, fixed, point["chosen_on"], "–", point["reason"], "", "", ""])
+                rows.append([words.task(task), fixed, point["chosen_on"], "–", point["reason"], "", "", ""])
                 continue
             rates = [number(point[name]) for name in ("sensitivity", "specificity", "ppv", "npv")]
-            rows.append([task, fixed, point["chosen_on"], f"{point['threshold']:.3f}", *rates])
+            rows.append([words.task(task), fixed, point["chosen_on"], f"{point['threshold']:.3f}", *rates])
     note = (
         "A threshold chosen on the evaluated data is optimistic; one from the validation split is what a user would "
         "have."
@@ -52,7 +59,7 @@ def _points(clinical: Mapping[str, Any]) -> Table:
     }
 
 
-def _calibration(clinical: Mapping[str, Any]) -> Table:
+def _calibration(clinical: Mapping[str, Any], words: Words) -> Table:
     rows = []
     for task, entry in clinical["tasks"].items():
         found = entry.get("calibration")
@@ -61,20 +68,33 @@ def _calibration(clinical: Mapping[str, Any]) -> Table:
         auroc = entry.get("delong")
         rows.append(
             [
-                task,
+                words.task(task),
                 number(found["ece"]),
+                number({"value": found.get("ece_apparent")}),
                 number(found.get("slope")),
                 number(found.get("intercept")),
                 number(found.get("expected_observed")),
                 number(auroc) if auroc else "–",
             ]
         )
-    note = "ECE of P(y = 1), or of the predicted class where there are more than two; 15 bins of equal counts."
+    note = (
+        "ECE of P(y = 1), or of the predicted class where there are more than two; 15 bins of equal counts. The "
+        "apparent ECE of a sample is too high, because chance only adds to it; the corrected one, with its interval, "
+        "is the miscalibration whose samples show what this one shows."
+    )
     return {
         "title": "Calibration",
         "note": note if rows else "",
         "rows": rows,
-        "header": ["task", "ECE", "slope", "intercept", "expected / observed", "AUROC (DeLong)"],
+        "header": [
+            "task",
+            "ECE, corrected",
+            "ECE, apparent",
+            "slope",
+            "intercept",
+            "expected / observed",
+            "AUROC (DeLong)",
+        ],
     }
 
 
@@ -108,17 +128,43 @@ def _follow_up(clinical: Mapping[str, Any]) -> Table:
     return table
 
 
-def _subgroups(clinical: Mapping[str, Any], groups: str) -> Table:
-    rows = []
+def _subgroups(clinical: Mapping[str, Any], words: Words) -> list[Table]:
+    """A table per attribute: a line per task, a column per group, in a cell the figure and what it rests on."""
+    cells: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
     for task, entry in clinical["tasks"].items():
         for row in entry.get("subgroups", {}).get("rows", ()):
-            if row["attribute"] == "all":
-                continue
-            value = number(row["estimate"]) if row["estimate"] else f"– ({row['reason']})"
-            rows.append([task, row["attribute"], row["group"], str(row["n"]), str(row["n_groups"]), value])
-    return {
-        "title": "Subgroups",
-        "note": "",
-        "rows": rows,
-        "header": ["task", "attribute", "group", "n", groups, "AUROC"],
-    }
+            if row["attribute"] != "all":
+                cells.setdefault(row["attribute"], {}).setdefault(task, {})[row["group"]] = row
+    found = []
+    for attribute, by_task in cells.items():
+        groups = list(dict.fromkeys(group for rows in by_task.values() for group in rows))
+        header = ["task", *(capital(words.subgroup(attribute, group)[1]) for group in groups)]
+        lines = [
+            [words.task(task), *(_cell(rows.get(group), words) for group in groups)] for task, rows in by_task.items()
+        ]
+        found.append(
+            {
+                "title": f"Subgroups: {words.subgroup(attribute, '')[0]}",
+                "note": _group_note(by_task.values(), words),
+                "header": header,
+                "rows": lines,
+            }
+        )
+    return found
+
+
+def _group_note(lines: Iterable[Mapping[str, Mapping[str, Any]]], words: Words) -> str:
+    """What stands in the cells, and why some have no figure."""
+    reasons = dict.fromkeys(
+        row["reason"].removesuffix(": counts only") for rows in lines for row in rows.values() if not row["estimate"]
+    )
+    note = f"AUROC of each group, and below it its labelled samples and their {words.groups}."
+    return f"{note} No figure: {', or '.join(reasons)}." if reasons else note
+
+
+def _cell(row: Mapping[str, Any] | None, words: Words) -> str:
+    """AUROC with its interval, and on a line of its own what it rests on."""
+    if row is None:
+        return ""
+    shown = number(row["estimate"]) if row["estimate"] else "–"
+    return f"{shown}\n{row['n']} of {row['n_groups']} {words.groups}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,16 @@ import numpy as np
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
+from m4oe_ds.report import curves
+from m4oe_ds.report.words import NAMES, Words
+
 # Okabe-Ito: distinguishable with every common colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 DASHES = ("-", "--", "-.", ":")  # curves differ without colour too
+PANEL = (3.0, 2.9)  # inches of one of several panels; four of them fill the page
 STYLE: Any = {
     "font.size": 10,
+    "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -32,9 +38,10 @@ STYLE: Any = {
 def save(figure: Any, folder: Path, name: str, rows: Sequence[Mapping[str, Any]] = ()) -> bytes:
     """Writes ``name.png`` and ``name.svg``, and the numbers behind them as ``name.csv``; returns the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
+    # second: the layout of panels of equal sides is only right when it was computed before
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     plt.close(figure)
     (folder / f"{name}.png").write_bytes(stream.getvalue())
     if rows:
@@ -44,48 +51,6 @@ def save(figure: Any, folder: Path, name: str, rows: Sequence[Mapping[str, Any]]
             writer.writeheader()
             writer.writerows(rows)
     return stream.getvalue()
-
-
-def losses(train: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> Any:
-    """Objective and validation loss over steps (left), training loss of each task (right)."""
-    with mpl.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.0))
-        steps = [r["step"] for r in train]
-        left.plot(steps, [r["loss"] for r in train], color=COLOURS[0], lw=1, label="training objective")
-        if validation:
-            left.plot(
-                [r["step"] for r in validation],
-                [r["loss"] for r in validation],
-                "o-",
-                color=COLOURS[1],
-                ms=3,
-                label="validation task losses",
-            )
-        for number, task in enumerate(train[0]["losses"]):
-            values = [np.nan if r["losses"][task] is None else r["losses"][task] for r in train]
-            right.plot(steps, values, lw=1, color=COLOURS[number % len(COLOURS)], label=task)
-        for axis, title in ((left, "Loss"), (right, "Training loss per task")):
-            axis.set(title=title, xlabel="optimizer step", ylabel="loss (nats)")
-            axis.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18))
-        return figure
-
-
-def signals(train: Sequence[Mapping[str, Any]]) -> Any:
-    """Mutual information, learning rate and gradient norm over steps."""
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(10, 2.8))
-        steps = [r["step"] for r in train]
-        for axis, key, title, unit in zip(
-            axes,
-            ("mi", "lr", "grad_norm"),
-            ("I(M;E|T)", "Learning rate", "Gradient norm"),
-            ("nats", "", ""),
-            strict=True,
-        ):
-            values = [np.nan if r.get(key) is None else r[key] for r in train]
-            axis.plot(steps, values, lw=1, color=COLOURS[2])
-            axis.set(title=title, xlabel="optimizer step", ylabel=unit)
-        return figure
 
 
 def panels(count: int, size: tuple[float, float] = (2.6, 2.6), most: int = 4) -> tuple[Any, list[Any]]:
@@ -104,41 +69,86 @@ def panels(count: int, size: tuple[float, float] = (2.6, 2.6), most: int = 4) ->
     return figure, list(axes.flat[:count])
 
 
-def confusions(split: Mapping[str, Any]) -> Any:
+def wrapped(names: Sequence[str], width: int = 11) -> list[str]:
+    """Names as labels of an axis: in lines of at most so many letters, where words allow."""
+    return ["\n".join(textwrap.wrap(name, width, break_long_words=False)) or name for name in names]
+
+
+def confusions(split: Mapping[str, Any], words: Words = NAMES) -> Any:
     """Confusion matrix of every classification task: counts, shaded by the share of the true class."""
     tasks = [(name, entry) for name, entry in split["tasks"].items() if entry.get("confusion")]
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = panels(len(tasks))
+        figure, axes = panels(len(tasks), PANEL)
         for axis, (name, entry) in zip(axes, tasks, strict=True):
             table = np.array(entry["confusion"], dtype=float)
             share = table / np.maximum(table.sum(1, keepdims=True), 1)
-            axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+            edges = np.arange(len(table) + 1) - 0.5
+            axis.pcolormesh(edges, edges, share, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1)
+            axis.set(aspect="equal", ylim=(len(table) - 0.5, -0.5))
             for (i, j), count in np.ndenumerate(table):
                 axis.text(j, i, int(count), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
-            ticks = range(len(table))
-            axis.set(title=name, xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks)
+            ticks, shown = range(len(table)), wrapped(words.classes(name, entry, len(table)))
+            axis.set(title=words.task(name), xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks)
+            axis.set_xticklabels(shown, fontsize=8, rotation=90 if sum(map(len, shown)) > 40 else 0)
+            axis.set_yticklabels(shown, fontsize=8)
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
         return figure
 
 
-def roc(arrays: Mapping[str, np.ndarray], split: Mapping[str, Any]) -> Any | None:
-    """ROC curves of the two-class tasks; None if there is none with both classes."""
-    from m4oe_ds.report.tables import curves as curves_of
-
-    curves = curves_of(arrays, split)
-    if not curves:
+def roc(arrays: Mapping[str, np.ndarray], split: Mapping[str, Any], words: Words = NAMES) -> Any | None:
+    """ROC curves: those of the two-class tasks in one panel, each class against the others in a panel per further
+    task; None if there is none.
+    """
+    found = curves.roc_curves(arrays, split)
+    if not found:
         return None
+    two = [curve for curve in found if arrays[f"prob_{curve.task}"].shape[1] == 2]
+    several: dict[str, list[curves.Roc]] = {}
+    for curve in found:
+        if curve not in two:
+            several.setdefault(curve.task, []).append(curve)
     with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(4.6, 4.4))
-        for number, (name, (value, fpr, tpr)) in enumerate(curves.items()):
-            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "ls": DASHES[number % len(DASHES)]}
-            axis.step(fpr, tpr, where="post", label=f"{name} ({value:.2f})", **style)
-        axis.plot([0, 1], [0, 1], ":", color="#999999", label="chance")
-        axis.set(title="ROC (area)", xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
-        axis.legend(fontsize=8, loc="lower right")
+        figure, axes = panels(bool(two) + len(several), (4.0, 3.9), most=3)
+        if two:
+            title = words.task(two[0].task) if len(two) == 1 else "Questions with two answers"
+            _roc_panel(axes[0], title, [(words.task(curve.task), curve) for curve in two])
+        for axis, (name, mine) in zip(axes[bool(two) :], several.items(), strict=True):
+            classes = words.classes(name, split["tasks"][name], arrays[f"prob_{name}"].shape[1])
+            _roc_panel(axis, f"{words.task(name)}: each class", [(classes[curve.code], curve) for curve in mine])
         return figure
 
 
-def numbers(rows: Sequence[Mapping[str, Any]], split: Mapping[str, Any]) -> Any:
+def _roc_panel(axis: Any, title: str, named: Sequence[tuple[str, curves.Roc]]) -> None:
+    for number, (name, curve) in enumerate(named):
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "ls": DASHES[number % len(DASHES)]}
+        axis.step(*curves.thinned(curve), where="post", label=f"{name} ({curve.area:.2f})", **style)
+    axis.plot([0, 1], [0, 1], ":", color="#999999", label="chance (0.50)")
+    axis.set(title=title, xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
+    axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axis.legend(fontsize=8, loc="lower right", title="area under the curve", title_fontsize=8)
+
+
+def decision(rows: Sequence[Mapping[str, Any]], words: Words = NAMES) -> Any:
+    """Net benefit over the threshold, one panel per task of :func:`curves.decision_rows`, of which there is one."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    with mpl.rc_context(STYLE):
+        figure, axes = panels(len(tasks), PANEL)
+        for axis, name in zip(axes, tasks, strict=True):
+            mine = [row for row in rows if row["task"] == name]
+            at = [row["threshold"] for row in mine]
+            top = max(max(row["model"], row["act on all"]) for row in mine)
+            axis.plot(at, [row["act on all"] for row in mine], color="#666666", lw=1, ls="--", label="act on all")
+            axis.axhline(0, color="#666666", lw=1, ls=":", label="act on none")
+            axis.plot(at, [row["model"] for row in mine], color=COLOURS[0], lw=1.4, label="model")
+            axis.set(title=words.task(name), xlabel="threshold", ylabel="net benefit", xlim=(0, 1))
+            axis.set_ylim(-0.25 * top if top > 0 else -0.1, 1.1 * top if top > 0 else 0.1)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+        return figure
+
+
+def numbers(rows: Sequence[Mapping[str, Any]], split: Mapping[str, Any], words: Words = NAMES) -> Any:
     """Predicted over true value, one panel per task with at least one row of ``task, true, predicted``."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     with mpl.rc_context(STYLE):
@@ -151,50 +161,55 @@ def numbers(rows: Sequence[Mapping[str, Any]], split: Mapping[str, Any]) -> Any:
             axis.axhline(entry["baseline"]["value"], ls="--", lw=1, color=COLOURS[1], label=entry["baseline"]["of"])
             axis.scatter(points[:, 0], points[:, 1], s=14, alpha=0.6, color=COLOURS[0])
             unit = f" ({entry['unit']})" if entry.get("unit") else ""
-            axis.set(title=name, xlabel=f"true{unit}", ylabel=f"predicted{unit}")
+            axis.set(title=words.task(name), xlabel=f"true{unit}", ylabel=f"predicted{unit}")
             axis.legend(fontsize=8)
         return figure
 
 
-def calibration(clinical: Mapping[str, Any]) -> Any | None:
+def calibration(clinical: Mapping[str, Any], words: Words = NAMES) -> Any | None:
     """Reliability of every task: observed frequency over predicted probability, bins of equal counts; None without any.
 
     Two classes: P(y = 1). More classes: probability of the predicted class against the share predicted correctly.
     """
-    curves = {
+    points_of = {
         name: [(b["mean_predicted"], b["observed"], b["n"]) for b in entry["calibration"]["bins"] if b["n"]]
         for name, entry in clinical["tasks"].items()
         if "calibration" in entry
     }
-    if not curves:
+    if not points_of:
         return None
     with mpl.rc_context(STYLE):
-        figure, axes = panels(len(curves))
-        for axis, (name, points) in zip(axes, curves.items(), strict=True):
+        figure, axes = panels(len(points_of), PANEL)
+        for axis, (name, points) in zip(axes, points_of.items(), strict=True):
             predicted, observed, count = np.array(points).T
             axis.plot([0, 1], [0, 1], ":", color="#999999")
             axis.plot(predicted, observed, color=COLOURS[0], lw=1)
             axis.scatter(predicted, observed, s=4 + 60 * count / count.sum(), color=COLOURS[0])
             ece = clinical["tasks"][name]["calibration"]["ece"]["value"]
-            axis.set(title=f"{name}, ECE {ece:.3f}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+            axis.set(title=f"{words.task(name)}\nECE {ece:.3f}, corrected", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+            axis.set(aspect="equal")
             axis.set(xlabel="predicted", ylabel="observed")
         return figure
 
 
-def contribution(arrays: Mapping[str, np.ndarray]) -> Any:
+def contribution(arrays: Mapping[str, np.ndarray], words: Words = NAMES) -> Any:
     """Mean share of each modality per task over the split, with the share uniform routing would give."""
     tasks, modalities = arrays["tasks"].tolist(), arrays["modalities"].tolist()
     mean = arrays["contribution"].mean(0)  # [p, m]
     with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(10, 3.4))
+        figure, axis = plt.subplots(figsize=(max(6.0, min(12.0, 1.7 * len(tasks))), 3.4))
         width = 0.8 / len(modalities)
         for i, modality in enumerate(modalities):
             centre = np.arange(len(tasks)) + (i - (len(modalities) - 1) / 2) * width
-            axis.bar(centre, mean[:, i], width, color=COLOURS[i % len(COLOURS)], label=modality)
-            for x in centre:
-                axis.plot([x - width / 2, x + width / 2], [arrays["token_share"][i]] * 2, color="black", lw=1)
-        axis.set(xticks=range(len(tasks)), xticklabels=tasks, ylabel="share of routing mass")
-        figure.legend(ncols=len(modalities), fontsize=8, loc="outside lower center")
+            axis.bar(centre, mean[:, i], width, color=COLOURS[i % len(COLOURS)], label=words.modality(modality))
+            for number, x in enumerate(centre):
+                ends, share = [x - width / 2, x + width / 2], [arrays["token_share"][i]] * 2
+                label = "uniform routing" if i == len(modalities) - 1 and not number else None
+                axis.plot(ends, share, color="black", lw=1.5, label=label)
+        shown = wrapped([words.task(task) for task in tasks], 16)
+        axis.set(xticks=range(len(tasks)), xticklabels=shown, ylabel="share of routing mass")
+        axis.grid(axis="x", visible=False)
+        figure.legend(ncols=min(5, len(modalities) + 1), fontsize=9, loc="outside lower center")
         return figure
 
 

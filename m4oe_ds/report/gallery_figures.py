@@ -12,13 +12,21 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from m4oe_ds.report import tables
-from m4oe_ds.report.figures import COLOURS, STYLE
+from m4oe_ds.report.figures import COLOURS, STYLE, wrapped
+from m4oe_ds.report.words import NAMES, Words
 
-PICTURE: Any = {**STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
+# panels of equal size lie where they are put: searching for their layout costs more than all the rest
+PICTURE: Any = {
+    **STYLE,
+    "figure.constrained_layout.use": False,
+    "axes.grid": False,
+    "axes.spines.left": False,
+    "axes.spines.bottom": False,
+}
 MOST_EXPERTS = 12
 
 
-def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int) -> Any:
+def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int, words: Words = NAMES) -> Any:
     """One sample: a column per view, a row per task, the dispatch weight of the tokens over the grey view.
 
     Every task has one colour scale over its views, from uniform routing (transparent) to its largest token. Volumes:
@@ -30,24 +38,22 @@ def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int) -> Any:
     tokens = sum(gallery[f"map_{i}"][row, 0].size * int(layers[i]) for i in range(len(modalities)) if present[i])
     sizes = [gallery[f"view_{i}"].shape[1:] for i, kind in enumerate(kinds) if kind != "table"]
     height, width = sizes[0] if sizes else (1, 1)
-    side = 1.25
+    side = 1.25  # inches of a view
+    titles = wrapped([words.modality(name) for name in modalities], 17)
+    rows = wrapped([words.task(name) for name in tasks], 14)
     with mpl.rc_context(PICTURE):
-        figure, axes = plt.subplots(
-            len(tasks),
-            len(modalities),
-            squeeze=False,
-            figsize=(side * len(modalities) + 0.9, side * len(tasks) * min(height / width, 2.0) + 0.3),
-        )
-        for k, task in enumerate(tasks):
+        cell = (side, side * min(height / width, 2.0))
+        figure, axes = _grid(len(tasks), len(modalities), cell, left=0.8, above=0.5, between=(0.06, 0.06))
+        for k in range(len(tasks)):
             top = max(float(gallery[f"map_{i}"][row, k].max()) for i in range(len(modalities)))
             uniform = 1.0 / max(tokens, 1)
-            for i, modality in enumerate(modalities):
+            for i in range(len(modalities)):
                 axis = axes[k, i]
                 axis.set(xticks=[], yticks=[])
                 if k == 0:
-                    axis.set_title(modality, fontsize=8)
+                    axis.set_title(titles[i], fontsize=8)
                 if i == 0:
-                    axis.set_ylabel(task, fontsize=8)
+                    axis.set_ylabel(rows[k], fontsize=8)
                 if not present[i]:
                     axis.text(0.5, 0.5, "absent", ha="center", va="center", transform=axis.transAxes, fontsize=8)
                     continue
@@ -62,6 +68,33 @@ def dispatch_maps(gallery: Mapping[str, np.ndarray], row: int) -> Any:
         return figure
 
 
+def _grid(
+    rows: int, columns: int, cell: tuple[float, float], left: float, above: float, between: tuple[float, float]
+) -> tuple[Any, Any]:
+    """A figure and its ``[rows, columns]`` axes of equal size.
+
+    Args:
+        rows: number of rows.
+        columns: number of columns.
+        cell: width and height of one, inches.
+        left: room left of the first column.
+        above: room above the first row.
+        between: room between columns, and between rows.
+    """
+    width = left + columns * cell[0] + (columns - 1) * between[0] + 0.05
+    height = above + rows * cell[1] + (rows - 1) * between[1] + 0.05
+    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(width, height))
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - 0.05 / width,
+        bottom=0.05 / height,
+        top=1 - above / height,
+        wspace=between[0] / cell[0],
+        hspace=between[1] / cell[1],
+    )
+    return figure, axes
+
+
 def _bars(axis: Any, weights: np.ndarray, columns: list[str], top: float, uniform: float) -> None:
     """Dispatch weight of every column of a table, the first at the top, on the scale of the task's other views."""
     places = np.arange(len(columns))
@@ -73,17 +106,20 @@ def _bars(axis: Any, weights: np.ndarray, columns: list[str], top: float, unifor
         axis.text(0.02, place, name, fontsize=size, va="center", transform=axis.get_yaxis_transform())
 
 
-def expert_patches(gallery: Mapping[str, np.ndarray], most: int = MOST_EXPERTS) -> Any:
+def expert_patches(gallery: Mapping[str, np.ndarray], most: int = MOST_EXPERTS, words: Words = NAMES) -> Any:
     """A row per expert, most used first: the patches (with their surroundings) it takes with the largest weights.
 
     A column of a table is its name.
     """
-    tasks, modalities = gallery["tasks"].tolist(), gallery["modalities"].tolist()
+    tasks = wrapped([words.task(name) for name in gallery["tasks"].tolist()], 18)
+    modalities = wrapped([words.modality(name) for name in gallery["modalities"].tolist()], 18)
     usage, source = gallery["expert_usage"], gallery["expert_source"]
     order = np.argsort(-usage)[:most]
     count = gallery["expert_patch"].shape[1]
     with mpl.rc_context(PICTURE):
-        figure, axes = plt.subplots(len(order), count, figsize=(1.05 * count + 0.9, 1.25 * len(order)), squeeze=False)
+        lines = max(text.count("\n") + 1 for text in modalities) + max(text.count("\n") + 1 for text in tasks)
+        gap = (0.15, 0.14 * lines)  # the titles stand in it
+        figure, axes = _grid(len(order), count, (1.1, 1.1), left=0.6, above=gap[1], between=gap)
         for line, expert in enumerate(order):
             for k in range(count):
                 axis = axes[line, k]

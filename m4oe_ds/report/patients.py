@@ -1,6 +1,4 @@
-"""One section per shown sample: its views side by side, what each view contributed to each answer, and where it was
-read.
-"""
+"""The samples that the report shows, by patient: views, what each contributed to each answer, and where it was read."""
 
 from __future__ import annotations
 
@@ -11,8 +9,10 @@ import numpy as np
 
 from m4oe_ds.data.cards import Card
 from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.report import overlays
 from m4oe_ds.report.kind_tables import answer
 from m4oe_ds.report.pictures import Picture, embedded
+from m4oe_ds.report.words import Words
 
 DARK = 0.18  # relative luminance below which white text has the better contrast
 
@@ -25,49 +25,98 @@ def ink(colour: str) -> str:
 
 
 def patients(
-    examples: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], maps: Mapping[str, Picture], card: Card | None
+    examples: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray],
+    gallery: Mapping[str, np.ndarray],
+    maps: Mapping[str, Picture],
+    card: Card | None,
+    planted: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Contents of the sections.
+    """The patients in the order of their first sample, each with ``samples``: what a page says of them.
 
     Args:
         examples: ``predictions/examples.npz``.
         arrays: predictions of the split.
+        gallery: ``analysis/gallery.npz``.
         maps: dispatch maps by sample key.
-        card: card of the data set, for the names of classes; None if it is not known.
+        card: card of the data set, for the words; None if it is not known.
+        planted: outlines of what was planted, by sample key and modality; of synthetic data only.
     """
-    from m4oe_ds.report import figures
-
     if not examples or not arrays:
         return []
-    tasks, modalities = arrays["tasks"].tolist(), arrays["modalities"].tolist()
-    kinds = examples["kinds"].tolist() if "kinds" in examples else ["image"] * len(modalities)
-    known = {task.name: task for task in card.tasks} if card else {}
-    row_of = {key: row for row, key in enumerate(arrays["keys"].tolist())}
-    found = []
+    words, known = Words(card), {task.name: task for task in card.tasks} if card else {}
+    rows = {key: row for row, key in enumerate(arrays["keys"].tolist())}
+    found: dict[str, list[dict[str, Any]]] = {}
     for number, key in enumerate(examples["keys"].tolist()):
-        row = row_of.get(key)
-        views = [
+        row = rows.get(key)
+        group = str(arrays["groups"][row]) if row is not None and "groups" in arrays else key
+        found.setdefault(group, []).append(
             {
-                "name": name,
-                "image": embedded(figures.view_png(examples["views"][number, i]))
-                if examples["present"][number, i] and kinds[i] != "table"
-                else "",
-                "instead": "table" if examples["present"][number, i] else "absent",
-                "note": ", middle slice" if kinds[i] == "volume" and examples["present"][number, i] else "",
+                "key": key,
+                "side": words.side(key),
+                "exam": str(examples["exams"][number]) if "exams" in examples else "",
+                "views": _views(examples, number, arrays["modalities"].tolist(), words),
+                "answers": _answers(examples, arrays, number, row, known, words),
+                "map": maps.get(key),
+            }
+        )
+        overlays.lay(found[group][-1], gallery, (planted or {}).get(key, {}), words)
+    return [
+        {"group": group, "samples": sorted(samples, key=lambda one: (one["exam"], one["key"]))}
+        for group, samples in found.items()
+    ]
+
+
+def _views(
+    examples: Mapping[str, np.ndarray], number: int, modalities: list[str], words: Words
+) -> list[dict[str, Any]]:
+    """One entry per modality, in the order of the card."""
+    from m4oe_ds.report import figures
+
+    kinds = examples["kinds"].tolist() if "kinds" in examples else ["image"] * len(modalities)
+    found = []
+    for i, name in enumerate(modalities):
+        present = bool(examples["present"][number, i])
+        pixels = examples["views"][number, i]
+        shown = present and kinds[i] != "table"
+        found.append(
+            {
+                "modality": name,
+                "name": words.modality(name),
+                "image": embedded(figures.view_png(pixels)) if shown else "",
+                "width": int(pixels.shape[1]),
+                "height": int(pixels.shape[0]),
+                "instead": "table" if present else "absent",
+                "note": ", middle slice" if kinds[i] == "volume" and present else "",
                 "colour": figures.COLOURS[i % len(figures.COLOURS)],
+                "overlays": [],
+                "planted": [],
             }
-            for i, name in enumerate(modalities)
-        ]
-        answers = [
-            {
-                "task": task,
-                "shares": _shares(examples["contribution"][number, k], modalities, figures.COLOURS),
-                **_said(arrays, task, row, known.get(task)),
-            }
-            for k, task in enumerate(tasks)
-        ]
-        found.append({"title": f"Sample {number + 1}", "views": views, "answers": answers, "map": maps.get(key)})
+        )
     return found
+
+
+def _answers(
+    examples: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray],
+    number: int,
+    row: int | None,
+    known: Mapping[str, TaskSpec],
+    words: Words,
+) -> list[dict[str, Any]]:
+    """One entry per task."""
+    from m4oe_ds.report import figures
+
+    modalities = list(map(words.modality, arrays["modalities"].tolist()))
+    share = examples.get("contribution")
+    return [
+        {
+            "task": words.task(task),
+            "shares": [] if share is None else _shares(share[number, k], modalities, figures.COLOURS),
+            **_said(arrays, task, row, known.get(task)),
+        }
+        for k, task in enumerate(arrays["tasks"].tolist())
+    ]
 
 
 def _shares(values: np.ndarray, modalities: list[str], colours: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import base64
 import csv
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from m4oe_ds.report import kind_tables, tables
+from m4oe_ds.report import tables
+from m4oe_ds.report.words import NAMES, Words
 from m4oe_ds.runs.folder import RunFolder
 
 MOST_ROWS, MOST_COLUMNS = 64, 10  # of the numbers shown under a picture; the CSV next to it has all
+LARGEST_SVG = 600_000  # bytes; of a larger drawing the page has the PNG
+LARGEST_CSV = 150_000  # bytes inside the page; a larger one is linked where it lies
+POINTS_TO_PIXELS = 96 / 72
+PNG_SCALE = 96 / 110  # PNGs have 110 dots per inch, and are shown as large as the drawings
 # the numbers to show of tables that are too wide to read
 COLUMNS = {
     "fig4_synergy": (
@@ -38,13 +43,15 @@ class Picture:
     """One figure.
 
     Attributes:
-        image: the PNG as a data address.
-        width: width in pixels.
-        height: height in pixels.
+        image: the drawing, or the PNG, as a data address.
+        width: width in CSS pixels.
+        height: height in CSS pixels.
         alt: what it shows, in words.
         header: names of the columns of its numbers.
         rows: numbers behind it as text, or empty where they are too many to read.
         note: how to read it, where that depends on the data set.
+        csv: address of its CSV; empty if there is none.
+        csv_name: file name of the CSV.
     """
 
     image: str
@@ -54,18 +61,45 @@ class Picture:
     header: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     note: str = ""
+    csv: str = ""
+    csv_name: str = ""
 
 
-def picture(png: bytes, alt: str, numbers: Path | None = None) -> Picture:
-    """A picture from PNG bytes; ``numbers`` is its CSV."""
-    width, height = struct.unpack(">II", png[16:24])
-    header, rows = ((), ()) if numbers is None else _numbers(numbers)
-    return Picture(embedded(png), width, height, alt, header, rows)
+def picture(png: Path, alt: str) -> Picture:
+    """The picture of a figure that was saved as PNG, with the SVG and the CSV of the same name if they are there."""
+    header, rows = _numbers(png.with_suffix(".csv"))
+    address, width, height = _image(png)
+    found = Picture(address, width, height, alt, header, rows)
+    return replace(found, **_download(png.with_suffix(".csv")))
+
+
+def _image(png: Path) -> tuple[str, int, int]:
+    """Data address, and size in CSS pixels."""
+    drawing = png.with_suffix(".svg")
+    if drawing.is_file() and drawing.stat().st_size <= LARGEST_SVG:
+        data = drawing.read_bytes()
+        sizes = [re.search(rb'<svg[^>]*? %s="([0-9.]+)pt"' % side, data[:4096]) for side in (b"width", b"height")]
+        if sizes[0] and sizes[1]:
+            width, height = (round(float(size.group(1)) * POINTS_TO_PIXELS) for size in sizes if size)
+            return "data:image/svg+xml;base64," + base64.b64encode(data).decode("ascii"), width, height
+    data = png.read_bytes()
+    width, height = struct.unpack(">II", data[16:24])
+    return embedded(data), round(width * PNG_SCALE), round(height * PNG_SCALE)
 
 
 def embedded(png: bytes) -> str:
     """PNG bytes as a data address."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _download(path: Path) -> dict[str, str]:
+    """Address and name of a CSV: inside the page, so that the page can be sent alone, or where it lies if it is large."""
+    if not path.is_file():
+        return {}
+    data = path.read_bytes()
+    if len(data) > LARGEST_CSV:
+        return {"csv": f"{path.parent.name}/{path.name}", "csv_name": path.name}
+    return {"csv": "data:text/csv;base64," + base64.b64encode(data).decode("ascii"), "csv_name": path.name}
 
 
 def _numbers(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
@@ -89,80 +123,23 @@ def _short(cell: str) -> str:
     return cell if value == int(value) and len(cell) < 8 else f"{value:.4g}"
 
 
-def run_pictures(
-    folder: Path,
-    records: Sequence[Mapping[str, Any]],
-    split: Mapping[str, Any] | None,
-    arrays: Mapping[str, np.ndarray],
-    clinical: Mapping[str, Any],
-    gallery: Mapping[str, np.ndarray],
-) -> dict[str, Picture]:
-    """The figures that the files of a run give, drawn into ``figures/``; those whose data are missing are left out."""
-    from m4oe_ds.report import figures, gallery_figures
-
-    train = [record for record in records if record.get("event", "train") == "train"]
-    validation = [record for record in records if record.get("event") == "validation"]
-    made: dict[str, tuple[Any, list[dict[str, Any]], str]] = {}
-    if train:
-        first, last = train[0], train[-1]
-        made["losses"] = (
-            figures.losses(train, validation),
-            tables.losses(train, validation),
-            f"Loss over optimizer steps: the objective goes from {first['loss']:.2f} to {last['loss']:.2f} nats",
-        )
-        made["signals"] = (
-            figures.signals(train),
-            tables.signals(train),
-            "Mutual information, learning rate and gradient norm over optimizer steps",
-        )
-    if split and any(entry.get("confusion") for entry in split["tasks"].values()):
-        made["confusions"] = (figures.confusions(split), tables.confusions(split), "Confusion matrix of every task")
-    if split and arrays:
-        areas = tables.areas(split)
-        made["roc"] = (figures.roc(arrays, split), tables.roc(arrays, split), f"ROC curves; area: {areas}")
-    if split and (rows := kind_tables.scatter_rows(arrays, split)):
-        made["numbers"] = (figures.numbers(rows, split), rows, "Predicted over true value of every task for a number")
-    if "contribution" in arrays:
-        made["contribution"] = (
-            figures.contribution(arrays),
-            tables.contribution(arrays),
-            "Mean modality contribution per task",
-        )
-    if clinical:
-        made["calibration"] = (
-            figures.calibration(clinical),
-            tables.calibration(clinical),
-            "Reliability curves of every task next to the diagonal of perfect calibration",
-        )
-    if gallery:
-        made["experts"] = (
-            gallery_figures.expert_patches(gallery),
-            tables.experts(gallery),
-            "Patches with the largest dispatch weight of the most used experts, one row per expert",
-        )
-    target = RunFolder(folder).figures
-    return {
-        name: picture(figures.save(figure, target, name, rows), alt, target / f"{name}.csv")
-        for name, (figure, rows, alt) in made.items()
-        if figure is not None
-    }
-
-
-def dispatch_maps(folder: Path, gallery: Mapping[str, np.ndarray]) -> dict[str, Picture]:
+def dispatch_maps(folder: Path, gallery: Mapping[str, np.ndarray], words: Words = NAMES) -> dict[str, Picture]:
     """Dispatch maps by sample key."""
     if not gallery:
         return {}
     from m4oe_ds.report import figures, gallery_figures
 
     found = {}
+    target = RunFolder(folder).figures
     for row, key in enumerate(gallery["keys"].tolist()):
         name = f"dispatch_map_{row + 1}"
-        figure = gallery_figures.dispatch_maps(gallery, row)
-        png = figures.save(figure, RunFolder(folder).figures, name, tables.dispatch_map(gallery, row))
+        figure = gallery_figures.dispatch_maps(gallery, row, words)
+        figures.save(figure, target, name, tables.dispatch_map(gallery, row))
+        brightest = tables.brightest(gallery, row, words)
         made = picture(
-            png, f"Dispatch weight over the modalities, one row per task. Largest: {tables.brightest(gallery, row)}"
+            target / f"{name}.png", f"Dispatch weight over the modalities, one row per task. Largest: {brightest}"
         )
-        header, rows = tables.by_column(gallery, row)
+        header, rows = tables.by_column(gallery, row, words)
         found[key] = replace(made, header=header, rows=rows, note=_how_to_read(tables.kinds(gallery)))
     return found
 

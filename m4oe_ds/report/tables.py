@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from m4oe_ds.report.curves import Roc
+from m4oe_ds.report.words import NAMES, Words
+
 Rows = list[dict[str, Any]]
 
 
@@ -24,49 +27,56 @@ def signals(train: Sequence[Mapping[str, Any]]) -> Rows:
     return [{name: record.get(name) for name in ("step", "mi", "lr", "grad_norm")} for record in train]
 
 
-def confusions(split: Mapping[str, Any]) -> Rows:
+def confusions(split: Mapping[str, Any], words: Words = NAMES) -> Rows:
     """Counts by task, true and predicted class."""
-    return [
-        {"task": name, "true": i, "predicted": j, "count": int(count)}
-        for name, entry in split["tasks"].items()
-        if entry.get("confusion")
-        for (i, j), count in np.ndenumerate(np.array(entry["confusion"]))
-    ]
-
-
-def areas(split: Mapping[str, Any]) -> str:
-    """Areas under the curves of the two-class tasks, as text."""
-    known = {
-        name: entry["metrics"].get("auroc", {}).get("value")
-        for name, entry in split["tasks"].items()
-        if len(entry.get("class_counts", ())) == 2
-    }
-    return ", ".join(f"{name} {value:.2f}" for name, value in known.items() if value is not None) or "none"
-
-
-def curves(
-    arrays: Mapping[str, np.ndarray], split: Mapping[str, Any]
-) -> dict[str, tuple[float, np.ndarray, np.ndarray]]:
-    """``{task: (area, false positive rates, true positive rates)}`` of the two-class tasks with both classes."""
-    from sklearn.metrics import roc_curve
-
-    found = {}
+    found = []
     for name, entry in split["tasks"].items():
-        value = entry["metrics"].get("auroc", {}).get("value") if "metrics" in entry else None
-        if len(entry.get("class_counts", ())) == 2 and value is not None:
-            keep = arrays[f"label_{name}"] >= 0
-            fpr, tpr, _ = roc_curve(arrays[f"label_{name}"][keep], arrays[f"prob_{name}"][keep, 1])
-            found[name] = (float(value), fpr, tpr)
+        table = np.array(entry.get("confusion") or np.zeros((0, 0)))
+        classes = words.classes(name, entry, len(table))
+        found += [
+            {"task": name, "true": classes[i], "predicted": classes[j], "count": int(count)}
+            for (i, j), count in np.ndenumerate(table)
+        ]
     return found
 
 
-def roc(arrays: Mapping[str, np.ndarray], split: Mapping[str, Any]) -> Rows:
+def areas(found: Sequence[Roc], words: Words, classes: Mapping[str, Sequence[str]]) -> str:
+    """Areas under curves, as text.
+
+    Args:
+        found: the curves.
+        words: labels of the tasks.
+        classes: names of the classes of the tasks with more than two.
+    """
+    named = [
+        f"{words.task(one.task)}{f' ({classes[one.task][one.code]})' if one.task in classes else ''} {one.area:.2f}"
+        for one in found
+    ]
+    return ", ".join(named) or "none"
+
+
+def roc(found: Sequence[Roc], classes: Mapping[str, Sequence[str]]) -> Rows:
     """Points of the ROC curves."""
     return [
-        {"task": name, "false_positive_rate": float(x), "true_positive_rate": float(y)}
-        for name, (_, fpr, tpr) in curves(arrays, split).items()
-        for x, y in zip(fpr, tpr, strict=True)
+        {
+            "task": one.task,
+            "class": classes[one.task][one.code],
+            "false_positive_rate": float(x),
+            "true_positive_rate": float(y),
+        }
+        for one in found
+        for x, y in zip(one.fpr, one.tpr, strict=True)
     ]
+
+
+def benefits(rows: Rows, words: Words = NAMES) -> str:
+    """Where each task's model does better than acting on all and on none, in words."""
+    found = []
+    for name in dict.fromkeys(row["task"] for row in rows):
+        better = [row["threshold"] for row in rows if row["task"] == name and row["model"] > max(row["act on all"], 0)]
+        share = f"at {len(better)} of {sum(row['task'] == name for row in rows)} thresholds" if better else "nowhere"
+        found.append(f"{words.task(name)}: the model is better {share}")
+    return "; ".join(found)
 
 
 def contribution(arrays: Mapping[str, np.ndarray]) -> Rows:
@@ -131,21 +141,26 @@ def dispatch_map(gallery: Mapping[str, np.ndarray], row: int) -> Rows:
     ]
 
 
-def by_column(gallery: Mapping[str, np.ndarray], row: int) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def by_column(
+    gallery: Mapping[str, np.ndarray], row: int, words: Words = NAMES
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Header and lines with the dispatch weight of every column of the tables, a line per task; empty without any."""
     chosen = [i for i, kind in enumerate(kinds(gallery)) if kind == "table" and gallery["present"][row, i]]
     if not chosen:
         return (), ()
     names = gallery["modalities"].tolist()
-    header = ("task", *(f"{names[i]} {column}" for i in chosen for column in gallery[f"columns_{i}"].tolist()))
+    header = (
+        "task",
+        *(f"{words.modality(names[i])}: {column}" for i in chosen for column in gallery[f"columns_{i}"].tolist()),
+    )
     lines = tuple(
-        (task, *(f"{weight:.3f}" for i in chosen for weight in gallery[f"map_{i}"][row, k, 0]))
+        (words.task(task), *(f"{weight:.3f}" for i in chosen for weight in gallery[f"map_{i}"][row, k, 0]))
         for k, task in enumerate(gallery["tasks"].tolist())
     )
     return header, lines
 
 
-def brightest(gallery: Mapping[str, np.ndarray], row: int) -> str:
+def brightest(gallery: Mapping[str, np.ndarray], row: int, words: Words = NAMES) -> str:
     """View and place of every task's largest token, in words; of a table the name of the column."""
     modalities = gallery["modalities"].tolist()
     found = []
@@ -155,13 +170,14 @@ def brightest(gallery: Mapping[str, np.ndarray], row: int) -> str:
         ]
         if tops:
             _, i = max(tops)
+            place = f"{words.task(task)} {words.modality(modalities[i])}"
             table = gallery[f"map_{i}"][row, k]
             y, x = np.unravel_index(int(table.argmax()), table.shape)
             if f"columns_{i}" in gallery:
-                found.append(f"{task} {modalities[i]} {_column(gallery, i, int(x))}")
+                found.append(f"{place} {_column(gallery, i, int(x))}")
                 continue
             height, width = table.shape
             vertical = ("top", "middle", "bottom")[min(3 * int(y) // height, 2)]
             horizontal = ("left", "centre", "right")[min(3 * int(x) // width, 2)]
-            found.append(f"{task} {modalities[i]} {vertical} {horizontal}")
+            found.append(f"{place} {vertical} {horizontal}")
     return ", ".join(found)

@@ -80,7 +80,9 @@ def check_source(stored: Card, wanted: Card, where: str) -> None:
     """
     if stored.source is None or wanted.source is None:
         return
-    names = ("sample", "group", "exam", "side", "split", "shares", "files", "ranges", "labels", "subgroups", "missing")
+    names = ["sample", "group", "exam", "side", "split", "shares", "files", "ranges", "labels", "missing", "subgroups"]
+    if wanted.source.reader:  # the reader says what is learnt; shards without subgroups are told where they are wanted
+        names = []
     changed = [name for name in names if getattr(stored.source, name) != getattr(wanted.source, name)]
     if changed:
         raise DataError(

@@ -13,6 +13,7 @@ from m4oe_ds.data.cards import Card, find_card, read_card, shipped
 from m4oe_ds.errors import DataError
 from m4oe_ds.runs.folder import RunFolder
 
+SHOWN = 6  # runs in a message
 UNRECORDED_MICRO_BATCH = 16  # of runs whose environment.json does not say what they were trained with
 
 
@@ -28,10 +29,21 @@ def open_config(folder: Path, data: str = "") -> Config:
     """
     path = RunFolder(folder).config
     if not path.is_file():
-        raise DataError("not a run folder (no config.yaml)", str(folder), "name a folder under runs/")
+        raise _no_run(folder)
     config = with_card(path, RunFolder(folder).card)
     augment = replace(config.data.augment, enabled=False)
     return replace(config, data=replace(config.data, root=data or config.data.root, augment=augment))
+
+
+def _no_run(folder: Path) -> DataError:
+    """What is wrong with a folder that is no run, and which runs lie next to it or below it."""
+    if not folder.exists():
+        what = "no such run folder"
+    else:
+        what = "not a run folder (no config.yaml)" if folder.is_dir() else "is a file, not a run folder"
+    near = sorted(path.parent for place in (folder, folder.parent) for path in place.glob("*/config.yaml"))
+    listed = f"; there: {', '.join(map(str, near[:SHOWN]))}{', ..' if len(near) > SHOWN else ''}" if near else ""
+    return DataError(what, str(folder), f"name a folder under runs/{listed}")
 
 
 def with_card(path: Path, card: Path) -> Config:

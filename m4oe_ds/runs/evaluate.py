@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from m4oe_ds.coordinates import resolve
+from m4oe_ds.evaluation.examples import exams_shown
 from m4oe_ds.evaluation.inference import predict_split
 from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.metrics import evaluate_split
@@ -20,6 +20,7 @@ from m4oe_ds.runs.configuration import open_config
 from m4oe_ds.runs.finished import open_run
 from m4oe_ds.runs.folder import RunFolder, write_json
 from m4oe_ds.runs.objective import objective
+from m4oe_ds.stored import read_json
 
 
 def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | None:
@@ -42,6 +43,8 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     device = launch.start(resolve(os.environ), timeout_minutes)
     run = open_run(folder, split, data, device)
     assemble.verify(run.config, {split: run.manifests[split]}, device)
+    # the samples that the report shows are those of the last split that training evaluates
+    shown = run.config.evaluation.num_examples if split in run.config.evaluation.splits[-1:] else 0
     predictions = predict_split(
         run.model,
         run.batches(split),
@@ -50,11 +53,13 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
         device,
         torch.float32,
         correction=run.correction,
+        exams=exams_shown(run.manifests[split], shown),
     )
     metrics = None
     if reduce.rank() == 0:
         files = RunFolder(folder)
         predictions.save(files.predictions(split), run.spec)
+        predictions.save_examples(files.examples)
         metrics = evaluate_split(
             predictions.arrays(),
             run.spec.tasks,
@@ -67,7 +72,7 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
             metrics["by_modalities_present"] = observed(
                 run.spec.tasks, predictions.arrays(), predictions.present, bootstrap
             )
-        everything = json.loads(files.metrics.read_text()) if files.metrics.is_file() else {}
+        everything = read_json(files.metrics, "remove it") if files.metrics.is_file() else {}
         everything[split] = metrics
         write_json(files.metrics, everything)
     launch.stop()

@@ -123,6 +123,16 @@ class RunFolder:
         return self.path / "figures"
 
     @property
+    def patients(self) -> Path:
+        """Folder of the report's pages, one per patient."""
+        return self.path / "patients"
+
+    @property
+    def planted(self) -> Path:
+        """What was planted in the samples that the report shows; of synthetic data only."""
+        return self.predictions_folder / "planted.json"
+
+    @property
     def report(self) -> Path:
         """The self-contained page."""
         return self.path / "report.html"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 from m4oe_ds.config import Config
 from m4oe_ds.data.cards import find_card
 
 AHEAD = 4  # batches that a reader keeps ready
+FOLDER = "/dev/shm"
+FIX = "docker run --shm-size=16g (or --ipc=host), fewer data.workers, or data.workers=0"
 _FLOAT = 4  # bytes
 
 
@@ -36,3 +39,22 @@ def shared_memory_need(config: Config, ranks: int, micro: int = 1) -> int:
         micro: samples of a micro-batch.
     """
     return sample_bytes(config) * micro * config.data.workers * AHEAD * ranks
+
+
+def shortage(config: Config, ranks: int, micro: int, folder: str = FOLDER) -> str:
+    """What to say of a machine whose shared memory may not do; empty where it does.
+
+    Args:
+        config: the resolved tree.
+        ranks: ranks on the machine.
+        micro: samples of a micro-batch.
+        folder: where shared memory is mounted.
+    """
+    need = shared_memory_need(config, ranks, micro)
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        free = 0
+    if need <= free:
+        return ""
+    return f"{folder} has {free / 1e9:.2f} GB free, reader processes may need {need / 1e9:.2f} GB: {FIX}"

@@ -26,6 +26,7 @@ class Request:
         resume: ``auto``, ``never`` or a checkpoint folder.
         output: run folder; empty = ``runs/<run.name>``.
         profile_steps: steps to record with the profiler.
+        dry_run: try everything out with one batch and leave nothing behind.
     """
 
     ds_config: str
@@ -34,6 +35,7 @@ class Request:
     resume: str = "auto"
     output: str = ""
     profile_steps: int = 0
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)

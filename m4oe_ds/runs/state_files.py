@@ -20,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from m4oe_ds.errors import CheckpointError
+from m4oe_ds.errors import CheckpointError, DataError
 from m4oe_ds.parallel.engine_state import Piece
-from m4oe_ds.runs.folder import CheckpointFolder
+from m4oe_ds.runs.folder import CheckpointFolder, checkpoint_tags
+from m4oe_ds.stored import read_json
 
 BUFFER, GENERATOR = "buffer", "generator"
 
@@ -43,6 +44,27 @@ def snapshot(pieces: Iterable[Piece], buffers: Iterable[tuple[str, Tensor]]) -> 
 def write(tensors: dict[str, Tensor], path: Path) -> None:
     """Writes a snapshot."""
     save_file(tensors, str(path), metadata={"format": "m4oe-state"})
+
+
+def others(folder: Path) -> str:
+    """What to do about a checkpoint that cannot be used: which others the run has."""
+    tags = [tag for tag in checkpoint_tags(folder.parent) if tag != folder.name]
+    return f"take another checkpoint of the run: {', '.join(tags)}" if tags else "the run has no other checkpoint"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Raises:
+        CheckpointError: not complete, or damaged.
+    """
+    path = CheckpointFolder(folder).manifest
+    if not path.is_file():
+        raise CheckpointError("no complete checkpoint", str(folder), "name a step-* folder with a manifest.json")
+    try:
+        return read_json(path, others(folder), ("parameters",))
+    except DataError as error:
+        raise CheckpointError(error.what, error.where, error.fix) from None
 
 
 class StateReader:
@@ -75,10 +97,10 @@ class StateReader:
                     size = stored.get_slice(entry).get_shape()[0]
                     intervals[kind, name].append((int(start), int(start) + size, path.name, entry))
             except (SafetensorError, OSError, ValueError) as error:
-                raise CheckpointError(f"unreadable: {error}", str(path)) from error
+                raise CheckpointError(f"is damaged: {error}", str(path), others(folder)) from error
             self._files[path.name] = stored
         if not self._files:
-            raise CheckpointError("no state files", str(folder), "was it written by an older version?")
+            raise CheckpointError("has no state files", str(folder), others(folder))
         self._intervals = {key: sorted(values) for key, values in intervals.items()}
         self._starts = {key: [start for start, *_ in values] for key, values in self._intervals.items()}
 
@@ -111,7 +133,8 @@ class StateReader:
                 at = end
             index += 1
         if at < stop:
-            raise CheckpointError(f"{kind} of {name} lacks elements {at} to {stop}", str(self.folder))
+            what = f"{kind} of {name} lacks elements {at} to {stop}"
+            raise CheckpointError(what, str(self.folder), others(self.folder))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def buffer(self, name: str) -> Tensor:

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.layers.experts import ExpertWeights
-from m4oe_ds.runs.folder import CheckpointFolder, RunFolder
-from m4oe_ds.runs.state_files import StateReader
+from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.runs.state_files import StateReader, read_manifest
+from m4oe_ds.runs.weight_files import INDEX_SUFFIX, find_weights, remedy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-INDEX_SUFFIX = ".index.json"
+SHOWN = 8  # names in a message
 # of the configuration and the card that an export writes next to the weights: model.safetensors.yaml
 CONFIG_SUFFIX, CARD_SUFFIX = ".yaml", ".card.yaml"
 
@@ -44,10 +45,7 @@ def consolidate(checkpoint: Path, path: Path, dtype: str = "fp32", max_file_gb: 
     Raises:
         CheckpointError: not a complete checkpoint.
     """
-    described = CheckpointFolder(checkpoint).manifest
-    if not described.is_file():
-        raise CheckpointError("no complete checkpoint", str(checkpoint), "name a step-* folder with a manifest.json")
-    manifest = json.loads(described.read_text())
+    manifest = read_manifest(checkpoint)
     reader = StateReader(checkpoint)
     sizes = {name: torch.Size(shape).numel() * DTYPES[dtype].itemsize for name, shape in manifest["parameters"].items()}
     groups = _groups(sizes, max_file_gb * 1e9)
@@ -146,22 +144,17 @@ class WholeWeights:
         files: the files read, by name.
 
     Raises:
-        CheckpointError: neither is there.
+        CheckpointError: neither is there, or one is damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        index = path.with_name(path.name + INDEX_SUFFIX)
-        if index.is_file():
-            names: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            files = {name: safe_open(str(path.with_name(name)), framework="pt") for name in set(names.values())}
-            self._file: dict[str, Any] = {name: files[file] for name, file in names.items()}
-            self.files = [path.with_name(name) for name in sorted(files)]
-        elif path.is_file():
-            stored = safe_open(str(path), framework="pt")
-            self._file = dict.fromkeys(stored.keys(), stored)
-            self.files = [path]
-        else:
-            raise CheckpointError("no consolidated weights", str(path), "run `m4oe export` or train to the end")
+        where = find_weights(path)
+        self.files = sorted(set(where.values()))
+        try:
+            opened = {file: safe_open(str(file), framework="pt") for file in self.files}
+        except SafetensorError as error:
+            raise CheckpointError(f"is damaged: {error}", str(path), remedy(path)) from None
+        self._file: dict[str, Any] = {name: opened[file] for name, file in where.items()}
 
     @property
     def names(self) -> set[str]:
@@ -228,5 +221,7 @@ def load(model: nn.Module, path: Path, *, strict: bool = True) -> list[str]:
             for name, rows in fitting.items():
                 target[name].copy_(stored.read(name, rows))
     if problems and strict:
-        raise CheckpointError(f"{len(problems)} names do not match: {'; '.join(problems)}", str(path))
+        what = f"{len(problems)} names do not match: {'; '.join(problems[:SHOWN])}"
+        more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise CheckpointError(what + more, str(path), "these are the weights of another model; " + remedy(path))
     return problems

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 
+from m4oe_ds.arguments import add_command, number, whole
+
 DEVICES = "A100-80,L40S,A100-80+L40S"
 WORLDS = "8,16,32,64,128,256,512,1024,2048,4096"
 
@@ -12,9 +14,16 @@ WORLDS = "8,16,32,64,128,256,512,1024,2048,4096"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the sub-commands."""
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    run = commands.add_parser("run", help="measure a grid on this machine, then collect")
+    run = add_command(
+        commands,
+        "run",
+        "measure a grid on this machine, then collect",
+        "m4oe scale run --output runs/scaling --experts 8,16 --ep 1,2 --world 1,2",
+    )
     _common(run)
-    run.add_argument("--experts", default="16,32,64,128", metavar="N,N,..", help="experts of the MToE")
+    run.add_argument(
+        "--experts", default="16,32,64,128", metavar="N,N,..", help="experts of the MToE (default: 16,32,64,128)"
+    )
     run.add_argument("--ep", default="1,2", metavar="N,N,..", help="ranks that share the experts (default: 1,2)")
     run.add_argument("--world", default="1,2", metavar="N,N,..", help="numbers of ranks (default: 1,2)")
     run.add_argument(
@@ -24,24 +33,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what stays fixed: samples per rank (weak) or per step (strong); default: weak",
     )
     run.add_argument(
-        "--timeout", type=float, default=1800.0, metavar="S", help="longest time for one point (default: 1800)"
+        "--timeout",
+        type=number(above=0),
+        default=1800.0,
+        metavar="S",
+        help="longest time for one point in seconds (default: 1800)",
     )
     run.add_argument(
         "--dry-run", action="store_true", help="list the points, and those that are impossible with the reason"
     )
-    point = commands.add_parser(
-        "point", help="measure one point in this job (srun, deepspeed launcher, or one process)"
+    point = add_command(
+        commands,
+        "point",
+        "measure one point in this job (srun, deepspeed launcher, or one process)",
+        "srun m4oe scale point --experts 128 --output runs/scaling --config my.yaml --ds_config bf16",
     )
     _common(point)
-    point.add_argument("--experts", type=int, required=True, metavar="N", help="experts of the MToE")
+    point.add_argument("--experts", type=whole(1), required=True, metavar="N", help="experts of the MToE")
     point.add_argument(
-        "--ep", type=int, default=0, metavar="N", help="ranks that share the experts (default: 0 = as many as fit)"
+        "--ep", type=whole(), default=0, metavar="N", help="ranks that share the experts (default: 0 = as many as fit)"
     )
-    point.add_argument("--mode", default="weak", choices=("weak", "strong"))
-    simulate = commands.add_parser("simulate", help="predict the same study for other clusters; marked as simulated")
+    point.add_argument(
+        "--mode",
+        default="weak",
+        choices=("weak", "strong"),
+        help="what stays fixed: samples per rank (weak) or per step (strong); default: weak",
+    )
+    simulate = add_command(
+        commands,
+        "simulate",
+        "predict the same study for other clusters; marked as simulated",
+        "m4oe scale simulate --output runs/scaling --gpu A100-80,A100-80+L40S --worlds 8,64,512",
+    )
     _common(simulate)
-    simulate.add_argument("--experts", default="16,32,64,128", metavar="N,N,..", help="experts of the MToE")
-    simulate.add_argument("--mode", default="weak", metavar="weak,strong")
+    simulate.add_argument(
+        "--experts", default="16,32,64,128", metavar="N,N,..", help="experts of the MToE (default: 16,32,64,128)"
+    )
+    simulate.add_argument(
+        "--mode",
+        default="weak",
+        metavar="weak,strong",
+        help="what stays fixed: samples per rank (weak) or per step (strong); default: weak",
+    )
     simulate.add_argument(
         "--gpu",
         default=DEVICES,
@@ -50,27 +83,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     simulate.add_argument("--worlds", default=WORLDS, metavar="N,N,..", help="numbers of devices (default: 8 to 4096)")
     simulate.add_argument("--zero", type=int, default=2, choices=(1, 2, 3), help="ZeRO stage (default: 2)")
-    simulate.add_argument("--precision", default="bf16", choices=("fp32", "bf16", "fp16"))
-    collect = commands.add_parser("collect", help="make tables and plots of the points and simulations in a folder")
+    simulate.add_argument(
+        "--precision",
+        default="bf16",
+        choices=("fp32", "bf16", "fp16"),
+        help="type of weights and activations (default: bf16)",
+    )
+    collect = add_command(
+        commands,
+        "collect",
+        "make tables and plots of the points and simulations in a folder",
+        "m4oe scale collect runs/scaling",
+    )
     collect.add_argument("output", metavar="DIR", help="folder of the study")
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", default="configs/demo.yaml", metavar="YAML", help="default: configs/demo.yaml")
     parser.add_argument(
-        "--ds_config", default="ds_configs/zero2.json", metavar="JSON", help="default: ds_configs/zero2.json"
+        "--config",
+        default="configs/demo.yaml",
+        metavar="YAML",
+        help="configuration: a path, or the name of a shipped one (default: configs/demo.yaml)",
+    )
+    parser.add_argument(
+        "--ds_config",
+        default="ds_configs/zero2.json",
+        metavar="JSON",
+        help="DeepSpeed configuration: a path, or the name of a shipped one (default: ds_configs/zero2.json)",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the study")
-    parser.add_argument("--micro", type=int, default=4, metavar="N", help="weak scaling: samples per rank (default: 4)")
     parser.add_argument(
-        "--batch", type=int, default=16, metavar="N", help="strong scaling: samples per step (default: 16)"
+        "--micro", type=whole(1), default=4, metavar="N", help="weak scaling: samples per rank (default: 4)"
     )
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps (default: 10)")
-    parser.add_argument("--warm-up", type=int, default=3, metavar="N", help="steps before the timed ones (default: 3)")
+    parser.add_argument(
+        "--batch", type=whole(1), default=16, metavar="N", help="strong scaling: samples per step (default: 16)"
+    )
+    parser.add_argument("--steps", type=whole(1), default=10, metavar="N", help="timed steps (default: 10)")
+    parser.add_argument(
+        "--warm-up", type=whole(), default=3, metavar="N", help="steps before the timed ones (default: 3)"
+    )
     parser.add_argument(
         "--profiled",
-        type=int,
+        type=whole(),
         default=4,
         metavar="N",
         help="profiled steps after the timed ones, for the split of a step; 0 = none (default: 4)",
@@ -90,10 +145,14 @@ def _run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from m4oe_ds import config_loader
+    from m4oe_ds.command_line import check_output
+    from m4oe_ds.errors import ConfigError
     from m4oe_ds.scaling import study
     from m4oe_ds.scaling.rows import write_left_out
 
+    check_output(Path(options.output), "--output")
     config = config_loader.load(options.config, options.set)
+    _check_json(options.ds_config)
     digest = study.digest(options.config, options.ds_config, options.set)
     cells, impossible = study.grid(
         config,
@@ -106,6 +165,10 @@ def _run(options: argparse.Namespace) -> int:
     for cell, reason in impossible:
         print(f"left out: {cell}: {reason}")
     print(f"{len(cells)} points to measure, {len(impossible)} left out")
+    if not cells:
+        raise ConfigError(
+            "no point is possible", "--experts, --ep, --world", "change one of them; the reasons are above"
+        )
     if options.dry_run:
         print("\n".join(f"  {cell}" for cell in cells))
         return 0
@@ -134,6 +197,17 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _check_json(name: str) -> None:
+    """Refuses a DeepSpeed JSON that no point could be measured with.
+
+    Raises:
+        ConfigError: none there, or its mistakes.
+    """
+    from m4oe_ds import deepspeed_json
+
+    deepspeed_json.check(deepspeed_json.read(name), name, {}, "")
+
+
 def _modes(text: str) -> list[str]:
     from m4oe_ds.option_lists import comma_list
 
@@ -156,7 +230,14 @@ def numbers(text: str, option: str) -> list[int]:
 def _point(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from m4oe_ds.scaling.point import PointRequest, measure
+    from m4oe_ds import config_loader
+    from m4oe_ds.command_line import check_output
+
+    check_output(Path(options.output), "--output")
+    config_loader.load(options.config, options.set)
+    _check_json(options.ds_config)
+
+    from m4oe_ds.scaling.point import PointRequest, measure  # torch: only once the files are known to be good
     from m4oe_ds.scaling.rows import write_point
 
     row = measure(
@@ -183,18 +264,33 @@ def _point(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from m4oe_ds import config_loader
+    from m4oe_ds.command_line import check_output
     from m4oe_ds.option_lists import comma_list
+    from m4oe_ds.planning.hardware import accelerator
     from m4oe_ds.scaling.rows import write_csv, write_left_out
-    from m4oe_ds.scaling.simulate import Simulation, simulate
 
-    mixtures = comma_list(options.gpu, "--gpu", str)
+    check_output(Path(options.output), "--output")
+    mixtures = comma_list(options.gpu, "--gpu", str, required=True, advice="write kinds, e.g. A100-80,A100-80+L40S")
+    clusters = [[kind.strip() for kind in mixed.split("+")] for mixed in mixtures]
+    for kind in {kind for kinds in clusters for kind in kinds}:
+        accelerator(kind)
+    experts, worlds, modes = (
+        numbers(options.experts, "--experts"),
+        numbers(options.worlds, "--worlds"),
+        _modes(options.mode),
+    )
+    config_loader.load(options.config, options.set)
+
+    from m4oe_ds.scaling.simulate import Simulation, simulate  # torch: only once the options are known to be good
+
     study = Simulation(
         config=options.config,
         overrides=options.set,
-        experts=numbers(options.experts, "--experts"),
-        clusters=[[kind.strip() for kind in mixed.split("+")] for mixed in mixtures],
-        worlds=numbers(options.worlds, "--worlds"),
-        modes=_modes(options.mode),
+        experts=experts,
+        clusters=clusters,
+        worlds=worlds,
+        modes=modes,
         micro=options.micro,
         batch=options.batch,
         stage=options.zero,

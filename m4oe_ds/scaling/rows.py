@@ -124,7 +124,10 @@ def write_left_out(left_out: Iterable[tuple[str, str]], path: Path) -> None:
 def read_left_out(folder: Path) -> list[tuple[str, str]]:
     """The left-out points in every ``left-out-*.json`` of a study."""
     paths = sorted(folder.glob("left-out-*.json"))
-    return [(point, reason) for path in paths for point, reason in json.loads(path.read_text(encoding="utf-8"))]
+    try:
+        return [(point, reason) for path in paths for point, reason in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"its list of left-out points is damaged ({error})", str(folder), "delete it") from None
 
 
 def write_csv(rows: Iterable[StudyRow], path: Path) -> None:
@@ -141,14 +144,14 @@ def read_csv(path: Path) -> list[StudyRow]:
     Raises:
         DataError: other columns or values.
     """
-    with path.open(newline="", encoding="utf-8") as stream:
-        lines = list(csv.DictReader(stream))
     try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            lines = list(csv.DictReader(stream))
         return [
             StudyRow(**{field.name: _parse(line[field.name], str(field.type)) for field in fields(StudyRow)})
             for line in lines
         ]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise DataError(f"not a table of a study ({error!r})", str(path), "simulate again") from None
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,15 @@ from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.missing import Presence
 from m4oe_ds.data.task_statistics import TaskStatistics
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.evaluation.metrics import evaluate_split
-from m4oe_ds.evaluation.metrics_text import format_table
-from m4oe_ds.models import spec_for
+from m4oe_ds.models import pretrained, spec_for
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.parallel import deepspeed_options, launch, reduce
 from m4oe_ds.parallel.topology import choose_ep_size
-from m4oe_ds.runs import assemble, weights
+from m4oe_ds.runs import assemble
 from m4oe_ds.runs.configuration import without_sources
 from m4oe_ds.runs.finished import training_data
-from m4oe_ds.runs.folder import LATEST, RunFolder, write_json, write_yaml
+from m4oe_ds.runs.folder import RunFolder, write_json, write_yaml
 from m4oe_ds.runs.initial_source import open_source
 from m4oe_ds.runs.initialise import Taken, initialise
 from m4oe_ds.runs.objective import objective as build_objective
@@ -40,8 +40,11 @@ from m4oe_ds.runs.training_data import TrainingData
 from m4oe_ds.training import engine as engines
 from m4oe_ds.training import gradient_policy
 from m4oe_ds.training.checkpoint import CheckpointStore
-from m4oe_ds.training.loop import Loop, Outcome
-from m4oe_ds.training.records import environment, recorded_origin
+from m4oe_ds.training.closing import closing_lines, evaluate
+from m4oe_ds.training.dry_run import folder_beside, small, try_out
+from m4oe_ds.training.loop import Loop
+from m4oe_ds.training.parameter_groups import table as parameter_table
+from m4oe_ds.training.records import environment, recorded
 from m4oe_ds.training.seeds import seed_everything
 from m4oe_ds.training.validation import Observer
 
@@ -68,7 +71,7 @@ def check(prepared: Prepared) -> None:
 
 
 def run(prepared: Prepared, observers: MakeObserver | None = None) -> bool:
-    """Trains, evaluates and writes the run folder.
+    """Trains, evaluates and writes the run folder; or tries all of it out, if that was asked for.
 
     Args:
         prepared: the request, read and checked.
@@ -80,10 +83,55 @@ def run(prepared: Prepared, observers: MakeObserver | None = None) -> bool:
     Raises:
         UserError: bad data, checkpoint or environment, with one line to act on.
     """
-    request, config, ds_config, folder = prepared.request, prepared.config, prepared.ds_config, prepared.folder
     place = resolve(os.environ)
     _share_cores(place.local_size)
-    device = launch.start(place, config.parallel.timeout_minutes)
+    device = launch.start(place, prepared.config.parallel.timeout_minutes)
+    if prepared.request.dry_run:
+        with folder_beside(prepared.folder, device) as folder:
+            small_one = dataclasses.replace(prepared, config=small(prepared.config))
+            ready = _make_ready(small_one, folder, device, observers)
+            _say("\n".join(try_out(ready.loop, folder, prepared.folder, ready.statistics)))
+        launch.stop()
+        return True
+    _prepare_folder(prepared.folder, prepared.request)
+    ready = _make_ready(prepared, prepared.folder, device, observers)
+    outcome = ready.loop.run()
+    if outcome.stopped_by:
+        _say(f"stopped by signal {outcome.stopped_by} at step {outcome.position.step}; resume with --resume auto")
+    else:
+        metrics, report = evaluate(ready.loop, outcome, prepared.folder, ready.statistics)
+        if reduce.rank() == 0:
+            _say("\n".join(closing_lines(metrics, outcome, prepared.folder, report, ready.synthetic)))
+    launch.stop()
+    return not outcome.stopped_by
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A loop that can start, and what its end needs to know.
+
+    Attributes:
+        loop: with its engine, resumed where it continues.
+        statistics: what the training labels say, by task.
+        synthetic: whether the data are phantoms.
+    """
+
+    loop: Loop
+    statistics: Mapping[str, TaskStatistics]
+    synthetic: bool
+
+
+def _make_ready(prepared: Prepared, folder: Path, device: torch.device, observers: MakeObserver | None) -> _Ready:
+    """Data, model and engine of a run; writes into ``folder`` what it is made from.
+
+    Args:
+        prepared: the request; a checkpoint to continue from is looked for in its folder.
+        folder: where the run writes.
+        device: of this rank.
+        observers: see :func:`run`.
+    """
+    request, config, ds_config = prepared.request, prepared.config, prepared.ds_config
+    place = resolve(os.environ)
     sizes = deepspeed_json.batch_sizes(ds_config, place.world, request.ds_config)
     with _timed("data"):
         manifests = _manifests(config, device)
@@ -91,11 +139,10 @@ def run(prepared: Prepared, observers: MakeObserver | None = None) -> bool:
     data = training_data(config, spec, manifests["train"])
     statistics = data.of_tasks(spec.tasks)
     present = _presence(config, spec, manifests["train"])
-    _prepare_folder(folder, request)
     seed_everything(config.run.seed, place.rank)
     topology = engines.place(config, place.world)
-    store = _store(config, folder, assemble.stamp(config, ds_config, topology.stamp(), manifests["train"]))
-    start = _checkpoint(store, request)
+    stamp = assemble.stamp(config, ds_config, topology.stamp(), manifests["train"])
+    start = _checkpoint(_store(config, prepared.folder, stamp), request)
     with _timed("engine"):
         engine, origin = _engine(config, ds_config, sizes, place.world, start)
     loop = Loop(
@@ -104,7 +151,7 @@ def run(prepared: Prepared, observers: MakeObserver | None = None) -> bool:
         spec,
         build_objective(config, spec, statistics, device),
         manifests,
-        store,
+        _store(config, folder, stamp),
         folder,
         sizes.micro,
         sizes.accumulation,
@@ -114,51 +161,10 @@ def run(prepared: Prepared, observers: MakeObserver | None = None) -> bool:
     resumed = _resume(loop, start)
     facts = _facts(config, engine, topology, manifests["train"], sizes, place) | {"presence": present.as_dict()}
     if reduce.rank() == 0:
-        _record(RunFolder(folder), config, ds_config, {**facts, "resumed_from": resumed}, origin, data)
-        _announce(facts, loop, folder, resumed)
-    outcome = loop.run()
-    if outcome.stopped_by:
-        _say(f"stopped by signal {outcome.stopped_by} at step {outcome.position.step}; resume with --resume auto")
-    else:
-        finish(loop, outcome, folder, facts, statistics)
-    launch.stop()
-    return not outcome.stopped_by
-
-
-def finish(
-    loop: Loop, outcome: Outcome, folder: Path, facts: dict[str, Any], statistics: Mapping[str, TaskStatistics]
-) -> None:
-    """Evaluates the best checkpoint on the requested splits, writes weights, metrics, predictions and report."""
-    store, config, files = loop.store, loop.config, RunFolder(folder)
-    best = outcome.best_tag
-    if best is not None and best != store.agreed_pointer(LATEST):
-        store.load(loop.engine, best, weights_only=True)
-    if reduce.rank() == 0 and best is not None:
-        weights.consolidate(store.folder / best, files.weights)
-    reduce.barrier()
-    metrics: dict[str, Any] = {}
-    for number, split in enumerate(config.evaluation.splits):
-        examples = config.evaluation.num_examples if number == len(config.evaluation.splits) - 1 else 0
-        predictions = loop.predict(split, examples)
-        if reduce.rank() == 0:
-            predictions.save(files.predictions(split), loop.spec)
-            if examples:
-                predictions.save_examples(files.examples)
-            metrics[split] = evaluate_split(
-                predictions.arrays(), loop.spec.tasks, resamples=config.evaluation.resamples, train=statistics
-            )
-            metrics[split]["loss"] = predictions.loss
-    if reduce.rank() == 0:
-        metrics["checkpoint"] = {"tag": best, "selected_by": f"validation {config.run.checkpoint.metric}"}
-        write_json(files.metrics, metrics)
-        from m4oe_ds.report.html import render
-
-        report = render(folder)
-        note = " (synthetic data)" if facts["synthetic"] else ""
-        for split in config.evaluation.splits:
-            print(f"\n{split} split{note}\n{format_table(metrics[split])}")
-        print(f"\ntrained {outcome.position.step} steps in {outcome.seconds:.0f} s; report: {report}", flush=True)
-    reduce.barrier()
+        earlier = RunFolder(prepared.folder) if resumed else None
+        _record(RunFolder(folder), earlier, config, ds_config, {**facts, "resumed_from": resumed}, origin, data)
+        _announce(facts, loop, prepared.folder, resumed)
+    return _Ready(loop, statistics, bool(facts["synthetic"]))
 
 
 def _share_cores(local_ranks: int) -> None:
@@ -242,6 +248,7 @@ def _engine(
 
 def _record(
     files: RunFolder,
+    earlier: RunFolder | None,
     config: Config,
     ds_config: dict[str, Any],
     facts: dict[str, Any],
@@ -249,8 +256,9 @@ def _record(
     data: TrainingData,
 ) -> None:
     """Writes what the run was made from; a resumed one keeps what its first leg recorded about its initial weights."""
-    if facts["resumed_from"] is not None:
-        origin = recorded_origin(files.environment)
+    if earlier is not None:
+        origin = recorded(earlier.environment, "init_from")
+        facts = {**facts, "pretrained": recorded(earlier.environment, "pretrained") or []}
     write_yaml(files.config, to_dict(config))
     write_card(files.card, find_card(config.data.dataset))
     data.save(files.data)
@@ -299,6 +307,8 @@ def _facts(config: Config, engine: Any, topology: Any, manifest: Any, sizes: Any
         "num_parameters": total,
         "num_expert_parameters": total - dense,
         "parameters_per_part": parts,
+        "parameter_groups": [group.as_dict() for group in engine.parameter_table],
+        "pretrained": pretrained.records(engine.module),
         "data_digest": manifest.digest,
     }
 
@@ -311,6 +321,8 @@ def _announce(facts: dict[str, Any], loop: Loop, folder: Path, resumed: str | No
         f"{data}: {loop.train.num_samples} training samples, {loop.steps_per_epoch} steps of {loop.global_batch} per "
         f"epoch, {loop.total_steps} steps in all -> {folder}"
         + (f"\n{missing}" if (missing := Presence(**facts["presence"]).line()) else "")
+        + "".join(f"\npretrained {line}" for line in pretrained.lines(loop.engine.module))
+        + f"\n{parameter_table(loop.engine.parameter_table)}"
         + (f"\nresuming from {resumed}" if resumed else ""),
         flush=True,
     )

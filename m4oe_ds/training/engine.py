@@ -16,6 +16,7 @@ from m4oe_ds.models import build
 from m4oe_ds.models.interface import MultiModalModel
 from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.parallel import deepspeed_moe, topology
+from m4oe_ds.training.parameter_groups import for_optimizer, parameter_groups
 
 _logger = logging.getLogger(__name__)
 
@@ -58,15 +59,18 @@ def create(
     model = build(config, deepspeed_moe.experts_factory(placed))
     if fill is not None:
         fill(model)
-    groups = deepspeed_moe.parameter_groups(model.parameters())
+    groups = parameter_groups(model, config.optim, ds_config.get("optimizer", {}))
     resolved = dict(
         ds_config,
         train_batch_size=sizes.train,
         train_micro_batch_size_per_gpu=sizes.micro,
         gradient_accumulation_steps=sizes.accumulation,
     )
-    engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=groups, config=resolved)
+    apart = deepspeed_moe.with_experts_apart(for_optimizer(groups))
+    with deepspeed_moe.experts_may_be_frozen(model):
+        engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=apart, config=resolved)
     deepspeed_moe.check_engine(engine, model)
+    engine.parameter_table = groups
     return engine, placed
 
 

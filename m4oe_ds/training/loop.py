@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import resource
 import time
@@ -17,6 +18,7 @@ from m4oe_ds.config import Config
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.errors import CheckpointError, DataError, UserError
+from m4oe_ds.evaluation.examples import exams_shown
 from m4oe_ds.evaluation.inference import Predictions, predict_split
 from m4oe_ds.losses.objective import Objective
 from m4oe_ds.models.interface import ModelOutput, ModelSpec
@@ -28,6 +30,7 @@ from m4oe_ds.runs.folder import BEST, LATEST, checkpoint_tag
 from m4oe_ds.training import gradient_policy, schedule
 from m4oe_ds.training.checkpoint import CheckpointStore, Position
 from m4oe_ds.training.engine import compute_dtype
+from m4oe_ds.training.patience import Patience
 from m4oe_ds.training.preemption import StopRequest
 from m4oe_ds.training.profiling import StepProfiler
 from m4oe_ds.training.records import Recorder
@@ -40,12 +43,21 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """How training ended: ``finished``, or ``stopped`` by a signal (a checkpoint to resume from was saved)."""
+    """How training ended.
+
+    Attributes:
+        position: where it stands.
+        stopped_by: signal that stopped it (a checkpoint to resume from was saved); 0 = none.
+        best_tag: checkpoint of the best weights; None = there is no checkpoint.
+        seconds: since it was started.
+        early: why it ended before its last step without a signal; empty = it did not.
+    """
 
     position: Position
     stopped_by: int
     best_tag: str | None
     seconds: float
+    early: str = ""
 
 
 class Loop:
@@ -90,6 +102,8 @@ class Loop:
             self.total_steps = min(self.total_steps, config.run.max_steps)
         self.policy = gradient_policy.policy(config.loss.gradient_policy, **config.loss.gradient_options)
         self.base_rates = [group["lr"] for group in engine.optimizer.param_groups]
+        # that of the JSON, whatever the factors by part
+        self.base_rate = float((engine.optimizer_params() or {}).get("lr", self.base_rates[0]))
         self.global_batch = micro * accumulation * reduce.world_size()
         self.profile_steps = profile_steps
         self.arithmetic = (
@@ -105,7 +119,9 @@ class Loop:
             observer=observer if config.run.tensorboard else None,
             sum_over_ranks=lambda sums: reduce.sum_over_ranks(sums.to(engine.device)),
             draws=reduce.rank() == 0 and config.run.tensorboard,
+            patience=Patience(config.run.patience, config.run.checkpoint.metric, config.run.min_improvement),
         )
+        self.most_batches: int | None = None  # of a split that is predicted, on each rank
 
     def resume(self, tag: str, store: CheckpointStore | None = None) -> None:
         """Continues from a checkpoint; the data stream continues after the last sample it used."""
@@ -118,6 +134,7 @@ class Loop:
             )
         self.policy.load_state_dict(progress["gradient_policy"])
         self.validation.best = Best(progress["best"])
+        self.validation.patience.load_state_dict(progress.get("patience"))
 
     def run(self) -> Outcome:
         """Trains to the end, or until a signal asks to stop.
@@ -137,13 +154,28 @@ class Loop:
         profiler = StepProfiler(self.folder, self.profile_steps, recorder.say)
         stopped = 0
         with StopRequest() as request, _anomalies(run.detect_anomaly):
-            while self.position.step < self.total_steps and not stopped:
-                stopped = self._epoch(recorder, request, profiler)
-        profiler.close()
-        recorder.close()
+            try:
+                while self.position.step < self.total_steps and not stopped and not self._gives_up():
+                    stopped = self._epoch(recorder, request, profiler)
+            finally:
+                profiler.close()
+                recorder.close()
         if self.position.step > 0 and self.store.agreed_pointer(LATEST) != checkpoint_tag(self.position.step):
             self._save()
-        return Outcome(self.position, stopped, self.store.agreed_pointer(BEST), time.monotonic() - started)
+        best, seconds = self.store.agreed_pointer(BEST), time.monotonic() - started
+        return Outcome(self.position, stopped, best, seconds, self._early() if self._gives_up() else "")
+
+    def _gives_up(self) -> bool:
+        """Whether no improvement is waited for any longer. Collectives: one all-reduce of one number."""
+        flag = torch.tensor(float(self.validation.patience.exhausted), device=self.engine.device)
+        return self.position.step < self.total_steps and bool(reduce.maximum_over_ranks(flag))
+
+    def _early(self) -> str:
+        run, waited = self.config.run, self.validation.patience.waited
+        return (
+            f"stopped early after epoch {self.position.epoch} of {run.num_epochs}: validation "
+            f"{run.checkpoint.metric} was not better for {waited} validations (run.patience={run.patience})"
+        )
 
     def _epoch(self, recorder: Recorder, request: StopRequest, profiler: StepProfiler) -> int:
         """Steps to the end of the epoch (or of training); returns the signal that asked to stop, if any."""
@@ -156,11 +188,8 @@ class Loop:
         for batches in profiler.batches(self.train.epoch(epoch, self.position.samples_in_epoch)):
             step = self.position.step  # steps done before this one
             log = (step + 1) % run.log_every_steps == 0 or step + 1 == self.total_steps or step == 0
-            rate = schedule.apply(
-                self.engine,
-                self.base_rates,
-                schedule.factor(self.config.schedule, step, self.steps_per_epoch, self.total_steps),
-            )
+            factor = schedule.factor(self.config.schedule, step, self.steps_per_epoch, self.total_steps)
+            schedule.apply(self.engine, self.base_rates, factor)
             every = run.conflict_every_steps
             report = train_step(
                 self.engine,
@@ -180,7 +209,7 @@ class Loop:
             recorder.step()
             profiler.step()
             if log or report.conflict:
-                self._log(recorder, report, rate, epoch, meter.read(self.arithmetic))
+                self._log(recorder, report, self.base_rate * factor, epoch, meter.read(self.arithmetic))
             stop = request.agreed(self.engine.device)
             if over or self.position.step >= self.total_steps:  # max_steps may end inside an epoch
                 self._end_of_epoch(recorder, epoch)
@@ -231,7 +260,8 @@ class Loop:
             recorder.write(verdict.record(self.position.step, epoch))
             if verdict.drawn:
                 recorder.figures("validation", verdict.drawn, self.position.step)
-            recorder.say(f"epoch {epoch + 1} of {self.config.run.num_epochs}: {verdict.line()}")
+            text = verdict.line() + self.validation.patience.note()
+            recorder.say(f"epoch {epoch + 1} of {self.config.run.num_epochs}: {text}")
         self._save(best=best)
 
     def _save(self, *, best: bool = False) -> str:
@@ -240,6 +270,7 @@ class Loop:
             "global_batch": self.global_batch,
             "gradient_policy": self.policy.state_dict(),
             "best": self.validation.best.defined,
+            "patience": self.validation.patience.state_dict(),
         }
         return self.store.save(self.engine, self.position, progress, best=best)
 
@@ -259,7 +290,7 @@ class Loop:
         self.engine.eval()
         return predict_split(
             self.engine,
-            stream.evaluation(),
+            itertools.islice(stream.evaluation(), self.most_batches),
             self.spec,
             self.objective,
             self.engine.device,
@@ -267,6 +298,7 @@ class Loop:
             num_examples,
             assemble.prior_correction(self.config, self.spec, self.manifests["train"]),
             observe,
+            exams_shown(self.manifests[split], num_examples),
         )
 
 

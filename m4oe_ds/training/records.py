@@ -9,12 +9,12 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 
-from m4oe_ds.progress import Progress, hours
+from m4oe_ds.progress import LINE_EVERY_S, Progress, hours
 from m4oe_ds.runs.folder import RunFolder
 
 PACKAGES = ("torch", "deepspeed", "timm", "torchvision", "webdataset", "numpy", "pydicom", "m4oe_ds")
@@ -40,10 +40,10 @@ def environment(**facts: Any) -> dict[str, Any]:
     }
 
 
-def recorded_origin(path: Path) -> Any:
-    """What an earlier leg of the run recorded under ``init_from``; None if nothing."""
+def recorded(path: Path, key: str) -> Any:
+    """What an earlier leg of the run recorded under a key of ``environment.json``; None if nothing."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("init_from")
+        return json.loads(path.read_text(encoding="utf-8")).get(key)
     except (OSError, ValueError, AttributeError):  # another folder, or a record cut short; the run itself is sound
         return None
 
@@ -74,6 +74,8 @@ class Recorder:
         tensorboard: whether TensorBoard events are written.
         first_step: step a resumed run starts from; later lines of an earlier run are cut off.
         epochs: number of epochs of the whole run.
+        stream: where the progress is shown; default standard error.
+        every_s: longest silence where that is no terminal, seconds.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class Recorder:
         tensorboard: bool = True,
         first_step: int = 0,
         epochs: int = 1,
+        stream: TextIO | None = None,
+        every_s: float = LINE_EVERY_S,
     ) -> None:
         self.folder, self.total_steps, self.enabled = folder, total_steps, enabled
         self._epochs = epochs
@@ -99,7 +103,9 @@ class Recorder:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(RunFolder(folder).tensorboard), purge_step=first_step + 1)
-        self._progress = Progress("training", total_steps, "steps", done=first_step, clock=hours).start()
+        self._progress = Progress(
+            "training", total_steps, "steps", stream=stream, every_s=every_s, done=first_step, clock=hours
+        ).start()
 
     def step(self) -> None:
         """Moves the progress by one step."""
@@ -120,12 +126,17 @@ class Recorder:
             self._progress.update(0, self._note(record))
 
     def _note(self, record: dict[str, Any]) -> str:
-        """The figures behind the steps; epochs count from 1 here, as ``run.num_epochs`` does."""
-        return (
-            f"epoch {min(record['epoch'] + 1, self._epochs)} of {self._epochs}, loss {record['loss']:.4f}, "
-            f"rate {record['lr']:.2g}, {record['samples_per_s']:.1f} samples/s, "
-            f"{record['max_memory_bytes'] / 1e9:.1f} GB"
-        )
+        """The figures behind the steps, as far as the record has them; epochs count from 1 here, as
+        ``run.num_epochs`` does.
+        """
+        shown = {
+            "epoch": lambda epoch: f"epoch {min(epoch + 1, self._epochs)} of {self._epochs}",
+            "loss": lambda loss: f"loss {loss:.4f}",
+            "lr": lambda rate: f"rate {rate:.2g}",
+            "samples_per_s": lambda speed: f"{speed:.1f} samples/s",
+            "max_memory_bytes": lambda size: f"{size / 1e9:.1f} GB",
+        }
+        return ", ".join(text(record[name]) for name, text in shown.items() if record.get(name) is not None)
 
     def distribution(self, name: str, values: Sequence[float], step: int) -> None:
         """A histogram for TensorBoard; log.jsonl holds figures only."""

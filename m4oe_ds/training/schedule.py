@@ -26,8 +26,7 @@ def factor(config: ScheduleConfig, step: int, steps_per_epoch: int, total_steps:
     return max(config.peak_factor * value, config.min_factor)
 
 
-def apply(engine: Any, base_rates: list[float], value: float) -> float:
-    """Sets every parameter group's rate to base * value; returns the first group's."""
+def apply(engine: Any, base_rates: list[float], value: float) -> None:
+    """Sets every parameter group's rate to base * value."""
     for group, base in zip(engine.optimizer.param_groups, base_rates, strict=True):
         group["lr"] = base * value
-    return float(engine.optimizer.param_groups[0]["lr"])

@@ -15,6 +15,7 @@ from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.evaluation.inference import Predictions
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.models.interface import ModelOutput
+from m4oe_ds.training.patience import Patience
 
 Metric = Literal["loss", "auroc", "balanced_accuracy"]
 LOGGED = ("auroc", "balanced_accuracy", "mae", "uno_c", "dice")
@@ -53,6 +54,7 @@ class Verdict:
         figures: ``{metric: {task: value}}`` of :data:`LOGGED`, undefined values left out.
         best: these are the best weights so far.
         drawn: Matplotlib figures by name.
+        waited: validations without improvement up to this one; None where nothing depends on them.
     """
 
     loss: float
@@ -60,11 +62,13 @@ class Verdict:
     figures: Mapping[str, Mapping[str, float]]
     best: bool
     drawn: Mapping[str, Any]
+    waited: int | None = None
 
     def record(self, step: int, epoch: int) -> dict[str, Any]:
         """The line of ``log.jsonl``."""
         place = {"event": "validation", "step": step, "epoch": epoch}
-        return {**place, "loss": self.loss, "losses": self.losses, **self.figures}
+        waited = {} if self.waited is None else {"without_improvement": self.waited}
+        return {**place, "loss": self.loss, "losses": self.losses, **self.figures, **waited}
 
     def line(self) -> str:
         """What is said on the terminal."""
@@ -141,6 +145,7 @@ class Validation:
         observer: makes one for each validation; None = nobody looks on.
         sum_over_ranks: handed to the observer.
         draws: figures are drawn on this rank.
+        patience: counts validations without improvement; None = nobody waits for one.
     """
 
     def __init__(
@@ -154,11 +159,13 @@ class Validation:
         observer: Callable[[], Observer] | None = None,
         sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
         draws: bool = False,
+        patience: Patience | None = None,
     ) -> None:
         self.predict, self.tasks, self.metric = predict, tuple(tasks), metric
         self.every_epochs, self.available = every_epochs, available
         self.observer, self.sum_over_ranks, self.draws = observer, sum_over_ranks, draws
         self.best = Best()
+        self.patience = patience or Patience(0, metric)
 
     @property
     def selects(self) -> bool:
@@ -185,6 +192,9 @@ class Validation:
         figures = logged_figures(report)
         labelled = any(value is not None for value in predictions.losses.values())
         loss = predictions.loss if labelled else math.nan  # the sum over no task is 0, and no loss is smaller
-        better = self.best.improves(selection_score(self.metric, loss, figures))
+        score = selection_score(self.metric, loss, figures)
+        better = self.best.improves(score)
+        self.patience.add(score)
         drawn = watching.draw(predictions, report, folder) if watching is not None and self.draws else {}
-        return Verdict(predictions.loss, predictions.losses, figures, better, drawn)
+        waited = self.patience.waited if self.patience.limit else None
+        return Verdict(predictions.loss, predictions.losses, figures, better, drawn, waited)

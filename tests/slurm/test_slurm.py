@@ -25,6 +25,7 @@ pytestmark = [
     pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "a cluster can be started"),
 ]
 SCRIPTS = commands.ROOT / "slurm"
+VENV = str(Path(sys.executable).parents[1])
 AGAIN = "[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]"  # in a job: it was requeued
 SIZE = ("--cpus-per-task=1", "--gpus-per-node=2", "--ntasks-per-node=2")  # the loopback nodes count two GPUs each
 
@@ -36,7 +37,7 @@ def variables(data: Path, output: Path, *settings: str) -> dict[str, str]:
     runs_folder.write_yaml(config, to_dict(config_loader.load(None, options)))
     return {
         "M4OE_HOME": str(commands.ROOT),
-        "M4OE_VENV": str(Path(sys.executable).parents[1]),
+        "M4OE_VENV": VENV,
         "DS_ACCELERATOR": "cpu",
         "OUTPUT": str(output),
         "CONFIG": str(config),
@@ -181,7 +182,6 @@ def behaviour(cluster: Cluster, folder: Path, command: str, *options: str, befor
     home = folder / "home"
     (home / "slurm").mkdir(parents=True)
     shutil.copy(SCRIPTS / "env.sh", home / "slurm")
-    (home / "train.py").touch()
     script = home / "slurm" / "job.sbatch"
     script.write_text(
         f"""#!/bin/bash
@@ -193,7 +193,9 @@ until_done {folder}/logs bash -c '{command}'
 """
     )
     log = folder / "job-%a.out"
-    return cluster.submit(script, f"--output={log}", *options, M4OE_HOME=str(home), M4OE_VENV=""), folder / "job-0.out"
+    return cluster.submit(
+        script, f"--output={log}", *options, M4OE_HOME=str(home), M4OE_VENV=VENV
+    ), folder / "job-0.out"
 
 
 def test_ranks_that_end_one_after_the_other_are_requeued(cluster: Cluster, tmp_path: Path) -> None:
@@ -399,7 +401,29 @@ def test_what_is_missing_is_said(cluster: Cluster, tmp_path: Path) -> None:
     shutil.copytree(SCRIPTS, empty)
     job = submit(cluster, "train.sbatch", tmp_path / "b.out", *SIZE, M4OE_HOME=str(empty.parent))
     assert cluster.wait(job) == ["FAILED"]
-    assert "is not the repository" in (tmp_path / "b.out").read_text()
+    assert "has no m4oe_ds; install it, or set M4OE_VENV" in (tmp_path / "b.out").read_text()
+    job = submit(cluster, "train.sbatch", tmp_path / "c.out", *SIZE, M4OE_HOME=str(tmp_path))
+    assert cluster.wait(job) == ["FAILED"]
+    assert "error: submit from the folder that holds slurm/" in (tmp_path / "c.out").read_text()
+
+
+def test_nodes_are_looked_at_before_a_job(cluster: Cluster, tmp_path: Path) -> None:
+    """Both nodes say what they are; their ranks meet, exchange bytes and train a step."""
+    log, output = tmp_path / "doctor.out", tmp_path / "runs"
+    exported = {
+        "M4OE_HOME": str(commands.ROOT),
+        "M4OE_VENV": VENV,
+        "DS_ACCELERATOR": "cpu",
+        "OUTPUT": str(output),
+        "ARGUMENTS": "--seconds 1",
+    }
+    size = ("--nodes=2", "--cpus-per-task=1", "--gpus-per-node=1", "--ntasks-per-node=1")
+    job = submit(cluster, "doctor.sbatch", log, *size, **exported)
+    states, text = cluster.wait(job), log.read_text()
+    assert states == ["COMPLETED"], explain(log, output)
+    assert text.count("ok    host memory") == 2
+    assert "2 met in" in text
+    assert "experts over 2 of 2 ranks: loss" in text
 
 
 def steps(run: Path) -> int:

@@ -48,11 +48,13 @@ class Subgroup:
 
     Attributes:
         column: column of the table.
-        bands: ascending borders of a number; empty = the values themselves.
+        bands: ascending borders of a number; empty = no number.
+        values: ``{value of the column: group}``, the only ones that reach a shard; empty = the values themselves.
     """
 
     column: str
     bands: tuple[float, ...] = ()
+    values: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Source:
     """Where samples come from: an archive with a reader of its own, or a table and files.
 
     Attributes:
-        reader: name of the archive's reader; empty = the table.
+        reader: name of the archive's reader, of which only ``subgroups`` and ``missing`` need saying; empty = the
+            table.
         table: path of the table below the root.
         sample: column that names a sample, each once.
         group: column whose samples are never split over train, val and test; empty = every sample for itself.

@@ -10,6 +10,7 @@ from m4oe_ds.data.cards.reading import COLUMN, NAME, Part
 from m4oe_ds.data.schema import SPLITS, ModalitySpec, TaskSpec
 from m4oe_ds.yaml_tree import Node, nearest
 
+LONGEST_GROUP = 32  # letters in the value of a subgroup
 TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet")
 
 
@@ -23,7 +24,11 @@ def read_source(part: Part, inputs: tuple[ModalitySpec, ...], tasks: tuple[TaskS
         sides: whether the card says that samples have sides.
     """
     if part.has("reader"):
-        source = Source(reader=part.text("reader"))
+        source = Source(
+            reader=part.text("reader"),
+            subgroups=_subgroups(part.part("subgroups")),
+            missing=part.texts("missing"),
+        )
         part.finish()
         return source
     part.require("table", "sample")
@@ -267,7 +272,15 @@ def _subgroups(part: Part) -> dict[str, Subgroup]:
         if isinstance(node.value, dict):
             entry = part.part(name)
             entry.require("column")
-            found[name] = Subgroup(entry.text("column"), entry.numbers("bands"))
+            values = entry.part("values")
+            found[name] = Subgroup(
+                entry.text("column"), entry.numbers("bands"), {key: values.text(key) for key in values.nodes}
+            )
+            if found[name].bands and found[name].values:
+                entry.wrong("values", "and bands exclude each other")
+            for key, group in found[name].values.items():
+                if not 0 < len(group) <= LONGEST_GROUP:
+                    values.wrong(key, f"must be the name of a group, of at most {LONGEST_GROUP} letters")
             entry.finish()
         else:
             found[name] = Subgroup(part.text(name))

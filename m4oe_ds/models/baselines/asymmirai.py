@@ -120,6 +120,8 @@ class AsymMirai(ComparedModel):
         ConfigError: another kind of pairs.
     """
 
+    head_modules = ("heads", "decoders", "score")
+
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
         super().__init__(spec, config, experts_factory, native="resnet18", share=True)
         self.options = parse_options(Options, config.options, "asymmirai")

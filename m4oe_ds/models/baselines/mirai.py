@@ -99,6 +99,8 @@ class ViewAggregator(nn.Module):
 class Mirai(ComparedModel):
     """Encoder, view aggregator, hazard layer; linear heads for density and BI-RADS. See the module's first lines."""
 
+    head_modules = ("heads", "decoders", "hazard")
+
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
         super().__init__(spec, config, experts_factory, native="resnet18", share=True)
         options = parse_options(Options, config.options, "mirai")

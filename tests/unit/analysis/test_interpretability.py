@@ -13,13 +13,13 @@ from scipy import stats
 from m4oe_ds.analysis.interpretability import (
     correlations,
     excess,
-    find_truth,
     normalised,
     read_truth,
     score,
     verify,
     within_samples,
 )
+from m4oe_ds.data.planted import find_truth
 from m4oe_ds.errors import DataError
 
 TASKS = ("density", "risk1")

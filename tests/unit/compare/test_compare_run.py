@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from m4oe_ds import shipped
 from m4oe_ds.cli import main
 from m4oe_ds.compare import run
 from m4oe_ds.compare.cells import Cell, enumerate_cells
@@ -137,7 +138,7 @@ def test_identity_covers_what_a_configuration_extends(tmp_path: Path, monkeypatc
     (tmp_path / "ds_configs").mkdir()
     (tmp_path / "ds_configs" / "zero2.json").write_text("{}")
     (folder / "embed.yaml").write_text("extends: base.yaml\nrun: {name: x}\n")
-    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "m4oe_ds")
     found = []
     for text in ("loss: {alpha: 0.1}", "loss: {alpha: 0.2}", "# alpha\nloss:\n  alpha: 0.2"):
         (folder / "base.yaml").write_text(text)
@@ -220,7 +221,7 @@ def test_the_command_is_the_one_a_user_would_type(tmp_path: Path) -> None:
     cell = cells()[0]
     one = run._command(cell, plan(tmp_path), 1)
     assert one[0] == sys.executable
-    assert Path(one[1]).name == "train.py"
+    assert one[1:3] == ["-m", "m4oe_ds.entry"]
     assert f"run.name={cell.name}" in one
     assert [one[i + 1] for i, item in enumerate(one) if item == "--set"][: len(cell.overrides)] == list(cell.overrides)
     two = run._command(cell, plan(tmp_path), 2)

@@ -129,3 +129,10 @@ def test_bad_input() -> None:
         subgroup_table([0, 1], [0.1, 0.2], [0], {})
     with pytest.raises(DataError):
         subgroup_table([0, 1], [0.1, 0.2], [0, 1], {}, "f2")
+
+
+def test_bands_stand_in_the_order_of_their_numbers() -> None:
+    bands = ["<40", "40-49", "50-59", ">=100", "unknown"]
+    values = np.tile(np.array(bands[::-1], dtype=object), 4)
+    table = subgroup_table(np.zeros(20, dtype=int), np.full(20, 0.5), np.arange(20), {"age": values})
+    assert [row.group for row in table.rows[1:]] == bands

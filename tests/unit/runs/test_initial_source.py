@@ -132,16 +132,18 @@ def test_a_mapping_without_a_source_is_refused() -> None:
 
 def test_a_run_that_begins_says_at_once_that_its_source_is_missing(tmp_path: Path) -> None:
     """Before data is verified and ranks wait for each other; a run that goes on does not look for it."""
-    from m4oe_ds.training import app
+    from m4oe_ds.runs.request import Request, prepare
 
     root = Path(__file__).parents[3]
     files = RunFolder(tmp_path / "run")
     options = (f"model.init_from={tmp_path / 'none'}",)
     json_path, yaml_path = str(root / "ds_configs" / "zero2.json"), str(root / "configs" / "demo.yaml")
     for resume in ("auto", "never"):
-        with pytest.raises(CheckpointError, match=r"model\.init_from: no such folder"):
-            app.prepare(app.Request(json_path, yaml_path, options, resume, str(files.path)))
+        with pytest.raises(CheckpointError, match=r"model\.init_from: no such file or folder"):
+            prepare(Request(json_path, yaml_path, options, resume, str(files.path)))
     manifest = CheckpointFolder(files.checkpoints / "step-00000001").manifest
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{}")
-    assert app.prepare(app.Request(json_path, yaml_path, options, "auto", str(files.path)))[2] == files.path
+    prepared = prepare(Request(json_path, yaml_path, options, "auto", str(files.path)))
+    assert prepared.folder == files.path
+    assert not prepared.starts

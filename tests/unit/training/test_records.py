@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,34 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     recorder.say("hello")
     recorder.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_log_in_a_file_says_where_training_stands_again_and_again(tmp_path: Path) -> None:
+    out = io.StringIO()
+    figures = {"loss": 2.34567, "lr": 1e-4, "samples_per_s": 812.34, "max_memory_bytes": 4.26e10}
+    recorder = Recorder(tmp_path, 400, enabled=True, tensorboard=False, epochs=8, stream=out, every_s=0.05)
+    time.sleep(0.1)
+    for _ in range(100):
+        recorder.step()
+    recorder.write({"step": 100, "epoch": 1, **figures})
+    end = time.monotonic() + 10
+    while out.getvalue().count("812.3") < 3 and time.monotonic() < end:
+        time.sleep(0.01)  # no step is done meanwhile: a slow one must not silence the log
+    recorder.close()
+    assert "\r" not in out.getvalue()
+    said = [line for line in out.getvalue().splitlines() if "812.3" in line]
+    assert len(said) >= 3
+    wanted = (
+        r"training: 100 of 400 steps \(25%\), [\d.]+(/s| s each), \d+:\d\d h left, "
+        r"epoch 2 of 8, loss 2\.3457, rate 0\.0001, 812\.3 samples/s, 42\.6 GB"
+    )
+    assert all(re.fullmatch(wanted, line) for line in said), said[0]
+
+
+def test_the_last_epoch_is_not_counted_beyond_the_end(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 4, enabled=True, tensorboard=False, epochs=2)
+    assert recorder._note({"epoch": 2, "loss": 1.0}) == "epoch 2 of 2, loss 1.0000"
+    recorder.close()
 
 
 def test_tensorboard_events_hold_the_scalars(tmp_path: Path) -> None:

@@ -89,5 +89,5 @@ def test_apply_scales_each_group_from_its_own_base() -> None:
     groups = [{"lr": 7.0}, {"lr": 9.0}]
     engine = SimpleNamespace(optimizer=SimpleNamespace(param_groups=groups))
     for value in (0.5, 0.1):  # from the base each time, not from the last rate
-        assert schedule.apply(engine, [2.0, 0.4], value) == pytest.approx(2.0 * value)
+        schedule.apply(engine, [2.0, 0.4], value)
         assert [group["lr"] for group in groups] == pytest.approx([2.0 * value, 0.4 * value])

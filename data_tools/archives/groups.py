@@ -1,0 +1,92 @@
+"""Subgroups: the coarse attributes of a sample that its card allows into a shard, made from fields of the tables.
+
+A field itself never reaches a shard: a number becomes one of the card's bands, a text one of the groups that the card
+lists for it. Only a table of one's own may pass short texts on, where the card asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import replace
+
+from data_tools.archives import values
+from data_tools.archives.plan import ArchivePlan
+from data_tools.archives.values import OddValue
+from m4oe_ds.data.cards import Card, Subgroup
+from m4oe_ds.errors import ConfigError
+
+
+def group_of(subgroup: Subgroup, text: str, missing: Set[str]) -> str | None:
+    """The group of a field; None where the field is missing.
+
+    Args:
+        subgroup: what the card says.
+        text: the field.
+        missing: words that mean that it is empty, in lower case.
+
+    Raises:
+        OddValue: no number, none of the listed values, or a value that no shard may hold.
+    """
+    text = _plain(text)
+    if subgroup.values:
+        known = {_plain(value).casefold(): group for value, group in subgroup.values.items()}
+        if text.casefold() in known:
+            return values.group_value(known[text.casefold()])
+    if text.casefold() in missing:
+        return None
+    if subgroup.values:
+        raise OddValue("none of the listed values")
+    if subgroup.bands:
+        value = values.number(text, frozenset(missing))
+        assert value is not None
+        return values.band(value, subgroup.bands)
+    return values.group_value(text)
+
+
+def _plain(text: str) -> str:
+    """A field with one space between its words: tables have several in places."""
+    return " ".join(text.split())
+
+
+def possible_groups(subgroup: Subgroup) -> frozenset[str] | None:
+    """All groups that a shard may say; None where the card lets the values of a column pass."""
+    if subgroup.values:
+        return frozenset(subgroup.values.values())
+    if not subgroup.bands:
+        return None
+    inside = (subgroup.bands[0] - 1, *subgroup.bands)
+    return frozenset(values.band(value, subgroup.bands) for value in inside)
+
+
+def with_subgroups(plan: ArchivePlan, card: Card, offered: tuple[str, ...]) -> None:
+    """Gives the samples of an archive the subgroups that the card lists; fields that fit none are counted in the notes.
+
+    Args:
+        plan: what the reader says; changed in place.
+        card: card of the data set.
+        offered: columns that the reader can make subgroups of.
+
+    Raises:
+        ConfigError: the card names another column.
+    """
+    wanted = card.source.subgroups if card.source is not None else {}
+    for name, subgroup in wanted.items():
+        if subgroup.column not in offered:
+            known = f"its reader offers {', '.join(offered)}" if offered else "its reader offers none"
+            raise ConfigError(f"has no column {subgroup.column!r} for subgroups", f"source.subgroups.{name}", known)
+        if not (subgroup.bands or subgroup.values):
+            raise ConfigError(
+                "would pass every value of an archive on", f"source.subgroups.{name}", "give it `bands` or `values`"
+            )
+    missing = values.missing_words(card)
+    for place, sample in enumerate(plan.samples):
+        found = {}
+        for name, subgroup in wanted.items():
+            try:
+                group = group_of(subgroup, sample.attributes.get(subgroup.column, ""), missing)
+            except OddValue:
+                plan.notes[f"{name}_without_a_subgroup"] += 1
+                continue
+            if group is not None:
+                found[name] = group
+        plan.samples[place] = replace(sample, subgroups=found)
