@@ -1,6 +1,6 @@
 """Every command printed in README and docs, as printed: run, or checked as far as printed.RULES says, or told apart.
 
-All share one folder that stands for a reader's: tiny shards of synthetic data where the demo has its own, a run that
+All share one folder that stands for a reader's: shards of few synthetic patients where the demo has its own, a run that
 is trained on them by the first printed command, small archives under the names that the pages use, a table with files.
 """
 
@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.demo import make_phantom_shards
 from m4oe_ds.cli import main, parser
-from tests.integration import any_exam, commands, printed, shards
+from m4oe_ds.config import PhantomConfig
+from tests.integration import any_exam, commands, printed
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -31,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("reader")
     for name in ("configs", "ds_configs", "slurm", "train.py", "constraints.txt"):
         (made / name).symlink_to(commands.ROOT / name)
-    shards.write(made / "data" / "demo", {"train": 32, "val": 12, "test": 24})
+    phantom = PhantomConfig(root=str(made / "data" / "demo"), patients=20, risk_prevalence=0.5, image_size=(128, 104))
+    make_phantom_shards("embed", phantom)  # as training does, but fewer patients
     any_exam.lesion_and_blood(made)
     with (made / "cases.csv").open() as stream:
         rows = [{k: v for k, v in row.items() if k not in ("Diagnosis", "Thickness")} for row in csv.DictReader(stream)]
@@ -137,7 +140,9 @@ def untrained(config: object, folder: Path) -> None:
     assert isinstance(config, Config)
     (folder / "weights").mkdir(parents=True)
     write_yaml(folder / "config.yaml", to_dict(config))
-    state = {name: value.contiguous() for name, value in build(config).state_dict().items()}
+    model = build(config)
+    named = (*model.named_parameters(), *model.named_buffers())
+    state = {name: value.detach().clone().contiguous() for name, value in named}
     save_file(state, str(folder / "weights" / "model.safetensors"))
 
 
