@@ -26,7 +26,7 @@ SELDOM_CHANGE = ("train/optimizer/skipped_steps", "train/speed/all_to_all_bytes_
 def figures_of(record: Mapping[str, Any]) -> dict[str, float]:
     """``{kind/group/name: value}`` of a line, where kind is ``train`` or the event of the line."""
     kind = record.get("event", "train")
-    found = {}
+    found: dict[str, float] = {}
     for key, value in record.items():
         if key == "router_scale" and isinstance(value, Mapping):
             found |= {f"{kind}/routing/{layer}/scale": scale for layer, scale in value.items()}
