@@ -74,9 +74,10 @@ def _parts(config: Config, where: str, found: Places) -> Iterator[str]:
             place = found.place("run.trackers", otherwise=where)
             yield f"{place}: unknown tracker {name!r}{nearest(name, TRACKERS)}; or write package.module:Class"
     for name in config.optim.parts:
-        if name in frozen:
+        by = "model.freeze" if name in frozen else "model.embedder.freeze"
+        if name in frozen or (name == "backbone" and config.model.embedder.freeze):
             place = found.place(f"optim.parts.{name}", otherwise=where)
-            yield f"{place}: optim.parts.{name} does nothing: model.freeze has {name}; remove one of them"
+            yield f"{place}: optim.parts.{name} does nothing: {by} freezes it; remove one of them"
     if set(frozen) >= set(PARTS):
         yield f"{found.place('model.freeze', otherwise=where)}: model.freeze leaves nothing to train"
     if "experts" in frozen and config.model.name == "m4oe":

@@ -144,8 +144,10 @@ def test_names_are_checked_before_anything_starts(settings: str, says: str) -> N
 
 
 def test_contradictions_with_frozen_parts() -> None:
-    with pytest.raises(ConfigError, match=r"optim\.parts\.heads does nothing: model\.freeze has heads"):
+    with pytest.raises(ConfigError, match=r"optim\.parts\.heads does nothing: model\.freeze freezes it"):
         config_loader.load(None, ["model.freeze=[heads]", "optim.parts={heads: {lr_factor: 0.5}}"])
+    with pytest.raises(ConfigError, match=r"optim\.parts\.backbone does nothing: model\.embedder\.freeze"):
+        config_loader.load(None, ["model.embedder.freeze=true", "optim.parts={backbone: {lr_factor: 0.5}}"])
     with pytest.raises(ConfigError, match=r"set run\.conflict_every_steps=0"):
         config_loader.load(None, ["model.freeze=[experts]", "run.conflict_every_steps=5"])
     with pytest.raises(ConfigError, match=r"set loss\.gradient_policy=sum"):
