@@ -78,6 +78,8 @@ setup(
     extras_require={
         "remote": ["urllib3>=2.2", "boto3>=1.34"],
         "parquet": ["pyarrow>=15"],  # tables of one's own
+        "wandb": ["wandb>=0.19"],  # run.trackers
+        "mlflow": ["mlflow-skinny>=2.20"],  # run.trackers
         "test": [
             "urllib3>=2.2",
             "boto3>=1.34",

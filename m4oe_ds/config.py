@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 CONFIG_VERSION = 1
 PARTS = ("backbone", "router", "experts", "heads", "other")  # of a model: m4oe_ds/models/parts.py
+TRACKERS = ("tensorboard", "wandb", "mlflow")  # m4oe_ds/training/trackers.py
 DECAY_KINDS = ("norms", "biases", "scales", "embeddings")  # of parameters that are no weights
 
 
@@ -103,7 +104,7 @@ class RunConfig:
     detect_anomaly: bool = option(
         False, "Name the operation whose gradient is not a number; slows training down several times."
     )
-    tensorboard: bool = option(True, "Write TensorBoard events next to log.jsonl.")
+    tensorboard: bool = option(True, "Write TensorBoard events next to log.jsonl, if `run.trackers` has it.")
     trackers: tuple[str, ...] = option(
         ("tensorboard",), "Who is told the figures: `tensorboard`, `wandb`, `mlflow`, or `package.module:Class`."
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from m4oe_ds.config import CONFIG_VERSION, DECAY_KINDS, PARTS, Bounds, Config
+from m4oe_ds.config import CONFIG_VERSION, DECAY_KINDS, PARTS, TRACKERS, Bounds, Config
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models.fit import Question
@@ -69,10 +69,15 @@ def _parts(config: Config, where: str, found: Places) -> Iterator[str]:
             if name not in known:
                 place = found.place(f"{option}.{name}", option, otherwise=where)
                 yield f"{place}: unknown name {name!r} in {option}{nearest(name, known)}"
+    for name in config.run.trackers:
+        if name not in TRACKERS and ":" not in name:
+            place = found.place("run.trackers", otherwise=where)
+            yield f"{place}: unknown tracker {name!r}{nearest(name, TRACKERS)}; or write package.module:Class"
     for name in config.optim.parts:
-        if name in frozen:
+        by = "model.freeze" if name in frozen else "model.embedder.freeze"
+        if name in frozen or (name == "backbone" and config.model.embedder.freeze):
             place = found.place(f"optim.parts.{name}", otherwise=where)
-            yield f"{place}: optim.parts.{name} does nothing: model.freeze has {name}; remove one of them"
+            yield f"{place}: optim.parts.{name} does nothing: {by} freezes it; remove one of them"
     if set(frozen) >= set(PARTS):
         yield f"{found.place('model.freeze', otherwise=where)}: model.freeze leaves nothing to train"
     if "experts" in frozen and config.model.name == "m4oe":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.command_line import check_output
-from m4oe_ds.config import Config
+from m4oe_ds.config import TRACKERS, Config
 from m4oe_ds.data.sources import is_remote
-from m4oe_ds.errors import CheckpointError, ConfigError, DataError
+from m4oe_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from m4oe_ds.runs.folder import CheckpointFolder, RunFolder, checkpoint_tags
 
 
@@ -75,6 +76,7 @@ def prepare(request: Request) -> Prepared:
     starts = _starts(request, folder)
     check_output(folder, "--output")
     _check_data(config)
+    _check_trackers(config)
     if starts:
         _check_weights(config)
     return Prepared(request, config, ds_config, folder, starts)
@@ -143,6 +145,19 @@ def needed_splits(config: Config) -> tuple[str, ...]:
     """Splits that training and its final evaluation read."""
     validates = ("val",) if config.run.eval_every_epochs else ()
     return tuple(dict.fromkeys(("train", *validates, *config.evaluation.splits)))
+
+
+def _check_trackers(config: Config) -> None:
+    """Packages of the trackers must be installed.
+
+    Raises:
+        EnvironmentProblem: one is not.
+    """
+    for name in config.run.trackers:
+        package = name.partition(":")[0].partition(".")[0]
+        if importlib.util.find_spec(package) is None:
+            fix = f"pip install 'm4oe_ds[{name}]'" if name in TRACKERS else "install it, or check the name"
+            raise EnvironmentProblem(f"{package} is not installed", "run.trackers", f"{fix}, or leave it out")
 
 
 def _check_weights(config: Config) -> None:

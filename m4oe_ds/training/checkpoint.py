@@ -29,6 +29,7 @@ from torch import Tensor
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.parallel import engine_state, reduce
 from m4oe_ds.runs import state_files
+from m4oe_ds.runs.described import differences
 from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, checkpoint_tag, checkpoint_tags, write_json
 from m4oe_ds.training import seeds
 
@@ -63,11 +64,21 @@ class CheckpointStore:
         keep_last: newest checkpoints to keep besides the best.
         background: write in a thread; otherwise :meth:`save` returns when everything is on disk.
         timeout_s: how long rank 0 waits for the files of the other ranks.
+        described: what the fingerprints are of (:func:`m4oe_ds.runs.described.describe`); where a checkpoint has it,
+            options are compared one by one in their place.
     """
 
     def __init__(
-        self, folder: Path, stamp: dict[str, Any], keep_last: int, *, background: bool = True, timeout_s: float = 600.0
+        self,
+        folder: Path,
+        stamp: dict[str, Any],
+        keep_last: int,
+        *,
+        background: bool = True,
+        timeout_s: float = 600.0,
+        described: dict[str, Any] | None = None,
     ) -> None:
+        self.described = described
         self.folder, self.stamp, self.keep_last = folder, stamp, max(keep_last, 1)
         self.background, self.timeout_s = background, timeout_s
         self._writer: threading.Thread | None = None
@@ -101,6 +112,7 @@ class CheckpointStore:
         manifest = {
             "format": FORMAT_VERSION,
             "stamp": self.stamp,
+            **({} if self.described is None else {"described": self.described}),
             "position": vars(position),
             "progress": progress,
             "engine": engine_state.counters(engine),
@@ -257,7 +269,7 @@ class CheckpointStore:
                 tag,
                 "resume with the older version",
             )
-        self._check_stamp(manifest["stamp"], tag)
+        self._check_stamp(manifest["stamp"], tag, manifest.get("described"))
         if tag not in self._verified and (problems := self.verify(tag)):
             raise CheckpointError(problems[0], fix="remove this checkpoint and resume from the one before")
         reader = state_files.StateReader(self.folder / tag)
@@ -283,8 +295,13 @@ class CheckpointStore:
                 buffer.copy_(reader.buffer(name))
         return Position(**manifest["position"]), manifest["progress"]
 
-    def _check_stamp(self, written: dict[str, Any], tag: str) -> None:
+    def _check_stamp(self, written: dict[str, Any], tag: str, described: dict[str, Any] | None) -> None:
         different = [key for key in self.stamp if written.get(key) != self.stamp[key]]
+        if described is not None and self.described is not None:
+            if options := differences(described, self.described):
+                fix = "use the same values, or --resume never with another --output"
+                raise CheckpointError(f"written with {'; '.join(options)}", f"checkpoint {tag}", fix)
+            different = [key for key in different if key in LAYOUT_KEYS]
         then = ", ".join(f"{key}={written.get(key)}" for key in different)
         now = ", ".join(f"{key}={self.stamp[key]}" for key in different)
         if [key for key in different if key not in LAYOUT_KEYS]:
