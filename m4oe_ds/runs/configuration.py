@@ -78,7 +78,7 @@ def card_of(files: RunFolder) -> Card | None:
         return read_card(files.card)
     try:
         name = str(json.loads(files.environment.read_text(encoding="utf-8")).get("dataset", ""))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return find_card(name) if name in shipped() else None
 
@@ -97,5 +97,7 @@ def micro_batch(config: Config, folder: Path) -> int:
     try:
         recorded: Any = json.loads(path.read_text(encoding="utf-8"))
         return int(recorded.get("batch", {}).get("micro", UNRECORDED_MICRO_BATCH))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"cannot be read ({error})", str(path), "set evaluation.micro_batch, or restore it") from None
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"is damaged ({type(error).__name__})", str(path), "set evaluation.micro_batch, or restore it"
+        ) from None
