@@ -54,7 +54,7 @@ def read_arrays(path: Path, fix: str, names: Sequence[str] = ()) -> dict[str, np
     try:
         with np.load(path, allow_pickle=False) as stored:
             found = {name: stored[name] for name in stored.files}
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         why = getattr(error, "strerror", None) or f"{_size(path)}, no arrays"
         raise DataError(f"cannot be read ({why})", str(path), fix) from None
     if missing := [name for name in names if name not in found]:

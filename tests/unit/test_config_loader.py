@@ -171,7 +171,7 @@ def test_a_list_at_the_top_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "absent.yaml").startswith(f"{tmp_path / 'absent.yaml'}: no such configuration file")
+    assert f"no such configuration: {tmp_path / 'absent.yaml'}" in refusal(tmp_path / "absent.yaml")
 
 
 # ------------------------------------------------------------------------------------------------------ extends
@@ -204,7 +204,8 @@ def test_a_file_extending_itself_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_base_is_named(tmp_path: Path) -> None:
-    assert str(tmp_path / "nowhere.yaml") in refusal(write(tmp_path, "extends: nowhere.yaml\n"))
+    path = write(tmp_path, "run: {}\nextends: nowhere.yaml\n")
+    assert refusal(path).startswith(f"{path}:2: `extends` no such configuration: nowhere.yaml")
 
 
 def test_a_mistake_in_the_base_is_reported_at_the_base(tmp_path: Path) -> None:
@@ -285,7 +286,7 @@ def test_several_contradictions_are_reported_together() -> None:
         ("data.dataset=embde", "'embde'", "embed"),
         ("run.checkpoint.metric=accuracy", "'accuracy'", "balanced_accuracy"),
         ("model.mtoe.num_experts=0", "model.mtoe.num_experts=0", "at least 1"),
-        ("data.image_size=[32]", "(32,)", "[height, width]"),
+        ("data.image_size=[32]", "[32]", "[height, width]"),
     ],
 )
 def test_unknown_names_and_impossible_values(override: str, named: str, hint: str) -> None:
@@ -302,8 +303,8 @@ def test_unknown_names_and_impossible_values(override: str, named: str, hint: st
         ("data:\n  max_bad_fraction: 2", 3, "data.max_bad_fraction=2.0 must be at least 0 and at most 1"),
         ("parallel: {timeout_minutes: 0}", 2, "parallel.timeout_minutes=0.0 must be above 0"),
         ("data:\n  augment:\n    scale: 1", 4, "data.augment.scale=1.0 must be at least 0 and below 1"),
-        ("data:\n  image_size: [64, 4]", 3, "data.image_size=(64, 4) must be at least 8"),
-        ("loss: {alpha: .nan}", 2, "loss.alpha=nan must be at least 0"),
+        ("data:\n  image_size: [64, 4]", 3, "data.image_size=[64, 4] must be at least 8 and at most 16384"),
+        ("loss: {alpha: .nan}", 2, "loss.alpha must be a finite number, got nan"),
     ],
     ids=["at least, in a mapping", "at least", "at most", "above", "below", "element of a tuple", "NaN"],
 )
@@ -320,7 +321,7 @@ def test_a_number_out_of_bounds_in_an_override_names_the_override() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["data.max_bad_fraction=0", "data.max_bad_fraction=1", "data.image_size=[8, 8]", "run.num_epochs=1"],
+    ["data.max_bad_fraction=0", "data.max_bad_fraction=1", "data.image_size=[16, 16]", "run.num_epochs=1"],
 )
 def test_the_bounds_themselves_are_allowed(override: str) -> None:
     config_loader.load(None, [override])
