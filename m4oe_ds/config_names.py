@@ -51,7 +51,9 @@ def unknown(config: Config, where: str, found: Places) -> Iterator[str]:
         place = found.place(option, otherwise=where)
         if kind == "a system" and ":" not in values[0] and values[0] not in available():
             yield f"{place}: unknown {option} {values[0]!r}{nearest(values[0], available())}"
-        if kind == "a network of timm" and (what := backbone_names.unknown(values[0])):
+        # a class of one's own may register networks of its own when it is imported
+        own = ":" in config.model.name
+        if kind == "a network of timm" and not own and (what := backbone_names.unknown(values[0])):
             yield f"{place}: {option}: {what}"
         if kind not in _KNOWN or card is None:
             continue

@@ -58,5 +58,5 @@ def _sources() -> list[Path]:
 
 
 def _alike(name: str, known: str) -> float:
-    """Likeness of a name to the beginning of a longer one."""
-    return difflib.SequenceMatcher(None, name, known[: len(name)]).ratio()
+    """Likeness of a name to another, or to the beginning of a longer one."""
+    return max(difflib.SequenceMatcher(None, name, text).ratio() for text in (known, known[: len(name)]))
