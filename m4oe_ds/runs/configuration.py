@@ -37,11 +37,12 @@ def open_config(folder: Path, data: str = "") -> Config:
 
 def _no_run(folder: Path) -> DataError:
     """What is wrong with a folder that is no run, and which runs lie next to it or below it."""
+    name = RunFolder(folder).config.name
     if not folder.exists():
-        what = "no such run folder"
+        what = f"no such run folder (no {name})"
     else:
-        what = "not a run folder (no config.yaml)" if folder.is_dir() else "is a file, not a run folder"
-    near = sorted(path.parent for place in (folder, folder.parent) for path in place.glob("*/config.yaml"))
+        what = f"not a run folder (no {name})" if folder.is_dir() else "is a file, not a run folder"
+    near = sorted(path.parent for place in (folder, folder.parent) for path in place.glob(f"*/{name}"))
     listed = f"; there: {', '.join(map(str, near[:SHOWN]))}{', ..' if len(near) > SHOWN else ''}" if near else ""
     return DataError(what, str(folder), f"name a folder under runs/{listed}")
 

@@ -7,6 +7,7 @@ place), and the tensors; what was cut off, or is another kind of file, shows in 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,12 @@ def others(folder: Path) -> str:
     return f"take another checkpoint of the run: {', '.join(tags)}" if tags else "the run has no other checkpoint"
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
     """What a checkpoint says of itself.
+
+    Args:
+        folder: of the checkpoint.
+        keys: what it must have.
 
     Raises:
         CheckpointError: not complete, or damaged.
@@ -96,7 +101,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError("no complete checkpoint", str(folder), "name a step-* folder with a manifest.json")
     try:
-        return read_json(path, others(folder), ("format", "stamp", "position", "progress", "parameters", "files"))
+        return read_json(path, others(folder), keys)
     except DataError as error:
         raise CheckpointError(error.what, error.where, error.fix) from None
 

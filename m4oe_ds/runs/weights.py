@@ -45,7 +45,7 @@ def consolidate(checkpoint: Path, path: Path, dtype: str = "fp32", max_file_gb: 
     Raises:
         CheckpointError: not a complete checkpoint.
     """
-    manifest = read_manifest(checkpoint)
+    manifest = read_manifest(checkpoint, ("parameters",))
     reader = StateReader(checkpoint)
     sizes = {name: torch.Size(shape).numel() * DTYPES[dtype].itemsize for name, shape in manifest["parameters"].items()}
     groups = _groups(sizes, max_file_gb * 1e9)

@@ -310,7 +310,7 @@ class CheckpointStore:
         path = CheckpointFolder(self.folder / tag).manifest
         if not path.is_file():
             raise CheckpointError("no complete checkpoint here", str(self.folder / tag), f"known: {self.tags()}")
-        return read_manifest(path.parent)
+        return read_manifest(path.parent, ("format", "stamp", "position", "progress", "parameters", "files"))
 
     def _point(self, name: str, tag: str) -> None:
         temporary = self.folder / f".{name}"

@@ -50,7 +50,7 @@ def test_a_library_reads_what_these_tests_write(run: Path) -> None:
 
 
 def test_folders_that_are_no_run(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nope: no such run folder; .*; there: .*one"):
+    with pytest.raises(DataError, match=r"nope: no such run folder .*; there: .*one"):
         check_run(tmp_path / "runs" / "nope")
     with pytest.raises(DataError, match=r"runs: not a run folder \(no config\.yaml\); .*there: .*one"):
         check_run(tmp_path / "runs")
