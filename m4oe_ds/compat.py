@@ -25,7 +25,7 @@ def import_torchvision() -> None:
     ends the process.
 
     Raises:
-        RuntimeError, ImportError: whatever else importing torchvision ends with.
+        RuntimeError: whatever else importing torchvision ends with; ImportError likewise.
     """
     for _ in range(len(_DECLARABLE) + 1):
         try:

@@ -126,7 +126,7 @@ def test_what_cannot_be_compared_says_why(tmp_path: Path) -> None:
 def test_runs_that_cannot_be_opened(tmp_path: Path) -> None:
     a = run(tmp_path / "a")
     with pytest.raises(ConfigError, match="is given twice"):
-        open_both(a, tmp_path / "b" / ".." / "a")
+        open_both(a, tmp_path / "a" / ".." / "a")
     with pytest.raises(DataError, match="no such run folder"):
         open_both(a, tmp_path / "none")
     with pytest.raises(DataError, match=r"no predictions of the split 'val'; .*there are: test"):
@@ -170,9 +170,8 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
         "40 samples of 20 patients that both predicted",
     ):
         assert words in text
-    assert sorted(path.name for path in out.iterdir()) == [
-        "curves.csv", "curves.png", "curves.svg", "diff.html", "diff.json", "roc.png", "roc.svg",
-    ]  # fmt: skip
+    names = "curves.csv curves.png curves.svg diff.html diff.json roc.png roc.svg"
+    assert sorted(path.name for path in out.iterdir()) == names.split()
     content = json.loads((out / "diff.json").read_text())
     assert content["differences"] == [
         {"source": "configuration", "key": "loss.alpha", "first": "0.05", "second": "0.2"}
