@@ -28,6 +28,7 @@ def parser() -> Parser:
     _add_training(commands)
     _add_data(commands)
     _add_results(commands)
+    _add_diff(commands)
     _add_studies(commands)
     _add_export_models_config(commands)
     for command in commands.choices.values():  # also behind the command
@@ -158,6 +159,20 @@ def _add_results(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     analysis.add_arguments(analyze)
     analyze.set_defaults(work=analysis.main)
+
+
+def _add_diff(commands: argparse._SubParsersAction[Parser]) -> None:
+    from m4oe_ds.diff import command as comparison
+
+    diff = add_command(
+        commands,
+        "diff",
+        "show how two runs differ: configuration, curves, answers to the same samples",
+        "m4oe diff runs/first runs/second --output runs/first-and-second",
+        more="Ends with status 1 if no answer could be compared.",
+    )
+    comparison.add_arguments(diff)
+    diff.set_defaults(work=comparison.main)
 
 
 def _add_studies(commands: argparse._SubParsersAction[Parser]) -> None:

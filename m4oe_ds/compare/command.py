@@ -134,12 +134,15 @@ def _planned(options: argparse.Namespace, subject: Subject | None) -> tuple[list
     """
     from pathlib import Path
 
+    from m4oe_ds.command_line import check_output
     from m4oe_ds.compare import cells as grid
+    from m4oe_ds.compare import run
     from m4oe_ds.compare.published import Preset, presets
     from m4oe_ds.compare.run import CellPlan
     from m4oe_ds.option_lists import comma_list
 
     name = "own" if subject else options.preset or "smoke"
+    check_output(Path(options.output or "runs"), "--output")
     preset = Preset((), ("all",), (0,)) if subject else presets()[name]
     named = comma_list(options.methods, "--methods", str) or (["ours"] if options.sweep else preset.methods)
     methods = [method for text in named for method in _methods(text)]
@@ -147,7 +150,7 @@ def _planned(options: argparse.Namespace, subject: Subject | None) -> tuple[list
     cells = grid.enumerate_cells(
         datasets,
         methods,
-        comma_list(options.seeds, "--seeds", int) if options.seeds else preset.seeds,
+        comma_list(options.seeds, "--seeds", int, least=0, required=True) if options.seeds else preset.seeds,
         comma_list(options.settings, "--settings", str) or preset.settings,
         options.regime,
         options.set,
@@ -161,6 +164,7 @@ def _planned(options: argparse.Namespace, subject: Subject | None) -> tuple[list
         3600 * options.timeout,
         str(Path(options.config).absolute()) if subject else "",
     )
+    run.check(cells, plan)
     return cells, plan, grid.left_out(datasets, methods, options.regime)
 
 
@@ -261,13 +265,11 @@ def _methods(text: str) -> list[str]:
 
 
 def _ds_config(options: argparse.Namespace) -> str:
-    from m4oe_ds import deepspeed_json, shipped
+    from m4oe_ds import shipped
 
     if not options.ds_config:
         return "bf16" if options.preset == "paper" else "zero2"
-    path = shipped.find(shipped.DS_CONFIG, options.ds_config)
-    deepspeed_json.check(deepspeed_json.read(path), str(path), {}, "")
-    return str(path.absolute())
+    return str(shipped.find(shipped.DS_CONFIG, options.ds_config).absolute())
 
 
 def _has_gpu() -> bool:

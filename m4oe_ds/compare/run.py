@@ -80,6 +80,22 @@ def _digest(cell: Cell, plan: CellPlan) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:16]
 
 
+def check(cells: Sequence[Cell], plan: CellPlan) -> None:
+    """Looks at the configuration of every cell; those that differ in their seed alone once.
+
+    Raises:
+        ConfigError: the configuration of a cell, or its DeepSpeed JSON, is wrong.
+    """
+    seen = set()
+    for cell in cells:
+        key = (cell.dataset, tuple(text for text in cell.overrides if not text.startswith("run.seed=")))
+        if key not in seen:
+            seen.add(key)
+            config_loader.load(plan.config(cell.dataset), cell.overrides)
+    content = deepspeed_json.read(plan.ds_config)
+    deepspeed_json.check(content, plan.ds_config, {}, "")
+
+
 def identity(cell: Cell, plan: CellPlan) -> dict[str, Any]:
     """What a finished run must have been made from to count as this cell.
 

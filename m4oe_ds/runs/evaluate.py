@@ -39,6 +39,8 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
 
     Collectives: starts and ends a process group; every rank must call it.
     """
+    files = RunFolder(folder)
+    everything = read_json(files.metrics, "remove it, or copy it again") if files.metrics.is_file() else {}
     timeout_minutes = open_config(folder).parallel.timeout_minutes
     device = launch.start(resolve(os.environ), timeout_minutes)
     run = open_run(folder, split, data, device)
@@ -57,7 +59,6 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     )
     metrics = None
     if reduce.rank() == 0:
-        files = RunFolder(folder)
         predictions.save(files.predictions(split), run.spec)
         predictions.save_examples(files.examples)
         metrics = evaluate_split(
@@ -72,7 +73,6 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
             metrics["by_modalities_present"] = observed(
                 run.spec.tasks, predictions.arrays(), predictions.present, bootstrap
             )
-        everything = read_json(files.metrics, "remove it") if files.metrics.is_file() else {}
         everything[split] = metrics
         write_json(files.metrics, everything)
     launch.stop()

@@ -14,6 +14,7 @@ from m4oe_ds.config import TRACKERS, Config
 from m4oe_ds.data.sources import is_remote
 from m4oe_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from m4oe_ds.runs.folder import CheckpointFolder, RunFolder, checkpoint_tags
+from m4oe_ds.runs.weight_files import read_manifest
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def _starts(request: Request, folder: Path) -> bool:
         there = f" (there: {', '.join(dict.fromkeys(near))})" if near else ""
         what = "not a checkpoint of this trainer (no manifest.json)"
         raise CheckpointError(what, str(path), f"name a step-* folder{there}")
+    read_manifest(path)
     return False
 
 

@@ -31,6 +31,7 @@ from m4oe_ds.parallel import engine_state, reduce
 from m4oe_ds.runs import state_files
 from m4oe_ds.runs.described import differences
 from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, checkpoint_tag, checkpoint_tags, write_json
+from m4oe_ds.runs.weight_files import read_manifest
 from m4oe_ds.training import seeds
 
 FORMAT_VERSION = 2
@@ -240,13 +241,15 @@ class CheckpointStore:
 
     def verify(self, tag: str) -> list[str]:
         """Problems with the files of ``tag`` seen by this rank, or one that another rank saw; empty = it verifies."""
-        manifest = self._manifest(tag)
-        problems = []
-        for name in sorted(manifest["files"])[reduce.rank() :: reduce.world_size()]:
+        try:
+            files, problems = self._manifest(tag)["files"], []
+        except CheckpointError as error:
+            files, problems = {}, [str(error)]
+        for name in sorted(files)[reduce.rank() :: reduce.world_size()]:
             path = self.folder / tag / name
             if not path.is_file():
                 problems.append(f"{tag}/{name} is missing")
-            elif _describe(path) != manifest["files"][name]:
+            elif _describe(path) != files[name]:
                 problems.append(f"{tag}/{name} differs from its checksum")
         worst = int(reduce.maximum_over_ranks(torch.tensor(len(problems), device=_device())))
         return problems or ([f"{tag}: another rank found a broken file"] if worst else [])
@@ -324,8 +327,7 @@ class CheckpointStore:
         path = CheckpointFolder(self.folder / tag).manifest
         if not path.is_file():
             raise CheckpointError("no complete checkpoint here", str(self.folder / tag), f"known: {self.tags()}")
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        return manifest
+        return read_manifest(path.parent, ("format", "stamp", "position", "progress", "parameters", "files"))
 
     def _point(self, name: str, tag: str) -> None:
         temporary = self.folder / f".{name}"
