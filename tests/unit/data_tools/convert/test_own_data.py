@@ -178,6 +178,7 @@ def test_nothing_identifies(shards: Path) -> None:
     assert problems == []
     assert "nothing identifying found" in lines
     everything = b"".join(data for name, data in _bytes(shards).items())
+    everything = re.sub(rb"base64,[A-Za-z0-9+/=]+", b"", everything)  # in so many letters anything is found
     assert not re.search(rb"eye0\d\d|p00\d|photos/|age of patient.{0,9}\d", everything)
 
 
