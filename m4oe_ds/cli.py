@@ -84,6 +84,12 @@ def parser() -> argparse.ArgumentParser:
     comparison.add_arguments(compare)
     compare.set_defaults(work=comparison.main)
 
+    from m4oe_ds.figures import command as figures
+
+    drawn = commands.add_parser("figures", help="make the paper's Table 1 and 2 and Fig. 3 to 7 again, all in one")
+    figures.add_arguments(drawn)
+    drawn.set_defaults(work=figures.main)
+
     _add_export_models_config(commands)
     return top
 

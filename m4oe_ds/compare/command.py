@@ -82,7 +82,7 @@ def main(options: argparse.Namespace) -> int:
     if options.list:
         _list(subject)
         return 0
-    cells, plan, refused = _planned(options, subject)
+    cells, plan, refused = planned(options)
     if options.dry_run:
         for number, cell in enumerate(cells):
             print(f"{number:4} {run.state(cell, plan):8} {cell.name}")
@@ -105,20 +105,24 @@ def main(options: argparse.Namespace) -> int:
     return max(status, _explanations(cells, plan, options)) if options.explain else status
 
 
-def _planned(options: argparse.Namespace, subject: Subject | None) -> tuple[list[Cell], CellPlan, list[str]]:
+def planned(options: argparse.Namespace) -> tuple[list[Cell], CellPlan, list[str]]:
     """The cells, how they are run, and a line for every system that makes no sense.
 
     Args:
         options: the command's.
-        subject: the data set of one's own configuration; None = those of a preset.
+
+    Raises:
+        ConfigError: options that contradict each other.
     """
     from pathlib import Path
 
+    from m4oe_ds import shipped
     from m4oe_ds.compare import cells as grid
     from m4oe_ds.compare.published import Preset, presets
     from m4oe_ds.compare.run import CellPlan
     from m4oe_ds.option_lists import comma_list
 
+    subject = _own(options)
     name = "own" if subject else options.preset or "smoke"
     preset = Preset((), ("all",), (0,)) if subject else presets()[name]
     named = comma_list(options.methods, "--methods", str) or (["ours"] if options.sweep else preset.methods)
@@ -139,7 +143,7 @@ def _planned(options: argparse.Namespace, subject: Subject | None) -> tuple[list
         _ds_config(options),
         options.ranks,
         3600 * options.timeout,
-        str(Path(options.config).absolute()) if subject else "",
+        str(shipped.find(shipped.CONFIG, options.config).absolute()) if subject else "",
     )
     return cells, plan, grid.left_out(datasets, methods, options.regime)
 
