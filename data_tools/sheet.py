@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from m4oe_ds.data.cards import Card
-from m4oe_ds.data.schema import TaskSpec, follow_ups
+from m4oe_ds.data.schema import TaskSpec, follow_ups, short_key
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 TILE = 160  # pixels of the longer side of a picture
 WIDTH = 1320  # of a page that a person can read
-SHORT_KEY = 6  # letters of the hash in a key that tell samples apart on a page
 _GAP, _SIZE, _LINE = 14, 12, 15  # pixels between samples, of the letters, from line to line
 _PAPER, _INK, _FAINT, _EMPTY = (255, 255, 255), (20, 20, 20), (95, 95, 95), (70, 70, 70)
 
@@ -45,14 +44,8 @@ def exhibit(meta: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]], card:
         split: name of its split; empty where it has none.
     """
     side = str(meta.get("side") or "")
-    parts = [split, short_key(str(meta["key"])), f"{card.sides.get(side, side)} {card.unit}".strip()]
+    parts = [split, short_key(str(meta["key"])).split("-")[0], f"{card.sides.get(side, side)} {card.unit}".strip()]
     return Exhibit(", ".join(part for part in parts if part), tuple(in_words(card, meta["labels"])), pictures)
-
-
-def short_key(key: str) -> str:
-    """The first letters of the hash in a key, which tell samples apart on a page."""
-    parts = key.split("-")
-    return next((part for part in reversed(parts) if len(part) >= SHORT_KEY), key)[:SHORT_KEY]
 
 
 def in_words(card: Card, labels: Mapping[str, Any]) -> list[str]:

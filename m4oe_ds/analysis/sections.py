@@ -21,6 +21,7 @@ from m4oe_ds.analysis.probes import competition, masked_probabilities
 from m4oe_ds.analysis.session import FEATURE_ROWS, Session, Skip, headline, tracked
 from m4oe_ds.analysis.synergy_section import synergy
 from m4oe_ds.data.cards import Card, find_card
+from m4oe_ds.data.schema import short_key
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.evaluation.clinical import write_report
 from m4oe_ds.runs import assemble
@@ -180,9 +181,9 @@ def _two_samples(session: Session) -> dict[str, int]:
     whole = np.flatnonzero(found.present.all(1))
     shown = samples_shown(session.run.folder, session.options.split) or []
     row_of = dict(zip(found.keys[whole].tolist(), whole.tolist(), strict=True))
-    named = {f"sample {number}": row_of[key] for number, key in enumerate(shown, 1) if key in row_of}
+    named = {f"sample {number}, {short_key(key)}": row_of[key] for number, key in enumerate(shown, 1) if key in row_of}
     if len(named) < 2:
-        named = {f"{which} sample": row for which, row in zip(("one", "another"), whole.tolist(), strict=False)}
+        named = {f"sample {short_key(key)}": row for key, row in row_of.items()}
     return dict(list(named.items())[:2])
 
 

@@ -10,6 +10,7 @@ from PIL import ImageFont
 
 from data_tools import sheet
 from m4oe_ds.data.cards import find_card, parse_card
+from m4oe_ds.data.schema import short_key
 from m4oe_ds.yaml_tree import parse_tree
 
 KEY = "embed-0a1b2c3d4e5f6071-l"
@@ -78,5 +79,6 @@ def test_texts_stay_within_their_block() -> None:
 
 
 def test_short_keys() -> None:
-    assert sheet.short_key(KEY) == "0a1b2c"
-    assert sheet.short_key("my-eyes-00ff00ff00ff00ff") == "00ff00"
+    assert short_key(KEY) == "0a1b2c-l"
+    assert short_key("my-eyes-00ff00ff00ff00ff") == "00ff00"
+    assert short_key("a") == "a"
