@@ -177,6 +177,7 @@ def _add_diff(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _add_studies(commands: argparse._SubParsersAction[Parser]) -> None:
     from m4oe_ds.compare import command as comparison
+    from m4oe_ds.figures import command as drawing
     from m4oe_ds.planning import command as planning
     from m4oe_ds.scaling import command as scaling
 
@@ -209,6 +210,17 @@ def _add_studies(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     comparison.add_arguments(compare)
     compare.set_defaults(work=comparison.main)
+
+    drawn = add_command(
+        commands,
+        "figures",
+        "make the paper's Table 1 and 2 and Fig. 3 to 7 again, from trainings to an index of files",
+        "m4oe figures --preset smoke --dry-run",
+        "m4oe figures --preset small --only table1,fig4",
+        more="What is finished is not made again. Ends with status 1 if something is missing.",
+    )
+    drawing.add_arguments(drawn)
+    drawn.set_defaults(work=drawing.main)
 
 
 def _add_export_models_config(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -102,7 +102,7 @@ def main(options: argparse.Namespace) -> int:
     if options.list:
         _list(subject)
         return 0
-    cells, plan, refused = _planned(options, subject)
+    cells, plan, refused = planned(options)
     if options.dry_run:
         for number, cell in enumerate(cells):
             print(f"{number:4} {run.state(cell, plan):8} {cell.name}")
@@ -125,15 +125,18 @@ def main(options: argparse.Namespace) -> int:
     return max(status, _explanations(cells, plan, options)) if options.explain else status
 
 
-def _planned(options: argparse.Namespace, subject: Subject | None) -> tuple[list[Cell], CellPlan, list[str]]:
+def planned(options: argparse.Namespace) -> tuple[list[Cell], CellPlan, list[str]]:
     """The cells, how they are run, and a line for every system that makes no sense.
 
     Args:
         options: the command's.
-        subject: the data set of one's own configuration; None = those of a preset.
+
+    Raises:
+        ConfigError: options that contradict each other.
     """
     from pathlib import Path
 
+    from m4oe_ds import shipped
     from m4oe_ds.command_line import check_output
     from m4oe_ds.compare import cells as grid
     from m4oe_ds.compare import run
@@ -141,6 +144,7 @@ def _planned(options: argparse.Namespace, subject: Subject | None) -> tuple[list
     from m4oe_ds.compare.run import CellPlan
     from m4oe_ds.option_lists import comma_list
 
+    subject = _own(options)
     name = "own" if subject else options.preset or "smoke"
     check_output(Path(options.output or "runs"), "--output")
     preset = Preset((), ("all",), (0,)) if subject else presets()[name]
@@ -162,7 +166,7 @@ def _planned(options: argparse.Namespace, subject: Subject | None) -> tuple[list
         _ds_config(options),
         options.ranks,
         3600 * options.timeout,
-        str(Path(options.config).absolute()) if subject else "",
+        str(shipped.find(shipped.CONFIG, options.config).absolute()) if subject else "",
     )
     run.check(cells, plan)
     return cells, plan, grid.left_out(datasets, methods, options.regime)

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from m4oe_ds.compare.processes import Children
 from m4oe_ds.config import to_dict
 from m4oe_ds.coordinates import free_port
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.progress import Progress, hours
 from m4oe_ds.runs.folder import RunFolder
 from m4oe_ds.stored import read_json
 
@@ -188,15 +188,16 @@ def run(
     todo = [cell for cell in cells if state(cell, plan) != "done"]
     say(f"{len(cells)} cells, {len(cells) - len(todo)} done already, {workers} at a time")
     failures: list[tuple[Cell, str]] = []
-    started = time.monotonic()
-    with Children() as children, ThreadPoolExecutor(workers) as pool:
+    progress = Progress("cells", len(cells), "cells", done=len(cells) - len(todo), clock=hours)
+    with progress.start(), Children() as children, ThreadPoolExecutor(workers) as pool:
         pending = {pool.submit(run_cell, cell, plan, children): cell for cell in todo}
         for number, finished in enumerate(as_completed(pending), 1):
             cell, problem = pending[finished], finished.result()
             if problem == STOPPED:
                 continue
-            left = (time.monotonic() - started) / number * (len(todo) - number)
-            say(f"[{number}/{len(todo)}] {cell.name}: {'failed' if problem else 'done'}, {left / 60:.0f} min left")
+            progress.update()
+            progress.clear()
+            say(f"[{number}/{len(todo)}] {cell.name}: {'failed' if problem else 'done'}")
             if problem:
                 failures.append((cell, problem))
                 say("    " + problem.splitlines()[-1])

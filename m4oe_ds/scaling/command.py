@@ -305,7 +305,7 @@ def _simulate(options: argparse.Namespace) -> int:
         stage=options.zero,
         precision=options.precision,
     )
-    rows, left_out = simulate(study, lambda text: print(text, flush=True))
+    rows, left_out = simulate(study)
     folder = Path(options.output)
     write_left_out(left_out, folder / "left-out-simulate.json")
     write_csv(rows, folder / "simulated.csv")

@@ -41,11 +41,6 @@ ALLOWED: dict[str, dict[str, str]] = {  # file: word: why
     "m4oe_ds/cli.py": {"embed": "a shipped configuration, in an example"},
     "m4oe_ds/entry.py": {"embed": "a shipped configuration, in a help text"},
     "m4oe_ds/models/systems.py": dict.fromkeys(("breast", "cancer", "mammography", "eye", "gamma", "glaucoma"), CITED),
-    "m4oe_ds/models/parts.py": {
-        "embed": "a part of names of parameters",
-        "gamma": "timm's name for the scale of a layer",
-    },
-    "m4oe_ds/training/parameter_groups.py": {"embed": "a part of names of parameters, by DeepSpeed's rule for Muon"},
     "m4oe_ds/models/embedders.py": {"embed": "patch_embed, the name that timm gives the first layer"},
     "m4oe_ds/models/parts.py": {
         "embed": "what names of parameters hold: pos_embed, task_embed",
