@@ -16,7 +16,13 @@ from m4oe_ds.report.figures import COLOURS, STYLE, wrapped
 from m4oe_ds.report.words import NAMES, Words
 
 # panels of equal size lie where they are put: searching for their layout costs more than all the rest
-PICTURE: Any = {**STYLE, "figure.constrained_layout.use": False, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
+PICTURE: Any = {
+    **STYLE,
+    "figure.constrained_layout.use": False,
+    "axes.grid": False,
+    "axes.spines.left": False,
+    "axes.spines.bottom": False,
+}
 MOST_EXPERTS = 12
 
 
@@ -112,7 +118,7 @@ def expert_patches(gallery: Mapping[str, np.ndarray], most: int = MOST_EXPERTS, 
     count = gallery["expert_patch"].shape[1]
     with mpl.rc_context(PICTURE):
         lines = max(text.count("\n") + 1 for text in modalities) + max(text.count("\n") + 1 for text in tasks)
-        gap = (0.15, 0.14 * lines)  # the titles stand in it
+        gap = (0.15, 0.15 * lines)  # the titles stand in it
         figure, axes = _grid(len(order), count, (1.1, 1.1), left=0.6, above=gap[1], between=gap)
         for line, expert in enumerate(order):
             for k in range(count):

@@ -174,7 +174,7 @@ def _content(folder: Path, run: _Run, progress: Progress) -> dict[str, Any]:
     return {
         "clinical": clinical_tables.from_report(run.clinical, words) if run.clinical else [],
         "clinical_split": run.clinical.get("split", ""),
-        "analysis": analysis_figures.embedded(folder) if run.analysis else [],
+        "analysis": analysis_figures.embedded(folder, words) if run.analysis else [],
         "missing_modalities": missing_tables.from_analysis(run.analysis.get("missing", {}), words),
         "skipped": run.analysis.get("skipped", {}),
         "agreement": agreement(run.analysis),
@@ -190,9 +190,7 @@ def _content(folder: Path, run: _Run, progress: Progress) -> dict[str, Any]:
         "figures": figures,
         "window": training_window(found.train),
         "patients": pages,
-        "card": card(
-            run.environment, run.metrics, run.records, run.config, run.ds_config, run.analysis, run.card
-        ),
+        "card": card(run.environment, run.metrics, run.records, run.config, run.ds_config, run.analysis, run.card),
         "config": run.config,
         "ds_config": run.ds_config,
         "missing": run.missing,

@@ -67,7 +67,9 @@ def patients(
     ]
 
 
-def _views(examples: Mapping[str, np.ndarray], number: int, modalities: list[str], words: Words) -> list[dict[str, Any]]:
+def _views(
+    examples: Mapping[str, np.ndarray], number: int, modalities: list[str], words: Words
+) -> list[dict[str, Any]]:
     """One entry per modality, in the order of the card."""
     from m4oe_ds.report import figures
 

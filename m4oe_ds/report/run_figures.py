@@ -63,7 +63,7 @@ def run_pictures(folder: Path, found: Found, done: Callable[[], object] = lambda
         if made is not None and made[0] is not None:
             figure, rows, alt = made
             figures.save(figure, target, name, rows)
-            pictures[name] = picture(target / f"{name}.png", alt)
+            pictures[name] = picture(target / f"{name}.png", alt, found.words)
         done()
     return pictures
 
@@ -116,9 +116,7 @@ def _roc(found: Found) -> Made | None:
         return None
     drawn = curves.roc_curves(found.arrays, found.split)
     counts = {one.task: found.arrays[f"prob_{one.task}"].shape[1] for one in drawn}
-    classes = {
-        name: found.words.classes(name, found.split["tasks"][name], count) for name, count in counts.items()
-    }
+    classes = {name: found.words.classes(name, found.split["tasks"][name], count) for name, count in counts.items()}
     several = {name: names for name, names in classes.items() if counts[name] > 2}
     return (
         figures.roc(found.arrays, found.split, found.words),
@@ -136,8 +134,7 @@ def _decision(found: Found) -> Made | None:
     return (
         figures.decision(rows, found.words),
         rows,
-        "Net benefit over the threshold, next to acting on all and on none: "
-        + tables.benefits(rows, found.words),
+        "Net benefit over the threshold, next to acting on all and on none: " + tables.benefits(rows, found.words),
     )
 
 

@@ -149,7 +149,10 @@ def by_column(
     if not chosen:
         return (), ()
     names = gallery["modalities"].tolist()
-    header = ("task", *(f"{words.modality(names[i])}: {column}" for i in chosen for column in gallery[f"columns_{i}"].tolist()))
+    header = (
+        "task",
+        *(f"{words.modality(names[i])}: {column}" for i in chosen for column in gallery[f"columns_{i}"].tolist()),
+    )
     lines = tuple(
         (words.task(task), *(f"{weight:.3f}" for i in chosen for weight in gallery[f"map_{i}"][row, k, 0]))
         for k, task in enumerate(gallery["tasks"].tolist())

@@ -78,7 +78,11 @@ def signals(train: Records, chosen: int | None = None, base_rate: float | None =
         chosen: step whose weights were kept; None = not known.
         base_rate: base learning rate of the optimizer; None = not known.
     """
-    panel = (("mi", "Mutual information I(M;E|T)", "nats"), ("lr", "Learning rate", ""), ("grad_norm", "Gradient norm", ""))
+    panel = (
+        ("mi", "Mutual information I(M;E|T)", "nats"),
+        ("lr", "Learning rate", ""),
+        ("grad_norm", "Gradient norm", ""),
+    )
     with mpl.rc_context(STYLE):
         figure, axes = panels(len(panel), (3.0, 2.5))
         for axis, (key, title, unit) in zip(axes, panel, strict=True):
