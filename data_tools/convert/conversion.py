@@ -14,9 +14,8 @@ from data_tools.archives.plan import ArchiveOptions, ArchivePlan
 from data_tools.archives.published import Published
 from data_tools.archives.readers import find_reader
 from data_tools.archives.table import plan_table
-from data_tools.convert import provenance
+from data_tools.convert import provenance, shards
 from data_tools.convert import report as conversion_report
-from data_tools.convert import shards
 from data_tools.convert.jobs import ShardJob, Storing, fingerprint, make_jobs
 from data_tools.convert.options import ConvertOptions
 from data_tools.convert.sample import SampleJob

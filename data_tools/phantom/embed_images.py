@@ -30,7 +30,6 @@ from data_tools.phantom.embed_plan import (
     expected_labels,
 )
 
-
 RISKS = tuple(f"risk{k}" for k in range(1, 6))
 EVIDENCE = {"sign": RISKS, "smooth": ("birads",), "spiculated": ("birads",)}  # questions, by kind of lesion
 

@@ -75,8 +75,8 @@ def picture(png: Path, alt: str, words: Words = NAMES) -> Picture:
     """
     header, rows = _numbers(png.with_suffix(".csv"), words)
     address, width, height = _image(png)
-    found = Picture(address, width, height, alt, header, rows)
-    return replace(found, **_download(png.with_suffix(".csv")))
+    download, name = _download(png.with_suffix(".csv"))
+    return Picture(address, width, height, alt, header, rows, csv=download, csv_name=name)
 
 
 def _image(png: Path) -> tuple[str, int, int]:
@@ -98,14 +98,14 @@ def embedded(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def _download(path: Path) -> dict[str, str]:
-    """Address and name of a CSV: inside the page, so that the page can be sent alone, or where it lies if it is large."""
+def _download(path: Path) -> tuple[str, str]:
+    """Address and name of a CSV: inside the page, which can then be sent alone, or where it lies if it is large."""
     if not path.is_file():
-        return {}
+        return "", ""
     data = path.read_bytes()
     if len(data) > LARGEST_CSV:
-        return {"csv": f"{path.parent.name}/{path.name}", "csv_name": path.name}
-    return {"csv": "data:text/csv;base64," + base64.b64encode(data).decode("ascii"), "csv_name": path.name}
+        return f"{path.parent.name}/{path.name}", path.name
+    return "data:text/csv;base64," + base64.b64encode(data).decode("ascii"), path.name
 
 
 def _numbers(path: Path, words: Words) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
@@ -119,7 +119,7 @@ def _numbers(path: Path, words: Words) -> tuple[tuple[str, ...], tuple[tuple[str
     if not 1 < len(lines) <= MOST_ROWS + 1 or len(lines[0]) > MOST_COLUMNS:
         return (), ()
     header = tuple(lines[0])
-    return header, tuple(
+    return tuple(map(words.column, header)), tuple(
         tuple(_said(name, cell, words) for name, cell in zip(header, line, strict=False)) for line in lines[1:]
     )
 

@@ -132,6 +132,7 @@ def test_report_is_self_contained_and_complete(tmp_path: Path) -> None:
         "majority",
         "not causal importance",
         "It is not a medical device",
+        "Vickers",
         "outside the breast",
     ):
         assert phrase in text
