@@ -102,7 +102,7 @@ def test_a_truth_of_data_that_are_not_synthetic_is_not_believed(shards: Path, tm
 
 def test_a_damaged_truth_is_an_error_in_one_line(shards: Path, tmp_path: Path) -> None:
     copy = stand_in(shards, tmp_path, lambda truth: {"synthetic": True})
-    with pytest.raises(DataError, match="damaged .KeyError.; make the phantom again"):
+    with pytest.raises(DataError, match=r"damaged .KeyError.; make the phantom again"):
         outlines(str(copy), "train", keys_of(shards))
 
 

@@ -102,7 +102,7 @@ def test_everything_is_in_the_report(folder: Path) -> None:
         "Modality utilisation (Fig. 3b, c)",
     ):
         assert phrase in text, phrase
-    assert text.count("<h4>Modality competition") == 2
+    assert text.count("<h3>Modality competition") == 2
     assert "<details><summary>" not in text.partition('id="clinical"')[2].partition('id="contribution"')[0]  # open
     assert "Ablation (Fig. 7)" not in text  # not drawn
     assert "run <code>m4oe analyze" not in text
