@@ -180,6 +180,7 @@ def _content(folder: Path, run: _Run, progress: Progress) -> dict[str, Any]:
         "agreement": agreement(run.analysis),
         "analysed": bool(run.clinical or run.gallery or run.analysis),
         "name": name,
+        "dataset": (run.card.title if run.card else "") or run.environment.get("dataset", "?"),
         "environment": run.environment,
         "synthetic": bool(run.environment.get("synthetic")),
         "checkpoint": checkpoint,

@@ -115,13 +115,10 @@ def empty_tokens(view: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     """
     rows = np.linspace(0, view.shape[0], grid[0] + 1).round().astype(int)
     columns = np.linspace(0, view.shape[1], grid[1] + 1).round().astype(int)
-    return np.array(
-        [
-            [
-                bool((view[rows[y] : max(rows[y + 1], rows[y] + 1), columns[x] : max(columns[x + 1], columns[x] + 1)]
-                      <= BLACK).all())
-                for x in range(grid[1])
-            ]
-            for y in range(grid[0])
-        ]
-    )  # fmt: skip
+    found = np.zeros(grid, dtype=bool)
+    for y in range(grid[0]):
+        for x in range(grid[1]):
+            # a grid finer than the pixels looks at the nearest one
+            bottom, right = max(rows[y + 1], rows[y] + 1), max(columns[x + 1], columns[x] + 1)
+            found[y, x] = (view[rows[y] : bottom, columns[x] : right] <= BLACK).all()
+    return found

@@ -96,8 +96,17 @@ def test_a_page_shows_both_sides_with_words_and_keys(folder: Path) -> None:
     assert not tags.open
     assert tags.undescribed == 0
     assert not re.search(r"https?://", page)
-    for phrase in ("Left breast", "Right breast", *KEYS[:2], GROUP, "Digital mammogram, CC", "Cancer within 3 years",
-                   "not patient data", "outside the breast", "absent"):  # fmt: skip
+    for phrase in (
+        "Left breast",
+        "Right breast",
+        *KEYS[:2],
+        GROUP,
+        "Digital mammogram, CC",
+        "Cancer within 3 years",
+        "not patient data",
+        "outside the breast",
+        "absent",
+    ):
         assert phrase in page, phrase
     assert KEYS[2] not in page
     assert "Not among the samples kept" not in page

@@ -10,10 +10,16 @@ from m4oe_ds.report.training_figures import MOST_POINTS, losses, peak, signals, 
 from m4oe_ds.report.words import Words
 
 TRAIN = [
-    {"step": s, "loss": 9.0, "losses": {"risk1": 1.0 / s, "density": None if s == 2 else 2.0}, "mi": 0.1,
-     "lr": (0.5, 1.0, 0.25)[min(s, 3) - 1] * 1e-3, "grad_norm": None}
+    {
+        "step": s,
+        "loss": 9.0,
+        "losses": {"risk1": 1.0 / s, "density": None if s == 2 else 2.0},
+        "mi": 0.1,
+        "lr": (0.5, 1.0, 0.25)[min(s, 3) - 1] * 1e-3,
+        "grad_norm": None,
+    }
     for s in range(1, 11)
-]  # fmt: skip
+]
 VALIDATION = [{"event": "validation", "step": s, "loss": 2.5, "losses": {"risk1": 0.5}} for s in (5, 10)]
 
 

@@ -28,9 +28,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_command_is_shared_without_paths_and_what_changes_nothing() -> None:
     options = ConvertOptions(
-        dataset="embed", root=Path("/data/secret place"), out=Path("/data/x"), rows=64, workers=3, limit=10,
-        split=Shares(60, 20, 20), part=Part(2, 4), exclude_screen_detected=True,
-    )  # fmt: skip
+        dataset="embed",
+        root=Path("/data/secret place"),
+        out=Path("/data/x"),
+        rows=64,
+        workers=3,
+        limit=10,
+        split=Shares(60, 20, 20),
+        part=Part(2, 4),
+        exclude_screen_detected=True,
+    )
     assert command(options, shared=True) == (
         "m4oe convert --dataset embed --root ARCHIVE --out SHARDS --rows 64 --exclude-screen-detected "
         "--split 60/20/20 --limit 10"
