@@ -301,7 +301,10 @@ def write(
         reasons=_reasons(quarantine, card),
         missing=_missing(report, card),
         made=made,
-        labels={one.name: one.label or one.name for one in (*card.inputs, *card.tasks)},
+        labels={
+            **{one.name: one.label or one.name for one in card.inputs},
+            **{task.name: task.label or task.name for task in card.tasks},
+        },
         sheet=sheet,
         shown=shown,
         modalities=card.modalities,
