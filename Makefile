@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 # Test processes: two fill two cores; distributed tests start up to 4 ranks of their own.
 WORKERS ?= 2
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast lint docs bench clean
 
 demo: $(READY)
 	@bash tools/demo.sh $(BIN)
@@ -24,6 +24,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_CONSTRAINTS) -e ".[docs]"
+	@$(BIN)/python tools/site.py
+
 # A CUDA machine brings its own torch: make demo PIP_CONSTRAINTS=
 PIP_CONSTRAINTS ?= -c constraints.txt
 
@@ -34,4 +38,4 @@ $(READY): setup.py constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf runs/demo data/demo data/demo.*
+	rm -rf runs/demo data/demo data/demo.* build/pages build/site

@@ -81,6 +81,7 @@ setup(
         "parquet": ["pyarrow>=15"],  # tables of one's own
         "wandb": ["wandb>=0.19"],  # run.trackers
         "mlflow": ["mlflow-skinny>=2.20"],  # run.trackers
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6"],  # the site of `make docs`
         "test": [
             "urllib3>=2.2",
             "boto3>=1.34",

@@ -1,4 +1,7 @@
-"""Documentation that can go stale is checked: generated pages, links, named files, commands, the blocks of Python."""
+"""Documentation that can go stale is checked: generated pages, links, named files, the site, the blocks of Python.
+
+Commands: tests/integration/test_printed_commands.py.
+"""
 
 from __future__ import annotations
 
@@ -104,25 +107,49 @@ def test_code_names_pages_that_exist() -> None:
                     assert found, f"{path.relative_to(ROOT)} names {name}"
 
 
-def test_readme_commands_parse() -> None:
-    import train
-    from m4oe_ds import cli
-
-    text = (ROOT / "README.md").read_text()
-    blocks = [block for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M) if not language]
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    trained = [
-        line.split("train.py", 1)[1].split() for line in lines if "train.py" in line and not line.startswith("==")
+def test_the_site_holds_every_page_and_no_link_out_of_it(tmp_path: Path) -> None:
+    site = tool("site")
+    site.assemble(tmp_path)
+    pages = {page.relative_to(tmp_path) for page in tmp_path.rglob("*.md")}
+    assert pages == set(site.pages())
+    for page in pages:
+        for target in LINK.findall(prose(tmp_path / page)):
+            name = target.partition("#")[0]
+            assert re.match(r"\w+:", target) or (tmp_path / page.parent / name).exists(), f"{page} links to {target}"
+    named = [
+        entry
+        for section in site.navigation()
+        for value in section.values()
+        if isinstance(value, list)
+        for entry in value
     ]
-    assert len(trained) >= 4
-    for arguments in trained:
-        options = train.parser().parse_args(arguments)
-        assert (ROOT / options.ds_config).is_file()
-        assert Path(ROOT / options.config).is_file()
-    commands = [line.split()[1:] for line in lines if line.startswith("m4oe ")]
-    assert commands
-    for arguments in commands:
-        assert cli.parser().parse_args(arguments).work is not None
+    listed = {Path(path) for entry in named for path in entry.values()}
+    assert listed >= {page for page in pages if page.parts[0] == "docs"} - {site.INDEX}
+
+
+def test_a_broken_link_ends_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tool("site")
+    (tmp_path / "docs" / "pictures").mkdir(parents=True)
+    (tmp_path / "page.md").write_text("[a](absent.md)\n`[b](no.md)`\n")
+    monkeypatch.setattr(site, "ROOT", tmp_path)
+    monkeypatch.setattr(site, "pages", lambda: [Path("page.md")])
+    with pytest.raises(SystemExit, match=r"page\.md links to absent\.md, which"):
+        site.assemble(tmp_path / "made")
+
+
+def test_the_site_is_rendered_strictly() -> None:
+    pytest.importorskip("mkdocs", reason="make docs installs it")
+    pytest.importorskip("material", reason="make docs installs it")
+    assert tool("site").main() == 0
+
+
+def test_pictures_are_small_and_shown() -> None:
+    text = (ROOT / "README.md").read_text()
+    pictures = sorted((ROOT / "docs" / "pictures").iterdir())
+    assert len(pictures) == 3
+    for path in pictures:
+        assert path.stat().st_size < 100_000
+        assert f"docs/pictures/{path.name}" in text
 
 
 @pytest.fixture(scope="module")
