@@ -72,7 +72,9 @@ def losses(first: Side, second: Side) -> Any:
     """Training (left) and validation losses (right) of both over the optimizer steps."""
     import matplotlib as mpl
 
-    from m4oe_ds.report.figures import COLOURS, DASHES, STYLE, plt
+    from matplotlib import pyplot as plt
+
+    from m4oe_ds.report.figures import COLOURS, DASHES, STYLE
 
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))

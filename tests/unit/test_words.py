@@ -38,8 +38,6 @@ CITED = "titles of papers"
 OPTIONS = "options that only the readers of the archives take"
 ALLOWED: dict[str, dict[str, str]] = {  # file: word: why
     "m4oe_ds/config.py": {"embed": "the default of data.dataset: a configuration without one is that of the demo"},
-    "m4oe_ds/cli.py": {"embed": "a shipped configuration, in an example"},
-    "m4oe_ds/entry.py": {"embed": "a shipped configuration, in a help text"},
     "m4oe_ds/models/systems.py": dict.fromkeys(("breast", "cancer", "mammography", "eye", "gamma", "glaucoma"), CITED),
     "m4oe_ds/models/embedders.py": {"embed": "patch_embed, the name that timm gives the first layer"},
     "m4oe_ds/models/parts.py": {
