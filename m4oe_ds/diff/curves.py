@@ -71,7 +71,6 @@ def numbers(first: Side, second: Side) -> list[dict[str, Any]]:
 def losses(first: Side, second: Side) -> Any:
     """Training (left) and validation losses (right) of both over the optimizer steps."""
     import matplotlib as mpl
-
     from matplotlib import pyplot as plt
 
     from m4oe_ds.report.figures import COLOURS, DASHES, STYLE
