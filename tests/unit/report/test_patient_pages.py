@@ -22,7 +22,7 @@ from m4oe_ds.runs.folder import RunFolder
 from tests.unit.report.test_html import MODALITIES, TASKS, Tags, fill
 
 GROUP, OTHER = "00000000000000aa", "00000000000000bb"
-KEYS = ("embed-0000000000000000-l", "embed-0000000000000001-r", "embed-0000000000000002-r")
+KEYS = ("embed-0000000000000001-l", "embed-0000000000000000-r", "embed-0000000000000002-r")
 PLACE = {"tasks": ["risk1", "risk2"], "kind": "sign", "row": 0.25, "column": 0.5, "height": 0.1, "width": 0.125}
 
 
@@ -109,6 +109,7 @@ def test_a_page_shows_both_sides_with_words_and_keys(folder: Path) -> None:
     ):
         assert phrase in page, phrase
     assert KEYS[2] not in page
+    assert page.index("<h2>Left breast") < page.index("<h2>Right breast")  # in the order of the card, not of the keys
     assert "Not among the samples kept" not in page
     lone = (folder / "patients" / f"{OTHER}.html").read_text()
     assert "Not among the samples kept for this report: left breast" in lone
