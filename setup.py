@@ -45,7 +45,7 @@ setup(
         **{f"m4oe_ds.shipped_files.{name}": ["*", "**/*"] for name in SHIPPED},
         "m4oe_ds": ["py.typed"],
         "m4oe_ds.data.cards": ["shipped/*.yaml"],
-        "m4oe_ds.compare": ["*.yaml"],
+        "m4oe_ds.compare": ["*.yaml", "*.json"],
         "m4oe_ds.figures": ["*.yaml"],
         "m4oe_ds.figures": ["*.yaml"],
         "m4oe_ds.report": ["templates/*"],
