@@ -42,6 +42,8 @@ def main(options: argparse.Namespace) -> int:
             fix = "leave --gpus away under srun or another launcher"
             raise ConfigError(f"{place.world} ranks were started already", "--gpus", fix)
         entry.leave(entry.train(prepared, place.rank == 0))
+    if options.ranks:
+        batch_sizes(prepared.ds_config, options.ranks, prepared.request.ds_config)  # before torch is imported
     ranks = _ranks(options.ranks)
     batch_sizes(prepared.ds_config, ranks, prepared.request.ds_config)
     if ranks == 1:
