@@ -47,7 +47,6 @@ setup(
         "m4oe_ds.data.cards": ["shipped/*.yaml"],
         "m4oe_ds.compare": ["*.yaml", "*.json"],
         "m4oe_ds.figures": ["*.yaml"],
-        "m4oe_ds.figures": ["*.yaml"],
         "m4oe_ds.report": ["templates/*"],
         "data_tools.convert": ["templates/*"],
     },

@@ -154,7 +154,8 @@ def _build(cls: Any, node: Node, path: str, found: _Findings) -> Any:
     for key, child in node.value.items():
         dotted = f"{path}.{key}" if path else key
         if key not in hints:
-            found.problems.append(f"{child.where}: unknown key {dotted}{nearest(key, list(hints))}")
+            glued = "; write a blank after the colon" if ":" in key else ""
+            found.problems.append(f"{child.where}: unknown key {dotted}{nearest(key, list(hints))}{glued}")
             continue
         values[key] = _value(hints[key], child, dotted, found)
     return None if found.problems else cls(**values)

@@ -43,6 +43,8 @@ def main(options: argparse.Namespace) -> int:
             raise ConfigError(f"{place.world} ranks were started already", "--gpus", fix)
         entry.leave(entry.train(prepared, place.rank == 0))
     check_accelerator(os.environ)
+    if options.ranks:
+        batch_sizes(prepared.ds_config, options.ranks, prepared.request.ds_config)  # before torch is imported
     ranks = _ranks(options.ranks)
     batch_sizes(prepared.ds_config, ranks, prepared.request.ds_config)
     if ranks == 1:
