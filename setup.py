@@ -45,7 +45,8 @@ setup(
         **{f"m4oe_ds.shipped_files.{name}": ["*", "**/*"] for name in SHIPPED},
         "m4oe_ds": ["py.typed"],
         "m4oe_ds.data.cards": ["shipped/*.yaml"],
-        "m4oe_ds.compare": ["*.yaml"],
+        "m4oe_ds.compare": ["*.yaml", "*.json"],
+        "m4oe_ds.figures": ["*.yaml"],
         "m4oe_ds.report": ["templates/*"],
         "data_tools.convert": ["templates/*"],
     },
@@ -78,6 +79,8 @@ setup(
     extras_require={
         "remote": ["urllib3>=2.2", "boto3>=1.34"],
         "parquet": ["pyarrow>=15"],  # tables of one's own
+        "wandb": ["wandb>=0.19"],  # run.trackers
+        "mlflow": ["mlflow-skinny>=2.20"],  # run.trackers
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6"],  # the site of `make docs`
         "test": [
             "urllib3>=2.2",

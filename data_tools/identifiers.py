@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.archives.groups import possible_groups
 from data_tools.deidentify import VENDORS, find_identifiers
 from m4oe_ds.data.cards import Card, Subgroup, card_from, find_card
+from m4oe_ds.data.cards.bands import possible_groups
 from m4oe_ds.data.schema import GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS, SPLITS
 from m4oe_ds.errors import ConfigError, DataError
 

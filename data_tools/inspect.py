@@ -22,6 +22,7 @@ from m4oe_ds.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from data_tools.sheet import Exhibit
     from m4oe_ds.data.cards import Card
     from m4oe_ds.data.manifest import Manifest, Shard
 
@@ -30,8 +31,7 @@ _WHAT = {
     (True, False): "is a file, not a folder",
     (True, True): "holds no train, val or test folder",
 }
-SHEET_SAMPLES = 8  # rows of the contact sheet, per split
-TILE = 160  # pixels of the longer side of a tile
+SHEET_SAMPLES = 4  # of each split on the contact sheet: all fit a page
 
 
 def load_splits(folder: Path) -> dict[str, Manifest]:
@@ -155,51 +155,59 @@ def check(folder: Path, manifests: dict[str, Manifest], checksums: bool = True) 
 # ---------------------------------------------------------------------------------------------- contact sheet
 
 
-def contact_sheet(folder: Path, manifests: dict[str, Manifest], path: Path | BinaryIO) -> int:
-    """Writes a PNG with the first samples of every split, one row each, one column per modality that is no table.
+def contact_sheet(folder: Path, manifests: dict[str, Manifest], path: Path | BinaryIO) -> str:
+    """Writes a PNG with some samples of every split, their pictures side by side under their labels in words.
 
     Returns:
-        How many samples it shows.
+        What it shows, such as ``12 of 644 samples, 4 from each split``.
 
     Raises:
         DataError: a sample cannot be read, or there is none.
     """
-    import numpy as np
-    from PIL import Image
-
+    from data_tools import sheet
     from m4oe_ds.data.shard_reader import read_sample
 
-    strips = []
+    exhibits, counts = [], []
     for split, manifest in manifests.items():
         places = [
             (shard, shard.offsets[i], shard.offsets[i + 1])
             for shard in manifest.shards
             for i in range(shard.num_samples)
         ]
-        for shard, start, stop in places[:SHEET_SAMPLES]:
-            strips.append(_strip(read_sample(Path(folder) / split / shard.name, start, stop), manifest.card))
-    if not strips or not strips[0].size:
+        number = min(SHEET_SAMPLES, len(places))
+        chosen = [places[k * len(places) // number] for k in range(number)]  # from all over the split
+        counts.append(len(chosen))
+        for shard, start, stop in chosen:
+            exhibits.append(_exhibit(read_sample(Path(folder) / split / shard.name, start, stop), manifest.card, split))
+    card = next(iter(manifests.values())).card
+    if not exhibits or all(one.kind == "table" for one in card.inputs):
         raise DataError("holds no sample to show", str(folder), "convert an archive with samples")
-    Image.fromarray(np.concatenate(strips)).save(path, format="PNG")
-    return len(strips)
+    total = sum(manifest.num_samples for manifest in manifests.values())
+    each = f"{counts[0]} from each split" if len(set(counts)) == 1 else f"at most {max(counts)} from each split"
+    kind = "synthetic " if any(manifest.synthetic for manifest in manifests.values()) else ""
+    shown = f"{len(exhibits)} of {total} {kind}samples, {each}"
+    middle = ", of volumes the middle slice" if any(one.kind == "volume" for one in card.inputs) else ""
+    heading = f"{card.title}: {shown}; grey values as stored{middle}"
+    sheet.draw(exhibits, card, heading).save(path, format="PNG")
+    return shown
 
 
-def _strip(members: Mapping[str, bytes], card: Card) -> NDArray[Any]:
-    """A row of the contact sheet: the pictures of one sample side by side."""
-    import numpy as np
+def _exhibit(members: Mapping[str, bytes], card: Card, split: str) -> Exhibit:
+    """What the sheet shows of a sample of a shard."""
+    import json
 
+    from data_tools.sheet import exhibit
     from m4oe_ds.data.codecs import decode
 
-    shown = [one for one in card.inputs if one.kind != "table"]
-    strip = np.full((TILE, TILE * len(shown), 3), 40, np.uint8)
+    meta, pictures = {}, {}
     for name, data in members.items():
         modality, _, codec = name.partition(".")
-        for place, spec in enumerate(shown):
-            if modality == spec.name:
-                picture = tile(decode(data, codec), spec.kind == "volume")
-                rows, cols = picture.shape[:2]
-                strip[:rows, place * TILE : place * TILE + cols] = picture
-    return strip
+        spec = next((one for one in card.inputs if one.name == modality and one.kind != "table"), None)
+        if name == "meta.json":
+            meta = json.loads(data)
+        elif spec is not None:
+            pictures[modality] = tile(decode(data, codec), spec.kind == "volume")
+    return exhibit(meta, pictures, card, split)
 
 
 def tile(pixels: NDArray[Any], volume: bool) -> NDArray[Any]:
@@ -211,6 +219,8 @@ def tile(pixels: NDArray[Any], volume: bool) -> NDArray[Any]:
     """
     import numpy as np
     from PIL import Image
+
+    from data_tools.sheet import TILE
 
     if volume:
         pixels = pixels[len(pixels) // 2]
@@ -242,7 +252,7 @@ def inspect(folder: Path, phi: bool = False, sheet: Path | None = None) -> tuple
         if not found:
             lines.append("nothing identifying found")
     if sheet is not None:
-        lines.append(f"{contact_sheet(folder, manifests, sheet)} samples shown in {sheet}")
+        lines.append(f"{contact_sheet(folder, manifests, sheet)}: {sheet}")
     return lines, problems
 
 
@@ -250,7 +260,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command line."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of shards, made by `m4oe convert`")
     parser.add_argument(
-        "--contact-sheet", type=Path, default=None, metavar="PNG", help="picture to write with the first samples"
+        "--contact-sheet",
+        type=Path,
+        default=None,
+        metavar="PNG",
+        help="picture to write with some samples of each split",
     )
     parser.add_argument("--phi", action="store_true", help="search every byte for identifying content")
 

@@ -28,6 +28,7 @@ def parser() -> Parser:
     _add_training(commands)
     _add_data(commands)
     _add_results(commands)
+    _add_diff(commands)
     _add_studies(commands)
     _add_export_models_config(commands)
     for command in commands.choices.values():  # also behind the command
@@ -160,8 +161,23 @@ def _add_results(commands: argparse._SubParsersAction[Parser]) -> None:
     analyze.set_defaults(work=analysis.main)
 
 
+def _add_diff(commands: argparse._SubParsersAction[Parser]) -> None:
+    from m4oe_ds.diff import command as comparison
+
+    diff = add_command(
+        commands,
+        "diff",
+        "show how two runs differ: configuration, curves, answers to the same samples",
+        "m4oe diff runs/first runs/second --output runs/first-and-second",
+        more="Ends with status 1 if no answer could be compared.",
+    )
+    comparison.add_arguments(diff)
+    diff.set_defaults(work=comparison.main)
+
+
 def _add_studies(commands: argparse._SubParsersAction[Parser]) -> None:
     from m4oe_ds.compare import command as comparison
+    from m4oe_ds.figures import command as drawing
     from m4oe_ds.planning import command as planning
     from m4oe_ds.scaling import command as scaling
 
@@ -194,6 +210,17 @@ def _add_studies(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     comparison.add_arguments(compare)
     compare.set_defaults(work=comparison.main)
+
+    drawn = add_command(
+        commands,
+        "figures",
+        "make the paper's Table 1 and 2 and Fig. 3 to 7 again, from trainings to an index of files",
+        "m4oe figures --preset smoke --dry-run",
+        "m4oe figures --preset small --only table1,fig4",
+        more="What is finished is not made again. Ends with status 1 if something is missing.",
+    )
+    drawing.add_arguments(drawn)
+    drawn.set_defaults(work=drawing.main)
 
 
 def _add_export_models_config(commands: argparse._SubParsersAction[Parser]) -> None:

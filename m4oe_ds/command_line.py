@@ -10,6 +10,7 @@ from pathlib import Path
 from m4oe_ds.errors import EnvironmentProblem, UserError
 
 INTERRUPTED = 130  # as shells have it
+_LESS = "use fewer samples per forward or a smaller model; `m4oe plan` says what a job needs"
 
 
 def guarded(work: Callable[[], object], *, debug: bool = False, prefix: str = "") -> int:
@@ -41,8 +42,13 @@ def guarded(work: Callable[[], object], *, debug: bool = False, prefix: str = ""
         package = (error.name or "").partition(".")[0]
         if debug or package in ("m4oe_ds", "data_tools"):
             raise
-        what = f"{package or 'a package'} cannot be imported: {next(iter(str(error).splitlines()), '')}"
+        what = f"{package or 'a package'} cannot be imported: {_first_line(error)}"
         problem = EnvironmentProblem(what, fix="`m4oe doctor --quick` looks at the packages")
+        return _say(f"{prefix}error: {problem}", problem.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if debug or not _is_out_of_memory(error):
+            raise
+        problem = EnvironmentProblem(_first_line(error), fix=_LESS)
         return _say(f"{prefix}error: {problem}", problem.exit_code)
     except KeyboardInterrupt:
         return _say(f"{prefix}stopped", INTERRUPTED)
@@ -98,6 +104,17 @@ def _remedy(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return "check the path"
     return "check the disk, or choose another place"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or numpy asked for more than there is; told by names, so that torch need not be imported."""
+    words = ("can't allocate memory", "not enough memory", "out of memory", "Unable to allocate")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def _first_line(error: BaseException) -> str:
+    told = next(iter(str(error).splitlines()), "")
+    return "this machine has too little memory" + (f" ({told})" if told else "")
 
 
 def _say(line: str, status: int) -> int:

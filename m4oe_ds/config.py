@@ -12,7 +12,12 @@ from typing import Any, Literal
 
 CONFIG_VERSION = 1
 PARTS = ("backbone", "router", "experts", "heads", "other")  # of a model: m4oe_ds/models/parts.py
+TRACKERS = ("tensorboard", "wandb", "mlflow")  # m4oe_ds/training/trackers.py
 DECAY_KINDS = ("norms", "biases", "scales", "embeddings")  # of parameters that are no weights
+SMALLEST_IMAGE, MOST_PIXELS, MOST_VOXELS = 8, 16384, 4096  # along one side
+MOST_PROCESSES = 4096  # of one machine
+MOST_SEED = 2**63 - 1
+Names = Literal["a data set", "a system", "a network of timm", "modalities", "tasks", "splits"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,11 @@ class Bounds:
     def __str__(self) -> str:
         """Such as ``at least 0 and at most 1``."""
         limits = ((field.name.replace("_", " "), getattr(self, field.name)) for field in dataclasses.fields(self))
-        return " and ".join(f"{name} {limit:g}" for name, limit in limits if limit is not None)
+        return " and ".join(f"{name} {_short(limit)}" for name, limit in limits if limit is not None)
+
+
+def _short(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
 def option(
@@ -56,13 +65,21 @@ def option(
     at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    names: Names | None = None,
 ) -> Any:
-    """A field with its default, the sentence that documents it, and the :class:`Bounds` of its numbers.
+    """A field with its default and the sentence that documents it. Mutable defaults are copied per instance.
 
-    Mutable defaults are copied per instance.
+    Args:
+        default: its default.
+        sentence: what it means.
+        at_least: see :class:`Bounds`.
+        at_most: see :class:`Bounds`.
+        above: see :class:`Bounds`.
+        below: see :class:`Bounds`.
+        names: what its texts (the keys of a mapping) are names of; :mod:`m4oe_ds.config_checks` knows which there are.
     """
     bounds = Bounds(at_least=at_least, at_most=at_most, above=above, below=below)
-    metadata = {"doc": sentence, "bounds": bounds}
+    metadata = {"doc": sentence, "bounds": bounds, "names": names}
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -86,7 +103,7 @@ class CheckpointConfig:
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     name: str = option("run", "Name shown in logs and the report.")
-    seed: int = option(0, "The one seed every generator is derived from.", at_least=0)
+    seed: int = option(0, "The one seed every generator is derived from.", at_least=0, at_most=MOST_SEED)
     num_epochs: int = option(100, "Passes over the training split (paper: 100).", at_least=1)
     max_steps: int = option(0, "Stop after N optimizer steps; 0 = no limit.", at_least=0)
     log_every_steps: int = option(10, "Write a log line every N optimizer steps.", at_least=1)
@@ -103,7 +120,7 @@ class RunConfig:
     detect_anomaly: bool = option(
         False, "Name the operation whose gradient is not a number; slows training down several times."
     )
-    tensorboard: bool = option(True, "Write TensorBoard events next to log.jsonl.")
+    tensorboard: bool = option(True, "Write TensorBoard events next to log.jsonl, if `run.trackers` has it.")
     trackers: tuple[str, ...] = option(
         ("tensorboard",), "Who is told the figures: `tensorboard`, `wandb`, `mlflow`, or `package.module:Class`."
     )
@@ -133,11 +150,13 @@ class AugmentConfig:
 class PhantomConfig:
     patients: int = option(0, "Synthetic patients to generate where `root` does not exist; 0 = never.", at_least=0)
     root: str = option("", "Folder of their shards; made only if `data.root` is this very folder, never for another.")
-    seed: int = option(0, "Seed of the synthetic archive.", at_least=0)
+    seed: int = option(0, "Seed of the synthetic archive.", at_least=0, at_most=2**32 - 1)
     risk_prevalence: float = option(
         0.35, "Share of the synthetic people who meet the event of the tasks with a horizon.", at_least=0, at_most=1
     )
-    image_size: tuple[int, ...] = option((128, 104), "Rows and columns of the images stored in the shards.", at_least=8)
+    image_size: tuple[int, ...] = option(
+        (128, 104), "Rows and columns of the images stored in the shards.", at_least=SMALLEST_IMAGE, at_most=MOST_PIXELS
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +165,7 @@ class SamplingConfig:
         "uniform", "`uniform`: every sample once per epoch; `balanced`: rare classes more often, common ones less."
     )
     tasks: tuple[str, ...] = option(
-        (), "`balanced`: tasks whose classes count; with all horizons of an event its time."
+        (), "`balanced`: tasks whose classes count; with all horizons of an event its time.", names="tasks"
     )
     strength: float = option(0.5, "`balanced`: 0 = as they come, 1 = all classes equally often.", at_least=0, at_most=1)
     max_ratio: float = option(
@@ -159,17 +178,26 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    dataset: str = option("embed", "Data set: the name of a shipped card, or the path of one of your own.")
+    dataset: str = option(
+        "embed", "Data set: the name of a shipped card, or the path of one of your own.", names="a data set"
+    )
     root: str = option("", "Folder, or http(s)://, s3:// or gs:// address, holding one sub-folder of shards per split.")
     cache_dir: str = option("", "Remote shards: local folder to fetch them to; empty = read parts of them remotely.")
     cache_gb: float = option(
         50.0, "Remote shards: most the cache folder may hold, in 10^9 bytes, per machine.", above=0
     )
-    modalities: tuple[str, ...] = option((), "Modalities to use, by name; empty = all of the data set.")
-    tasks: tuple[str, ...] = option((), "Tasks to train, by name; empty = all of the data set.")
-    image_size: tuple[int, ...] = option((224, 224), "Height and width fed to the embedders, in pixels.", at_least=8)
+    modalities: tuple[str, ...] = option(
+        (), "Modalities to use, by name; empty = all of the data set.", names="modalities"
+    )
+    tasks: tuple[str, ...] = option((), "Tasks to train, by name; empty = all of the data set.", names="tasks")
+    image_size: tuple[int, ...] = option(
+        (224, 224), "Height and width fed to the embedders, in pixels.", at_least=SMALLEST_IMAGE, at_most=MOST_PIXELS
+    )
     volume_size: tuple[int, ...] = option(
-        (32, 64, 64), "Depth, height and width of volumes in 3-D fed to the embedders, in voxels.", at_least=4
+        (32, 64, 64),
+        "Depth, height and width of volumes in 3-D fed to the embedders, in voxels.",
+        at_least=4,
+        at_most=MOST_VOXELS,
     )
     complete_only: bool = option(False, "Use only samples that have every modality (what the paper implies).")
     modality_dropout: float = option(
@@ -183,7 +211,12 @@ class DataConfig:
     )
     sampling: SamplingConfig = section(SamplingConfig, "How often samples come during training.")
     contralateral: bool = option(False, "Also read the other side of the same exam (AsymMirai needs it).")
-    workers: int = option(2, "Reader processes per rank; 0 reads in the training process.", at_least=0)
+    workers: int = option(
+        2,
+        "Reader processes per rank; 0 reads in the training process.",
+        at_least=0,
+        at_most=MOST_PROCESSES,
+    )
     verify: Literal["full", "size"] = option("full", "Check shards at start by sha256 (`full`) or by size alone.")
     max_bad_fraction: float = option(
         0.001, "Stop when more than this share of the samples of a split is unreadable.", at_least=0, at_most=1
@@ -197,6 +230,7 @@ class EmbedderConfig:
     backbone: str = option(
         "vit_base_patch16_224",
         "Name of any timm model, ViT or convolutional; volumes in 3-D need a ViT, whose blocks they pass.",
+        names="a network of timm",
     )
     options: dict[str, Any] = option({}, "Further keyword arguments for timm, e.g. {patch_size: 8, depth: 2}.")
     volume_patch: tuple[int, ...] = option(
@@ -251,7 +285,9 @@ class FusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    name: str = option("m4oe", "A name that `m4oe models` lists, or one of your own: `package.module:Class`.")
+    name: str = option(
+        "m4oe", "A name that `m4oe models` lists, or one of your own: `package.module:Class`.", names="a system"
+    )
     dim: int = option(768, "Token width d.", at_least=1)
     mlp_ratio: float = option(4.0, "Hidden width of an expert in units of d.", above=0)
     use_mtoe: bool = option(True, "Ablation switch: without it a learned task query takes the place of g_k.")
@@ -284,7 +320,7 @@ class ModelConfig:
     attach_mtoe: Literal["none", "replace", "append"] = option(
         "none", "Compared systems: put an MToE in place of the fusion (`replace`), or add it to that (`append`)."
     )
-    options: dict[str, Any] = option({}, "Options of the named model; its documentation lists them.")
+    options: dict[str, Any] = option({}, "Options of the named model; see the end of this page.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +356,17 @@ class TaskLossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibratedOptions:
+    """``loss.gradient_options`` of ``loss.gradient_policy: calibrated``."""
+
+    rule: Literal["norm", "imtl_g"] = option("norm", "One level of the gradients, or equal projections.")
+    momentum: float = option(0.9, "`norm`: smoothing of the mean norm over the steps.", at_least=0, below=1)
+    normalise: bool = option(True, "`norm`: weights sum to the number of tasks; the smoothing then cancels.")
+    branches: bool = option(True, "Calibrate the modality branches as well.")
+    weighted_heads: bool = option(False, "Weigh the losses, and so the heads too.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     alpha: float = option(0.05, "Weight of the mutual information, subtracted from the loss (paper: 0.05).", at_least=0)
     mutual_information: MutualInformationConfig = section(
@@ -329,11 +376,9 @@ class LossConfig:
         "sum",
         "`calibrated`: bring the gradients of tasks and modalities to one level (FULLER); a second forward per step.",
     )
-    gradient_options: dict[str, Any] = option(
-        {}, "`calibrated`: rule (norm or imtl_g), momentum, normalise, branches, weighted_heads."
-    )
+    gradient_options: dict[str, Any] = option({}, "Options of `calibrated`; see the end of this page.")
     default: TaskLossConfig = section(TaskLossConfig, "Loss of every task not listed under `tasks`.")
-    tasks: dict[str, TaskLossConfig] = option({}, "Losses of single tasks, by task name.")
+    tasks: dict[str, TaskLossConfig] = option({}, "Losses of single tasks, by task name.", names="tasks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,7 +417,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    splits: tuple[str, ...] = option(("val", "test"), "Splits evaluated at the end of training.")
+    splits: tuple[str, ...] = option(("val", "test"), "Splits evaluated at the end of training.", names="splits")
     resamples: int = option(1000, "Patient-clustered bootstrap resamples for the intervals.", at_least=0)
     micro_batch: int = option(0, "Samples per forward and rank; 0 = as in training.", at_least=0)
     num_examples: int = option(

@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from m4oe_ds.config import CONFIG_VERSION, DECAY_KINDS, PARTS, Bounds, Config
+from m4oe_ds import config_names, free_options
+from m4oe_ds.config import (
+    CONFIG_VERSION,
+    DECAY_KINDS,
+    PARTS,
+    SMALLEST_IMAGE,
+    TRACKERS,
+    Bounds,
+    CalibratedOptions,
+    Config,
+)
+from m4oe_ds.config_names import Places
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.models import outside
 from m4oe_ds.models.fit import Question
+from m4oe_ds.models.options import OPTIONS, NoOptions, clash
 from m4oe_ds.models.systems import find_system, settings_of, unfit
 from m4oe_ds.yaml_tree import nearest
-
-
-class Places(Protocol):
-    """Where options were given."""
-
-    def place(self, *names: str, otherwise: str) -> str:
-        """File and line, or ``--set`` option, of the first of ``names`` that was given."""
-        ...
 
 
 def contradictions(config: Config, where: str, found: Places) -> Iterator[str]:
@@ -35,16 +39,22 @@ def contradictions(config: Config, where: str, found: Places) -> Iterator[str]:
     if config.config_version != CONFIG_VERSION:
         place = found.place("config_version", otherwise=where)
         yield f"{place}: config_version {config.config_version}; this package reads {CONFIG_VERSION}"
-    yield from _unknown_names(config, where, found)
+    if not re.fullmatch(r"[^/\\\s][^/\\]*", config.run.name) or config.run.name in (".", ".."):
+        place = found.place("run.name", otherwise=where)
+        yield f"{place}: run.name={config.run.name!r} must be the name of a folder, without slashes"
+    yield from config_names.unknown(config, where, found)
     for name, value, bounds in _bounded(config, ""):
         if not bounds.hold(value):
-            yield f"{found.place(name, otherwise=where)}: {name}={value} must be {bounds}"
+            shown = list(value) if isinstance(value, tuple) else value
+            yield f"{found.place(name, otherwise=where)}: {name}={shown} must be {bounds}"
     yield from _volumes(config, where, found)
     sizes = {"data.image_size": config.data.image_size, "data.phantom.image_size": config.data.phantom.image_size}
     for name, size in sizes.items():
         if len(size) != 2:
-            yield f"{found.place(name, otherwise=where)}: {name} must be [height, width], got {size}"
+            yield f"{found.place(name, otherwise=where)}: {name} must be [height, width], got {list(size)}"
     yield from _model(config, where, found)
+    yield from _free(config, where, found)
+    yield from _idle(config, where, found)
     yield from _patches(config, where, found)
     yield from _heads(config, where, found)
     yield from _parts(config, where, found)
@@ -69,10 +79,15 @@ def _parts(config: Config, where: str, found: Places) -> Iterator[str]:
             if name not in known:
                 place = found.place(f"{option}.{name}", option, otherwise=where)
                 yield f"{place}: unknown name {name!r} in {option}{nearest(name, known)}"
+    for name in config.run.trackers:
+        if name not in TRACKERS and ":" not in name:
+            place = found.place("run.trackers", otherwise=where)
+            yield f"{place}: unknown tracker {name!r}{nearest(name, TRACKERS)}; or write package.module:Class"
     for name in config.optim.parts:
-        if name in frozen:
+        by = "model.freeze" if name in frozen else "model.embedder.freeze"
+        if name in frozen or (name == "backbone" and config.model.embedder.freeze):
             place = found.place(f"optim.parts.{name}", otherwise=where)
-            yield f"{place}: optim.parts.{name} does nothing: model.freeze has {name}; remove one of them"
+            yield f"{place}: optim.parts.{name} does nothing: {by} freezes it; remove one of them"
     if set(frozen) >= set(PARTS):
         yield f"{found.place('model.freeze', otherwise=where)}: model.freeze leaves nothing to train"
     if "experts" in frozen and config.model.name == "m4oe":
@@ -92,7 +107,8 @@ def _model(config: Config, where: str, found: Places) -> Iterator[str]:
     try:
         find_system(model.name)
     except ConfigError as error:
-        yield f"{found.place('model.name', otherwise=where)}: {error}"
+        if outside.is_outside(model.name):  # of the others it was said already
+            yield f"{found.place('model.name', otherwise=where)}: {error}"
         return
     if model.missing_modality == "bank" and model.name != "m4oe":
         place = found.place("model.missing_modality", otherwise=where)
@@ -113,6 +129,46 @@ def _model(config: Config, where: str, found: Places) -> Iterator[str]:
         yield f"{place}: run.checkpoint.metric: no task of this run has classes, and so no {metric}; use loss"
 
 
+def _free(config: Config, where: str, found: Places) -> Iterator[str]:
+    """Options whose names depend on the named system or policy."""
+    calibrated = config.loss.gradient_policy == "calibrated"
+    kinds: dict[str, tuple[type, dict[str, Any], str]] = {
+        "loss.gradient_options": (
+            CalibratedOptions if calibrated else NoOptions,
+            config.loss.gradient_options,
+            f"of loss.gradient_policy {config.loss.gradient_policy}",
+        )
+    }
+    if config.model.name in OPTIONS:
+        kinds["model.options"] = OPTIONS[config.model.name], config.model.options, f"of {config.model.name}"
+    for path, (kind, values, owner) in kinds.items():
+        wrong = list(free_options.problems(kind, values))
+        for name, what in wrong:
+            place = found.place(f"{path}.{name}", path, otherwise=where)
+            yield f"{place}: {path}.{name} ({owner}) {what}"
+        if path == "model.options" and not wrong:
+            told = clash(config.model.name, free_options.read(kind, values), config.model.dim)
+            if told:
+                yield f"{found.place(f'{path}.heads', path, 'model.dim', otherwise=where)}: {told}"
+
+
+def _idle(config: Config, where: str, found: Places) -> Iterator[str]:
+    """Options that were given and would do nothing, because another one decides."""
+    model, ours = config.model, config.model.name == "m4oe"
+    idle = {
+        "model.regime": ours and model.regime != "vit" and "it is for compared systems",
+        "model.attach_mtoe": ours and model.attach_mtoe != "none" and "it is for compared systems",
+        "model.use_mtoe": not ours and not model.use_mtoe and "it is an ablation of m4oe",
+        "model.use_msoe": not ours and not model.use_msoe and "it is an ablation of m4oe",
+        "data.sampling.tasks": bool(config.data.sampling.tasks)
+        and config.data.sampling.kind == "uniform"
+        and "it is for data.sampling.kind: balanced",
+    }
+    for name, reason in idle.items():
+        if reason:
+            yield f"{found.place(name, otherwise=where)}: {name} does nothing here: {reason}; leave it out"
+
+
 def patch_size(config: Config) -> int:
     """Side of the square patches of the image backbone, pixels; 0 where it has none, or its name does not say."""
     given = config.model.embedder.options.get("patch_size", 0)
@@ -125,7 +181,7 @@ def patch_size(config: Config) -> int:
 def _patches(config: Config, where: str, found: Places) -> Iterator[str]:
     """Image sizes that the patches do not cover: what is left over would never be seen."""
     size, patch = config.data.image_size, patch_size(config)
-    if len(size) == 2 and min(size) >= 8 and patch and any(side % patch for side in size):
+    if len(size) == 2 and min(size) >= SMALLEST_IMAGE and patch and any(side % patch for side in size):
         place = found.place("data.image_size", "model.embedder.options", "model.embedder.backbone", otherwise=where)
         fits = [max(patch, round(side / patch) * patch) for side in size]
         yield f"{place}: patches of {patch} pixels do not divide data.image_size={list(size)}; write e.g. {fits}"
@@ -149,7 +205,7 @@ def _volumes(config: Config, where: str, found: Places) -> Iterator[str]:
     size, patch = config.data.volume_size, config.model.embedder.volume_patch
     for name, value in {"data.volume_size": size, "model.embedder.volume_patch": patch}.items():
         if len(value) != 3:
-            yield f"{found.place(name, otherwise=where)}: {name} must be [depth, height, width], got {value}"
+            yield f"{found.place(name, otherwise=where)}: {name} must be [depth, height, width], got {list(value)}"
     try:
         card = find_card(config.data.dataset)
     except ConfigError:
@@ -167,27 +223,6 @@ def _volumes(config: Config, where: str, found: Places) -> Iterator[str]:
         if lost and (task.of in solid or not chosen[0].flat):
             place = found.place("data.modalities", otherwise=where)
             yield f"{place}: data.modalities leaves out {task.of}, over which the mask {task.name} lies"
-
-
-def _unknown_names(config: Config, where: str, found: Places) -> Iterator[str]:
-    """Data set, modalities and tasks that do not exist."""
-    dataset = config.data.dataset
-    try:
-        spec = find_card(dataset)
-    except ConfigError as error:
-        place = found.place("data.dataset", otherwise=where)
-        yield str(error) if Path(dataset).is_file() else f"{place}: data.dataset: {error}"
-        return
-    known_tasks = [task.name for task in spec.tasks]
-    for option, kind, values, known in (
-        ("data.modalities", "modalities", config.data.modalities, list(spec.modalities)),
-        ("data.tasks", "tasks", config.data.tasks, known_tasks),
-        ("loss.tasks", "tasks (under loss)", tuple(config.loss.tasks), known_tasks),
-    ):
-        for name in values:
-            if name not in known:
-                place = found.place(f"{option}.{name}", option, otherwise=where)
-                yield f"{place}: {name!r} is not one of the {kind} of {spec.name}{nearest(name, known)}"
 
 
 def _bounded(section: Any, path: str) -> Iterator[tuple[str, Any, Bounds]]:

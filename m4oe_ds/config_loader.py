@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +49,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     path = None if path is None else shipped.find(shipped.CONFIG, path)
     tree = _read(path, ()) if path is not None else Node({}, "defaults")
     for text in overrides:
-        tree = _merge(tree, _parse_override(text))
+        tree = _merge(tree, _parse_override(text), _FREE)
     found = _Findings()
     config = _build(Config, tree, "", found)
     if not found.problems:
@@ -100,7 +101,7 @@ def _parse_override(text: str) -> Node:
     node = to_tree(composed, where) if composed is not None else Node("", where)
     _relabel(node, where)
     for part in reversed(key.split(".")):
-        node = Node({part: node}, where)
+        node = Node({part: node}, where, dotted=True)
     return node
 
 
@@ -112,26 +113,49 @@ def _relabel(node: Node, where: str) -> None:
             _relabel(child, where)
 
 
-def _merge(base: Node, update: Node) -> Node:
-    """Mappings merge (an empty one clears), everything else is replaced."""
-    if not (isinstance(base.value, dict) and isinstance(update.value, dict) and update.value):
+def _merge(base: Node, update: Node, whole: frozenset[str] = frozenset(), path: str = "") -> Node:
+    """Mappings merge (an empty one clears), everything else is replaced.
+
+    Args:
+        base: what was there.
+        update: what is put over it.
+        whole: dotted names of mappings that are replaced where the update writes them with braces.
+        path: dotted name of the two.
+    """
+    given = isinstance(base.value, dict) and isinstance(update.value, dict) and update.value
+    if not given or (path in whole and not update.dotted):
         return update
     merged = dict(base.value)
     for key, node in update.value.items():
-        merged[key] = _merge(merged[key], node) if key in merged else node
+        below = f"{path}.{key}" if path else key
+        merged[key] = _merge(merged[key], node, whole, below) if key in merged else node
     return Node(merged, update.where)
+
+
+def _free_mappings(cls: Any, path: str = "") -> Iterator[str]:
+    """Dotted names of the options that are mappings without a layout of their own, such as ``model.options``."""
+    for name, hint in typing.get_type_hints(cls).items():
+        dotted = f"{path}.{name}" if path else name
+        if dataclasses.is_dataclass(hint):
+            yield from _free_mappings(hint, dotted)
+        elif typing.get_origin(hint) is dict and not dataclasses.is_dataclass(typing.get_args(hint)[1]):
+            yield dotted
+
+
+_FREE = frozenset(_free_mappings(Config))
 
 
 def _build(cls: Any, node: Node, path: str, found: _Findings) -> Any:
     if not isinstance(node.value, dict):
-        found.problems.append(f"{node.where}: {path or 'the file'} must be a mapping, got {node.value!r}")
+        found.problems.append(f"{node.where}: {path or 'the file'} must be a mapping, got {plain(node)!r}")
         return None
     hints = typing.get_type_hints(cls)
     values = {}
     for key, child in node.value.items():
         dotted = f"{path}.{key}" if path else key
         if key not in hints:
-            found.problems.append(f"{child.where}: unknown key {dotted}{nearest(key, list(hints))}")
+            glued = "; write a blank after the colon" if ":" in key else ""
+            found.problems.append(f"{child.where}: unknown key {dotted}{nearest(key, list(hints))}{glued}")
             continue
         values[key] = _value(hints[key], child, dotted, found)
     return None if found.problems else cls(**values)
@@ -186,7 +210,10 @@ def _whole(node: Node) -> int:
 def _number(node: Node) -> float:
     if isinstance(node.value, bool):
         raise TypeError
-    return float(node.value)  # also text such as 1e-4, which YAML does not take for a number
+    value = float(node.value)  # also text such as 1e-4, which YAML does not take for a number
+    if not math.isfinite(value):
+        raise ValueError
+    return value
 
 
 def _text(node: Node) -> str:
@@ -196,14 +223,16 @@ def _text(node: Node) -> str:
 
 
 def _reject(expected: str, node: Node, path: str, found: _Findings) -> None:
-    found.problems.append(f"{node.where}: {path} must be {expected}, got {plain(node)!r}")
+    value = plain(node)
+    shown = yaml.safe_dump(value).split()[0] if value is None or isinstance(value, bool) else repr(value)
+    found.problems.append(f"{node.where}: {path} must be {expected}, got {shown}")
 
 
 # Every type that an option can have: what its message says was expected, and the converter.
 _PLAIN: dict[Any, tuple[str, Callable[[Node], Any]]] = {
     bool: ("true or false", _boolean),
     int: ("a whole number", _whole),
-    float: ("a number", _number),
+    float: ("a finite number", _number),
     str: ("text", _text),
     Any: ("any value", plain),
 }

@@ -57,6 +57,26 @@ def resolve(environ: Mapping[str, str], expand_hosts: Callable[[str], list[str]]
     return LaunchEnvironment(0, 1, 0, 1, "127.0.0.1", free_port(), "single")
 
 
+def check_accelerator(environ: Mapping[str, str]) -> None:
+    """``DS_ACCELERATOR``, which DeepSpeed takes at its word: what it names must be here.
+
+    Args:
+        environ: usually ``os.environ``.
+
+    Raises:
+        EnvironmentProblem: it is not, or nothing that this trainer runs on.
+    """
+    wanted = environ.get("DS_ACCELERATOR", "")
+    if wanted not in ("", "cpu", "cuda"):
+        raise EnvironmentProblem(f"{wanted!r} is no accelerator of this trainer", "DS_ACCELERATOR", "use cuda or cpu")
+    if wanted == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            fix = "unset it, or see what `m4oe doctor` says of the driver"
+            raise EnvironmentProblem("cuda, but torch sees no GPU on this machine", "DS_ACCELERATOR", fix)
+
+
 def _from_launcher(environ: Mapping[str, str]) -> LaunchEnvironment:
     missing = [name for name in _RENDEZVOUS if name not in environ]
     if missing:

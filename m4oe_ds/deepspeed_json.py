@@ -6,8 +6,9 @@ trainer relies on are checked; the rest is left to DeepSpeed. Nothing is copied 
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from m4oe_ds.errors import ConfigError
 # sections that this trainer reads keys of
 SECTIONS = ("optimizer", "zero_optimization", "bf16", "fp16", "data_types", "activation_checkpointing")
 _SHIPPED = "begin with a shipped one: `m4oe init DIR` copies them"
+_KNOWN = {*SECTIONS, "gradient_clipping", "train_batch_size", "amp", "zero_allow_untested_optimizer"}
 _MISSING = object()
 
 
@@ -138,7 +140,10 @@ def check(content: Mapping[str, Any], path: str, expects: Mapping[str, Any], con
     if "gradient_clipping" not in content:
         problems.append(f"{path}: gradient_clipping is missing and DeepSpeed's default is 1.0; write it, 0.0 for none")
     optimizer = content.get("optimizer", {})
-    if not isinstance(_lookup(content, "optimizer.params.lr"), (int, float)):
+    problems += [f"{path}: {line}" for line in _misspelt(content)]
+    if "optimizer" not in content and any(line.endswith("optimizer?") for line in problems):
+        pass  # said already
+    elif not isinstance(_lookup(content, "optimizer.params.lr"), (int, float)):
         problems.append(f"{path}: optimizer.params.lr is missing; the learning rate is owned by this file")
     if str(optimizer.get("type", "")).lower() == "adam" and "adam_w_mode" not in optimizer.get("params", {}):
         problems.append(
@@ -156,6 +161,14 @@ def check(content: Mapping[str, Any], path: str, expects: Mapping[str, Any], con
         problems.append(f"{path}: zero_optimization.reduce_scatter must stay true for sharded experts")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _misspelt(content: Mapping[str, Any]) -> Iterator[str]:
+    """Keys that are not there but nearly; of all others DeepSpeed itself is asked, which needs torch."""
+    for key in (*SECTIONS, "gradient_clipping", "train_batch_size"):
+        close = difflib.get_close_matches(key, [name for name in content if name not in _KNOWN], n=1, cutoff=0.8)
+        if key not in content and close:
+            yield f"unknown key {close[0]}; did you mean {key}?"
 
 
 def _lookup(content: Mapping[str, Any], dotted: str) -> Any:

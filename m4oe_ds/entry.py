@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from m4oe_ds.arguments import Parser, whole
 from m4oe_ds.command_line import guarded
+from m4oe_ds.coordinates import check_accelerator
 from m4oe_ds.errors import UserError
 from m4oe_ds.runs.request import Prepared, Request, makes_phantoms, prepare
 
@@ -105,6 +106,7 @@ def train(prepared: Prepared, first: bool) -> int:
     Raises:
         UserError: bad input of any kind.
     """
+    check_accelerator(os.environ)
     from m4oe_ds.analysis.validation_figures import ValidationFigures
     from m4oe_ds.training import app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -69,7 +70,9 @@ def check_known(items: Iterable[T], option: str, choices: Iterable[T], *, noun: 
     known = list(choices)
     if unknown := [str(item) for item in items if item not in known]:
         what = " ".join(filter(None, ("no", noun, ", ".join(unknown))))
-        raise ConfigError(what, option, advice or _choose(known))
+        close = difflib.get_close_matches(unknown[0], [str(one) for one in known], n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(what, option, hint + (advice or _choose(known)))
 
 
 def _choose(choices: Iterable[object]) -> str:

@@ -114,6 +114,11 @@ class Progress:
             sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
+    def clear(self) -> None:
+        """Takes the bar off the terminal for what somebody else prints next; the next update draws it again."""
+        if self._bar is not None:
+            self._bar.clear()
+
     def close(self, failed: bool = False) -> None:
         """Ends the bar, or says the last figures if any were said before."""
         if self._over.is_set():

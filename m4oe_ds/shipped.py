@@ -64,7 +64,7 @@ def find(kind: Kind, text: str | Path) -> Path:
     text = str(text)
     path = Path(text)
     if path.is_file():
-        if path.suffix in (kind.other[0], ".yml" if kind.other[0] == ".yaml" else ""):
+        if path.suffix.replace(".yml", ".yaml") == kind.other[0]:
             fix = f"give a {kind.suffix} file here, and this one to {kind.other[1]}"
             raise ConfigError(f"{text} is no {kind.what}", kind.option, fix)
         return path

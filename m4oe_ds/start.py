@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from m4oe_ds import entry
 from m4oe_ds.arguments import MOST_PROCESSES, whole
-from m4oe_ds.coordinates import free_port, resolve
+from m4oe_ds.coordinates import check_accelerator, free_port, resolve
 from m4oe_ds.deepspeed_json import batch_sizes
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.runs.request import Prepared, prepare
@@ -42,6 +42,9 @@ def main(options: argparse.Namespace) -> int:
             fix = "leave --gpus away under srun or another launcher"
             raise ConfigError(f"{place.world} ranks were started already", "--gpus", fix)
         entry.leave(entry.train(prepared, place.rank == 0))
+    check_accelerator(os.environ)
+    if options.ranks:
+        batch_sizes(prepared.ds_config, options.ranks, prepared.request.ds_config)  # before torch is imported
     ranks = _ranks(options.ranks)
     batch_sizes(prepared.ds_config, ranks, prepared.request.ds_config)
     if ranks == 1:

@@ -26,7 +26,7 @@ def read_json(path: Path, fix: str, keys: Sequence[str] = ()) -> dict[str, Any]:
         DataError: not there, not JSON, no object, or without one of the keys.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", str(path), fix) from None
     except (ValueError, RecursionError):
@@ -54,12 +54,16 @@ def read_arrays(path: Path, fix: str, names: Sequence[str] = ()) -> dict[str, np
     try:
         with np.load(path, allow_pickle=False) as stored:
             found = {name: stored[name] for name in stored.files}
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         why = getattr(error, "strerror", None) or f"{_size(path)}, no arrays"
         raise DataError(f"cannot be read ({why})", str(path), fix) from None
     if missing := [name for name in names if name not in found]:
         raise DataError(f"is damaged, or another file: it has no {', '.join(missing)}", str(path), fix)
     return found
+
+
+def _refuse(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def _size(path: Path) -> str:

@@ -23,10 +23,17 @@ class Exponent(str):
 
 @dataclass
 class Node:
-    """A parsed YAML value that remembers where it stands."""
+    """A parsed YAML value that remembers where it stands.
 
-    value: Any  # dict[str, Node], list[Node], or a scalar
+    Attributes:
+        value: a mapping of texts to nodes, a list of nodes, or a scalar.
+        where: file and line, or the option it was given with.
+        dotted: a mapping of one key that was written as ``a.b``, not in braces.
+    """
+
+    value: Any
     where: str
+    dotted: bool = False
 
 
 def read_tree(path: Path) -> Node:

@@ -13,6 +13,7 @@ from data_tools.archives import values
 from data_tools.archives.plan import ArchivePlan
 from data_tools.archives.values import OddValue
 from m4oe_ds.data.cards import Card, Subgroup
+from m4oe_ds.data.cards.bands import band
 from m4oe_ds.errors import ConfigError
 
 
@@ -39,23 +40,13 @@ def group_of(subgroup: Subgroup, text: str, missing: Set[str]) -> str | None:
     if subgroup.bands:
         value = values.number(text, frozenset(missing))
         assert value is not None
-        return values.band(value, subgroup.bands)
+        return band(value, subgroup.bands)
     return values.group_value(text)
 
 
 def _plain(text: str) -> str:
     """A field with one space between its words: tables have several in places."""
     return " ".join(text.split())
-
-
-def possible_groups(subgroup: Subgroup) -> frozenset[str] | None:
-    """All groups that a shard may say; None where the card lets the values of a column pass."""
-    if subgroup.values:
-        return frozenset(subgroup.values.values())
-    if not subgroup.bands:
-        return None
-    inside = (subgroup.bands[0] - 1, *subgroup.bands)
-    return frozenset(values.band(value, subgroup.bands) for value in inside)
 
 
 def with_subgroups(plan: ArchivePlan, card: Card, offered: tuple[str, ...]) -> None:

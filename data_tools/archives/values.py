@@ -177,23 +177,6 @@ def _at(column: str, read: Callable[[], Any]) -> Any:
         raise OddValue(odd.args[0], column) from None
 
 
-def band(value: float, borders: Sequence[float]) -> str:
-    """The band of a number between ascending borders: ``<40``, ``40-59``, ``>=80``; whole numbers end before the next.
-
-    Args:
-        value: the number.
-        borders: at least one.
-    """
-    if value < borders[0]:
-        return f"<{borders[0]:g}"
-    if value >= borders[-1]:
-        return f">={borders[-1]:g}"
-    place = next(k for k in range(len(borders) - 1) if value < borders[k + 1])
-    low, high = borders[place], borders[place + 1]
-    whole = all(border == int(border) for border in borders)
-    return f"{low:g}-{high - 1:g}" if whole and high - low > 1 else f"{low:g} to <{high:g}"
-
-
 def group_value(text: str) -> str:
     """The value of a subgroup as it may stand in a shard.
 

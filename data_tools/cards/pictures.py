@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.convert.sample import SampleResult
-from data_tools.inspect import TILE, tile
+from data_tools.inspect import tile
+from data_tools.sheet import draw, exhibit
 from m4oe_ds.data.cards import Card
 from m4oe_ds.data.codecs import decode
 
@@ -22,34 +23,34 @@ _COLOURS = (  # one for each class of a mask
 
 
 def write_sheet(card: Card, results: Sequence[SampleResult], path: Path) -> int:
-    """Writes a PNG, one row a sample, one column for each image or volume; returns how many samples it shows.
+    """Writes a PNG with samples as they would be stored; returns how many it shows.
 
     Args:
         card: the card.
         results: samples that were read.
         path: the PNG.
     """
-    from PIL import Image
-
     shown = [one for one in card.inputs if one.kind != "table"]
-    rows = [result for result in results if result.sums][:SAMPLES_SHOWN]
-    if not shown or not rows:
+    read = [result for result in results if result.sums]
+    if not shown or not read:
         return 0
-    sheet = np.full((TILE * len(rows), TILE * len(shown), 3), 40, np.uint8)
-    for down, result in enumerate(rows):
+    exhibits = []
+    for result in read[:SAMPLES_SHOWN]:
         members = {name.split(".")[0]: (data, name.rsplit(".", 1)[-1]) for name, data in result.members.items()}
-        for across, spec in enumerate(shown):
+        pictures = {}
+        for spec in shown:
             if spec.name not in members:
                 continue
             picture = tile(decode(*members[spec.name]), spec.kind == "volume").astype(np.float32)
             for task in card.tasks:
                 if task.dense and task.of == spec.name and task.name in members:
                     picture = _tinted(picture, decode(*members[task.name]), spec.kind == "volume", task.num_classes)
-            height, width = picture.shape[:2]
-            top, left = down * TILE, across * TILE
-            sheet[top : top + height, left : left + width] = picture.astype(np.uint8)
-    Image.fromarray(sheet).save(path, format="PNG")
-    return len(rows)
+            pictures[spec.name] = picture.astype(np.uint8)
+        exhibits.append(exhibit(result.meta, pictures, card))
+    masks = ", masks in colour" if any(task.dense for task in card.tasks) else ""
+    heading = f"{card.title}: {len(exhibits)} of {len(read)} samples that were read{masks}"
+    draw(exhibits, card, heading).save(path, format="PNG")
+    return len(exhibits)
 
 
 def _tinted(picture: NDArray[Any], bits: NDArray[Any], volume: bool, classes: int) -> NDArray[Any]:

@@ -277,40 +277,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--card", type=Path, dest="card_path", metavar="CARD", help="card of your own data (my.yaml)")
 
     def add(name: str, **more: Any) -> None:
-        """Adds an option by the name of its field."""
-        known: dict[str, Any] = {"choices": CHOICES[name]} if name in CHOICES else {}
-        parser.add_argument(_flag(name), **known, **more)
+        _add(parser, name, **more)
 
-    add("root", help="folder of the archive, or address of the data of --card, whose default is its own folder")
-    add("out", type=Path, required=True, help="folder to make; must not exist")
+    add(
+        "root",
+        metavar="DIR",
+        help="folder of the archive, or address of the data of --card, whose default is its own folder",
+    )
+    add("out", type=Path, required=True, metavar="DIR", help="folder to make; must not exist")
     add(
         "workers",
+        metavar="N",
         type=whole(0, arguments.MOST_PROCESSES),
         help="processes; default: one per processor, at most 8; 0 = convert in this one",
     )
-    add(
-        "rows",
-        type=whole(1, MOST_PIXELS),
-        help="height of the stored images; default 1024, GAMMA 512, else as the card says",
-    )
-    add(
-        "cols",
-        type=whole(1, MOST_PIXELS),
-        help="width of the stored images; default 832, GAMMA 512, else as the card says",
-    )
-    add("codec", default=plain.codec, help="pixel codec; default b2")
-    add("samples_per_shard", type=whole(1), default=plain.samples_per_shard, help="most samples in a shard; default 64")
-    add("birads_scheme", default=plain.birads_scheme, help="mapping of BI-RADS to three classes; default triage")
-    add("birads_sites", default=plain.birads_sites, help="RSNA: sites whose BI-RADS is used; default labelled")
-    add("risk_scope", default=plain.risk_scope, help="EMBED: give risk to both breasts (exam, default) or one (side)")
-    add("exclude_screen_detected", action="store_true", help="EMBED: drop exams within six months before a diagnosis")
     add("require", default=plain.require, help="whether a sample needs any or all of its images; default any")
-    add("split", help="percent of patients in train/val/test; default as the card says, or 70/10/20")
-    add("fold", type=whole(), default=plain.fold, help="GAMMA: the fold for testing; default 0")
-    add("salt_file", type=Path, help="file with the secret of the pseudonyms; made if absent")
-    add("limit", type=whole(1), help="convert only this many samples")
+    add(
+        "split",
+        metavar="TRAIN/VAL/TEST",
+        help="percent of patients in each, e.g. 70/10/20; default as the card says, or 70/10/20",
+    )
+    add("salt_file", type=Path, metavar="FILE", help="file with the secret of the pseudonyms; made if absent")
+    add("limit", metavar="N", type=whole(1), help="convert only this many samples")
     add(
         "part",
+        metavar="K/N",
         default=str(plain.part),
         help="make only every n-th shard: k/n; the last part to finish completes the work",
     )
@@ -318,13 +309,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("strict", action="store_true", help="stop where the archive is not as its documentation says")
     add(
         "max_quarantine",
+        metavar="SHARE",
         type=number(at_least=0, at_most=1),
         default=plain.max_quarantine,
-        help="share of bad images accepted; default 0.2",
+        help="share of bad images accepted, 0 to 1; default 0.2",
     )
     add(
         "max_missing",
+        metavar="SHARE",
         type=number(at_least=0, at_most=1),
         default=plain.max_missing,
-        help="share of the files a card's table names that may not be there; default 0",
+        help="share of the files a card's table names that may not be there, 0 to 1; default 0",
     )
+    _add_of_images(parser)
+    _add_of_archives(parser)
+
+
+def _add_of_images(parser: argparse.ArgumentParser) -> None:
+    """How images are stored."""
+    plain = ConvertOptions
+
+    def add(name: str, **more: Any) -> None:
+        _add(parser, name, **more)
+
+    add(
+        "rows",
+        metavar="N",
+        type=whole(1, MOST_PIXELS),
+        help="height of the stored images in pixels; default 1024, GAMMA 512, else as the card says",
+    )
+    add(
+        "cols",
+        metavar="N",
+        type=whole(1, MOST_PIXELS),
+        help="width of the stored images in pixels; default 832, GAMMA 512, else as the card says",
+    )
+    add("codec", default=plain.codec, help="pixel codec; default b2")
+    add(
+        "samples_per_shard",
+        metavar="N",
+        type=whole(1),
+        default=plain.samples_per_shard,
+        help="most samples in a shard; default 64",
+    )
+
+
+def _add_of_archives(parser: argparse.ArgumentParser) -> None:
+    """Options that only the readers of archives take."""
+    plain = ConvertOptions
+
+    def add(name: str, **more: Any) -> None:
+        _add(parser, name, **more)
+
+    add("birads_scheme", default=plain.birads_scheme, help="mapping of BI-RADS to three classes; default triage")
+    add("birads_sites", default=plain.birads_sites, help="RSNA: sites whose BI-RADS is used; default labelled")
+    add("risk_scope", default=plain.risk_scope, help="EMBED: give risk to both breasts (exam, default) or one (side)")
+    add("exclude_screen_detected", action="store_true", help="EMBED: drop exams within six months before a diagnosis")
+    add("fold", metavar="N", type=whole(), default=plain.fold, help="GAMMA: the fold for testing, 0 to 4; default 0")
+
+
+def _add(parser: argparse.ArgumentParser, name: str, **more: Any) -> None:
+    """Adds an option by the name of its field."""
+    known: dict[str, Any] = {"choices": CHOICES[name]} if name in CHOICES else {}
+    parser.add_argument(_flag(name), **known, **more)

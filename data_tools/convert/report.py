@@ -256,16 +256,16 @@ def _published_cell(source: Published, task: str, code: int) -> str:
     return f"{source.labels[task][str(code)]:.0f} ({part})" if source.counted else part
 
 
-def _contact_sheet(folder: Path, manifests: Mapping[str, Manifest]) -> str:
-    """The contact sheet as a PNG in base64; empty if no sample was written."""
+def _contact_sheet(folder: Path, manifests: Mapping[str, Manifest]) -> tuple[str, str]:
+    """The contact sheet as a PNG in base64, and what it shows; both empty if no sample was written."""
     from data_tools.inspect import contact_sheet
 
     pictures = any(one.kind != "table" for manifest in manifests.values() for one in manifest.card.inputs)
     if not pictures or not any(manifest.num_samples for manifest in manifests.values()):
-        return ""
+        return "", ""
     stream = io.BytesIO()
-    contact_sheet(folder, dict(manifests), stream)
-    return base64.b64encode(stream.getvalue()).decode("ascii")
+    shown = contact_sheet(folder, dict(manifests), stream)
+    return base64.b64encode(stream.getvalue()).decode("ascii"), shown
 
 
 def write(
@@ -293,6 +293,7 @@ def write(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, undefined=StrictUndefined
     )
+    sheet, shown = _contact_sheet(folder, manifests)
     page = environment.get_template("conversion.html.j2").render(
         report=report,
         label_tables=_label_tables(report, card),
@@ -300,11 +301,14 @@ def write(
         reasons=_reasons(quarantine, card),
         missing=_missing(report, card),
         made=made,
-        labels={one.name: one.label or one.name for one in (*card.inputs, *card.tasks)},
-        sheet=_contact_sheet(folder, manifests),
+        labels={
+            **{one.name: one.label or one.name for one in card.inputs},
+            **{task.name: task.label or task.name for task in card.tasks},
+        },
+        sheet=sheet,
+        shown=shown,
         modalities=card.modalities,
         own=card.source is not None and not card.source.reader,
         groups=plural(card.group),
-        pictures=[one.name for one in card.inputs if one.kind != "table"],
     )
     (folder / "conversion.html").write_text(page, encoding="utf-8")

@@ -13,11 +13,9 @@ from m4oe_ds.analysis.inputs import analysed
 from m4oe_ds.analysis.options import NEEDS_TRAINING_SPLIT, SECTIONS, AnalysisOptions
 from m4oe_ds.analysis.refusals import chosen, refuse
 from m4oe_ds.analysis.sections import WORK, agreement_lines, facts_of, save_rows
-from m4oe_ds.analysis.session import FEATURE_ROWS, Session, Skip, headline
-from m4oe_ds.data.batch import Batch
+from m4oe_ds.analysis.session import FEATURE_ROWS, Session, Skip, headline, tracked
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.option_lists import check_known
-from m4oe_ds.progress import track
 from m4oe_ds.runs.finished import Run, open_run
 from m4oe_ds.runs.folder import RunFolder, plain, write_json
 from m4oe_ds.stored import read_json
@@ -106,16 +104,12 @@ def _passes(session: Session, sections: Iterable[str], tasks: tuple[str, ...]) -
     run, options = session.run, session.options
     wanted = set(sections)
     if wanted & NEEDS_PASS:
-        batches = _progress(run, options.split, options.limit)
+        batches = tracked(run, options.split, options.limit, "routing and features")
         session.collected = collect(run.model, batches, tasks, run.device, FEATURE_ROWS)
         save_rows(session)
     if wanted & NEEDS_TRAINING_SPLIT:
         limit = options.limit or FEATURE_ROWS
-        session.train = collect_features(run.model, _progress(run, "train", limit), tasks, run.device)
-
-
-def _progress(run: Run, split: str, limit: int) -> Iterable[Batch]:
-    return track(run.batches(split, limit), f"{split} split", "batches", run.num_batches(split, limit))
+        session.train = collect_features(run.model, tracked(run, "train", limit, "features"), tasks, run.device)
 
 
 def _earlier(path: Path, options: AnalysisOptions, sections: Iterable[str]) -> dict[str, Any]:

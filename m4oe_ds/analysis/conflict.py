@@ -94,7 +94,7 @@ def _conflict_records(folder: Path) -> Iterator[dict[str, Any]]:
     path = RunFolder(folder).log
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.endswith("}"):
             continue  # a line that was cut off when the run was killed
         try:

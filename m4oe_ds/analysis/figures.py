@@ -18,6 +18,7 @@ from m4oe_ds.report.figures import COLOURS, STYLE
 
 Row = Mapping[str, Any]
 CLEAN: Any = {**STYLE, "axes.grid": False}
+CHANCE = 0.5  # AUROC of a coin
 REFERENCES = {"truth": "the planted truth", "ablation": "the effect of leaving a modality out"}
 PARTS = (("conflict", COLOURS[1]), ("neutral", COLOURS[7]), ("enhance", COLOURS[0]))
 
@@ -41,18 +42,20 @@ def competition(rows: Sequence[Row], modalities: Sequence[str], task: str) -> An
     series("mask", "multimodal", "multi-modal model, other modalities at their mean", COLOURS[4])
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(1.5 * len(modalities) + 2.5, 3.7))
-        width = 0.8 / max(len(bars), 1)
+        width, lowest = 0.8 / max(len(bars), 1), CHANCE
         for number, (label, colour, entries) in enumerate(bars):
             x = np.arange(len(modalities)) + (number - (len(bars) - 1) / 2) * width
             value = np.array([_number(entry and entry["value"]) for entry in entries])
             low = np.array([_number(entry and entry["low"]) for entry in entries])
             high = np.array([_number(entry and entry["high"]) for entry in entries])
-            axis.bar(x, value, width, color=colour, label=label)
+            axis.bar(x, value - CHANCE, width, bottom=CHANCE, color=colour, label=label)
             span = np.nan_to_num(np.clip(np.stack([value - low, high - value]), 0, None))
             axis.errorbar(x, value, span, fmt="none", ecolor="black", lw=1, capsize=2)
-        axis.axhline(0.5, ls=":", color="black", lw=1)
-        axis.set(xticks=range(len(modalities)), xticklabels=list(modalities), ylabel="AUROC", ylim=(0, 1.05))
-        axis.set_title(f"Modality competition, {task} (dotted: chance)", fontsize=10)
+            lowest = min([lowest, *value[np.isfinite(value)], *low[np.isfinite(low)]])
+        axis.axhline(CHANCE, ls=":", color="black", lw=1)
+        bottom = math.floor(10 * lowest) / 10
+        axis.set(xticks=range(len(modalities)), xticklabels=list(modalities), ylabel="AUROC", ylim=(bottom, 1.02))
+        axis.set_title(f"Modality competition, {task} (bars from chance, dotted)", fontsize=10)
         figure.legend(fontsize=8, ncols=2, loc="outside lower center")
         return figure
 
@@ -319,8 +322,7 @@ def interpretability(rows: Sequence[Row]) -> Any:
     """Agreement of explanations with references: Spearman coefficients over samples, within samples and of the means.
 
     Args:
-        rows: mappings with ``reference``, ``explanation``, ``level``, ``spearman`` and, at level ``sample``, ``low``
-            and ``high``.
+        rows: mappings with ``reference``, ``explanation``, ``level``, ``spearman``, ``low`` and ``high``.
     """
     references = list(dict.fromkeys(row["reference"] for row in rows))
     levels = {"sample": "over samples", "within": "within a sample", "population": "of the means"}

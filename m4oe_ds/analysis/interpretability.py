@@ -87,7 +87,15 @@ def within_samples(explanation: Array, reference: Array, present: Array) -> Corr
     Samples with fewer than three modalities, or where one side is constant or unknown, have no correlation and are left
     out.
     """
-    found: dict[str, list[Array]] = {name: [] for name in COEFFICIENTS}
+    rows = within_rows(explanation, reference, present)
+    values = {name: value[np.isfinite(value)] for name, value in rows.items()}
+    mean = {name: float(value.mean()) if len(value) else None for name, value in values.items()}
+    return {"n": len(values["pearson"]), **mean}  # type: ignore[typeddict-item]  # COEFFICIENTS are its fields
+
+
+def within_rows(explanation: Array, reference: Array, present: Array) -> dict[str, Array]:
+    """Each coefficient ``[N]`` across the modalities of every sample; NaN for those that have none."""
+    found = {name: np.full(len(present), math.nan) for name in COEFFICIENTS}
     for pattern in np.unique(present, axis=0):
         rows = (present == pattern).all(1)
         if pattern.sum() < MIN_MODALITIES:
@@ -95,15 +103,13 @@ def within_samples(explanation: Array, reference: Array, present: Array) -> Corr
         a, b = explanation[rows][:, pattern], reference[rows][:, pattern]
         known = np.isfinite(a).all(1) & np.isfinite(b).all(1)
         known[known] &= ~(_constant_rows(a[known]) | _constant_rows(b[known]))
-        a, b = a[known], b[known]
-        found["pearson"].append(_row_pearson(a, b))
-        found["spearman"].append(_row_pearson(stats.rankdata(a, axis=1), stats.rankdata(b, axis=1)))
+        a, b, place = a[known], b[known], np.flatnonzero(rows)[known]
+        found["pearson"][place] = _row_pearson(a, b)
+        found["spearman"][place] = _row_pearson(stats.rankdata(a, axis=1), stats.rankdata(b, axis=1))
         left, right = np.triu_indices(a.shape[1], 1)
         order_a, order_b = np.sign(a[:, left] - a[:, right]), np.sign(b[:, left] - b[:, right])
-        found["kendall"].append(_row_cosine(order_a, order_b))  # tau-b
-    values = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in found.items()}
-    mean = {name: float(value.mean()) if len(value) else None for name, value in values.items()}
-    return {"n": len(values["pearson"]), **mean}  # type: ignore[typeddict-item]  # COEFFICIENTS are its fields
+        found["kendall"][place] = _row_cosine(order_a, order_b)  # tau-b
+    return found
 
 
 def _constant_rows(values: Array) -> Array:
@@ -135,14 +141,13 @@ def score(
         present: ``[N, m]`` bool.
         tasks: names of the p tasks.
         groups: ``[N]`` patients.
-        resamples: bootstrap resamples of patients, for the interval of the sample-level Spearman coefficient over all
-            tasks.
+        resamples: bootstrap resamples of patients, for the intervals of the Spearman coefficients over all tasks.
         seed: seed of the resampling.
 
     Returns:
-        ``sample`` and ``within``: coefficients by task and ``all`` (mean over the tasks that have them; ``sample`` also
-        ``low`` and ``high``); ``population``: coefficients over the cells; ``means``: the population shares of both
-        sides, ``[p][m]`` (None = unknown); ``samples``: rows with a reference.
+        ``sample`` and ``within``: coefficients by task and ``all`` (mean over the tasks that have them);
+        ``population``: coefficients over the cells; ``all`` and ``population`` also have ``low`` and ``high``;
+        ``means``: the population shares of both sides, ``[p][m]`` (None = unknown); ``samples``: rows with a reference.
     """
     sample: dict[str, Any] = {}
     within: dict[str, Any] = {}
@@ -154,22 +159,36 @@ def score(
         within[task] = within_samples(explanation[:, k], reference[:, k], present)
     sample["all"], within["all"] = _mean(sample), _mean(within)
 
-    def spearman(rows: Array) -> float:
-        values = [_fast_spearman(a[rows].ravel(), b[rows].ravel()) for a, b in cells]
-        known = [value for value in values if math.isfinite(value)]
-        return float(np.mean(known)) if known else math.nan
-
-    interval = percentile([spearman(rows) for rows in resampled_indices(groups, resamples, seed)] if resamples else [])
-    sample["all"] |= {"low": interval.low, "high": interval.high}
+    inside = [within_rows(explanation[:, k], reference[:, k], present)["spearman"] for k in range(len(tasks))]
     both = np.isfinite(explanation) & np.isfinite(reference) & present[:, None]
     mean_a, mean_b = _masked_mean(explanation, both), _masked_mean(reference, both)
+    population: dict[str, Any] = {**correlations(mean_a.ravel(), mean_b.ravel())}
+
+    def spearman(rows: Array) -> tuple[float, float, float]:
+        """The coefficient of each level over the rows of a resample."""
+        means = [_masked_mean(values[rows], both[rows]).ravel() for values in (explanation, reference)]
+        return (
+            _known_mean([_fast_spearman(a[rows].ravel(), b[rows].ravel()) for a, b in cells]),
+            _known_mean([_known_mean(values[rows].tolist()) for values in inside]),
+            _fast_spearman(*means),
+        )
+
+    drawn = [spearman(rows) for rows in resampled_indices(groups, resamples, seed)] if resamples else []
+    for number, entry in enumerate((sample["all"], within["all"], population)):
+        interval = percentile([values[number] for values in drawn])
+        entry |= {"low": interval.low, "high": interval.high}
     return {
         "samples": int(np.isfinite(reference).any((1, 2)).sum()),
         "sample": sample,
         "within": within,
-        "population": correlations(mean_a.ravel(), mean_b.ravel()),
+        "population": population,
         "means": {"explanation": _plain(mean_a), "reference": _plain(mean_b)},
     }
+
+
+def _known_mean(values: list[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def _fast_spearman(x: Array, y: Array) -> float:

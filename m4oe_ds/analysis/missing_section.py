@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from m4oe_ds.analysis.attribution import deprived
-from m4oe_ds.analysis.session import Session, Skip
+from m4oe_ds.analysis.session import Session, Skip, tracked
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.missing import presence, taken
 from m4oe_ds.evaluation.inference import predict_split
@@ -125,7 +125,7 @@ def _predicted(run: Run, variants: Variants, split: str, limit: int) -> Mapping[
     """Answers to every variant, variant by variant."""
     predictions = predict_split(
         run.model,
-        variants.batches(run.batches(split, limit)),
+        variants.batches(tracked(run, split, limit, "modalities taken away")),
         run.spec,
         objective(run.config, run.spec, run.statistics, run.device),
         run.device,

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 
-from m4oe_ds.analysis.session import Session, Skip
+from m4oe_ds.analysis.session import Session, Skip, tracked
 from m4oe_ds.errors import DataError
 from m4oe_ds.layers.extras import (
     ASYMMETRY,
@@ -54,7 +54,7 @@ def collect(run: Run, split: str, limit: int) -> tuple[dict[str, np.ndarray], di
     best: list[tuple[float, int, dict[str, np.ndarray]]] = []
     count = 0
     with torch.no_grad():
-        for host in run.batches(split, limit):
+        for host in tracked(run, split, limit, "outputs of its own"):
             output, keep = run.model(host.to(run.device)), host.valid
             for name, value in output.extras.items():
                 kind = name.split(".")[0]

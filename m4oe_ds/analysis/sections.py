@@ -18,10 +18,11 @@ from m4oe_ds.analysis.inputs import sweep_rows, twin_folders
 from m4oe_ds.analysis.missing_section import missing
 from m4oe_ds.analysis.model_outputs import own_outputs
 from m4oe_ds.analysis.probes import competition, masked_probabilities
-from m4oe_ds.analysis.session import FEATURE_ROWS, Session, Skip, headline
+from m4oe_ds.analysis.session import FEATURE_ROWS, Session, Skip, headline, tracked
 from m4oe_ds.analysis.synergy_section import synergy
 from m4oe_ds.analysis.truth import truth_of
 from m4oe_ds.data.cards import Card, find_card
+from m4oe_ds.data.schema import short_key
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.evaluation.clinical import write_report
 from m4oe_ds.runs import assemble
@@ -58,7 +59,7 @@ def write_gallery(run: Run, split: str, limit: int) -> dict[str, Any]:
     count = run.config.evaluation.num_examples or 6
     collector = GalleryCollector(run.model, run.spec, count, keys=None if limit else samples_shown(run.folder, split))
     with torch.no_grad():
-        for host in run.batches(split, limit):
+        for host in tracked(run, split, limit, "gallery"):
             batch = host.to(run.device)
             collector.add(batch, run.model(batch))
     path = RunFolder(run.folder).analysis_arrays("gallery")
@@ -182,9 +183,9 @@ def _two_samples(session: Session) -> dict[str, int]:
     whole = np.flatnonzero(found.present.all(1))
     shown = samples_shown(session.run.folder, session.options.split) or []
     row_of = dict(zip(found.keys[whole].tolist(), whole.tolist(), strict=True))
-    named = {f"sample {number}": row_of[key] for number, key in enumerate(shown, 1) if key in row_of}
+    named = {f"sample {number}, {short_key(key)}": row_of[key] for number, key in enumerate(shown, 1) if key in row_of}
     if len(named) < 2:
-        named = {f"{which} sample": row for which, row in zip(("one", "another"), whole.tolist(), strict=False)}
+        named = {f"sample {short_key(key)}": row for key, row in row_of.items()}
     return dict(list(named.items())[:2])
 
 
@@ -237,7 +238,7 @@ def _competition(session: Session) -> list[dict[str, Any]]:
     masked = {
         name: masked_probabilities(
             run.model,
-            run.batches(options.split, options.limit),
+            tracked(run, options.split, options.limit, f"all but {name} at their mean"),
             session.train.means,
             name,
             run.device,
@@ -287,8 +288,8 @@ def _twins(session: Session) -> dict[str, tuple[Features, Features]]:
             )
         limit = options.limit or FEATURE_ROWS
         found[name] = (
-            collect_features(twin.model, twin.batches("train", limit), (), twin.device),
-            collect_features(twin.model, twin.batches(options.split, limit), (), twin.device),
+            collect_features(twin.model, tracked(twin, "train", limit, f"{name} alone"), (), twin.device),
+            collect_features(twin.model, tracked(twin, options.split, limit, f"{name} alone"), (), twin.device),
         )
     return found
 

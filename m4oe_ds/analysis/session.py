@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from m4oe_ds.analysis.collect import Collected, Features
 from m4oe_ds.analysis.options import AnalysisOptions
+from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.cards import find_card
+from m4oe_ds.progress import track
 from m4oe_ds.report.figures import save
 from m4oe_ds.runs.finished import Run
 from m4oe_ds.runs.folder import RunFolder
@@ -58,6 +61,11 @@ class Session:
         folder = RunFolder(self.run.folder).figures
         save(figure, folder, name, rows)
         self.figures.append(folder / f"{name}.png")
+
+
+def tracked(run: Run, split: str, limit: int, what: str) -> Iterable[Batch]:
+    """Batches of a run, with the progress of the pass over them."""
+    return track(run.batches(split, limit), f"{what}, {split} split", "batches", run.num_batches(split, limit))
 
 
 def headline(session: Session) -> tuple[str, ...]:

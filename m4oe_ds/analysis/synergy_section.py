@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from m4oe_ds.analysis import figures
+from m4oe_ds.analysis.collect import Features
 from m4oe_ds.analysis.pid.decompose import principal_components
 from m4oe_ds.analysis.pid.settings import BatchSettings
 from m4oe_ds.analysis.pid.synergy import SynergyReport, SynergySettings, synergy_matrices
 from m4oe_ds.analysis.session import Session, Skip
-from m4oe_ds.progress import track
+from m4oe_ds.progress import Progress
 from m4oe_ds.runs.folder import plain
 
 COMPONENTS = 16
 MOST_INFORMATION = 1.1  # times H(Y); more is an over-confident network
 MIN_MINORITY = 30  # rows outside the majority class that a synergy estimate needs
 SYNERGY_VALUES = ("synergy", "share_of_entropy", "null_mean", "null_q95", "redundancy", "total", "target_entropy")
+
+
+def _of_task(
+    session: Session, parts: Sequence[Features], task: str, settings: SynergySettings, done: Callable[[], None]
+) -> SynergyReport:
+    """Synergies about the answers to one task, on the features that its representation holds."""
+    names, own = session.run.spec.modalities, session.options.representation == "task"
+    present = np.concatenate([part.present for part in parts])
+    groups = np.concatenate([part.groups for part in parts])
+    features = {}
+    for i, name in enumerate(names):
+        rows = np.concatenate([(part.task[task] if own else part.encoder)[name] for part in parts])
+        some = present[:, i].any()
+        features[name] = principal_components(rows, present[:, i], COMPONENTS) if some else np.zeros((len(rows), 1))
+    predicted = np.concatenate([part.predicted[task] for part in parts])
+    there = {name: present[:, i] for i, name in enumerate(names)}
+    one = synergy_matrices(
+        features, {task: predicted}, groups, model=session.name, present=there, settings=settings, done=done
+    )
+    return reliable(one, predicted, there)
 
 
 def synergy(session: Session) -> dict[str, Any]:
@@ -30,27 +52,17 @@ def synergy(session: Session) -> dict[str, Any]:
         raise Skip("no task of classes")
     own = session.options.representation == "task"
     parts = [train] if session.options.split == "train" else [train, test]
-    present = np.concatenate([part.present for part in parts])
-    groups = np.concatenate([part.groups for part in parts])
     settings = SynergySettings(
         batch=BatchSettings(
             permutations=session.options.permutations, discriminator_steps=300, alignment_steps=60, batch_size=128
         )
     )
     report: SynergyReport | None = None
-    for task in track(test.task, "synergy", "tasks"):
-        features = {}
-        for i, name in enumerate(names):
-            rows = np.concatenate([(part.task[task] if own else part.encoder)[name] for part in parts])
-            some = present[:, i].any()
-            features[name] = principal_components(rows, present[:, i], COMPONENTS) if some else np.zeros((len(rows), 1))
-        predicted = np.concatenate([part.predicted[task] for part in parts])
-        there = {name: present[:, i] for i, name in enumerate(names)}
-        one = synergy_matrices(
-            features, {task: predicted}, groups, model=session.name, present=there, settings=settings
-        )
-        one = reliable(one, predicted, there)
-        report = one if report is None else report.merged(one)
+    number = len(names) * (len(names) - 1) // 2 * len(test.task)
+    with Progress("synergy", number, "pairs of modalities").start() as progress:
+        for task in test.task:
+            one = _of_task(session, parts, task, settings, progress.update)
+            report = one if report is None else report.merged(one)
     assert report is not None
     if not report.pairs:
         raise Skip(f"no pair can be estimated: {', '.join(report.skip_counts)}")

@@ -28,6 +28,12 @@ def truth_of(root: str, truth: Path | None, mapping: Path | None) -> tuple[Path,
     return path, mapping or Path(f"{root}.mapping.csv")
 
 
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError("no such file", str(path), "name truth.json with --truth, its mapping.csv with --mapping")
+    return path
+
+
 def read_files(path: Path, mapping: Path) -> tuple[dict[Sample, dict[str, dict[str, float]]], dict[str, Sample]]:
     """Planted shares of the evidence by sample, and the sample of every key.
 
@@ -38,16 +44,13 @@ def read_files(path: Path, mapping: Path) -> tuple[dict[Sample, dict[str, dict[s
     Raises:
         DataError: a file is missing, or is something else.
     """
-    for needed in (path, mapping):
-        if not needed.is_file():
-            raise DataError("no such file", str(needed), "name truth.json with --truth, its mapping.csv with --mapping")
-    samples = read_json(path, _TRUTH, ("samples",))["samples"]
+    samples = read_json(_there(path), _TRUTH, ("samples",))["samples"]
     try:
         planted = {(one["patient"], one["exam"], one["side"]): dict(one["information"]) for one in samples}
     except (TypeError, KeyError, ValueError):
         raise DataError("is no truth of a phantom archive", str(path), _TRUTH) from None
     try:
-        with mapping.open(newline="", encoding="utf-8") as stream:
+        with _there(mapping).open(newline="", encoding="utf-8") as stream:
             source = {row["key"]: (row["patient"], row["exam"], row["side"]) for row in csv.DictReader(stream)}
     except (UnicodeDecodeError, csv.Error, KeyError):
         raise DataError("is no mapping of a conversion", str(mapping), _MAPPING) from None

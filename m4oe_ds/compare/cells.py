@@ -182,8 +182,15 @@ def subjects_of(datasets: Sequence[str | Subject]) -> list[Subject]:
     Raises:
         ConfigError: an unknown name.
     """
-    found = [Subject.of(find_card(one)) if isinstance(one, str) else one for one in datasets]
+    found = [_named(one) if isinstance(one, str) else one for one in datasets]
     return list({subject.name: subject for subject in found}.values())
+
+
+def _named(dataset: str) -> Subject:
+    try:
+        return Subject.of(find_card(dataset))
+    except ConfigError as error:
+        raise ConfigError(error.what, f"--datasets {error.where}".strip(), error.fix) from None
 
 
 def left_out(datasets: Sequence[str | Subject], methods: Sequence[str], regime: str = "vit") -> list[str]:
@@ -260,13 +267,13 @@ def enumerate_cells(
 def _check_known(methods: Sequence[str], settings: Sequence[str], regime: str) -> None:
     for key in methods:
         find_method(key)
-    for kind, names, known in (
-        ("setting", settings, SETTINGS),
-        ("regime", (regime,), REGIMES),
+    for kind, option, names, known in (
+        ("setting", "--settings", settings, SETTINGS),
+        ("regime", "--regime", (regime,), REGIMES),
     ):
         for name in names:
             if name not in known:
-                raise ConfigError(f"unknown {kind} {name!r}", fix=f"known: {', '.join(known)}")
+                raise ConfigError(f"unknown {kind} {name!r}{nearest(name, known, ordered=True)}", option)
 
 
 def _check_swept(key: str, sweeps: Sequence[str]) -> None:

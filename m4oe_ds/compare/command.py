@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
     from m4oe_ds.compare.cells import Cell, Subject
     from m4oe_ds.compare.results import Figure
     from m4oe_ds.compare.run import CellPlan
+    from m4oe_ds.config import Config
+    from m4oe_ds.planning.hardware import Cluster
 
+_ASSUMED_SAMPLES = 10_000  # training samples of a data set that is not here
+_SECONDS_TO_RECORD = 20.0  # for models that the table of costs lacks
 _TABLE1_TEXT = """Accuracy in percent (Dice of masks, mean absolute error of numbers, concordance of times to an event),
 test split, mean ± standard deviation over seeds.
 In parentheses: difference to Ours in the same setting and its two-sided p, groups resampled together for both:
@@ -81,7 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cell", type=whole(), default=None, metavar="N", help="run only cell N, counted from 0 (for array jobs)")
     add("--explain", action="store_true", help="also score the explanations of every multi-task cell (m4oe analyze)")
     add("--collect", action="store_true", help="run nothing, only make the tables of finished cells")
-    add("--dry-run", action="store_true", help="only list the cells")
+    add("--dry-run", action="store_true", help="only list the cells, and what they would cost")
+    add(
+        "--cluster",
+        default="",
+        metavar="TEXT",
+        help="devices of the estimate of --dry-run, e.g. 8xA100-80 (default: 1xA100-80 for the preset paper)",
+    )
+    add("--samples", type=int, default=0, metavar="N", help="training samples of data that are not here, likewise")
     add("--list", action="store_true", help="only list the methods")
 
 
@@ -102,11 +114,14 @@ def main(options: argparse.Namespace) -> int:
     if options.list:
         _list(subject)
         return 0
-    cells, plan, refused = _planned(options, subject)
+    cells, plan, refused = planned(options)
+    cluster = _cluster(options, plan)
     if options.dry_run:
         for number, cell in enumerate(cells):
             print(f"{number:4} {run.state(cell, plan):8} {cell.name}")
-        print("\n".join([*refused, f"{len(cells)} cells"]))
+        print("\n".join([*refused, f"{len(cells)} cells"]), flush=True)
+        if cluster is not None:
+            print("\n".join(_costs(cells, plan, cluster, options.samples)))
         return 0
     if options.cell is not None:
         return _one(cells, options.cell, plan)
@@ -125,21 +140,28 @@ def main(options: argparse.Namespace) -> int:
     return max(status, _explanations(cells, plan, options)) if options.explain else status
 
 
-def _planned(options: argparse.Namespace, subject: Subject | None) -> tuple[list[Cell], CellPlan, list[str]]:
+def planned(options: argparse.Namespace) -> tuple[list[Cell], CellPlan, list[str]]:
     """The cells, how they are run, and a line for every system that makes no sense.
 
     Args:
         options: the command's.
-        subject: the data set of one's own configuration; None = those of a preset.
+
+    Raises:
+        ConfigError: options that contradict each other.
     """
     from pathlib import Path
 
+    from m4oe_ds import shipped
+    from m4oe_ds.command_line import check_output
     from m4oe_ds.compare import cells as grid
+    from m4oe_ds.compare import run
     from m4oe_ds.compare.published import Preset, presets
     from m4oe_ds.compare.run import CellPlan
     from m4oe_ds.option_lists import comma_list
 
+    subject = _own(options)
     name = "own" if subject else options.preset or "smoke"
+    check_output(Path(options.output or "runs"), "--output")
     preset = Preset((), ("all",), (0,)) if subject else presets()[name]
     named = comma_list(options.methods, "--methods", str) or (["ours"] if options.sweep else preset.methods)
     methods = [method for text in named for method in _methods(text)]
@@ -147,7 +169,7 @@ def _planned(options: argparse.Namespace, subject: Subject | None) -> tuple[list
     cells = grid.enumerate_cells(
         datasets,
         methods,
-        comma_list(options.seeds, "--seeds", int) if options.seeds else preset.seeds,
+        comma_list(options.seeds, "--seeds", int, least=0, required=True) if options.seeds else preset.seeds,
         comma_list(options.settings, "--settings", str) or preset.settings,
         options.regime,
         options.set,
@@ -159,9 +181,51 @@ def _planned(options: argparse.Namespace, subject: Subject | None) -> tuple[list
         _ds_config(options),
         options.ranks,
         3600 * options.timeout,
-        str(Path(options.config).absolute()) if subject else "",
+        str(shipped.find(shipped.CONFIG, options.config).absolute()) if subject else "",
     )
+    run.check(cells, plan)
     return cells, plan, grid.left_out(datasets, methods, options.regime)
+
+
+def _cluster(options: argparse.Namespace, plan: CellPlan) -> Cluster | None:
+    """Devices of the estimate; None where none is asked for.
+
+    Raises:
+        ConfigError: not the text of a cluster, or an estimate without --dry-run.
+    """
+    from m4oe_ds.errors import ConfigError
+    from m4oe_ds.planning.hardware import parse_cluster
+
+    if (options.cluster or options.samples) and not options.dry_run:
+        raise ConfigError("are for the estimate of --dry-run", "--cluster, --samples", "add --dry-run")
+    text = options.cluster or ("1xA100-80" if options.dry_run and plan.preset == "paper" else "")
+    return parse_cluster(text) if text else None
+
+
+def _costs(cells: Sequence[Cell], plan: CellPlan, cluster: Cluster, samples: int) -> list[str]:
+    """Hours and disk of the cells as lines of text."""
+    from m4oe_ds.compare import cost
+    from m4oe_ds.data import sources
+    from m4oe_ds.data.manifest import Manifest
+    from m4oe_ds.errors import DataError
+
+    assumed: dict[str, int] = {}
+
+    def samples_of(config: Config) -> int:
+        root = sources.join(config.data.root, "train")
+        try:
+            return Manifest.load(root).num_samples
+        except DataError:
+            assumed[config.data.dataset] = samples or _ASSUMED_SAMPLES
+            return assumed[config.data.dataset]
+
+    device, count = cost.device_of(cluster)
+    found, left = cost.estimate(cells, plan, device, functools.cache(samples_of), _SECONDS_TO_RECORD)
+    lines = cost.describe(found, left, device, count, plan.ranks)
+    if assumed:
+        named = ", ".join(f"{name} {number:,}" for name, number in assumed.items())
+        lines.append(f"assumed training samples, as the shards are not here: {named} (--samples N); hours follow them")
+    return lines
 
 
 def _own(options: argparse.Namespace) -> Subject | None:
@@ -261,13 +325,11 @@ def _methods(text: str) -> list[str]:
 
 
 def _ds_config(options: argparse.Namespace) -> str:
-    from m4oe_ds import deepspeed_json, shipped
+    from m4oe_ds import shipped
 
     if not options.ds_config:
         return "bf16" if options.preset == "paper" else "zero2"
-    path = shipped.find(shipped.DS_CONFIG, options.ds_config)
-    deepspeed_json.check(deepspeed_json.read(path), str(path), {}, "")
-    return str(path.absolute())
+    return str(shipped.find(shipped.DS_CONFIG, options.ds_config).absolute())
 
 
 def _has_gpu() -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 from m4oe_ds.compare.cells import Cell, find_method, in_order
 from m4oe_ds.compare.processes import Children
 from m4oe_ds.compare.run import CellPlan, cell_environment, state
+from m4oe_ds.progress import track
 from m4oe_ds.runs.folder import RunFolder
 from m4oe_ds.stored import read_json
 
@@ -77,7 +78,7 @@ def analyse(cells: Sequence[Cell], plan: CellPlan, workers: int, say: Callable[[
             return (output.read_text(errors="replace").strip().splitlines() or [f"ended with status {code}"])[-1]
 
         pending = {pool.submit(one, cell): cell for cell in todo}
-        for number, finished in enumerate(as_completed(pending), 1):
+        for number, finished in enumerate(track(as_completed(pending), "analyses", "cells", len(todo)), 1):
             cell, problem = pending[finished], finished.result()
             say(f"[{number}/{len(todo)}] analysis of {cell.name}: {problem or 'done'}")
             if problem:

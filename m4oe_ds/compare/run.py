@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from m4oe_ds.compare.processes import Children
 from m4oe_ds.config import to_dict
 from m4oe_ds.coordinates import free_port
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.progress import Progress, hours
 from m4oe_ds.runs.folder import RunFolder
 from m4oe_ds.stored import read_json
 
@@ -78,6 +78,22 @@ def _digest(cell: Cell, plan: CellPlan) -> str:
     options = to_dict(config_loader.load(plan.config(cell.dataset), cell.overrides))
     content = [options, deepspeed_json.read(plan.ds_config)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:16]
+
+
+def check(cells: Sequence[Cell], plan: CellPlan) -> None:
+    """Looks at the configuration of every cell; those that differ in their seed alone once.
+
+    Raises:
+        ConfigError: the configuration of a cell, or its DeepSpeed JSON, is wrong.
+    """
+    seen = set()
+    for cell in cells:
+        key = (cell.dataset, tuple(text for text in cell.overrides if not text.startswith("run.seed=")))
+        if key not in seen:
+            seen.add(key)
+            config_loader.load(plan.config(cell.dataset), cell.overrides)
+    content = deepspeed_json.read(plan.ds_config)
+    deepspeed_json.check(content, plan.ds_config, {}, "")
 
 
 def identity(cell: Cell, plan: CellPlan) -> dict[str, Any]:
@@ -172,15 +188,16 @@ def run(
     todo = [cell for cell in cells if state(cell, plan) != "done"]
     say(f"{len(cells)} cells, {len(cells) - len(todo)} done already, {workers} at a time")
     failures: list[tuple[Cell, str]] = []
-    started = time.monotonic()
-    with Children() as children, ThreadPoolExecutor(workers) as pool:
+    progress = Progress("cells", len(cells), "cells", done=len(cells) - len(todo), clock=hours)
+    with progress.start(), Children() as children, ThreadPoolExecutor(workers) as pool:
         pending = {pool.submit(run_cell, cell, plan, children): cell for cell in todo}
         for number, finished in enumerate(as_completed(pending), 1):
             cell, problem = pending[finished], finished.result()
             if problem == STOPPED:
                 continue
-            left = (time.monotonic() - started) / number * (len(todo) - number)
-            say(f"[{number}/{len(todo)}] {cell.name}: {'failed' if problem else 'done'}, {left / 60:.0f} min left")
+            progress.update()
+            progress.clear()
+            say(f"[{number}/{len(todo)}] {cell.name}: {'failed' if problem else 'done'}")
             if problem:
                 failures.append((cell, problem))
                 say("    " + problem.splitlines()[-1])

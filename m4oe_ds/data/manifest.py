@@ -78,6 +78,8 @@ class Manifest:
             content = json.loads(sources.read_whole(path))
         except UnicodeDecodeError:
             raise DataError("not valid JSON: not UTF-8", path, "convert the archive again") from None
+        except RecursionError:
+            raise DataError("not valid JSON: nested too deeply", path, "convert the archive again") from None
         except json.JSONDecodeError as error:
             raise DataError(
                 f"not valid JSON: {error.msg}", f"{path}:{error.lineno}", "convert the archive again"
@@ -95,7 +97,7 @@ class Manifest:
             content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
             if any(set(shard.labels) != {task.name for task in content["card"].tasks} for shard in content["shards"]):
                 raise KeyError("labels of a task")
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise DataError(f"damaged: {error}", str(path), "convert the archive again") from None
         return cls(**content)
 

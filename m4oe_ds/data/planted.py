@@ -1,4 +1,4 @@
-"""The planted truth of synthetic archives: where it lies, and where the lesions of a sample are in its stored images."""
+"""The planted truth of synthetic archives: where it is kept, and where lesions lie in the stored images of a sample."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def watched(batches: Iterator[T]) -> Iterator[T]:
         except StopIteration:
             return
         except RuntimeError as error:
-            text = str(error)
+            text = " ".join(str(one) for one in (error, error.__cause__) if one is not None)
             if "DataLoader worker" not in text:
                 raise
             raise EnvironmentProblem(*_told(text)) from None

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SCHEMA_VERSION = 2
+SHORT_KEY = 6  # letters of a hash that tell samples apart on a page
 MISSING = -1  # code of an unknown class; masked out per task
 SPLITS = ("train", "val", "test")
 
@@ -232,6 +233,13 @@ def follow_ups(tasks: Iterable[TaskSpec]) -> dict[str, tuple[TaskSpec, ...]]:
         if task.horizon:
             found.setdefault(task.event, []).append(task)
     return {event: tuple(sorted(several, key=lambda task: task.horizon)) for event, several in found.items()}
+
+
+def short_key(key: str) -> str:
+    """The first letters of the hash in a key, which tell samples apart on a page, with the side where it has one."""
+    parts = key.split("-")
+    place = next((k for k in range(len(parts) - 1, -1, -1) if len(parts[k]) >= SHORT_KEY), 0)
+    return "-".join([parts[place][:SHORT_KEY], *parts[place + 1 :]])
 
 
 def shard_name(dataset: str, split: str, index: int) -> str:

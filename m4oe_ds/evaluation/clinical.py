@@ -20,6 +20,7 @@ from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.operating_points import at_target, at_threshold, threshold_for
 from m4oe_ds.evaluation.subgroups import subgroup_table
 from m4oe_ds.evaluation.survival import follow_up_report
+from m4oe_ds.progress import track
 from m4oe_ds.stored import read_arrays
 
 Arrays = Mapping[str, np.ndarray]
@@ -141,9 +142,7 @@ def clinical_report(
     bootstrap = Bootstrap(resamples, seed)
     options: dict[str, Any] = {"groups": groups, "bootstrap": bootstrap}
     result: dict[str, Any] = {"rate": RATE, "resamples": resamples, "tasks": {}}
-    for task in tasks:
-        if not task.coded:
-            continue
+    for task in track([task for task in tasks if task.coded], "calibration and subgroups", "tasks"):
         labels, probability = predictions[f"label_{task.name}"], predictions[f"prob_{task.name}"].astype(float)
         if not (labels != MISSING).any():
             result["tasks"][task.name] = {"note": "no labelled samples"}

@@ -20,6 +20,7 @@ from m4oe_ds.evaluation.intervals import Bootstrap, metric_entry
 from m4oe_ds.evaluation.masks import evaluate_mask
 from m4oe_ds.evaluation.number import evaluate_number
 from m4oe_ds.evaluation.time_to_event import evaluate_survival
+from m4oe_ds.progress import track
 
 Statistic = Callable[[np.ndarray, np.ndarray], float]  # labels [N], probabilities [N, C] -> value, NaN if undefined
 
@@ -42,7 +43,7 @@ def evaluate_split(
     """
     groups, bootstrap = np.asarray(predictions["groups"]), Bootstrap(resamples, seed)
     result: dict[str, Any] = {"n": len(groups), "n_groups": len(np.unique(groups)), "tasks": {}}
-    for task in tasks:
+    for task in track(tasks, "metrics with their intervals", "tasks") if resamples else tasks:
         result["tasks"][task.name] = _entry(predictions, task, groups, bootstrap, (train or {}).get(task.name))
     result["risk_monotonicity_violations"] = _violations(predictions, tasks)
     return result

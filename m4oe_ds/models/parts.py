@@ -46,6 +46,15 @@ def _modules(model: MultiModalModel) -> Iterator[tuple[str, nn.Module]]:
             yield EXPERTS, module
 
 
+def layer_name(path: str) -> str:
+    """The name of a mixture layer in logs and figures, from the path of its module: that of its routing.
+
+    ``msoe.<modality>.blocks.0.mlp`` is called ``msoe.<modality>.0``; the layer with slots for tasks ``mtoe``.
+    """
+    parts = [part for part in path.split(".") if part not in ("blocks", "mlp")]
+    return "mtoe" if parts[-1] == "mtoe" else ".".join(parts)
+
+
 def kind_of(model: nn.Module) -> dict[str, str]:
     """``{parameter: norms, biases, scales or embeddings}``; weights are left out."""
     kinds = {}

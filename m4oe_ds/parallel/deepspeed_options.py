@@ -174,6 +174,10 @@ def _optimizer(section: Mapping[str, Any]) -> Iterator[str]:
         if not _is_number(given.get(key, 0.0)):
             yield f"optimizer.params.{key} must be a number, got {given[key]!r}"
             return
+    betas = given.get("betas", (0.9, 0.999))
+    if not isinstance(betas, (list, tuple)) or len(betas) != 2 or not all(_is_number(beta) for beta in betas):
+        yield f"optimizer.params.betas must be two numbers in a list, got {betas!r}"
+        return
     kind = kinds.get(name.lower())
     if kind is None:
         return
@@ -181,7 +185,7 @@ def _optimizer(section: Mapping[str, Any]) -> Iterator[str]:
     options = {key: _value(value) for key, value in given.items() if key not in own}
     try:
         kind([torch.nn.Parameter(torch.zeros(1))], **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
         yield f"optimizer.params: {_plainly(str(error))}"
 
 

@@ -285,7 +285,9 @@ def micro_step(config: Config, precision: Precision = "fp32", micro: int = 1, ep
     handles = _attribute(model, tape)
     with fake:
         batch = zero_batch(spec, micro, DTYPES[precision])
-    for view in batch.views.values():
+        if config.data.contralateral:
+            batch = _with_other_side(batch)
+    for view in (*batch.views.values(), *batch.extras.values()):
         tape.hold(view)
     with fake, tape, _FusedAttention(), whole():  # as on a GPU; the pieces of a CPU need less
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -351,6 +353,12 @@ def zero_batch(spec: ModelSpec, micro: int, dtype: torch.dtype, device: str = "c
         modalities=spec.modalities,
         tasks=spec.task_names,
     )
+
+
+def _with_other_side(batch: Batch) -> Batch:
+    """The batch with the views of the other side, all of them there."""
+    other = {f"contralateral.{name}": torch.zeros_like(view) for name, view in batch.views.items()}
+    return dataclasses.replace(batch, extras={**other, "contralateral_present": torch.ones_like(batch.present)})
 
 
 def _loss(config: Config, spec: ModelSpec, output: ModelOutput, batch: Batch) -> Tensor:

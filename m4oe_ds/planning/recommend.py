@@ -17,6 +17,7 @@ from m4oe_ds.planning.candidates import Candidate, Costs, Wishes, evaluate, most
 from m4oe_ds.planning.hardware import Cluster, Pool
 from m4oe_ds.planning.memory import Layout
 from m4oe_ds.planning.reasons import reasons_for
+from m4oe_ds.progress import track
 
 # times closer than this are equal as far as the model can tell; the simpler or smaller layout then wins
 TIE = 0.03
@@ -94,7 +95,8 @@ def _search(
                 problems.append(f"ep {wishes.ep} does not fit {world} ranks ({part}): choose among {sizes}")
                 continue
             sizes = [wishes.ep]
-        for ep, stage in itertools.product(sizes, [wishes.stage] if wishes.stage else [1, 2, 3]):
+        pairs = list(itertools.product(sizes, [wishes.stage] if wishes.stage else [1, 2, 3]))
+        for ep, stage in track(pairs, f"layouts on {part}", "layouts"):
             found = _largest_micro(costs, part, wishes, ep, stage, recompute, offload)
             if found is not None:
                 candidates.append(found)
@@ -190,7 +192,7 @@ def scaling(costs: Costs, chosen: Candidate, worlds: list[int]) -> list[Candidat
         ConfigError: a size that does not keep the mix.
     """
     rows = []
-    for world in worlds:
+    for world in track(worlds, "weak scaling", "sizes"):
         pools = []
         for pool in chosen.cluster.pools:
             if world * pool.count % chosen.layout.world:

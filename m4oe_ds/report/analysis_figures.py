@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from m4oe_ds.report.pictures import picture
+from m4oe_ds.report.words import NAMES, Words
 from m4oe_ds.runs.folder import RunFolder
 
 # file in figures/ (a pattern), title, what to read in it; M4oE's figures in the paper's order
@@ -44,11 +45,11 @@ ANALYSES = (
 )  # fmt: skip
 
 
-def embedded(folder: Path) -> list[dict[str, Any]]:
+def embedded(folder: Path, words: Words = NAMES) -> list[dict[str, Any]]:
     """Figures that ``m4oe analyze`` left in the run folder, embedded, in the order of the paper."""
     found = []
     for pattern, title, caption in ANALYSES:
         for path in sorted(RunFolder(folder).figures.glob(f"{pattern}.png")):
-            image = picture(path, f"{title}. {caption}")
+            image = picture(path, f"{title}. {caption}", words)
             found.append({"title": title, "caption": caption, "image": image})
     return found

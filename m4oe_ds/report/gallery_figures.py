@@ -118,7 +118,7 @@ def expert_patches(gallery: Mapping[str, np.ndarray], most: int = MOST_EXPERTS, 
     count = gallery["expert_patch"].shape[1]
     with mpl.rc_context(PICTURE):
         lines = max(text.count("\n") + 1 for text in modalities) + max(text.count("\n") + 1 for text in tasks)
-        gap = (0.15, 0.14 * lines)  # the titles stand in it
+        gap = (0.15, 0.15 * lines)  # the titles stand in it
         figure, axes = _grid(len(order), count, (1.1, 1.1), left=0.6, above=gap[1], between=gap)
         for line, expert in enumerate(order):
             for k in range(count):

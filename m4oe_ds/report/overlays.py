@@ -44,7 +44,7 @@ def lay(sample: dict[str, Any], gallery: Arrays, planted: Mapping[str, Any], wor
 
 
 def above_uniform(gallery: Arrays, row: int) -> list[np.ndarray]:
-    """Per modality ``[p, h, w]``: 0 = no more than uniform routing, 1 = the task's largest token over all modalities."""
+    """Per modality ``[p, h, w]``: 0 = no more than uniform routing, 1 = the largest token of the task anywhere."""
     maps = [gallery[f"map_{i}"][row] for i in range(len(gallery["modalities"]))]
     tops, uniform = _scale(gallery, row)
     spread = np.maximum(tops - uniform, 1e-12)[:, None, None]
@@ -86,7 +86,8 @@ def heat_png(height: np.ndarray) -> bytes:
 def _black_share(gallery: Arrays, row: int, words: Words) -> str:
     """How far the maps are from uniform routing, and how much of the weight lies where there is no picture."""
     black = total = area = 0.0
-    ratio = f"The brightest token of a question has {_times(largest_over_uniform(gallery, row))} the weight of uniform routing."
+    times = _times(largest_over_uniform(gallery, row))
+    ratio = f"The brightest token of a question has {times} the weight of uniform routing."
     for i, kind in enumerate(tables.kinds(gallery)):
         if kind != "image" or not gallery["present"][row, i]:
             continue
@@ -100,8 +101,8 @@ def _black_share(gallery: Arrays, row: int, words: Words) -> str:
     if not images or not total or not area:
         return ratio
     return (
-        f"{ratio} {black / total:.0%} of the weight on images lies on tokens outside the {words.unit}, where the picture is "
-        f"black; they are {area / images:.0%} of the area."
+        f"{ratio} {black / total:.0%} of the weight on images lies on tokens outside the {words.unit}, where the "
+        f"picture is black; they are {area / images:.0%} of the area."
     )
 
 
@@ -114,13 +115,10 @@ def empty_tokens(view: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     """
     rows = np.linspace(0, view.shape[0], grid[0] + 1).round().astype(int)
     columns = np.linspace(0, view.shape[1], grid[1] + 1).round().astype(int)
-    return np.array(
-        [
-            [
-                bool((view[rows[y] : max(rows[y + 1], rows[y] + 1), columns[x] : max(columns[x + 1], columns[x] + 1)]
-                      <= BLACK).all())
-                for x in range(grid[1])
-            ]
-            for y in range(grid[0])
-        ]
-    )  # fmt: skip
+    found = np.zeros(grid, dtype=bool)
+    for y in range(grid[0]):
+        for x in range(grid[1]):
+            # a grid finer than the pixels looks at the nearest one
+            bottom, right = max(rows[y + 1], rows[y] + 1), max(columns[x + 1], columns[x] + 1)
+            found[y, x] = (view[rows[y] : bottom, columns[x] : right] <= BLACK).all()
+    return found

@@ -51,7 +51,7 @@ def write(
             old.unlink()
     if not shown:
         return []
-    files.patients.mkdir(exist_ok=True)
+    files.patients.mkdir(parents=True, exist_ok=True)
     template = environment.get_template("patient.html.j2")
     for at, patient in enumerate(shown):
         page = template.render(

@@ -44,6 +44,11 @@ def patients(
     """
     if not examples or not arrays:
         return []
+    sides = list(card.sides.values()) if card else []
+
+    def order(side: str) -> int:
+        return sides.index(side) if side in sides else len(sides)
+
     words, known = Words(card), {task.name: task for task in card.tasks} if card else {}
     rows = {key: row for row, key in enumerate(arrays["keys"].tolist())}
     found: dict[str, list[dict[str, Any]]] = {}
@@ -62,7 +67,7 @@ def patients(
         )
         overlays.lay(found[group][-1], gallery, (planted or {}).get(key, {}), words)
     return [
-        {"group": group, "samples": sorted(samples, key=lambda one: (one["exam"], one["key"]))}
+        {"group": group, "samples": sorted(samples, key=lambda one: (one["exam"], order(one["side"]), one["key"]))}
         for group, samples in found.items()
     ]
 

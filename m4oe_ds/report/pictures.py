@@ -65,12 +65,18 @@ class Picture:
     csv_name: str = ""
 
 
-def picture(png: Path, alt: str) -> Picture:
-    """The picture of a figure that was saved as PNG, with the SVG and the CSV of the same name if they are there."""
-    header, rows = _numbers(png.with_suffix(".csv"))
+def picture(png: Path, alt: str, words: Words = NAMES) -> Picture:
+    """The picture of a figure that was saved as PNG, with the SVG and the CSV of the same name if they are there.
+
+    Args:
+        png: the file.
+        alt: what it shows, in words.
+        words: labels of tasks and modalities in the numbers that are shown; the CSV has names.
+    """
+    header, rows = _numbers(png.with_suffix(".csv"), words)
     address, width, height = _image(png)
-    found = Picture(address, width, height, alt, header, rows)
-    return replace(found, **_download(png.with_suffix(".csv")))
+    download, name = _download(png.with_suffix(".csv"))
+    return Picture(address, width, height, alt, header, rows, csv=download, csv_name=name)
 
 
 def _image(png: Path) -> tuple[str, int, int]:
@@ -92,17 +98,17 @@ def embedded(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def _download(path: Path) -> dict[str, str]:
-    """Address and name of a CSV: inside the page, so that the page can be sent alone, or where it lies if it is large."""
+def _download(path: Path) -> tuple[str, str]:
+    """Address and name of a CSV: inside the page, which can then be sent alone, or where it lies if it is large."""
     if not path.is_file():
-        return {}
+        return "", ""
     data = path.read_bytes()
     if len(data) > LARGEST_CSV:
-        return {"csv": f"{path.parent.name}/{path.name}", "csv_name": path.name}
-    return {"csv": "data:text/csv;base64," + base64.b64encode(data).decode("ascii"), "csv_name": path.name}
+        return f"{path.parent.name}/{path.name}", path.name
+    return "data:text/csv;base64," + base64.b64encode(data).decode("ascii"), path.name
 
 
-def _numbers(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def _numbers(path: Path, words: Words) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     if not path.is_file():
         return (), ()
     with path.open(newline="", encoding="utf-8") as stream:
@@ -112,7 +118,17 @@ def _numbers(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
         lines = [[line[i] for i in kept] for line in lines]
     if not 1 < len(lines) <= MOST_ROWS + 1 or len(lines[0]) > MOST_COLUMNS:
         return (), ()
-    return tuple(lines[0]), tuple(tuple(_short(cell) for cell in line) for line in lines[1:])
+    header = tuple(lines[0])
+    return tuple(map(words.column, header)), tuple(
+        tuple(_said(name, cell, words) for name, cell in zip(header, line, strict=False)) for line in lines[1:]
+    )
+
+
+def _said(column: str, cell: str, words: Words) -> str:
+    """A cell in words, if it names a task or a modality, or with few digits."""
+    if column == "task":
+        return words.task(cell)
+    return words.modality(cell) if column.rstrip("12") == "modality" else _short(cell)
 
 
 def _short(cell: str) -> str:
@@ -137,7 +153,9 @@ def dispatch_maps(folder: Path, gallery: Mapping[str, np.ndarray], words: Words 
         figures.save(figure, target, name, tables.dispatch_map(gallery, row))
         brightest = tables.brightest(gallery, row, words)
         made = picture(
-            target / f"{name}.png", f"Dispatch weight over the modalities, one row per task. Largest: {brightest}"
+            target / f"{name}.png",
+            f"Dispatch weight over the modalities, one row per task. Largest: {brightest}",
+            words,
         )
         header, rows = tables.by_column(gallery, row, words)
         found[key] = replace(made, header=header, rows=rows, note=_how_to_read(tables.kinds(gallery)))

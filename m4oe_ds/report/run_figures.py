@@ -63,7 +63,7 @@ def run_pictures(folder: Path, found: Found, done: Callable[[], object] = lambda
         if made is not None and made[0] is not None:
             figure, rows, alt = made
             figures.save(figure, target, name, rows)
-            pictures[name] = picture(target / f"{name}.png", alt)
+            pictures[name] = picture(target / f"{name}.png", alt, found.words)
         done()
     return pictures
 

@@ -106,7 +106,7 @@ def _peak(axis: Any, train: Records, base_rate: float | None) -> None:
     step, rate = found
     text = f"highest {rate:.3g}" + (f"\nbase {base_rate:g} × {rate / base_rate:.3g}" if base_rate else "")
     axis.plot([step], [rate], "o", color=COLOURS[1], ms=4)
-    axis.text(0.96, 0.97, text, transform=axis.transAxes, fontsize=8, va="top", ha="right")
+    axis.text(0.9, 0.97, text, transform=axis.transAxes, fontsize=8, va="top", ha="right")
     axis.set_ylim(bottom=0, top=1.35 * rate if rate > 0 else None)  # room for the text above the line
 
 

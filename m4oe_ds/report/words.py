@@ -1,4 +1,4 @@
-"""What a reader sees instead of names: labels of modalities and tasks, names of classes and sides, as the card has them."""
+"""What a reader sees instead of names: labels of modalities and tasks, classes and sides, as the card has them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ class Words:
     def modality(self, name: str) -> str:
         """A modality, likewise."""
         return capital(self._labels.get(name) or name)
+
+    def column(self, name: str) -> str:
+        """A column of a table: its label if it is a task or a modality."""
+        known = self._tasks.get(name)
+        return capital((known.label if known else "") or self._labels.get(name, "")) or name
 
     def classes(self, name: str, entry: Mapping[str, Any] | None = None, count: int = 0) -> list[str]:
         """Names of a task's classes, in the order of their codes.

@@ -276,7 +276,7 @@ def stamp(config: Config, ds_config: Mapping[str, Any], topology: dict[str, Any]
     architecture = {
         key: value
         for key, value in to_dict(without_sources(config).model).items()
-        if key not in ("init_from", "init_map")
+        if key not in ("init_from", "init_map") and not (key == "freeze" and not value)
     }
     architecture |= {"tasks": config.data.tasks, "modalities": config.data.modalities}
     return {

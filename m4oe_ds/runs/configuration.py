@@ -37,11 +37,12 @@ def open_config(folder: Path, data: str = "") -> Config:
 
 def _no_run(folder: Path) -> DataError:
     """What is wrong with a folder that is no run, and which runs lie next to it or below it."""
+    name = RunFolder(folder).config.name
     if not folder.exists():
-        what = "no such run folder"
+        what = f"no such run folder (no {name})"
     else:
-        what = "not a run folder (no config.yaml)" if folder.is_dir() else "is a file, not a run folder"
-    near = sorted(path.parent for place in (folder, folder.parent) for path in place.glob("*/config.yaml"))
+        what = f"not a run folder (no {name})" if folder.is_dir() else "is a file, not a run folder"
+    near = sorted(path.parent for place in (folder, folder.parent) for path in place.glob(f"*/{name}"))
     listed = f"; there: {', '.join(map(str, near[:SHOWN]))}{', ..' if len(near) > SHOWN else ''}" if near else ""
     return DataError(what, str(folder), f"name a folder under runs/{listed}")
 
@@ -78,7 +79,7 @@ def card_of(files: RunFolder) -> Card | None:
         return read_card(files.card)
     try:
         name = str(json.loads(files.environment.read_text(encoding="utf-8")).get("dataset", ""))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return find_card(name) if name in shipped() else None
 
@@ -97,5 +98,7 @@ def micro_batch(config: Config, folder: Path) -> int:
     try:
         recorded: Any = json.loads(path.read_text(encoding="utf-8"))
         return int(recorded.get("batch", {}).get("micro", UNRECORDED_MICRO_BATCH))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"cannot be read ({error})", str(path), "set evaluation.micro_batch, or restore it") from None
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"is damaged ({type(error).__name__})", str(path), "set evaluation.micro_batch, or restore it"
+        ) from None

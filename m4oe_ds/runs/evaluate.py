@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from m4oe_ds.coordinates import resolve
+from m4oe_ds.data.batch import Batch
 from m4oe_ds.evaluation.examples import exams_shown
 from m4oe_ds.evaluation.inference import predict_split
 from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.evaluation.missing_modalities import observed
 from m4oe_ds.parallel import launch, reduce
+from m4oe_ds.progress import track
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.configuration import open_config
 from m4oe_ds.runs.finished import open_run
@@ -39,15 +42,20 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
 
     Collectives: starts and ends a process group; every rank must call it.
     """
+    files = RunFolder(folder)
+    everything = read_json(files.metrics, "remove it, or copy it again") if files.metrics.is_file() else {}
     timeout_minutes = open_config(folder).parallel.timeout_minutes
     device = launch.start(resolve(os.environ), timeout_minutes)
     run = open_run(folder, split, data, device)
     assemble.verify(run.config, {split: run.manifests[split]}, device)
     # the samples that the report shows are those of the last split that training evaluates
     shown = run.config.evaluation.num_examples if split in run.config.evaluation.splits[-1:] else 0
+    batches: Iterable[Batch] = run.batches(split)
+    if reduce.rank() == 0:
+        batches = track(batches, f"{split} split", "batches", -(-run.num_batches(split) // reduce.world_size()))
     predictions = predict_split(
         run.model,
-        run.batches(split),
+        batches,
         run.spec,
         objective(run.config, run.spec, run.statistics, device),
         device,
@@ -57,7 +65,6 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     )
     metrics = None
     if reduce.rank() == 0:
-        files = RunFolder(folder)
         predictions.save(files.predictions(split), run.spec)
         predictions.save_examples(files.examples)
         metrics = evaluate_split(
@@ -72,7 +79,6 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
             metrics["by_modalities_present"] = observed(
                 run.spec.tasks, predictions.arrays(), predictions.present, bootstrap
             )
-        everything = read_json(files.metrics, "remove it") if files.metrics.is_file() else {}
         everything[split] = metrics
         write_json(files.metrics, everything)
     launch.stop()

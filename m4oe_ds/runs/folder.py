@@ -65,6 +65,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def trackers(self) -> Path:
+        """Under which identities services know the run."""
+        return self.path / "trackers.json"
+
+    @property
     def profile(self) -> Path:
         """Folder of recorded profiles."""
         return self.path / "profile"

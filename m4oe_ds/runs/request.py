@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.command_line import check_output
-from m4oe_ds.config import Config
+from m4oe_ds.config import TRACKERS, Config
 from m4oe_ds.data.sources import is_remote
-from m4oe_ds.errors import CheckpointError, ConfigError, DataError
+from m4oe_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from m4oe_ds.runs.folder import CheckpointFolder, RunFolder, checkpoint_tags
+from m4oe_ds.runs.weight_files import read_manifest
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def prepare(request: Request) -> Prepared:
     starts = _starts(request, folder)
     check_output(folder, "--output")
     _check_data(config)
+    _check_trackers(config)
     if starts:
         _check_weights(config)
     return Prepared(request, config, ds_config, folder, starts)
@@ -100,6 +103,7 @@ def _starts(request: Request, folder: Path) -> bool:
         there = f" (there: {', '.join(dict.fromkeys(near))})" if near else ""
         what = "not a checkpoint of this trainer (no manifest.json)"
         raise CheckpointError(what, str(path), f"name a step-* folder{there}")
+    read_manifest(path)
     return False
 
 
@@ -143,6 +147,19 @@ def needed_splits(config: Config) -> tuple[str, ...]:
     """Splits that training and its final evaluation read."""
     validates = ("val",) if config.run.eval_every_epochs else ()
     return tuple(dict.fromkeys(("train", *validates, *config.evaluation.splits)))
+
+
+def _check_trackers(config: Config) -> None:
+    """Packages of the trackers must be installed.
+
+    Raises:
+        EnvironmentProblem: one is not.
+    """
+    for name in config.run.trackers:
+        package = name.partition(":")[0].partition(".")[0]
+        if importlib.util.find_spec(package) is None:
+            fix = f"pip install 'm4oe_ds[{name}]'" if name in TRACKERS else "install it, or check the name"
+            raise EnvironmentProblem(f"{package} is not installed", "run.trackers", f"{fix}, or leave it out")
 
 
 def _check_weights(config: Config) -> None:

@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from m4oe_ds.errors import CheckpointError, DataError
+from m4oe_ds.errors import CheckpointError
 from m4oe_ds.parallel.engine_state import Piece
-from m4oe_ds.runs.folder import CheckpointFolder, checkpoint_tags
-from m4oe_ds.stored import read_json
+from m4oe_ds.runs.folder import CheckpointFolder
+from m4oe_ds.runs.weight_files import others
 
 BUFFER, GENERATOR = "buffer", "generator"
 
@@ -44,27 +44,6 @@ def snapshot(pieces: Iterable[Piece], buffers: Iterable[tuple[str, Tensor]]) -> 
 def write(tensors: dict[str, Tensor], path: Path) -> None:
     """Writes a snapshot."""
     save_file(tensors, str(path), metadata={"format": "m4oe-state"})
-
-
-def others(folder: Path) -> str:
-    """What to do about a checkpoint that cannot be used: which others the run has."""
-    tags = [tag for tag in checkpoint_tags(folder.parent) if tag != folder.name]
-    return f"take another checkpoint of the run: {', '.join(tags)}" if tags else "the run has no other checkpoint"
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself.
-
-    Raises:
-        CheckpointError: not complete, or damaged.
-    """
-    path = CheckpointFolder(folder).manifest
-    if not path.is_file():
-        raise CheckpointError("no complete checkpoint", str(folder), "name a step-* folder with a manifest.json")
-    try:
-        return read_json(path, others(folder), ("parameters",))
-    except DataError as error:
-        raise CheckpointError(error.what, error.where, error.fix) from None
 
 
 class StateReader:

@@ -80,7 +80,7 @@ class TrainingData:
             version = content.pop("version")
             found = cls(**content)
             found.normalisation()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"is damaged ({type(error).__name__})", str(path), _FIX) from None
         if version != VERSION:
             raise DataError(f"has version {version!r}, this package reads {VERSION}", str(path), _FIX)

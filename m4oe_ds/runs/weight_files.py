@@ -1,4 +1,4 @@
-"""Files of consolidated weights, told whole from damaged by their headers alone. Imports no torch.
+"""Files of consolidated weights and checkpoints, told whole from damaged by their headers alone. Imports no torch.
 
 A safetensors file is the length of its header (8 bytes, the lowest first), the header (JSON: name to type, shape and
 place), and the tensors; what was cut off, or is another kind of file, shows in the header against the size.
@@ -7,11 +7,13 @@ place), and the tensors; what was cut off, or is another kind of file, shows in 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m4oe_ds.errors import CheckpointError
-from m4oe_ds.runs.folder import RunFolder, checkpoint_tags
+from m4oe_ds.errors import CheckpointError, DataError
+from m4oe_ds.runs.folder import CheckpointFolder, RunFolder, checkpoint_tags
+from m4oe_ds.stored import read_json
 
 INDEX_SUFFIX = ".index.json"
 _LENGTH = 8  # bytes before the header
@@ -77,6 +79,31 @@ def remedy(path: Path) -> str:
     if not tags:
         return "the run has no checkpoints either: train it to its end, or copy its weights/ here"
     return f"make them with `m4oe export {run.path} --checkpoint {tags[-1]}` (checkpoints there: {', '.join(tags)})"
+
+
+def others(folder: Path) -> str:
+    """What to do about a checkpoint that cannot be used: which others the run has."""
+    tags = [tag for tag in checkpoint_tags(folder.parent) if tag != folder.name]
+    return f"take another checkpoint of the run: {', '.join(tags)}" if tags else "the run has no other checkpoint"
+
+
+def read_manifest(folder: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Args:
+        folder: of the checkpoint.
+        keys: what it must have.
+
+    Raises:
+        CheckpointError: not complete, or damaged.
+    """
+    path = CheckpointFolder(folder).manifest
+    if not path.is_file():
+        raise CheckpointError("no complete checkpoint", str(folder), "name a step-* folder with a manifest.json")
+    try:
+        return read_json(path, others(folder), keys)
+    except DataError as error:
+        raise CheckpointError(error.what, error.where, error.fix) from None
 
 
 def _of_index(index: Path) -> dict[str, Path]:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.layers.experts import ExpertWeights
 from m4oe_ds.runs.folder import RunFolder
-from m4oe_ds.runs.state_files import StateReader, read_manifest
-from m4oe_ds.runs.weight_files import INDEX_SUFFIX, find_weights, remedy
+from m4oe_ds.runs.state_files import StateReader
+from m4oe_ds.runs.weight_files import INDEX_SUFFIX, find_weights, read_manifest, remedy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHOWN = 8  # names in a message
@@ -45,7 +45,7 @@ def consolidate(checkpoint: Path, path: Path, dtype: str = "fp32", max_file_gb: 
     Raises:
         CheckpointError: not a complete checkpoint.
     """
-    manifest = read_manifest(checkpoint)
+    manifest = read_manifest(checkpoint, ("parameters",))
     reader = StateReader(checkpoint)
     sizes = {name: torch.Size(shape).numel() * DTYPES[dtype].itemsize for name, shape in manifest["parameters"].items()}
     groups = _groups(sizes, max_file_gb * 1e9)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from m4oe_ds.arguments import add_command, number, whole
 
@@ -42,6 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--dry-run", action="store_true", help="list the points, and those that are impossible with the reason"
     )
+    _add_point(commands)
+    _add_simulate(commands)
+    collect = add_command(
+        commands,
+        "collect",
+        "make tables and plots of the points and simulations in a folder",
+        "m4oe scale collect runs/scaling",
+    )
+    collect.add_argument("output", metavar="DIR", help="folder of the study")
+
+
+def _add_point(commands: argparse._SubParsersAction[Any]) -> None:
     point = add_command(
         commands,
         "point",
@@ -59,6 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("weak", "strong"),
         help="what stays fixed: samples per rank (weak) or per step (strong); default: weak",
     )
+
+
+def _add_simulate(commands: argparse._SubParsersAction[Any]) -> None:
     simulate = add_command(
         commands,
         "simulate",
@@ -89,13 +105,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("fp32", "bf16", "fp16"),
         help="type of weights and activations (default: bf16)",
     )
-    collect = add_command(
-        commands,
-        "collect",
-        "make tables and plots of the points and simulations in a folder",
-        "m4oe scale collect runs/scaling",
-    )
-    collect.add_argument("output", metavar="DIR", help="folder of the study")
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -296,7 +305,7 @@ def _simulate(options: argparse.Namespace) -> int:
         stage=options.zero,
         precision=options.precision,
     )
-    rows, left_out = simulate(study, lambda text: print(text, flush=True))
+    rows, left_out = simulate(study)
     folder = Path(options.output)
     write_left_out(left_out, folder / "left-out-simulate.json")
     write_csv(rows, folder / "simulated.csv")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from m4oe_ds import config_loader
@@ -12,6 +12,7 @@ from m4oe_ds.planning.candidates import Candidate, Costs, evaluate, most_sharers
 from m4oe_ds.planning.hardware import ASSUMPTIONS, Cluster, Pool, accelerator
 from m4oe_ds.planning.memory import Layout
 from m4oe_ds.planning.model_cost import Precision
+from m4oe_ds.progress import track
 from m4oe_ds.scaling.rows import DOES_NOT_FIT, StudyRow
 
 SOURCE = "simulated: data-sheet peaks and links with the efficiencies assumed in `m4oe plan`, nothing overlapped"
@@ -96,33 +97,26 @@ def impossible(point: SimulatedPoint, batch: int) -> str:
     return ""
 
 
-def simulate(
-    options: Simulation, say: Callable[[str], None] = lambda _: None
-) -> tuple[list[StudyRow], list[tuple[str, str]]]:
+def simulate(options: Simulation) -> tuple[list[StudyRow], list[tuple[str, str]]]:
     """A row for every combination, and those that cannot be with the reason; ep is that of :func:`largest_ep`.
 
     Args:
         options: the points, and what they share.
-        say: prints a line of progress.
 
     Raises:
         ConfigError: unknown device, or numbers that do not fit.
     """
     rows: list[StudyRow] = []
     left_out: list[tuple[str, str]] = []
-    costs = {
-        count: Costs(config_loader.load(options.config, [*options.overrides, f"model.mtoe.num_experts={count}"]))
-        for count in options.experts
-    }
-    told: set[tuple[int, tuple[str, ...]]] = set()
-    for point in options.points():
-        if (point.experts, point.kinds) not in told:
-            told.add((point.experts, point.kinds))
-            say(f"simulating {point.experts} experts on {'+'.join(point.kinds)}")
+    costs: dict[int, Costs] = {}
+    for point in track(list(options.points()), "simulated", "points"):
         cluster, reason = cluster_of(point.kinds, point.world), impossible(point, options.batch)
         if reason or cluster is None:
             left_out.append((str(point), reason))
         else:
+            if point.experts not in costs:
+                more = [*options.overrides, f"model.mtoe.num_experts={point.experts}"]
+                costs[point.experts] = Costs(config_loader.load(options.config, more))
             rows.append(_simulated(point, cluster, costs[point.experts], options))
     return rows, left_out
 

@@ -30,6 +30,7 @@ from m4oe_ds.parallel import deepspeed_options, launch, reduce
 from m4oe_ds.parallel.topology import choose_ep_size
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.configuration import without_sources
+from m4oe_ds.runs.described import describe
 from m4oe_ds.runs.finished import training_data
 from m4oe_ds.runs.folder import RunFolder, write_json, write_yaml
 from m4oe_ds.runs.initial_source import open_source
@@ -142,7 +143,8 @@ def _make_ready(prepared: Prepared, folder: Path, device: torch.device, observer
     seed_everything(config.run.seed, place.rank)
     topology = engines.place(config, place.world)
     stamp = assemble.stamp(config, ds_config, topology.stamp(), manifests["train"])
-    start = _checkpoint(_store(config, prepared.folder, stamp), request)
+    described = describe(config, spec, manifests["train"])
+    start = _checkpoint(_store(config, prepared.folder, stamp, described), request)
     with _timed("engine"):
         engine, origin = _engine(config, ds_config, sizes, place.world, start)
     loop = Loop(
@@ -151,7 +153,7 @@ def _make_ready(prepared: Prepared, folder: Path, device: torch.device, observer
         spec,
         build_objective(config, spec, statistics, device),
         manifests,
-        _store(config, folder, stamp),
+        _store(config, folder, stamp, described),
         folder,
         sizes.micro,
         sizes.accumulation,
@@ -190,13 +192,14 @@ def _presence(config: Config, spec: ModelSpec, train: Manifest) -> Presence:
     return present
 
 
-def _store(config: Config, folder: Path, stamp: dict[str, Any]) -> CheckpointStore:
+def _store(config: Config, folder: Path, stamp: dict[str, Any], described: dict[str, Any]) -> CheckpointStore:
     return CheckpointStore(
         RunFolder(folder).checkpoints,
         stamp,
         config.run.checkpoint.keep_last,
         background=config.run.checkpoint.background,
         timeout_s=60 * config.parallel.timeout_minutes,
+        described=described,
     )
 
 
@@ -209,7 +212,7 @@ def _checkpoint(store: CheckpointStore, request: Request) -> tuple[str, Checkpoi
         return None
     if request.resume != "auto":
         path = Path(request.resume)
-        return path.name, CheckpointStore(path.parent, store.stamp, store.keep_last)
+        return path.name, CheckpointStore(path.parent, store.stamp, store.keep_last, described=store.described)
     tag = store.newest_valid()
     return None if tag is None else (tag, store)
 

@@ -29,7 +29,9 @@ from torch import Tensor
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.parallel import engine_state, reduce
 from m4oe_ds.runs import state_files
+from m4oe_ds.runs.described import differences
 from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, checkpoint_tag, checkpoint_tags, write_json
+from m4oe_ds.runs.weight_files import read_manifest
 from m4oe_ds.training import seeds
 
 FORMAT_VERSION = 2
@@ -63,11 +65,21 @@ class CheckpointStore:
         keep_last: newest checkpoints to keep besides the best.
         background: write in a thread; otherwise :meth:`save` returns when everything is on disk.
         timeout_s: how long rank 0 waits for the files of the other ranks.
+        described: what the fingerprints are of (:func:`m4oe_ds.runs.described.describe`); where a checkpoint has it,
+            options are compared one by one in their place.
     """
 
     def __init__(
-        self, folder: Path, stamp: dict[str, Any], keep_last: int, *, background: bool = True, timeout_s: float = 600.0
+        self,
+        folder: Path,
+        stamp: dict[str, Any],
+        keep_last: int,
+        *,
+        background: bool = True,
+        timeout_s: float = 600.0,
+        described: dict[str, Any] | None = None,
     ) -> None:
+        self.described = described
         self.folder, self.stamp, self.keep_last = folder, stamp, max(keep_last, 1)
         self.background, self.timeout_s = background, timeout_s
         self._writer: threading.Thread | None = None
@@ -101,6 +113,7 @@ class CheckpointStore:
         manifest = {
             "format": FORMAT_VERSION,
             "stamp": self.stamp,
+            **({} if self.described is None else {"described": self.described}),
             "position": vars(position),
             "progress": progress,
             "engine": engine_state.counters(engine),
@@ -228,13 +241,15 @@ class CheckpointStore:
 
     def verify(self, tag: str) -> list[str]:
         """Problems with the files of ``tag`` seen by this rank, or one that another rank saw; empty = it verifies."""
-        manifest = self._manifest(tag)
-        problems = []
-        for name in sorted(manifest["files"])[reduce.rank() :: reduce.world_size()]:
+        try:
+            files, problems = self._manifest(tag)["files"], []
+        except CheckpointError as error:
+            files, problems = {}, [str(error)]
+        for name in sorted(files)[reduce.rank() :: reduce.world_size()]:
             path = self.folder / tag / name
             if not path.is_file():
                 problems.append(f"{tag}/{name} is missing")
-            elif _describe(path) != manifest["files"][name]:
+            elif _describe(path) != files[name]:
                 problems.append(f"{tag}/{name} differs from its checksum")
         worst = int(reduce.maximum_over_ranks(torch.tensor(len(problems), device=_device())))
         return problems or ([f"{tag}: another rank found a broken file"] if worst else [])
@@ -257,7 +272,7 @@ class CheckpointStore:
                 tag,
                 "resume with the older version",
             )
-        self._check_stamp(manifest["stamp"], tag)
+        self._check_stamp(manifest["stamp"], tag, manifest.get("described"))
         if tag not in self._verified and (problems := self.verify(tag)):
             raise CheckpointError(problems[0], fix="remove this checkpoint and resume from the one before")
         reader = state_files.StateReader(self.folder / tag)
@@ -283,8 +298,13 @@ class CheckpointStore:
                 buffer.copy_(reader.buffer(name))
         return Position(**manifest["position"]), manifest["progress"]
 
-    def _check_stamp(self, written: dict[str, Any], tag: str) -> None:
+    def _check_stamp(self, written: dict[str, Any], tag: str, described: dict[str, Any] | None) -> None:
         different = [key for key in self.stamp if written.get(key) != self.stamp[key]]
+        if described is not None and self.described is not None:
+            if options := differences(described, self.described):
+                fix = "use the same values, or --resume never with another --output"
+                raise CheckpointError(f"written with {'; '.join(options)}", f"checkpoint {tag}", fix)
+            different = [key for key in different if key in LAYOUT_KEYS]
         then = ", ".join(f"{key}={written.get(key)}" for key in different)
         now = ", ".join(f"{key}={self.stamp[key]}" for key in different)
         if [key for key in different if key not in LAYOUT_KEYS]:
@@ -307,8 +327,7 @@ class CheckpointStore:
         path = CheckpointFolder(self.folder / tag).manifest
         if not path.is_file():
             raise CheckpointError("no complete checkpoint here", str(self.folder / tag), f"known: {self.tags()}")
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        return manifest
+        return read_manifest(path.parent, ("format", "stamp", "position", "progress", "parameters", "files"))
 
     def _point(self, name: str, tag: str) -> None:
         temporary = self.folder / f".{name}"

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from m4oe_ds import free_options
+from m4oe_ds.config import CalibratedOptions
 from m4oe_ds.errors import CheckpointError, ConfigError
 from m4oe_ds.layers.extras import FEATURES, SHARED
 from m4oe_ds.models.interface import ModelOutput, MultiModalModel
@@ -244,9 +246,6 @@ def policy(name: str, **options: Any) -> GradientPolicy:
         return GradientPolicy()
     if name != "calibrated":
         raise ConfigError(f"unknown gradient policy {name!r}", where, "known: calibrated, sum")
-    known = {"rule", "momentum", "normalise", "branches", "weighted_heads"}
-    if unknown := sorted(set(options) - known):
-        raise ConfigError(f"unknown options {unknown}", where, f"known: {', '.join(sorted(known))}")
-    if options.get("rule", "norm") not in ("norm", "imtl_g"):
-        raise ConfigError(f"unknown rule {options['rule']!r}", where, "known: imtl_g, norm")
+    for option, what in free_options.problems(CalibratedOptions, options):
+        raise ConfigError(f"{option} {what}", "loss.gradient_options")
     return CalibratedPolicy(**options)

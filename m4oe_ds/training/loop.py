@@ -22,12 +22,13 @@ from m4oe_ds.evaluation.examples import exams_shown
 from m4oe_ds.evaluation.inference import Predictions, predict_split
 from m4oe_ds.losses.objective import Objective
 from m4oe_ds.models.interface import ModelOutput, ModelSpec
+from m4oe_ds.models.parts import layer_name
 from m4oe_ds.parallel import reduce
 from m4oe_ds.parallel.deepspeed_moe import ep_size_of
 from m4oe_ds.parallel.exchange import bytes_sent
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.folder import BEST, LATEST, checkpoint_tag
-from m4oe_ds.training import gradient_policy, schedule
+from m4oe_ds.training import gradient_policy, schedule, trackers
 from m4oe_ds.training.checkpoint import CheckpointStore, Position
 from m4oe_ds.training.engine import compute_dtype
 from m4oe_ds.training.patience import Patience
@@ -116,9 +117,9 @@ class Loop:
             config.run.checkpoint.metric,
             config.run.eval_every_epochs,
             available="val" in manifests,
-            observer=observer if config.run.tensorboard else None,
+            observer=observer if trackers.TENSORBOARD in trackers.chosen(config.run) else None,
             sum_over_ranks=lambda sums: reduce.sum_over_ranks(sums.to(engine.device)),
-            draws=reduce.rank() == 0 and config.run.tensorboard,
+            draws=reduce.rank() == 0,
             patience=Patience(config.run.patience, config.run.checkpoint.metric, config.run.min_improvement),
         )
         self.most_batches: int | None = None  # of a split that is predicted, on each rank
@@ -147,7 +148,8 @@ class Loop:
             self.folder,
             self.total_steps,
             enabled=reduce.rank() == 0,
-            tensorboard=run.tensorboard,
+            trackers=trackers.chosen(run),
+            config=trackers.shareable(self.config, getattr(self.engine, "config", None) or {}),
             first_step=self.position.step,
             epochs=run.num_epochs,
         )
@@ -223,7 +225,7 @@ class Loop:
     def _log(self, recorder: Recorder, report: StepReport, rate: float, epoch: int, speed: dict[str, float]) -> None:
         figures = report.collect(self.objective)
         for name, share in figures.pop("expert_share", {}).items():
-            recorder.distribution(f"expert_share/{name}", share, self.position.step)
+            recorder.distribution(f"routing/{name}/expert_share", share, self.position.step)
         check_finite(figures, self.position.step)
         cuda = torch.cuda.is_available()
         memory = (
@@ -246,7 +248,7 @@ class Loop:
     def _router_scales(self) -> dict[str, float]:
         """Learned router scales by layer; under ZeRO-3 a partitioned scale has no local value and is left out."""
         return {
-            name.removesuffix(".router.scale"): float(parameter.detach().float().mean())
+            layer_name(name.removesuffix(".router.scale")): float(parameter.detach().float().mean())
             for name, parameter in self.engine.module.named_parameters()
             if name.endswith("router.scale") and parameter.numel()
         }

@@ -18,6 +18,8 @@ from m4oe_ds.models.interface import MultiModalModel
 from m4oe_ds.models.parts import kind_of, part_of
 from m4oe_ds.parallel.deepspeed_moe import ep_size_of
 
+_RATES: dict[bool | None, str] = {True: "muon_lr", False: "adam_lr", None: "lr"}
+
 
 @dataclass
 class Group:
@@ -84,7 +86,7 @@ def parameter_groups(model: MultiModalModel, optim: OptimConfig, optimizer: Mapp
         part, kind = parts[name], kinds.get(name, "")
         rate, decay = _factors(part, kind, optim, float(given.get("weight_decay", 0.0)))
         muon = _muon(optimizer, name, parameter)
-        base = float(given.get({True: "muon_lr", False: "adam_lr"}.get(muon, "lr"), given.get("lr", 0.0)))
+        base = float(given.get(_RATES[muon], given.get("lr", 0.0)))
         key = (rate, decay, muon if rate != 1 else None) if parameter.requires_grad else None
         if key not in groups:
             groups[key] = (

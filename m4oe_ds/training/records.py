@@ -1,22 +1,26 @@
-"""What a run writes about itself: log.jsonl, TensorBoard, environment.json, the progress line."""
+"""What a run writes about itself: log.jsonl, what trackers are told, environment.json, the progress line."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
 import torch
 
+from m4oe_ds.errors import EnvironmentProblem
 from m4oe_ds.progress import LINE_EVERY_S, Progress, hours
 from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.training.figures_of import Changing, figures_of
+from m4oe_ds.training.trackers import TensorBoard, TrackedRun, Tracker, make
 
+_logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "deepspeed", "timm", "torchvision", "webdataset", "numpy", "pydicom", "m4oe_ds")
 
 
@@ -65,17 +69,21 @@ def _git_commit() -> dict[str, Any]:
 
 
 class Recorder:
-    """Rank 0's log: one JSON object per logged step, TensorBoard scalars, and a progress line with the time left.
+    """Rank 0's log: one JSON object per logged step, the same figures to trackers, and progress with the time left.
 
     Args:
         folder: run folder.
         total_steps: number of steps of the whole run.
         enabled: False on all other ranks.
-        tensorboard: whether TensorBoard events are written.
+        trackers: names of those who are told (:mod:`m4oe_ds.training.trackers`).
+        config: what they are told about the run.
         first_step: step a resumed run starts from; later lines of an earlier run are cut off.
         epochs: number of epochs of the whole run.
         stream: where the progress is shown; default standard error.
         every_s: longest silence where that is no terminal, seconds.
+
+    Raises:
+        UserError: a tracker cannot be made or does not start.
     """
 
     def __init__(
@@ -84,7 +92,8 @@ class Recorder:
         total_steps: int,
         *,
         enabled: bool,
-        tensorboard: bool = True,
+        trackers: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
         first_step: int = 0,
         epochs: int = 1,
         stream: TextIO | None = None,
@@ -93,19 +102,28 @@ class Recorder:
         self.folder, self.total_steps, self.enabled = folder, total_steps, enabled
         self._epochs = epochs
         self._progress: Progress | None = None
-        self._writer: Any = None
+        self._trackers: dict[str, Tracker] = {}
+        self._changing = Changing()
         if not enabled:
             return
         path = RunFolder(folder).log
         _truncate_log(path, first_step)
         self._log = path.open("a", encoding="utf-8")
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(RunFolder(folder).tensorboard), purge_step=first_step + 1)
+        self._start_trackers(trackers, TrackedRun(folder.absolute().name, folder, config or {}, first_step))
         self._progress = Progress(
             "training", total_steps, "steps", stream=stream, every_s=every_s, done=first_step, clock=hours
         ).start()
+
+    def _start_trackers(self, names: Sequence[str], run: TrackedRun) -> None:
+        for name in names:
+            tracker = make(name)
+            try:
+                tracker.start(run)
+            except Exception as error:  # whatever a client raises: no network, no key, a full disk
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                fix = "see its own documentation, or leave it out"
+                raise EnvironmentProblem(f"{name} did not start: {reason}", "run.trackers", fix) from error
+            self._trackers[name] = tracker
 
     def step(self) -> None:
         """Moves the progress by one step."""
@@ -113,17 +131,25 @@ class Recorder:
             self._progress.update()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends one line to log.jsonl (flushed, so that a killed run keeps it) and the scalars to TensorBoard."""
+        """Appends one line to log.jsonl (flushed, so that a killed run keeps it) and tells the trackers its figures."""
         if not self.enabled:
             return
         self._log.write(json.dumps(record, allow_nan=True) + "\n")
         self._log.flush()
-        kind = record.get("event", "train")
-        for name, value in _scalars(record):
-            if self._writer is not None:
-                self._writer.add_scalar(f"{kind}/{name}", value, record["step"])
-        if kind == "train" and self._progress is not None:
+        figures = self._changing.only(figures_of(record))
+        self._tell(lambda tracker: tracker.log(record["step"], figures))
+        if "event" not in record and self._progress is not None:
             self._progress.update(0, self._note(record))
+
+    def _tell(self, what: Callable[[Tracker], None]) -> None:
+        """Tells every tracker; one that fails is told no more, and the run goes on."""
+        for name, tracker in list(self._trackers.items()):
+            try:
+                what(tracker)
+            except Exception as error:  # a service that is down must not end days of training
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                _logger.warning("tracker %s failed and is told no more: %s", name, reason)
+                del self._trackers[name]
 
     def _note(self, record: dict[str, Any]) -> str:
         """The figures behind the steps, as far as the record has them; epochs count from 1 here, as
@@ -139,15 +165,16 @@ class Recorder:
         return ", ".join(text(record[name]) for name, text in shown.items() if record.get(name) is not None)
 
     def distribution(self, name: str, values: Sequence[float], step: int) -> None:
-        """A histogram for TensorBoard; log.jsonl holds figures only."""
-        if self._writer is not None:
-            self._writer.add_histogram(name, np.asarray(values), step)
+        """A histogram, for trackers that take some; log.jsonl holds figures only."""
+        for tracker in self._trackers.values():
+            if isinstance(tracker, TensorBoard):
+                tracker.distribution(name, values, step)
 
-    def figures(self, group: str, made: Mapping[str, Any], step: int) -> None:
-        """Matplotlib figures for TensorBoard's image tab; they are closed afterwards."""
-        if self._writer is not None:
-            for name, figure in made.items():
-                self._writer.add_figure(f"{group}/{name}", figure, step)
+    def figures(self, kind: str, made: Mapping[str, Any], step: int) -> None:
+        """Matplotlib figures, for trackers on this machine alone; they are closed afterwards."""
+        for tracker in self._trackers.values():
+            if isinstance(tracker, TensorBoard):
+                tracker.figures(kind, made, step)
 
     def say(self, text: str) -> None:
         """A line for the person watching, without breaking the progress line."""
@@ -155,26 +182,14 @@ class Recorder:
             self._progress.say(text)
 
     def close(self) -> None:
-        """Closes files and the progress line."""
+        """Closes files, trackers and the progress line."""
         if not self.enabled:
             return
         self._log.close()
-        if self._writer is not None:
-            self._writer.close()
+        self._tell(lambda tracker: tracker.finish())
+        self._trackers.clear()
         if self._progress is not None:
             self._progress.close()
-
-
-def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
-    for name, value in record.items():
-        if name in ("step", "event", "labels"):
-            continue
-        if isinstance(value, dict):
-            found += [(f"{name}/{key}", item) for key, item in _scalars(value)]
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found.append((name, value))
-    return found
 
 
 def _truncate_log(path: Path, first_step: int) -> None:

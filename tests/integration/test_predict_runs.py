@@ -287,7 +287,7 @@ def test_what_is_refused(
     assert predict(gamma, embed, out) == 3
     assert "reads fundus and oct, for which its card names no table and no headers" in error(capsys)
     assert predict(tmp_path / "none", embed, out) == 4
-    assert "not a run folder" in error(capsys)
+    assert "run folder (no config.yaml)" in error(capsys)
     assert predict(plain, tmp_path / "none", out) == 4
     assert "is not a folder" in error(capsys)
     assert predict(plain, embed, out, "--limit", "-1") == 3

@@ -56,9 +56,9 @@ def test_run_folder_and_evaluation_at_another_world_size(stage: str, tmp_path: P
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run / "tensorboard"), {"images": 0})
+    events = EventAccumulator(str(run / "tensorboard" / "run" / "validation"), {"images": 0})
     events.Reload()
-    assert {"validation/roc", "validation/fig3c_utilisation"} <= set(events.Tags()["images"])
+    assert {"roc", "fig3c_utilisation"} <= set(events.Tags()["images"])
 
     stored = np.load(run / "predictions" / "test.npz", allow_pickle=False)
     manifest = json.loads((data / "test" / "manifest.json").read_text())

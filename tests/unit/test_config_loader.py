@@ -67,9 +67,9 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
         ("run: {num_epochs: many}", "run.num_epochs", "a whole number"),
         ("run: {num_epochs: null}", "run.num_epochs", "a whole number"),
         ("run: {tensorboard: 1}", "run.tensorboard", "true or false"),
-        ("loss: {alpha: [1]}", "loss.alpha", "a number"),
-        ("loss: {alpha: true}", "loss.alpha", "a number"),
-        ("loss: {alpha: small}", "loss.alpha", "a number"),
+        ("loss: {alpha: [1]}", "loss.alpha", "a finite number"),
+        ("loss: {alpha: true}", "loss.alpha", "a finite number"),
+        ("loss: {alpha: small}", "loss.alpha", "a finite number"),
         ("run: {name: {a: 1}}", "run.name", "text"),
         ("run: {name: true}", "run.name", "text"),
         ("schedule: {kind: linear}", "schedule.kind", "one of step, cosine, constant"),
@@ -171,7 +171,7 @@ def test_a_list_at_the_top_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "absent.yaml").startswith(f"--config: no such configuration: {tmp_path / 'absent.yaml'}")
+    assert f"no such configuration: {tmp_path / 'absent.yaml'}" in refusal(tmp_path / "absent.yaml")
 
 
 # ------------------------------------------------------------------------------------------------------ extends
@@ -224,10 +224,10 @@ def test_overrides_win_over_the_file_and_later_over_earlier(tmp_path: Path) -> N
 
 
 def test_an_override_can_be_a_mapping_a_list_or_empty_text() -> None:
-    config = config_loader.load(None, ["model.msoe={num_experts: 4, depth: 1}", "data.tasks=[density]", "run.name="])
+    config = config_loader.load(None, ["model.msoe={num_experts: 4, depth: 1}", "data.tasks=[density]", "data.root="])
     assert (config.model.msoe.num_experts, config.model.msoe.depth, config.model.msoe.num_heads) == (4, 1, 8)
     assert config.data.tasks == ("density",)
-    assert config.run.name == ""
+    assert config.data.root == ""
 
 
 def test_a_value_may_contain_equal_signs() -> None:
@@ -287,7 +287,7 @@ def test_several_contradictions_are_reported_together() -> None:
         ("data.dataset=embde", "'embde'", "embed"),
         ("run.checkpoint.metric=accuracy", "'accuracy'", "balanced_accuracy"),
         ("model.mtoe.num_experts=0", "model.mtoe.num_experts=0", "at least 1"),
-        ("data.image_size=[32]", "(32,)", "[height, width]"),
+        ("data.image_size=[32]", "[32]", "[height, width]"),
     ],
 )
 def test_unknown_names_and_impossible_values(override: str, named: str, hint: str) -> None:
@@ -300,12 +300,12 @@ def test_unknown_names_and_impossible_values(override: str, named: str, hint: st
     ("section", "line", "message"),
     [
         ("loss: {tasks: {density: {weight: -1}}}", 2, "loss.tasks.density.weight=-1.0 must be at least 0"),
-        ("run:\n  seed: -3", 3, "run.seed=-3 must be at least 0"),
+        ("run:\n  seed: -3", 3, "run.seed=-3 must be at least 0 and at most 9223372036854775807"),
         ("data:\n  max_bad_fraction: 2", 3, "data.max_bad_fraction=2.0 must be at least 0 and at most 1"),
         ("parallel: {timeout_minutes: 0}", 2, "parallel.timeout_minutes=0.0 must be above 0"),
         ("data:\n  augment:\n    scale: 1", 4, "data.augment.scale=1.0 must be at least 0 and below 1"),
-        ("data:\n  image_size: [64, 4]", 3, "data.image_size=(64, 4) must be at least 8"),
-        ("loss: {alpha: .nan}", 2, "loss.alpha=nan must be at least 0"),
+        ("data:\n  image_size: [64, 4]", 3, "data.image_size=[64, 4] must be at least 8 and at most 16384"),
+        ("loss: {alpha: .nan}", 2, "loss.alpha must be a finite number, got nan"),
     ],
     ids=["at least, in a mapping", "at least", "at most", "above", "below", "element of a tuple", "NaN"],
 )
@@ -322,7 +322,7 @@ def test_a_number_out_of_bounds_in_an_override_names_the_override() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["data.max_bad_fraction=0", "data.max_bad_fraction=1", "data.phantom.image_size=[8, 8]", "run.num_epochs=1"],
+    ["data.max_bad_fraction=0", "data.max_bad_fraction=1", "data.image_size=[16, 16]", "run.num_epochs=1"],
 )
 def test_the_bounds_themselves_are_allowed(override: str) -> None:
     config_loader.load(None, [override])
@@ -353,7 +353,7 @@ def test_tasks_are_checked_against_the_chosen_data_set() -> None:
 # --------------------------------------------------------------------------------------------------- round trip
 
 
-@pytest.mark.parametrize("name", ["run", "1e-4", "010", "08", "yes", "2024-01-01", "a: b # c", "", "-", "null", "1.50"])
+@pytest.mark.parametrize("name", ["run", "1e-4", "010", "08", "yes", "2024-01-01", "a: b # c", "-", "null", "1.50"])
 def test_what_is_written_is_read_back(tmp_path: Path, name: str) -> None:
     overrides = [
         f"run.name='{name}'",

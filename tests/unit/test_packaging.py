@@ -112,6 +112,22 @@ def test_what_has_broken_before_has_an_upper_bound(name: str) -> None:
     assert any(bound.operator == "<" for bound in required()[name].specifier)
 
 
+def test_every_file_of_the_packages_is_carried() -> None:
+    """What is no Python module comes along only where ``package_data`` says so."""
+    given = arguments()["package_data"]
+    lost = []
+    for package in ("m4oe_ds", "data_tools"):
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc") and "__pycache__" not in path.parts:
+                folders = [".".join(part.relative_to(ROOT).parts) for part in path.parents if part.is_relative_to(ROOT)]
+                patterns = [
+                    (ROOT / name.replace(".", "/"), pattern) for name in folders for pattern in given.get(name, ())
+                ]
+                if not any(path in set(folder.glob(pattern)) for folder, pattern in patterns):
+                    lost.append(str(path.relative_to(ROOT)))
+    assert lost == []
+
+
 def test_metadata_says_what_and_for_whom() -> None:
     given = arguments()
     python = [text for text in given["classifiers"] if text.startswith("Programming Language :: Python :: 3.")]

@@ -39,12 +39,12 @@ OPTIONS = "options that only the readers of the archives take"
 ALLOWED: dict[str, dict[str, str]] = {  # file: word: why
     "m4oe_ds/config.py": {"embed": "the default of data.dataset: a configuration without one is that of the demo"},
     "m4oe_ds/models/systems.py": dict.fromkeys(("breast", "cancer", "mammography", "eye", "gamma", "glaucoma"), CITED),
-    "m4oe_ds/models/parts.py": {
-        "embed": "a part of names of parameters",
-        "gamma": "timm's name for the scale of a layer",
-    },
-    "m4oe_ds/training/parameter_groups.py": {"embed": "a part of names of parameters, by DeepSpeed's rule for Muon"},
     "m4oe_ds/models/embedders.py": {"embed": "patch_embed, the name that timm gives the first layer"},
+    "m4oe_ds/models/parts.py": {
+        "embed": "what names of parameters hold: pos_embed, task_embed",
+        "gamma": "the scale of a layer, as timm calls it",
+    },
+    "m4oe_ds/training/parameter_groups.py": {"embed": "what names of parameters hold that Muon leaves to Adam"},
     "m4oe_ds/predict/headers.py": {"mammogram": "why a file of mammography DICOM is left out: it reads no other"},
     "m4oe_ds/predict/exams.py": {
         "women": "what the rules of an archive's reader say of sex",

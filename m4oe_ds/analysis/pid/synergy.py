@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -192,6 +192,7 @@ def synergy_matrices(
     target: Literal["prediction", "label"] = "prediction",
     present: Mapping[str, ArrayLike] | None = None,
     settings: SynergySettings | None = None,
+    done: Callable[[], None] = lambda: None,
 ) -> SynergyReport:
     """Synergy of every pair of modalities about every task's target.
 
@@ -204,6 +205,7 @@ def synergy_matrices(
         target: which of the two ``labels`` holds; written into the rows.
         present: ``{modality: [N]}`` booleans, false where a sample lacks the modality; default: all present.
         settings: options, see :class:`SynergySettings`.
+        done: called after every pair of a task, estimated or not.
 
     Returns:
         Report with one entry per task and pair; pairs that cannot be estimated are listed with the reason.
@@ -227,6 +229,7 @@ def synergy_matrices(
             reason = _unusable(y[usable], settings)
             if reason:
                 skipped.append((task, first, second, reason))
+                done()
                 continue
             rows = np.flatnonzero(usable)
             if settings.class_balanced:
@@ -236,6 +239,7 @@ def synergy_matrices(
             pair = PairSynergy(model, task, first, second, target, settings.estimator, **numbers)
             log.info("synergy %s %s+%s: %.4f bits (null %.4f)", task, first, second, pair.synergy, pair.null_mean)
             pairs.append(pair)
+            done()
     report = SynergyReport(tuple(arrays), tuple(pairs), tuple(skipped))
     for reason, count in report.skip_counts.items():
         log.warning("%d pairs without synergy estimate: %s", count, reason)

@@ -8,41 +8,18 @@ other. Hard parameter sharing, equally weighted tasks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
-from m4oe_ds.errors import ConfigError
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.layers.extras import VIEW_WEIGHTS
 from m4oe_ds.models.baselines.base import ComparedModel, masked_mean, parse_options
 from m4oe_ds.models.baselines.encoders import mean_pool
 from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of AIDE.
-
-    Attributes:
-        fusion: ``adaptive`` or ``cross_attention``.
-        hidden: width of view features and of the fused vector.
-        heads: number of attention heads of the transformer layer.
-        feedforward: hidden width of the transformer layer.
-        dropout: dropout of the transformer layer.
-        head_dropout: before the heads.
-    """
-
-    fusion: str = "adaptive"
-    hidden: int = 512
-    heads: int = 8
-    feedforward: int = 2048
-    dropout: float = 0.1
-    head_dropout: float = 0.3
+from m4oe_ds.models.options import AideOptions as Options
 
 
 class AdaptiveFusion(nn.Module):
@@ -102,8 +79,6 @@ class AIDE(ComparedModel):
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
         super().__init__(spec, config, experts_factory, native="resnet18", share=False)
         options = parse_options(Options, config.options, "aide")
-        if options.fusion not in ("adaptive", "cross_attention"):
-            raise ConfigError(f"fusion must be adaptive or cross_attention, got {options.fusion!r}", "model.options")
         hidden, count = options.hidden, len(spec.modalities)
         self.options = options
         self.transformer: nn.TransformerEncoderLayer | None = None

@@ -13,8 +13,6 @@ instead. That is another method: its score says how the two image types differ, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,27 +27,10 @@ from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.baselines.encoders import max_pool
 from m4oe_ds.models.fit import partner_of
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, Tokens
+from m4oe_ds.models.options import AsymMiraiOptions as Options
 
 CONTENT = 256  # width of the vector that density and BI-RADS read
 SMALLEST_WINDOW = 3
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of AsymMirai.
-
-    Attributes:
-        pairs: ``bilateral``, or ``cross_type`` (see the module's first lines).
-        flexible: windows at every position (the released run) instead of side by side.
-        threshold: initial mu of the score; 0 = 1.5 times the root of the channels, which suits features of unit
-            variance (the release starts at 2000 on its own, un-normalised features).
-        temperature: initial tau of the score; 0 = 0.25 times the root of the channels (the release starts at 300).
-    """
-
-    pairs: str = "bilateral"
-    flexible: bool = True
-    threshold: float = 0.0
-    temperature: float = 0.0
 
 
 def window_of(height: int, width: int) -> tuple[int, int]:
@@ -125,8 +106,6 @@ class AsymMirai(ComparedModel):
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
         super().__init__(spec, config, experts_factory, native="resnet18", share=True)
         self.options = parse_options(Options, config.options, "asymmirai")
-        if self.options.pairs not in ("bilateral", "cross_type"):
-            raise ConfigError(f"pairs must be bilateral or cross_type, got {self.options.pairs!r}", "model.options")
         self.partners = [partner_of(name, spec.inputs) for name in spec.modalities]
         width = next(iter(self.encoders.widths.values()))
         self.channels = nn.ModuleDict({name: ChannelMatrix(width) for name in spec.modalities})

@@ -6,7 +6,6 @@ g_k; ``append`` keeps it and lets the head read Linear([feature of the system's 
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from m4oe_ds import free_options
 from m4oe_ds.config import ModelConfig
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.schema import TaskSpec
@@ -32,18 +32,11 @@ def parse_options(kind: type[T], options: Mapping[str, Any], model: str) -> T:
     """``model.options`` as the model's own dataclass.
 
     Raises:
-        ConfigError: an unknown name, or a value of another type.
+        ConfigError: an unknown name, or a value that it cannot have.
     """
-    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]  # T is a dataclass
-    for name, value in options.items():
-        if name not in known:
-            raise ConfigError(f"{model} has no option {name!r}", "model.options", f"known: {', '.join(sorted(known))}")
-        default = known[name].default
-        if not isinstance(value, type(default)) and not (isinstance(default, float) and isinstance(value, int)):
-            raise ConfigError(
-                f"{name} must be {type(default).__name__}, got {value!r}", "model.options", f"default: {default!r}"
-            )
-    return kind(**options)
+    for name, what in free_options.problems(kind, options):
+        raise ConfigError(f"option {name} of {model} {what}", "model.options")
+    return free_options.read(kind, options)
 
 
 class ComparedModel(MultiModalModel):

@@ -17,7 +17,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -34,25 +33,7 @@ from m4oe_ds.layers.reduction import Reduce
 from m4oe_ds.models.baselines.base import ComparedModel, note_maps, parse_options
 from m4oe_ds.models.baselines.encoders import mean_pool
 from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of EVIF.
-
-    Attributes:
-        heads: number of heads of the cross-attention.
-        private: weight of the upper bound.
-        fused: weight of the lower bound.
-        temperature: temperature of InfoNCE.
-        estimator_lr: learning rate of the inner level.
-    """
-
-    heads: int = 8
-    private: float = 0.1
-    fused: float = 0.1
-    temperature: float = 0.07
-    estimator_lr: float = 1e-3
+from m4oe_ds.models.options import EvifOptions as Options
 
 
 class Gaussian(NamedTuple):

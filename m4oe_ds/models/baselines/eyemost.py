@@ -12,6 +12,7 @@ leaves them as the only one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -38,6 +39,7 @@ from m4oe_ds.models.baselines.base import ComparedModel, masked_mean, note_maps,
 from m4oe_ds.models.baselines.encoders import mean_pool
 from m4oe_ds.models.baselines.volumes import flatten_grid, is_volume
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, Tokens
+from m4oe_ds.models.options import EyemostOptions
 
 ATTACHED = "mtoe"  # name of the source that an attached MToE is
 
@@ -113,9 +115,7 @@ class EyeMoSt(ComparedModel):
             for name, channels in zip(spec.modalities, spec.channels, strict=True)
         }
         super().__init__(spec, config, experts_factory, native=native, share=False)
-        self.options = parse_options(Options, config.options, "eyemost")
-        if self.options.fusion not in ("nig", "dirichlet"):
-            raise ConfigError(f"fusion must be nig or dirichlet, got {self.options.fusion!r}", "model.options")
+        self.options = Options(**dataclasses.asdict(parse_options(EyemostOptions, config.options, "eyemost")))
         self.volumes = {
             name for name, backbone in native.items() if config.regime == "native" and backbone == "volume_resnet10"
         }

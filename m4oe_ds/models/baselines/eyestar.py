@@ -10,7 +10,6 @@ grading of a crop around what was segmented. One network does both tasks; by def
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,20 +25,9 @@ from m4oe_ds.models.baselines.attached import Attached
 from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.baselines.encoders import mean_pool
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, Tokens
+from m4oe_ds.models.options import EyeStarOptions as Options
 
 SMALLEST_CROP = 0.125  # of the image's side
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of EyeStar.
-
-    Attributes:
-        crop: side of the crop that grading reads, as a multiple of the box around the predicted mask (4 times a cup is
-            about twice its disc); 0 = the whole fundus. Needs a mask task, and the system's own fusion.
-    """
-
-    crop: float = 0.0
 
 
 class OrdinalHead(nn.Module):

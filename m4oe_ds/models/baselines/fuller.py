@@ -10,7 +10,6 @@ views instead of point clouds and cameras. What makes it FULLER is the gradient 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +22,7 @@ from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.layers.extras import SHARED
 from m4oe_ds.models.baselines.base import ComparedModel, note_maps, parse_options
 from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of FULLER: attention ``heads`` and ``mlp_ratio`` of the trunk."""
-
-    heads: int = 8
-    mlp_ratio: float = 4.0
+from m4oe_ds.models.options import FullerOptions as Options
 
 
 class FusionTrunk(nn.Module):

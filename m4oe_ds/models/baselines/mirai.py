@@ -8,8 +8,6 @@ the device adversary are left out, since the data sets here have neither.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,16 +22,7 @@ from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.baselines.encoders import max_pool
 from m4oe_ds.models.fit import TYPES, VIEWS
 from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of Mirai: ``hidden`` width of the aggregator, its ``heads``, ``dropout``, and ``pool``: max or mean."""
-
-    hidden: int = 512
-    heads: int = 8
-    dropout: float = 0.0
-    pool: str = "max"
+from m4oe_ds.models.options import MiraiOptions as Options
 
 
 class HazardLayer(nn.Module):
@@ -104,8 +93,6 @@ class Mirai(ComparedModel):
     def __init__(self, spec: ModelSpec, config: ModelConfig, experts_factory: ExpertsFactory) -> None:
         super().__init__(spec, config, experts_factory, native="resnet18", share=True)
         options = parse_options(Options, config.options, "mirai")
-        if options.pool not in ("max", "mean"):
-            raise ConfigError(f"pool must be max or mean, got {options.pool!r}", "model.options")
         widths = set(self.encoders.widths.values())
         if len(widths) > 1:
             raise ConfigError("mirai needs views of equal width", "model.name")

@@ -9,8 +9,6 @@ last state.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -22,23 +20,7 @@ from m4oe_ds.layers.extras import STATES, STEP_LOGITS, STEP_ORDER, STEPS
 from m4oe_ds.models.baselines.base import ComparedModel, note_maps, parse_options
 from m4oe_ds.models.baselines.encoders import mean_pool
 from m4oe_ds.models.interface import Fused, ModelOutput, ModelSpec, Tokens
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of MModN.
-
-    Attributes:
-        state: width S of the state.
-        hidden: width of a decoder's two hidden layers.
-        change: weight of 0.01 * mean squared change of the state per step (the published recipe on clinical data: 0).
-        shuffle: another order of the encoders in every training batch; evaluation keeps the data set's order.
-    """
-
-    state: int = 50
-    hidden: int = 32
-    change: float = 0.0
-    shuffle: bool = False
+from m4oe_ds.models.options import MModNOptions as Options
 
 
 class StateSequence(nn.Module):

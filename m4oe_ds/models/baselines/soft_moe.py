@@ -12,7 +12,7 @@ the regime ``vit`` it takes volumes in 3-D and tables as our model does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -24,15 +24,8 @@ from m4oe_ds.layers import MToE, MToEBlock, SoftMoE
 from m4oe_ds.layers.experts import ExpertsFactory
 from m4oe_ds.models.baselines.base import ComparedModel, parse_options
 from m4oe_ds.models.interface import Fused, ModelSpec, Tokens
+from m4oe_ds.models.options import SoftMoEOptions as Options
 from m4oe_ds.models.towers import SoftMoETower, call, index_of_segment, router_options
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of the multi-modal Soft-MoE: ``depth`` blocks; ``task_slots``: a slot per task in the last of them."""
-
-    depth: int = 2
-    task_slots: bool = False
 
 
 class MultiModalSoftMoE(ComparedModel):

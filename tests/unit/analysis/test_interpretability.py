@@ -109,9 +109,12 @@ def test_the_truth_scores_one_its_opposite_less_and_noise_about_zero() -> None:
         assert abs(found["noise"][level]["all"]["spearman"]) < 0.1
         assert found["opposite"][level]["density"]["spearman"] < -0.95
         assert found["uniform"][level]["all"]["spearman"] is None
-    noise_score = found["noise"]["sample"]["all"]
-    assert noise_score["low"] < noise_score["spearman"] < noise_score["high"]
-    assert noise_score["low"] < 0 < noise_score["high"]
+    noise_scores = found["noise"]
+    for entry in (noise_scores["sample"]["all"], noise_scores["within"]["all"], noise_scores["population"]):
+        assert entry["low"] <= entry["spearman"] <= entry["high"]
+    for entry in (noise_scores["sample"]["all"], noise_scores["within"]["all"]):
+        assert entry["low"] < 0 < entry["high"]
+    assert found["right"]["within"]["all"]["low"] == pytest.approx(1.0)
     assert found["right"]["population"]["pearson"] == pytest.approx(1.0)
     assert found["right"]["samples"] == 300
     means = np.array(found["right"]["means"]["reference"], dtype=float)

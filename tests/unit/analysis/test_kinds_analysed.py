@@ -114,7 +114,7 @@ def test_the_report_draws_bars_and_says_how_to_read_them(
     _, model, spec = problem_of_kinds
     arrays, _, _ = gallery_of(model, spec, 2)
     made = pictures.dispatch_maps(tmp_path, arrays)["k0"]
-    assert made.header == ("task", "clinic age", "clinic sex", "clinic marker", "clinic ward")
+    assert made.header == ("task", "Clinic: age", "Clinic: sex", "Clinic: marker", "Clinic: ward")
     assert [float(cell) for cell in made.rows[1][1:]] == pytest.approx(arrays["map_2"][0, 1, 0].tolist(), abs=6e-4)
     assert "middle slice" in made.note
     assert "each column" in made.note
@@ -142,7 +142,8 @@ def test_samples_of_the_report_show_a_slice_and_no_picture_of_a_table(problem_of
     assert shown["views"][0, 1].std() > 0
     assert not shown["views"][:, 2].any()
     arrays = found.arrays() | {"tasks": np.array(spec.task_names), "modalities": np.array(spec.modalities)}
-    first, second = patients({**shown, "contribution": found.contribution[:2]}, arrays, {}, None)
+    pages = patients({**shown, "contribution": found.contribution[:2]}, arrays, {}, {}, None)
+    first, second = (sample for page in pages for sample in page["samples"])
     assert [bool(view["image"]) for view in first["views"]] == [True, True, False]
     assert [view["note"] for view in first["views"]] == ["", ", middle slice", ""]
     assert first["views"][2]["instead"] == "table"

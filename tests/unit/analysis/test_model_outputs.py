@@ -32,6 +32,7 @@ def run_of(name: str, folder: Path, *overrides: str, count: int = 7) -> Any:
         spec=spec,
         device=torch.device("cpu"),
         batches=lambda split, limit: iter(parts),
+        num_batches=lambda split, limit: len(parts),
         folder=folder,
         whole=whole,
     )

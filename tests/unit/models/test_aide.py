@@ -119,5 +119,5 @@ def test_both_fusions_answer_every_task(fusion: str, dataset: str) -> None:
 
 
 def test_unknown_fusions_are_refused() -> None:
-    with pytest.raises(ConfigError, match="fusion must be"):
+    with pytest.raises(ConfigError, match=r"fusion \(of aide\) must be one of adaptive, cross_attention"):
         build(problem.config("model.name=aide", "model.options={fusion: sum}"))

@@ -192,5 +192,5 @@ def test_cross_type_without_the_partner_has_no_pair() -> None:
 def test_pairs_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ConfigError, match="has no partner"):
         build(problem.config(*BASE, "model.options={pairs: cross_type}"))  # ffdm_cc and syn_mlo
-    with pytest.raises(ConfigError, match="pairs must be"):
+    with pytest.raises(ConfigError, match=r"pairs \(of asymmirai\) must be one of bilateral, cross_type"):
         build(problem.config(*BASE, "model.options={pairs: left}"))

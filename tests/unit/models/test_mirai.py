@@ -97,7 +97,7 @@ def test_risk_logits_of_the_model_never_decrease(mode: str) -> None:
 def test_only_known_views_and_pools() -> None:
     with pytest.raises(ConfigError, match="tells its inputs apart by their view"):
         build(problem.config("model.name=mirai", "data.dataset=gamma", "data.modalities=[fundus, oct]"))
-    with pytest.raises(ConfigError, match="pool must be"):
+    with pytest.raises(ConfigError, match=r"pool \(of mirai\) must be one of max, mean"):
         build(problem.config("model.name=mirai", "model.options={pool: sum}"))
 
 

@@ -70,7 +70,7 @@ def test_half_of_the_names_is_refused_with_those_that_are_missing(tmp_path: Path
     text = str(caught.value)
     assert f"half.safetensors has {len(kept)} of the {len(state)} tensors of vit_tiny_patch16_224" in text
     assert "not in it: " in text
-    assert [name for name in state if name not in kept][0] in text
+    assert next(name for name in state if name not in kept) in text
     assert "\n" not in text
 
 

@@ -107,12 +107,12 @@ def test_tasks_of_other_kinds_leave_the_initial_values_of_the_old_ones() -> None
 def test_every_system_takes_the_card_or_says_why_not(tmp_path: Path, name: str) -> None:
     path = six_kinds.card(tmp_path)
     extra = ("data.contralateral=true",) if name == "asymmirai" else ()
-    options = ("data.modalities=[]", f"data.dataset={path}", f"model.name={name}", *extra)
+    chosen = ("data.modalities=[]", f"data.dataset={path}", f"model.name={name}", *extra)
     if name in REFUSING:
         with pytest.raises(ConfigError, match=REFUSING[name]):
-            problem.config(*options)
+            problem.config(*chosen)
         return
-    cfg = problem.config(*options)
+    cfg = problem.config(*chosen)
     spec = spec_for(cfg)
     model = build(cfg)
     goal = objective(cfg, spec, STATISTICS, CPU)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 
 import pytest
+import torch
 
+from m4oe_ds import coordinates
 from m4oe_ds.coordinates import LaunchEnvironment, resolve
 from m4oe_ds.errors import EnvironmentProblem
 from m4oe_ds.parallel.launch import device_index
@@ -162,3 +164,13 @@ def test_a_rank_takes_its_own_gpu_whether_it_sees_those_of_the_others_or_not() -
     beyond = LaunchEnvironment(7, 8, 3, 4, "node-a", 29501, "slurm")
     with pytest.raises(EnvironmentProblem, match="local rank 3 has no GPU, 2 are visible"):
         device_index(beyond, 2)
+
+
+def test_an_accelerator_that_is_not_here_is_one_line() -> None:
+    for environ in ({}, {"DS_ACCELERATOR": ""}, {"DS_ACCELERATOR": "cpu"}):
+        coordinates.check_accelerator(environ)
+    with pytest.raises(EnvironmentProblem, match=r"DS_ACCELERATOR: 'xpu' is no accelerator of this trainer; use cuda"):
+        coordinates.check_accelerator({"DS_ACCELERATOR": "xpu"})
+    if not torch.cuda.is_available():
+        with pytest.raises(EnvironmentProblem, match=r"DS_ACCELERATOR: cuda, but torch sees no GPU on this machine"):
+            coordinates.check_accelerator({"DS_ACCELERATOR": "cuda"})

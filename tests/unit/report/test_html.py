@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from m4oe_ds.cli import main
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import DataError
 from m4oe_ds.evaluation.metrics import evaluate_split
+from m4oe_ds.report import pictures
 from m4oe_ds.report.html import render
 
 TASKS = find_card("embed").tasks
@@ -46,6 +49,7 @@ def fill(folder: Path) -> Path:
         present=present,
         contribution=shares[:2],
         views=random.integers(0, 255, (2, 4, 16, 14)).astype(np.uint8),
+        exams=np.array(["a", "b"]),
     )
     metrics = {
         "test": evaluate_split(arrays, TASKS, resamples=20),
@@ -88,7 +92,7 @@ class Tags(HTMLParser):
         self.addresses += [str(values[name]) for name in ("src", "href") if name in values]
         self.anchors += [str(values["id"])] if "id" in values else []
         self.undescribed += tag == "img" and not values.get("alt")
-        if tag not in ("meta", "img", "br", "link"):
+        if tag not in ("meta", "img", "br", "link", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -102,22 +106,40 @@ def test_report_is_self_contained_and_complete(tmp_path: Path) -> None:
     tags = Tags()
     tags.feed(text)
     assert not tags.open
-    images = [address for address in tags.addresses if address.startswith("data:image/png;base64,")]
+    pictures = [address for address in tags.addresses if address.startswith("data:image/png;base64,")]
+    drawings = [address for address in tags.addresses if address.startswith("data:image/svg+xml;base64,")]
+    numbers = [address for address in tags.addresses if address.startswith("data:text/csv;base64,")]
+    pages = [address for address in tags.addresses if address.startswith("patients/")]
     links = [address[1:] for address in tags.addresses if address.startswith("#")]
-    assert len(images) >= 10
-    assert len(tags.addresses) == len(images) + len(links) + 1  # an empty icon, so that no browser asks for one
+    assert len(pictures) == 7  # images of the samples; one view is absent
+    assert len(drawings) == len(numbers) == 6
+    for address in numbers:
+        assert b"\n" in base64.b64decode(address.partition(",")[2])
+    assert len(pages) == 2
+    assert all((folder / page).is_file() for page in pages)
+    others = {*tags.addresses} - {*pictures, *drawings, *numbers, *pages} - {f"#{link}" for link in links}
+    assert others == {"data:,"}  # an empty icon, so that no browser asks for one
     assert len(links) >= 6
     assert set(links) <= set(tags.anchors)
     assert tags.undescribed == 0
     assert not re.search(r"https?://", text)
     assert "<script" not in text  # user text is escaped
     for task in TASKS:
-        assert f">{task.name}<" in text
-    for phrase in ("not patient data", "majority", "not causal importance", "It is not a medical device", "absent"):
+        assert f">{task.label[:1].upper()}{task.label[1:]}<" in text
+        assert f">{task.name}<" not in text
+    for phrase in (
+        "not patient data",
+        "majority",
+        "not causal importance",
+        "It is not a medical device",
+        "Vickers",
+        "outside the breast",
+    ):
         assert phrase in text
     assert "1,234,567" in text
-    assert not re.search(r"embed-[0-9a-f]{16}", text)  # not even pseudonyms
-    for name in ("losses", "signals", "confusions", "roc", "contribution"):
+    # pseudonyms stand on the pages of patients only, by whose name they are linked
+    assert not re.search(r"embed-[0-9a-f]{16}", re.sub(r'href="patients/[^"]*"', "", text))
+    for name in ("losses", "signals", "confusions", "roc", "contribution", "decision"):
         assert (folder / "figures" / f"{name}.svg").is_file()
         assert (folder / "figures" / f"{name}.csv").is_file()
         assert (folder / "figures" / f"{name}.png").stat().st_size > 1000
@@ -134,8 +156,60 @@ def test_missing_files_are_named_not_hidden(tmp_path: Path) -> None:
     assert "risk1" in text  # the table of metrics.json is still there
 
 
-def test_empty_and_absent_folders(tmp_path: Path) -> None:
+def test_what_is_no_finished_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "metrics.json" in render(tmp_path / "empty").read_text()
-    with pytest.raises(DataError, match="no such run folder"):
-        render(tmp_path / "absent")
+    unfinished, damaged, hollow = (fill(tmp_path / name) for name in ("unfinished", "damaged", "hollow"))
+    (unfinished / "metrics.json").unlink()
+    (damaged / "metrics.json").write_text("{")
+    (hollow / "metrics.json").write_text("{}")
+    for name, words in {
+        "absent": "no such run folder",
+        "empty": "no run in this folder; name the folder",
+        "unfinished": "no results yet: no metrics.json; let training finish .--resume auto., or run `m4oe evaluate",
+        "damaged": "metrics.json: not valid JSON",
+        "hollow": "holds no results",
+    }.items():
+        with pytest.raises(DataError, match=words) as found:
+            render(tmp_path / name)
+        assert "\n" not in str(found.value)
+        assert not (tmp_path / name / "report.html").exists()
+        assert not (tmp_path / name / "figures").exists()
+
+
+def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["report", str(tmp_path / "empty")]) == DataError.exit_code
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "no run in this folder" in said.err
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_large_csv_is_linked_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "LARGEST_CSV", 300)
+    folder = fill(tmp_path / "run")
+    tags = Tags()
+    tags.feed(render(folder).read_text())
+    linked = [address for address in tags.addresses if address.startswith("figures/")]
+    assert "figures/roc.csv" in linked
+    assert all((folder / address).is_file() for address in linked)
+    assert any(address.startswith("data:text/csv") for address in tags.addresses)  # the small ones
+
+
+def test_a_drawing_too_large_for_the_page_is_shown_as_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fill(tmp_path / "run")
+    render(folder)
+    drawn = pictures.picture(folder / "figures" / "roc.png", "")
+    monkeypatch.setattr(pictures, "LARGEST_SVG", 10)
+    shown = pictures.picture(folder / "figures" / "roc.png", "")
+    assert drawn.image.startswith("data:image/svg+xml;base64,")
+    assert shown.image.startswith("data:image/png;base64,")
+    assert abs(drawn.width - shown.width) <= 2
+    assert abs(drawn.height - shown.height) <= 2
+
+
+def test_the_chosen_step_is_marked_and_named(tmp_path: Path) -> None:
+    text = render(fill(tmp_path / "run")).read_text()
+    assert "the weights of step 3 were kept" in text

@@ -52,20 +52,21 @@ def test_a_sample_says_what_was_answered_and_whether_it_is_right() -> None:
         "contribution": np.full((4, 2, 2), 0.5),
     }
     examples["contribution"][0, 1] = np.nan  # a task without slots
-    found = patients(examples, arrays(), {}, find_card("embed"))
-    assert [one["title"] for one in found] == ["Sample 1", "Sample 2", "Sample 3", "Sample 4"]
+    patients_found = patients(examples, arrays(), {}, {}, find_card("embed"))
+    found = [patient["samples"][0] for patient in patients_found]
+    assert [one["key"] for one in found] == ["b", "a", "c", "gone"]
     answers = [one["answers"][0] for one in found]
-    assert [(a["said"], a["truth"], a["right"]) for a in answers] == [
-        ("A (0.40)", "D", False),
-        ("B (0.70)", "B", True),
-        ("A (0.25)", "unknown", None),
-        ("–", "–", None),
+    assert [(a["task"], a["said"], a["truth"], a["right"]) for a in answers] == [
+        ("Breast density", "A (0.40)", "D", False),
+        ("Breast density", "B (0.70)", "B", True),
+        ("Breast density", "A (0.25)", "unknown", None),
+        ("Breast density", "–", "–", None),
     ]
     assert found[1]["answers"][1]["said"] == "Dice 0.50"
-    assert found[0]["answers"][1] == {"task": "cup", "shares": [], "said": "mask", "truth": "–", "right": None}
+    assert found[0]["answers"][1] == {"task": "Cup", "shares": [], "said": "mask", "truth": "–", "right": None}
     assert [share["percent"] for share in answers[0]["shares"]] == [50.0, 50.0]
     assert [bool(view["image"]) for view in found[0]["views"]] == [True, False]
-    assert patients({}, arrays(), {}, find_card("embed")) == []
+    assert patients({}, arrays(), {}, {}, find_card("embed")) == []
 
 
 def test_the_card_says_what_the_folder_knows_and_nothing_else() -> None:
@@ -87,7 +88,7 @@ def test_the_card_says_what_the_folder_knows_and_nothing_else() -> None:
         "checkpoint": {"tag": "x"},
     }
     config = (
-        "model: {name: m4oe, mtoe: {num_experts: 16}}\nloss: {alpha: 0.05}\n"
+        "model: {name: m4oe, mtoe: {num_experts: 16}}\nloss: {alpha: 0.05}\nschedule: {peak_factor: 10.0}\n"
         "data: {tasks: [density], modalities: [ffdm_cc]}\n"
     )
     engine = {
@@ -95,28 +96,28 @@ def test_the_card_says_what_the_folder_knows_and_nothing_else() -> None:
         "bf16": {"enabled": True},
         "zero_optimization": {"stage": 2},
     }
-    records = [{"step": 12, "epoch": 3}, {"event": "validation", "step": 12}]
+    records = [{"step": 12, "epoch": 3, "lr": 9.8e-4}, {"event": "validation", "step": 12}]
     found = dict(card(environment, metrics, records, config, json.dumps(engine), {}, find_card("embed")))
     assert "1,000 parameters, 600 of them in experts; 16 experts" in found["Model"]
     assert "alpha = 0.05" in found["Model"]
     for phrase in (
         "synthetic phantoms",
         "test 9 samples of 4 patients",
-        "Modalities: ffdm_cc (digital mammogram, CC).",
-        "density (A, B, C, D).",
+        "Modalities: digital mammogram, CC (ffdm_cc).",
+        "breast density (density): A, B, C, D.",
     ):
         assert phrase in found["Data"], phrase
     assert "risk1" not in found["Data"]
     for phrase in (
         "12 optimizer steps in 4 epochs",
         "seed 7",
-        "AdamW, base learning rate 0.0001",
+        "AdamW, base learning rate 0.0001 times 10 at its peak, so 0.001 (highest logged: 0.00098);",
         "bf16, ZeRO-2",
         "experts shared by 2",
         "code 0123456789 with uncommitted changes",
     ):
         assert phrase in found["Training"], phrase
-    assert "by accuracy: density." in found["Limits"]  # risk1 beats its majority
+    assert "by accuracy: Breast density." in found["Limits"]  # risk1 beats its majority
     assert "was not measured" in found["Explanations"]
     empty = dict(card({}, {}, [], "", "", {}, None))
     assert set(empty) == set(found)
@@ -133,7 +134,7 @@ def test_the_brightest_token_is_put_into_words() -> None:
         "map_0": maps,
         "map_1": np.ones_like(maps),
     }
-    assert tables.brightest(gallery, 0) == "t x top right, u x bottom left"
+    assert tables.brightest(gallery, 0) == "T X top right, U X bottom left"
     rows = tables.dispatch_map(gallery, 0)
     assert len(rows) == 2 * 6 * 3
     assert max(rows, key=lambda row: row["weight"]) == {

@@ -36,7 +36,7 @@ def test_a_record_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     for content in ("{", "[]", '{"batch": {"micro": null}}'):
         RunFolder(run).environment.write_text(content)
-        with pytest.raises(DataError, match=r"environment\.json: cannot be read"):
+        with pytest.raises(DataError, match=r"environment\.json: is damaged"):
             micro_batch(open_config(run), run)
 
 
@@ -62,5 +62,5 @@ def test_a_folder_is_refused_without_torch() -> None:
         "except DataError as error: print(error, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "not a run folder (no config.yaml)" in done.stdout
+    assert "no such run folder (no config.yaml)" in done.stdout
     assert done.stdout.endswith(" False\n")

@@ -29,12 +29,8 @@ NAMES = {
     "step-",  # how an f-string of the tag begins
     "state-",
 }
-SHARD_MANIFEST = {
-    "data/manifest.py",
-    "predict/job.py",
-    "runs/request.py",
-    "scaling/point.py",
-}  # their manifest.json is that of shards
+# their manifest.json is that of shards
+SHARD_MANIFEST = {"data/manifest.py", "predict/job.py", "scaling/point.py", "runs/request.py"}
 
 
 def literals(source: str) -> Iterator[tuple[int, str]]:

@@ -20,6 +20,7 @@ from m4oe_ds.runs import assemble
 from m4oe_ds.runs.configuration import open_config
 from m4oe_ds.runs.folder import CheckpointFolder, RunFolder, write_yaml
 from m4oe_ds.runs.initial_source import open_source
+from m4oe_ds.runs.request import Request, prepare
 from m4oe_ds.runs.state_files import write
 
 STARTED = ("model.init_from=gone/run", "model.init_map={ffdm_cc: fundus}", "model.embedder.weights=gone/vit.pth")
@@ -117,9 +118,13 @@ def test_the_fingerprint_is_of_the_model_not_of_where_its_values_came_from() -> 
 
 
 def test_the_fingerprint_of_older_checkpoints_without_weights_is_accepted() -> None:
-    """As it was computed before there was init_from: of the whole section ``model``, where weights were empty."""
+    """As it was computed before there was init_from: of the whole section ``model``, where weights were empty.
+
+    Nor was there ``freeze`` then, which was as if it were empty.
+    """
     config = config_loader.load(None)
-    section = {key: value for key, value in to_dict(config.model).items() if not key.startswith("init_")}
+    later = ("init_from", "init_map", "freeze")
+    section = {key: value for key, value in to_dict(config.model).items() if key not in later}
     assert section["embedder"]["weights"] == ""
     content = json.dumps(section | {"tasks": [], "modalities": []}, sort_keys=True, default=list)
     assert fingerprint() == hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -132,8 +137,6 @@ def test_a_mapping_without_a_source_is_refused() -> None:
 
 def test_a_run_that_begins_says_at_once_that_its_source_is_missing(tmp_path: Path) -> None:
     """Before data is verified and ranks wait for each other; a run that goes on does not look for it."""
-    from m4oe_ds.runs.request import Request, prepare
-
     root = Path(__file__).parents[3]
     files = RunFolder(tmp_path / "run")
     options = (f"model.init_from={tmp_path / 'none'}",)
@@ -144,6 +147,4 @@ def test_a_run_that_begins_says_at_once_that_its_source_is_missing(tmp_path: Pat
     manifest = CheckpointFolder(files.checkpoints / "step-00000001").manifest
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{}")
-    prepared = prepare(Request(json_path, yaml_path, options, "auto", str(files.path)))
-    assert prepared.folder == files.path
-    assert not prepared.starts
+    assert not prepare(Request(json_path, yaml_path, options, "auto", str(files.path))).starts

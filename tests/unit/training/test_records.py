@@ -30,7 +30,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def run(folder: Path, first: int, last: int) -> None:
     """Logs steps ``first + 1`` to ``last``."""
-    recorder = Recorder(folder, 10, enabled=True, tensorboard=False, first_step=first)
+    recorder = Recorder(folder, 10, enabled=True, first_step=first)
     for step in range(first + 1, last + 1):
         recorder.write(record(step))
         recorder.step()
@@ -38,7 +38,7 @@ def run(folder: Path, first: int, last: int) -> None:
 
 
 def test_every_record_is_one_line_at_once(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, 10, enabled=True, tensorboard=False)
+    recorder = Recorder(tmp_path, 10, enabled=True)
     recorder.write(record(1))
     recorder.write({"event": "eval", "step": 1, "loss": 0.5})
     assert lines(tmp_path) == [
@@ -70,12 +70,12 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path, kept: int) -> Non
 
 
 def test_evaluation_lines_up_to_the_step_stay(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, 10, enabled=True, tensorboard=False)
+    recorder = Recorder(tmp_path, 10, enabled=True)
     for step in (1, 2, 3):
         recorder.write(record(step))
         recorder.write({"event": "eval", "step": step, "loss": 0.1})
     recorder.close()
-    Recorder(tmp_path, 10, enabled=True, tensorboard=False, first_step=2).close()
+    Recorder(tmp_path, 10, enabled=True, first_step=2).close()
     assert [(entry.get("event"), entry["step"]) for entry in lines(tmp_path)] == [
         (None, 1),
         ("eval", 1),
@@ -96,7 +96,7 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 def test_the_log_in_a_file_says_where_training_stands_again_and_again(tmp_path: Path) -> None:
     out = io.StringIO()
     figures = {"loss": 2.34567, "lr": 1e-4, "samples_per_s": 812.34, "max_memory_bytes": 4.26e10}
-    recorder = Recorder(tmp_path, 400, enabled=True, tensorboard=False, epochs=8, stream=out, every_s=0.05)
+    recorder = Recorder(tmp_path, 400, enabled=True, epochs=8, stream=out, every_s=0.05)
     time.sleep(0.1)
     for _ in range(100):
         recorder.step()
@@ -116,38 +116,9 @@ def test_the_log_in_a_file_says_where_training_stands_again_and_again(tmp_path: 
 
 
 def test_the_last_epoch_is_not_counted_beyond_the_end(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, 4, enabled=True, tensorboard=False, epochs=2)
+    recorder = Recorder(tmp_path, 4, enabled=True, epochs=2)
     assert recorder._note({"epoch": 2, "loss": 1.0}) == "epoch 2 of 2, loss 1.0000"
     recorder.close()
-
-
-def test_tensorboard_events_hold_the_scalars(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    recorder = Recorder(tmp_path, 10, enabled=True, tensorboard=True)
-    recorder.write(record(1, task={"density": 0.25}))
-    recorder.write(record(2))
-    recorder.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
-    assert [(e.step, e.value) for e in events.Scalars("train/task/density")] == [(1, 0.25)]
-
-
-def test_scalars_are_the_numbers_of_a_record_at_any_depth() -> None:
-    found = records._scalars(
-        {
-            "step": 3,
-            "event": "eval",
-            "labels": {"density": 4},
-            "loss": 0.5,
-            "count": 2,
-            "skipped": True,
-            "name": "x",
-            "missing": None,
-            "task": {"density": 0.25, "note": "text", "deep": {"a": 1}},
-        }
-    )
-    assert found == [("loss", 0.5), ("count", 2), ("task/density", 0.25), ("task/deep/a", 1)]
 
 
 def test_json_is_written_whole_and_replaces_the_old_file(tmp_path: Path) -> None:

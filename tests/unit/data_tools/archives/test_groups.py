@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.archives import embed, rsna, vindr
-from data_tools.archives.groups import group_of, possible_groups, with_subgroups
+from data_tools.archives.groups import group_of, with_subgroups
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Sample
 from data_tools.archives.readers import READERS, find_reader
 from data_tools.archives.values import MISSING_WORDS, OddValue
@@ -18,6 +18,7 @@ from data_tools.convert import ConvertOptions, convert
 from data_tools.identifiers import _odd_values
 from data_tools.phantom import archive as phantom
 from m4oe_ds.data.cards import Card, Subgroup, find_card, parse_card
+from m4oe_ds.data.cards.bands import possible_groups
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.yaml_tree import parse_tree
 

@@ -12,7 +12,8 @@ import pytest
 
 from data_tools.archives.table import plan_table
 from data_tools.archives.tables import read_table
-from data_tools.archives.values import Choice, OddValue, band, number
+from data_tools.archives.values import Choice, OddValue, number
+from m4oe_ds.data.cards.bands import band
 from m4oe_ds.errors import DataError
 from tests.unit.data_tools.card_cases import CARD, Row, card_of, rows, write_case, write_table
 

@@ -71,7 +71,8 @@ def test_the_command_prints_and_draws(case: Path, tmp_path: Path, capsys: pytest
     assert printed.startswith("my-eyes: 24 eyes of 12 patients in cases.csv\n")
     assert printed.splitlines()[-1].startswith("next: m4oe convert")
     with Image.open(sheet) as picture:
-        assert picture.size == (2 * 160, 8 * 160)
+        assert picture.width <= 1400  # eight samples in columns that fit a page
+        assert picture.height < 1000
     assert main(["card", "check", str(case), "--workers", "0", "--contact-sheet", str(sheet), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 24
 

@@ -9,8 +9,9 @@ from torch import nn
 from m4oe_ds import config_loader
 from m4oe_ds.config import PARTS
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.layers.routing import Router
 from m4oe_ds.models import available, build, spec_for
-from m4oe_ds.models.parts import frozen_modules, kind_of, part_of
+from m4oe_ds.models.parts import frozen_modules, kind_of, layer_name, part_of
 from tests.distributed import problem
 
 
@@ -40,6 +41,18 @@ def test_the_parts_of_our_model() -> None:
         "mtoe.mtoe.task_embed": "other",
     }
     assert {name: parts.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["m4oe", "soft_moe", "soft_moe+slots", "mirai+append"])
+def test_a_mixture_layer_has_one_name(name: str) -> None:
+    """That of its routing, for what is logged of its parameters, too."""
+    base, _, more = name.partition("+")
+    options = {"slots": ["model.options={task_slots: true}"], "append": ["model.attach_mtoe=append"]}.get(more, [])
+    model = build(problem.config(f"model.name={base}", *options))
+    paths = [path.removesuffix(".router") for path, module in model.named_modules() if isinstance(module, Router)]
+    with torch.no_grad():
+        routing = model(problem.samples(model.spec, 4, seed=0)).routing
+    assert sorted(map(layer_name, paths)) == sorted(routing)
 
 
 def test_kinds_of_parameters() -> None:
@@ -131,8 +144,10 @@ def test_names_are_checked_before_anything_starts(settings: str, says: str) -> N
 
 
 def test_contradictions_with_frozen_parts() -> None:
-    with pytest.raises(ConfigError, match=r"optim\.parts\.heads does nothing: model\.freeze has heads"):
+    with pytest.raises(ConfigError, match=r"optim\.parts\.heads does nothing: model\.freeze freezes it"):
         config_loader.load(None, ["model.freeze=[heads]", "optim.parts={heads: {lr_factor: 0.5}}"])
+    with pytest.raises(ConfigError, match=r"optim\.parts\.backbone does nothing: model\.embedder\.freeze"):
+        config_loader.load(None, ["model.embedder.freeze=true", "optim.parts={backbone: {lr_factor: 0.5}}"])
     with pytest.raises(ConfigError, match=r"set run\.conflict_every_steps=0"):
         config_loader.load(None, ["model.freeze=[experts]", "run.conflict_every_steps=5"])
     with pytest.raises(ConfigError, match=r"set loss\.gradient_policy=sum"):

@@ -1,0 +1,105 @@
+"""Hours and disk of a comparison: the table is that of the presets, sums are right, what is not known is said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m4oe_ds import config_loader
+from m4oe_ds.cli import main
+from m4oe_ds.compare import cost
+from m4oe_ds.compare.cells import METHODS, Cell, enumerate_cells
+from m4oe_ds.compare.published import presets
+from m4oe_ds.compare.run import CellPlan
+from m4oe_ds.errors import ConfigError
+from m4oe_ds.planning.hardware import accelerator, parse_cluster
+
+PLAN = CellPlan(Path("nowhere"), "paper", "bf16", 1, 0.0)
+
+
+def paper_cells() -> list[Cell]:
+    preset = presets()["paper"]
+    return enumerate_cells(preset.datasets, list(METHODS), [0])
+
+
+def test_the_table_holds_every_model_of_the_paper_preset() -> None:
+    """A test that fails here asks for ``python tools/compare_costs.py``."""
+    found, left = cost.estimate(paper_cells(), PLAN, accelerator("A100-80"), lambda _: 3200, limit_s=0.0)
+    assert left == []
+    assert len(found) == 97
+    by_name = {one.cell.name: one for one in found}
+    ours = by_name["embed-multi-ours-seed0"]
+    assert ours.model.parameters == pytest.approx(2.34e9, rel=0.01)
+    assert ours.steps == 100 * 100
+    assert ours.hours == pytest.approx(ours.steps * ours.model.step_s / 3600)
+    assert ours.model.step_s > by_name["embed-multi-ours_no_mtoe-seed0"].model.step_s
+
+
+def small(name: str) -> tuple[Any, CellPlan]:
+    plan = CellPlan(Path("nowhere"), "smoke", "zero2", 1, 0.0)
+    (cell,) = enumerate_cells(["gamma"], [name], [0], ["multi"])
+    return config_loader.load(plan.config("gamma"), cell.overrides), plan
+
+
+def test_a_record_of_the_table_is_that_of_the_plan() -> None:
+    """The smallest model of the paper preset, recorded again."""
+    table = json.loads(cost.TABLE.read_text())
+    cell = min(
+        (cell for cell in paper_cells() if cell.dataset == "gamma"),
+        key=lambda cell: table[_key(cell)]["parameters"],
+    )
+    config = config_loader.load(PLAN.config("gamma"), [*cell.overrides, "model.embedder.weights="])
+    assert cost.record(config, "bf16", 32, [accelerator("A100-80")])["devices"]["A100-80"] == pytest.approx(
+        table[_key(cell)]["devices"]["A100-80"]
+    )
+
+
+def _key(cell: Cell) -> str:
+    return cost.digest(config_loader.load(PLAN.config(cell.dataset), cell.overrides), "bf16", 32)
+
+
+def test_the_digest_follows_what_changes_the_cost() -> None:
+    config, _ = small("ours")
+    assert cost.digest(config, "bf16", 32) == cost.digest(replace(config, run=replace(config.run, seed=7)), "bf16", 32)
+    wider = replace(config, model=replace(config.model, dim=2 * config.model.dim))
+    keys = {cost.digest(one, precision, 32) for one in (config, wider) for precision in ("bf16", "fp32")}
+    assert len(keys) == 4
+
+
+def test_what_the_table_lacks_is_recorded_or_named() -> None:
+    (cell,) = enumerate_cells(["gamma"], ["ours"], [0], ["multi"])
+    _, plan = small("ours")
+    found, left = cost.estimate([cell], plan, accelerator("L40S"), lambda _: 64, limit_s=0.0)
+    assert (found, left) == ([], ["gamma-multi-ours--vit"])
+    found, left = cost.estimate([cell], plan, accelerator("L40S"), lambda _: 64, limit_s=60.0)
+    assert left == []
+    assert found[0].model.fits
+    assert 0 < found[0].model.step_s < 1
+
+
+def test_sums_and_what_rests_on_what() -> None:
+    model = cost.ModelCost(10**9, 0.36, 40e9, True)
+    costs = [cost.CellCost(cell, model, 1000, number == 0, 3) for number, cell in enumerate(paper_cells()[:4])]
+    lines = cost.describe(costs, ["x"], accelerator("A100-80"), 2, 1)
+    text = "\n".join(lines)
+    assert "cost of the 3 cells that are not done, on 2 x A100-80" in text
+    assert "device hours: 0, so 0 hours with all 2 devices" in text  # 0.3
+    assert "disk: 16.0 GB of weights that stay, up to 72.0 GB of checkpoints of the 2 largest at once" in text
+    assert "no time to record them: x" in text
+    assert lines[-1] == cost.ACCURACY
+    assert cost.device_of(parse_cluster("2xA100-80+4xL40S"))[1] == 4
+
+
+def test_the_dry_run_of_the_paper_says_what_it_would_cost(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["compare", "--preset", "paper", "--dry-run", "--cluster", "4xA100-80", "--samples", "8000"]
+    assert main([*arguments, "--output", str(tmp_path / "x")]) == 0
+    printed = capsys.readouterr().out
+    assert "291 cells" in printed
+    assert "on 4 x A100-80" in printed
+    assert "ESTIMATE" in printed
+    assert "assumed training samples, as the shards are not here: embed 8,000" in printed
+    assert main(["compare", "--cluster", "4xA100-80", "--output", str(tmp_path / "x")]) == ConfigError.exit_code
