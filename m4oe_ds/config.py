@@ -10,6 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from m4oe_ds.config_fields import option, section
+
 CONFIG_VERSION = 1
 PARTS = ("backbone", "router", "experts", "heads", "other")  # of a model: m4oe_ds/models/parts.py
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # m4oe_ds/training/trackers.py
@@ -17,77 +19,6 @@ DECAY_KINDS = ("norms", "biases", "scales", "embeddings")  # of parameters that 
 SMALLEST_IMAGE, MOST_PIXELS, MOST_VOXELS = 8, 16384, 4096  # along one side
 MOST_PROCESSES = 4096  # of one machine
 MOST_SEED = 2**63 - 1
-Names = Literal["a data set", "a system", "a network of timm", "modalities", "tasks", "splits"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """What a number may be; None = no limit on that side. NaN is within no bound.
-
-    Attributes:
-        at_least: smallest value allowed.
-        at_most: largest value allowed.
-        above: the value must be larger.
-        below: the value must be smaller.
-    """
-
-    at_least: float | None = None
-    at_most: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-    def hold(self, value: Any) -> bool:
-        """Whether a number, or every number of a tuple, is within them."""
-        if isinstance(value, tuple):
-            return all(self.hold(item) for item in value)
-        return (
-            (self.at_least is None or value >= self.at_least)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
-
-    def __str__(self) -> str:
-        """Such as ``at least 0 and at most 1``."""
-        limits = ((field.name.replace("_", " "), getattr(self, field.name)) for field in dataclasses.fields(self))
-        return " and ".join(f"{name} {_short(limit)}" for name, limit in limits if limit is not None)
-
-
-def _short(limit: float) -> str:
-    return str(limit) if isinstance(limit, int) else f"{limit:g}"
-
-
-def option(
-    default: Any,
-    sentence: str,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    names: Names | None = None,
-) -> Any:
-    """A field with its default and the sentence that documents it. Mutable defaults are copied per instance.
-
-    Args:
-        default: its default.
-        sentence: what it means.
-        at_least: see :class:`Bounds`.
-        at_most: see :class:`Bounds`.
-        above: see :class:`Bounds`.
-        below: see :class:`Bounds`.
-        names: what its texts (the keys of a mapping) are names of; :mod:`m4oe_ds.config_checks` knows which there are.
-    """
-    bounds = Bounds(at_least=at_least, at_most=at_most, above=above, below=below)
-    metadata = {"doc": sentence, "bounds": bounds, "names": names}
-    if isinstance(default, (dict, list)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def section(cls: type, sentence: str) -> Any:
-    """A nested section with all its defaults."""
-    return dataclasses.field(default_factory=cls, metadata={"doc": sentence})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ from m4oe_ds.config import (
     PARTS,
     SMALLEST_IMAGE,
     TRACKERS,
-    Bounds,
     CalibratedOptions,
     Config,
 )
+from m4oe_ds.config_fields import Bounds
 from m4oe_ds.config_names import Places
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import ConfigError

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from m4oe_ds.config import Config, Names
+from m4oe_ds.config import Config
+from m4oe_ds.config_fields import Names
 from m4oe_ds.data.cards import Card, find_card
 from m4oe_ds.data.schema import SPLITS
 from m4oe_ds.errors import ConfigError

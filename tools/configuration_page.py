@@ -8,7 +8,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from m4oe_ds.config import Bounds, Config
+from m4oe_ds.config import Config
+from m4oe_ds.config_fields import Bounds
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "configuration.md"
 

@@ -420,29 +420,24 @@ def _add_exam(
             **risk_labels(index, mine[0] if mine else None, last),
             "density": density,
         }
-        paths: dict[str, tuple[str, ...]] = {
-            name: (f"images/{path}",)
-            for name in names
-            if (path := local_path(views[name]["anon_dicom_path"])) is not None
-        }
         plan.notes["implant_images"] += sum(
             views[name]["BreastImplantPresent"].strip().upper() == "YES" for name in names
         )
-        risks = [labels[f"risk{k}"] for k in HORIZONS if labels[f"risk{k}"] != MISSING]
-        if risks != sorted(risks):
-            raise AssertionError("risk labels fall with the horizon")  # cannot happen: an error of this module
-        plan.samples.append(
-            Sample(
-                patient,
-                exam,
-                side,
-                labels,
-                paths,
-                screening=True,
-                manufacturer=views[names[0]]["Manufacturer"],
-                attributes=_attributes(findings),
-            )
-        )
+        plan.samples.append(_sample((patient, exam, side), labels, {name: views[name] for name in names}, findings))
+
+
+def _sample(who: tuple[str, str, str], labels: dict[str, int], views: Mapping[str, Row], exam: Sequence[Row]) -> Sample:
+    """One breast, given the rows of its images by view and those of its exam."""
+    risks = [labels[f"risk{k}"] for k in HORIZONS if labels[f"risk{k}"] != MISSING]
+    if risks != sorted(risks):
+        raise AssertionError("risk labels fall with the horizon")  # cannot happen: an error of this module
+    paths: dict[str, tuple[str, ...]] = {
+        name: (f"images/{path}",)
+        for name, row in views.items()
+        if (path := local_path(row["anon_dicom_path"])) is not None
+    }
+    maker = next(iter(views.values()))["Manufacturer"]
+    return Sample(*who, labels, paths, screening=True, manufacturer=maker, attributes=_attributes(exam))
 
 
 def _attributes(findings: Sequence[Row]) -> dict[str, str]:

@@ -76,13 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes per cell, under the deepspeed launcher (default: 1)",
     )
-    add(
-        "--timeout",
-        type=number(above=0),
-        default=24.0,
-        metavar="H",
-        help="longest time for one cell in hours (default: 24)",
-    )
+    hours = number(above=0)
+    add("--timeout", type=hours, default=24.0, metavar="H", help="longest time for one cell in hours (default: 24)")
     add("--cell", type=whole(), default=None, metavar="N", help="run only cell N, counted from 0 (for array jobs)")
     add("--explain", action="store_true", help="also score the explanations of every multi-task cell (m4oe analyze)")
     add("--collect", action="store_true", help="run nothing, only make the tables of finished cells")
@@ -93,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="devices of the estimate of --dry-run, e.g. 8xA100-80 (default: 1xA100-80 for the preset paper)",
     )
-    add("--samples", type=int, default=0, metavar="N", help="training samples of data that are not here, likewise")
+    add("--samples", type=whole(1), default=0, metavar="N", help="training samples of data that are not here, likewise")
     add("--list", action="store_true", help="only list the methods")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from m4oe_ds.config import option
+from m4oe_ds.config_fields import option
 
 _HEADS = "Attention heads."
 

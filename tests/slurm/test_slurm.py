@@ -410,15 +410,9 @@ def test_what_is_missing_is_said(cluster: Cluster, tmp_path: Path) -> None:
 def test_nodes_are_looked_at_before_a_job(cluster: Cluster, tmp_path: Path) -> None:
     """Both nodes say what they are; their ranks meet, exchange bytes and train a step."""
     log, output = tmp_path / "doctor.out", tmp_path / "runs"
-    exported = {
-        "M4OE_HOME": str(commands.ROOT),
-        "M4OE_VENV": VENV,
-        "DS_ACCELERATOR": "cpu",
-        "OUTPUT": str(output),
-        "ARGUMENTS": "--seconds 1",
-    }
+    exported = {"M4OE_HOME": str(commands.ROOT), "M4OE_VENV": VENV, "OUTPUT": str(output), "ARGUMENTS": "--seconds 1"}
     size = ("--nodes=2", "--cpus-per-task=1", "--gpus-per-node=1", "--ntasks-per-node=1")
-    job = submit(cluster, "doctor.sbatch", log, *size, **exported)
+    job = submit(cluster, "doctor.sbatch", log, *size, DS_ACCELERATOR="cpu", **exported)
     states, text = cluster.wait(job), log.read_text()
     assert states == ["COMPLETED"], explain(log, output)
     assert text.count("ok    host memory") == 2

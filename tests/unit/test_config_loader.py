@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from m4oe_ds import config_loader
-from m4oe_ds.config import CONFIG_VERSION, Bounds, Config, TaskLossConfig, to_dict
+from m4oe_ds.config import CONFIG_VERSION, Config, TaskLossConfig, to_dict
+from m4oe_ds.config_fields import Bounds
 from m4oe_ds.errors import ConfigError
 
 

@@ -37,7 +37,7 @@ FLOORS = (
     "m4oe_ds.data", "data_tools.outputs", "data_tools.deidentify", "data_tools.archives.values",
     "data_tools.archives.plan", "data_tools.archives.groups", "data_tools.identifiers", "data_tools.pixels",
     "data_tools.archives", "data_tools.phantom", "data_tools.sheet", "data_tools.inspect", "data_tools.convert",
-    "data_tools.cards", "m4oe_ds.config", "data_tools.demo", "m4oe_ds.free_options", "m4oe_ds.deepspeed_json",
+    "data_tools.cards", "m4oe_ds.config_fields", "m4oe_ds.config", "data_tools.demo", "m4oe_ds.free_options", "m4oe_ds.deepspeed_json",
     "m4oe_ds.layers", "m4oe_ds.losses", "m4oe_ds.models", "m4oe_ds.config_names", "m4oe_ds.config_checks",
     "m4oe_ds.config_loader", "m4oe_ds.parallel", "m4oe_ds.evaluation", "m4oe_ds.runs", "m4oe_ds.report",
     "m4oe_ds.diff", "m4oe_ds.planning", "m4oe_ds.training", "m4oe_ds.compare", "m4oe_ds.analysis.information",

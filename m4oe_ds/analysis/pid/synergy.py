@@ -217,8 +217,8 @@ def synergy_matrices(
     if len(features) < 2:
         raise DataError(f"{len(features)} modalities", "synergy", "a pair needs at least two")
     ids = np.unique(np.asarray(patients), return_inverse=True)[1]
-    arrays, targets, masks = _arrays(features), _arrays(labels), _arrays(present or {})
-    masks = {name: np.ones(len(ids), bool) for name in arrays} | masks
+    arrays, targets = _arrays(features), _arrays(labels)
+    masks = {name: np.ones(len(ids), bool) for name in arrays} | _arrays(present or {})
     _check(arrays, targets, masks, ids)
     pairs, skipped = [], []
     for task, y in targets.items():
