@@ -206,16 +206,21 @@ def _costs(cells: Sequence[Cell], plan: CellPlan, cluster: Cluster, samples: int
 
     assumed: dict[str, int] = {}
 
-    def samples_of(config: Config) -> int:
-        root = sources.join(config.data.root, "train")
+    @functools.cache
+    def stored(root: str) -> int | None:
         try:
             return Manifest.load(root).num_samples
         except DataError:
-            assumed[config.data.dataset] = samples or _ASSUMED_SAMPLES
-            return assumed[config.data.dataset]
+            return None
+
+    def samples_of(config: Config) -> int:
+        found = stored(sources.join(config.data.root, "train"))
+        if found is None:
+            found = assumed[config.data.dataset] = samples or _ASSUMED_SAMPLES
+        return found
 
     device, count = cost.device_of(cluster)
-    found, left = cost.estimate(cells, plan, device, functools.cache(samples_of), _SECONDS_TO_RECORD)
+    found, left = cost.estimate(cells, plan, device, samples_of, _SECONDS_TO_RECORD)
     lines = cost.describe(found, left, device, count, plan.ranks)
     if assumed:
         named = ", ".join(f"{name} {number:,}" for name, number in assumed.items())

@@ -24,8 +24,6 @@ from tests.integration import any_exam, commands, printed
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 COMMANDS = printed.every_command()
-KNOWN = next(action.choices for action in parser()._actions if action.dest == "command")  # of argparse: no other way
-UNKNOWN = pytest.mark.xfail("figures" not in KNOWN, reason="m4oe figures comes with another change", strict=True)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +61,7 @@ def test_settings_are_read_by_a_script() -> None:
             assert name in scripts or name.startswith(("NCCL_", "GLOO_")), f"{page}: nothing reads {name}"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [pytest.param(one, marks=[UNKNOWN] if one.text.startswith("m4oe figures") else []) for one in COMMANDS],
-    ids=lambda one: f"{one.page}:{one.line}",
-)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda one: f"{one.page}:{one.line}")
 def test_printed_command(
     command: printed.Command, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
