@@ -36,8 +36,8 @@ def text() -> str:
         "",
         "`model.options` has the options of the named system, `loss.gradient_options` those of the gradient policy.",
         "Given with `--set KEY={...}`, such a mapping (also `model.embedder.options`, `model.init_map`, `run.expects`)",
-        "replaces what files say; `--set KEY.name=value` changes one of its entries. A file that extends another changes",
-        "entries.",
+        "replaces what files say; `--set KEY.name=value` changes one of its entries, and so does a file that extends",
+        "another.",
         "",
     ]
     _table("`loss.gradient_options` of `calibrated`", CalibratedOptions, lines)
