@@ -22,6 +22,7 @@ from m4oe_ds.config_names import Places
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models import outside
+from m4oe_ds.models.backbone_names import FIXED
 from m4oe_ds.models.fit import Question
 from m4oe_ds.models.options import OPTIONS, NoOptions, clash
 from m4oe_ds.models.systems import find_system, settings_of, unfit
@@ -54,6 +55,7 @@ def contradictions(config: Config, where: str, found: Places) -> Iterator[str]:
             yield f"{found.place(name, otherwise=where)}: {name} must be [height, width], got {list(size)}"
     yield from _model(config, where, found)
     yield from _free(config, where, found)
+    yield from _fixed(config, where, found)
     yield from _idle(config, where, found)
     yield from _patches(config, where, found)
     yield from _heads(config, where, found)
@@ -150,6 +152,15 @@ def _free(config: Config, where: str, found: Places) -> Iterator[str]:
             told = clash(config.model.name, free_options.read(kind, values), config.model.dim)
             if told:
                 yield f"{found.place(f'{path}.heads', path, 'model.dim', otherwise=where)}: {told}"
+
+
+def _fixed(config: Config, where: str, found: Places) -> Iterator[str]:
+    """Options of timm that are not the user's to give."""
+    path = "model.embedder.options"
+    for name in config.model.embedder.options:
+        if name in FIXED:
+            place = found.place(f"{path}.{name}", path, otherwise=where)
+            yield f"{place}: {path}.{name} is set by the embedder itself; leave it out"
 
 
 def _idle(config: Config, where: str, found: Places) -> Iterator[str]:

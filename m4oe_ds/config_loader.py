@@ -47,10 +47,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
             contradiction; all findings of a round are reported together, one line each.
     """
     path = None if path is None else shipped.find(shipped.CONFIG, path)
-    tree = _read(path, ()) if path is not None else Node({}, "defaults")
-    for text in overrides:
-        tree = _merge(tree, _parse_override(text), _FREE)
-    found = _Findings()
+    tree, found = _tree(path, overrides), _Findings()
     config = _build(Config, tree, "", found)
     if not found.problems:
         config = _with_card(config, found)
@@ -58,6 +55,30 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     if found.problems:
         raise ConfigError("\n".join(found.problems))
     return config
+
+
+def place_of(path: str | Path | None, overrides: Sequence[str], *names: str) -> str:
+    """Where the first of some options that was given stands: file and line, or the ``--set`` option; else the file.
+
+    For what shows only when a model is built: an option in a mapping of free ones may come from a file that the user's
+    own extends.
+
+    Args:
+        path: as :func:`load` took it.
+        overrides: as :func:`load` took them.
+        *names: dotted names.
+    """
+    found = _Findings()
+    _build(Config, _tree(path, overrides), "", found)
+    return found.place(*names, otherwise=str(path) if path is not None else "configuration")
+
+
+def _tree(path: str | Path | None, overrides: Sequence[str]) -> Node:
+    """What a file and the options after it say, not yet checked."""
+    tree = _read(shipped.find(shipped.CONFIG, path), ()) if path is not None else Node({}, "defaults")
+    for text in overrides:
+        tree = _merge(tree, _parse_override(text), _FREE)
+    return tree
 
 
 def _with_card(config: Config, found: _Findings) -> Config:

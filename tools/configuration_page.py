@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import typing
 from pathlib import Path
 from typing import Any
 
-from m4oe_ds.config import Config
-from m4oe_ds.config_fields import Bounds
+from m4oe_ds.config import CalibratedOptions, Config
+from m4oe_ds.models.options import OPTIONS
 
+_HEADING = ["| option | type | default | allowed | meaning |", "|---|---|---|---|---|"]
+_WORDS = {
+    bool: ("true or false", "truth values"),
+    int: ("whole number", "whole numbers"),
+    float: ("number", "numbers"),
+    str: ("text", "texts"),
+}
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "configuration.md"
 
 
@@ -23,6 +31,19 @@ def text() -> str:
         "",
     ]
     _section(Config, "", lines)
+    lines += [
+        "## Options of systems and policies",
+        "",
+        "`model.options` has the options of the named system, `loss.gradient_options` those of the gradient policy.",
+        "Given with `--set KEY={...}`, such a mapping (also `model.embedder.options`, `model.init_map`, `run.expects`)",
+        "replaces what files say; `--set KEY.name=value` changes one of its entries, and so does a file that extends",
+        "another.",
+        "",
+    ]
+    _table("`loss.gradient_options` of `calibrated`", CalibratedOptions, lines)
+    for name, kind in OPTIONS.items():
+        if dataclasses.fields(kind):
+            _table(f"`model.options` of `{name}`", kind, lines)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -31,17 +52,12 @@ def _section(cls: type, path: str, lines: list[str]) -> None:
     rows, nested = [], []
     for field in dataclasses.fields(cls):
         name = f"{path}.{field.name}" if path else field.name
-        sentence = field.metadata["doc"]
-        escaped = sentence.replace("|", "\\|")
         if dataclasses.is_dataclass(hints[field.name]):
-            nested.append((hints[field.name], name, sentence))
-            continue
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-        shown = list(default) if isinstance(default, tuple) else default
-        allowed = _allowed(hints[field.name], field.metadata["bounds"])
-        rows.append(f"| `{name}` | `{shown!r}` | {allowed} | {escaped} |")
+            nested.append((hints[field.name], name, field.metadata["doc"]))
+        else:
+            rows.append(_row(field, name, hints[field.name]))
     if rows:
-        lines += ["| option | default | allowed | meaning |", "|---|---|---|---|", *rows, ""]
+        lines += [*_HEADING, *rows, ""]
     for child, name, sentence in nested:
         lines += [f"{'#' * min(2 + name.count('.'), 4)} {name}", "", sentence, ""]
         _section(child, name, lines)
@@ -51,11 +67,36 @@ def _section(cls: type, path: str, lines: list[str]) -> None:
             lines += [f"Each entry of `{path}.{field.name}` has the fields of `{path}.default`.", ""]
 
 
-def _allowed(hint: Any, bounds: Bounds) -> str:
-    """The choices of an option, or the bounds of its numbers; empty where any value of its type will do."""
+def _table(title: str, kind: type, lines: list[str]) -> None:
+    hints = typing.get_type_hints(kind)
+    rows = [_row(field, field.name, hints[field.name]) for field in dataclasses.fields(kind)]
+    lines += [f"### {title}", "", *_HEADING, *rows, ""]
+
+
+def _row(field: dataclasses.Field[Any], name: str, hint: Any) -> str:
+    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    shown = list(default) if isinstance(default, tuple) else default
+    sentence = field.metadata["doc"].replace("|", "\\|")
+    return f"| `{name}` | {_kind(hint)} | `{json.dumps(shown)}` | {_allowed(hint, field)} | {sentence} |"
+
+
+def _kind(hint: Any) -> str:
+    """The type in words."""
+    if typing.get_origin(hint) is typing.Literal:
+        return "choice"
+    if typing.get_origin(hint) is tuple:
+        return f"list of {_WORDS[typing.get_args(hint)[0]][1]}"
+    return "mapping" if typing.get_origin(hint) is dict else _WORDS[hint][0]
+
+
+def _allowed(hint: Any, field: dataclasses.Field[Any]) -> str:
+    """The choices of an option, the bounds of its numbers, or what its texts are names of; else nothing."""
     if typing.get_origin(hint) is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(hint))
-    return str(bounds)
+    names = field.metadata["names"]
+    if names is not None:
+        return f"names of {names}" if names.endswith("s") else f"{names}, by its name"
+    return str(field.metadata["bounds"])
 
 
 if __name__ == "__main__":

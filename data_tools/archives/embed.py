@@ -14,25 +14,12 @@ from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data_tools.archives.embed_tables import AGE, RACE, attributes, read_tables
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Row, Sample
 from data_tools.archives.published import Published
-from data_tools.archives.tables import read_table
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.schema import MISSING, SPLITS
 from m4oe_ds.errors import DataError
-
-CLINICAL_REQUIRED = (
-    "empi_anon", "acc_anon", "study_date_anon", "desc", "asses", "tissueden", "side", "path_severity", "bside",
-    "procdate_anon",
-)  # fmt: skip
-AGE, RACE = "age_at_study", "ETHNICITY_DESC"
-RACE_ELSEWHERE = "RACE_DESC"  # the same column by its older name
-CLINICAL_OPTIONAL = ("pdate_anon", "GENDER_DESC", AGE, RACE, RACE_ELSEWHERE)
-METADATA_REQUIRED = (
-    "empi_anon", "acc_anon", "study_date_anon", "SeriesDescription", "FinalImageType", "ImageLateralityFinal",
-    "ViewPosition", "spot_mag", "anon_dicom_path",
-)  # fmt: skip
-METADATA_OPTIONAL = ("AcquisitionTime", "PatientSex", "Manufacturer", "BreastImplantPresent")
 
 SIZE, CONVERTER = (1024, 832), "mammogram"
 CHOOSE, ONLY_WOMEN = "first", True
@@ -200,38 +187,6 @@ def local_path(text: str) -> PurePosixPath | None:
 
 
 # ---------------------------------------------------------------------------------------------------- tables
-
-
-def _read_table(root: Path, name: str, required: Sequence[str], optional: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of the whole table or, where that is not there, of the reduced one."""
-    folder = root / "tables"
-    paths = [folder / f"EMBED_OpenData_{name}{suffix}.csv" for suffix in ("", "_reduced")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise DataError(f"neither {paths[0].name} nor {paths[1].name} is here", str(folder), "check --root")
-    return read_table(
-        path,
-        required,
-        optional,
-        identifiers=("empi_anon", "acc_anon"),
-        damaged=r"\D",
-        original="use the table of the open-data release",
-    )
-
-
-def read_tables(root: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Clinical and metadata rows of an archive.
-
-    Raises:
-        DataError: the archive, a table or a column is missing, or identifiers were rounded.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise DataError("is not a folder", str(root), "give the folder that holds tables/ and images/ as --root")
-    return (
-        _read_table(root, "clinical", CLINICAL_REQUIRED, CLINICAL_OPTIONAL),
-        _read_table(root, "metadata", METADATA_REQUIRED, METADATA_OPTIONAL),
-    )
 
 
 def plan_archive(root: Path, options: ArchiveOptions) -> ArchivePlan:
@@ -437,16 +392,7 @@ def _sample(who: tuple[str, str, str], labels: dict[str, int], views: Mapping[st
         if (path := local_path(row["anon_dicom_path"])) is not None
     }
     maker = next(iter(views.values()))["Manufacturer"]
-    return Sample(*who, labels, paths, screening=True, manufacturer=maker, attributes=_attributes(exam))
-
-
-def _attributes(findings: Sequence[Row]) -> dict[str, str]:
-    """Age and race of an exam: what the first of its rows that says something says."""
-    columns = {AGE: (AGE,), RACE: (RACE, RACE_ELSEWHERE)}
-    return {
-        name: next((row[one] for row in findings for one in names if row.get(one, "").strip()), "")
-        for name, names in columns.items()
-    }
+    return Sample(*who, labels, paths, screening=True, manufacturer=maker, attributes=attributes(exam))
 
 
 def published(_: Mapping[str, Any]) -> list[Published]:

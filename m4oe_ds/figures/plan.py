@@ -50,11 +50,11 @@ class Preset:
 def figure_presets() -> dict[str, Preset]:
     """Presets by name."""
     content: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text("utf-8"))
-    return {name: Preset(**_with_tuples(entry)) for name, entry in content.items()}
-
-
-def _with_tuples(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    found = {}
+    for name, entry in content.items():
+        values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in entry.items()}
+        found[name] = Preset(**values)
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 _REGISTERED = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.M)
 _DEPRECATED = re.compile(r"^\s+'(\w+)':", re.M)  # old names, which timm still takes
+# options that embedders decide themselves, or other options of the configuration
+FIXED = ("num_classes", "global_pool", "in_chans", "pretrained", "pretrained_cfg", "checkpoint_path", "cache_dir")
 _FEWEST = 500  # timm has more than 1000: fewer were not all found
 _NEAR = 5
 

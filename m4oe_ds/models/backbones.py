@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,14 @@ from torch import nn
 from m4oe_ds.compat import import_torchvision
 from m4oe_ds.config import EmbedderConfig
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.models.backbone_names import FIXED
 from m4oe_ds.models.pretrained import OPTION, Loaded, match, read_state
+from m4oe_ds.yaml_tree import nearest
 
 import_torchvision()
 import timm  # noqa: E402  (needs the operators declared first)
+
+OPTIONS = "model.embedder.options"
 
 
 class TokenEmbedder(nn.Module):
@@ -74,10 +81,12 @@ def create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int
             network.loaded = Loaded("hub", count, count)
             return network
         return _from_file(config, options)
-    except (TypeError, AssertionError) as error:
-        raise ConfigError(f"timm refuses these options: {error}", "model.embedder.options") from error
+    except (TypeError, AssertionError, ValueError, ZeroDivisionError, IndexError, KeyError, AttributeError) as error:
+        raise _refused(config, error) from error
     except (OSError, RuntimeError, EOFError, SafetensorError) as error:
         if not config.weights:
+            if config.options:
+                raise _refused(config, error) from error
             raise
         cause = next(iter(str(error).splitlines()), type(error).__name__)
         fix = (
@@ -94,6 +103,30 @@ def _address(backbone: str) -> str:
     if known is not None and known.hf_hub_id:
         return f"the weights (model.safetensors of https://huggingface.co/{known.hf_hub_id})"
     return f"the weights ({known.url})" if known is not None and known.url else "the weights"
+
+
+def check_options(config: EmbedderConfig, image_size: tuple[int, int]) -> None:
+    """Makes the network without memory for its values, which is quick.
+
+    Raises:
+        ConfigError: an option that it does not have (with those it has), or values that it refuses.
+    """
+    with torch.device("meta"):
+        create_backbone(dataclasses.replace(config, weights=""), 1, image_size)
+
+
+def _refused(config: EmbedderConfig, error: Exception) -> ConfigError:
+    """What timm said of the options, with those that the network has where it does not know one."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if unknown is None:
+        told = next(iter(str(error).splitlines()), "") or type(error).__name__
+        given = ", ".join(f"{name}: {value}" for name, value in config.options.items())
+        return ConfigError(f"{config.backbone} cannot be made with {{{given}}}: {told}", OPTIONS)
+    with torch.device("meta"):
+        network = type(timm.create_model(config.backbone))
+    known = [name for name in inspect.signature(network).parameters if name not in (*FIXED, "kwargs", "args")]
+    what = f"{config.backbone} has no option {unknown[1]!r}{nearest(unknown[1], known)}"
+    return ConfigError(what, f"{OPTIONS}.{unknown[1]}")
 
 
 def _alike(name: str, known: str) -> float:

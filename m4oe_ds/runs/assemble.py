@@ -58,7 +58,8 @@ def _check_card(stored: Card, wanted: Card, where: str) -> None:
         DataError: they do not.
     """
     if stored.name != wanted.name:
-        raise DataError(f"holds {stored.name}, but data.dataset is {wanted.name}", where)
+        what = f"holds {stored.name}, but data.dataset is {wanted.name}"
+        raise DataError(what, where, f"set data.dataset={stored.name}, or name other shards with data.root")
     if (stored.inputs, stored.tasks) != (wanted.inputs, wanted.tasks):
         differing = [one.name for one in wanted.inputs if one not in stored.inputs]
         differing += [task.name for task in wanted.tasks if task not in stored.tasks]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m4oe_ds.command_line import check_output
-from m4oe_ds.errors import CheckpointError, DataError
+from m4oe_ds.errors import CheckpointError, ConfigError, DataError
 from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, RunFolder, checkpoint_tags
 from m4oe_ds.yaml_tree import nearest
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("run", metavar="RUN", help="run folder, or one of its step-* checkpoints")
     parser.add_argument(
-        "--checkpoint", default="best", metavar="best|latest|TAG", help="checkpoint to export (default: best)"
+        "--checkpoint", default="", metavar="best|latest|TAG", help="checkpoint to export (default: best)"
     )
     parser.add_argument(
         "--out",
@@ -83,15 +83,21 @@ def choose(run: Path, checkpoint: str, out: str = "") -> Export:
 
     Args:
         run: run folder, or a checkpoint of one.
-        checkpoint: ``best``, ``latest`` or the name of one.
+        checkpoint: ``best``, ``latest`` or the name of one; empty = the best.
         out: file or folder; empty = the weights of the run itself.
 
     Raises:
+        ConfigError: a checkpoint is named twice.
         DataError: no such run.
         CheckpointError: no such checkpoint, or a damaged pointer to it.
         EnvironmentProblem: an output that cannot be written.
     """
-    chosen = run if CheckpointFolder(run).manifest.is_file() else _checkpoint(run, checkpoint)
+    itself = CheckpointFolder(run).manifest.is_file()
+    if itself and checkpoint:
+        raise ConfigError(
+            f"{run} is a checkpoint itself", f"--checkpoint {checkpoint}", "leave it out, or name the run"
+        )
+    chosen = run if itself else _checkpoint(run, checkpoint or "best")
     wanted = Path(out) if out else RunFolder(chosen.parent.parent).weights
     target = wanted if wanted.suffix == _SUFFIX else RunFolder(wanted).weights
     check_output(target.parent, "--out")

@@ -17,13 +17,14 @@ import torch
 
 from m4oe_ds import deepspeed_json
 from m4oe_ds.config import Config, to_dict
+from m4oe_ds.config_loader import place_of
 from m4oe_ds.coordinates import resolve
 from m4oe_ds.data.cards import find_card, write_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.missing import Presence
 from m4oe_ds.data.task_statistics import TaskStatistics
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.models import pretrained, spec_for
+from m4oe_ds.models import backbones, pretrained, spec_for
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.registry import expert_counts
 from m4oe_ds.parallel import deepspeed_options, launch, reduce
@@ -65,10 +66,24 @@ def check(prepared: Prepared) -> None:
     world = resolve(os.environ).world
     deepspeed_json.batch_sizes(prepared.ds_config, world, request.ds_config)
     deepspeed_options.check(prepared.ds_config, request.ds_config)
+    _check_backbone(config, request)
     gradient_policy.policy(config.loss.gradient_policy, **config.loss.gradient_options)
     choose_ep_size(config.parallel.ep_size, world, expert_counts(config), f"{request.config}: parallel.ep_size")
     if config.model.init_from and prepared.starts:
         open_source(Path(config.model.init_from))
+
+
+def _check_backbone(config: Config, request: Request) -> None:
+    """Refuses options that the network does not have, before any data is read; names the file that gives them."""
+    height, width = config.data.image_size
+    try:
+        backbones.check_options(config.model.embedder, (height, width))
+    except ConfigError as error:
+        if not error.where.startswith(backbones.OPTIONS):
+            raise
+        place = place_of(request.config, request.overrides, error.where, backbones.OPTIONS)
+        fix = f"`--set {backbones.OPTIONS}={{...}}` replaces what a file gives"
+        raise ConfigError(f"{error.where}: {error.what}", place, fix) from None
 
 
 def run(prepared: Prepared, observers: MakeObserver | None = None) -> bool:

@@ -1,28 +1,20 @@
-"""The end of a run: its best weights evaluated and written, a short table, and what to type next."""
+"""The end of a run: its best weights evaluated and written, the table of its last split, and what to type next."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from m4oe_ds.data.task_statistics import TaskStatistics
 from m4oe_ds.evaluation.metrics import evaluate_split
+from m4oe_ds.evaluation.metrics_text import format_table
 from m4oe_ds.parallel import reduce
 from m4oe_ds.progress import duration
 from m4oe_ds.runs import weights
 from m4oe_ds.runs.folder import LATEST, RunFolder, write_json
 from m4oe_ds.training.loop import Loop, Outcome
-
-MAIN = {  # kind of a task: the figure that stands for it in one cell, and its name
-    "classification": ("auroc", "AUROC"),
-    "number": ("mae", "MAE"),
-    "survival": ("uno_c", "Uno's C"),
-    "segmentation": ("dice", "Dice"),
-}
-WIDTH = 120
 
 
 def evaluate(
@@ -75,7 +67,7 @@ def evaluate(
 def closing_lines(
     metrics: Mapping[str, Any], outcome: Outcome, folder: Path, report: str, synthetic: bool
 ) -> list[str]:
-    """What is said at the end of a run, the path of the report last.
+    """What is said at the end of a run: figures of the last split, what to type next, the path of the report last.
 
     Args:
         metrics: by split, as :func:`evaluate` returns them.
@@ -87,7 +79,8 @@ def closing_lines(
     run, splits = shlex.quote(str(folder)), list(metrics)
     lines = [outcome.early] if outcome.early else []
     if splits:
-        lines += _table(metrics, " (synthetic data)" if synthetic else "")
+        last, note = splits[-1], " (synthetic data)" if synthetic else ""
+        lines += [f"{last} split{note}", *format_table(metrics[last]).splitlines(), ""]
     evaluate_one = f"m4oe evaluate {run} --split {splits[-1] if splits else 'test'}"
     lines += [
         f"next: m4oe analyze {run} && m4oe report {run}",
@@ -95,29 +88,3 @@ def closing_lines(
     ]
     done = f"trained {outcome.position.step} steps in {duration(outcome.seconds)}"
     return [*lines, f"{done}; best: {outcome.best_tag}; report: {report}"]
-
-
-def _table(metrics: Mapping[str, Any], note: str) -> list[str]:
-    """A row per split, a column per task with the figure that stands for it; as many columns as a line has room for."""
-    tasks = next(iter(metrics.values()))["tasks"]
-    figures = {name: MAIN.get(entry["kind"], ("", ""))[1] for name, entry in tasks.items()}
-    one = set(figures.values()) if len(set(figures.values())) == 1 else set()
-    columns = [[f"{''.join(one) or 'split'}{note}", *metrics]]
-    columns.append(["loss", *(f"{split['loss']:.3f}" for split in metrics.values())])
-    for name, figure in figures.items():
-        values = [_cell(split["tasks"][name]) for split in metrics.values()]
-        columns.append([name if one else f"{name} {figure}", *values])
-    widths = [max(map(len, column)) for column in columns]
-    shown = sum(total <= WIDTH for total in accumulate(width + 2 for width in widths))
-    padded = [[cell.ljust(width) for cell in column] for column, width in zip(columns, widths, strict=True)]
-    left = len(columns) - shown
-    return [
-        "  ".join(row[:shown]).rstrip() + (f"  (and {left} more)" if left and not number else "")
-        for number, row in enumerate(zip(*padded, strict=True))
-    ]
-
-
-def _cell(entry: Mapping[str, Any]) -> str:
-    found = entry.get("metrics", {}).get(MAIN.get(entry["kind"], ("", ""))[0])
-    value = found.get("value") if isinstance(found, Mapping) else found
-    return "-" if value is None else f"{value:.3f}"

@@ -223,7 +223,6 @@ def synergy_matrices(
     pairs, skipped = [], []
     for task, y in targets.items():
         known = y != MISSING
-        unknown = int((~known).sum())
         for first, second in itertools.combinations(arrays, 2):
             usable = known & masks[first] & masks[second]
             reason = _unusable(y[usable], settings)
@@ -235,7 +234,7 @@ def synergy_matrices(
             if settings.class_balanced:
                 rows = _balanced(rows, y, settings.batch.seed)
             numbers = _decompose(arrays[first][rows], arrays[second][rows], y[rows], ids[rows], settings)
-            numbers |= {"missing_label": unknown, "missing_modality": int((known & ~usable).sum())}
+            numbers |= {"missing_label": int((~known).sum()), "missing_modality": int((known & ~usable).sum())}
             pair = PairSynergy(model, task, first, second, target, settings.estimator, **numbers)
             log.info("synergy %s %s+%s: %.4f bits (null %.4f)", task, first, second, pair.synergy, pair.null_mean)
             pairs.append(pair)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from m4oe_ds.errors import CheckpointError, DataError, EnvironmentProblem
+from m4oe_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from m4oe_ds.runs.export import choose
 from m4oe_ds.runs.opening import check_run
 from m4oe_ds.runs.weight_files import find_weights, tensors_of
@@ -119,7 +119,7 @@ def test_what_is_exported(run: Path, tmp_path: Path) -> None:
     best = choose(run, "best")
     assert (best.checkpoint.name, best.out) == ("step-00000001", run / "weights" / "model.safetensors")
     assert choose(run, "step-00000002").checkpoint.name == "step-00000002"
-    assert choose(run / "checkpoints" / "step-00000002", "best").checkpoint.name == "step-00000002"
+    assert choose(run / "checkpoints" / "step-00000002", "").checkpoint.name == "step-00000002"
     assert choose(run, "best", str(tmp_path / "x.safetensors")).out == tmp_path / "x.safetensors"
     assert choose(run, "best", str(tmp_path / "x")).out == tmp_path / "x" / "weights" / "model.safetensors"
 
@@ -144,6 +144,8 @@ def test_checkpoints_that_are_not_there(run: Path, checkpoint: str, said: str) -
 
 
 def test_exports_that_cannot_be(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a checkpoint itself"):
+        choose(run / "checkpoints" / "step-00000002", "best")
     (run / "checkpoints" / "BEST").write_text("step-9")
     with pytest.raises(CheckpointError, match="no checkpoint 'step-9', which BEST names"):
         choose(run, "best")
