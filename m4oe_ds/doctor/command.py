@@ -48,10 +48,11 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         UserError: the configuration itself is wrong.
     """
-    from m4oe_ds import config_loader
+    from m4oe_ds import config_loader, deepspeed_json
     from m4oe_ds.coordinates import resolve
 
     config = config_loader.load(options.config, options.set)
+    deepspeed_json.check(deepspeed_json.read(options.ds_config), options.ds_config, {}, options.config)
     place = resolve(os.environ)
     ranks = options.ranks or (place.local_size if place.source != "single" else _default_ranks())
     found: list[Finding] = []

@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from m4oe_ds.command_line import check_output
 from m4oe_ds.doctor.finding import Finding, bad, good, note
+from m4oe_ds.errors import EnvironmentProblem
 
 TESTED = {"torch": "2.13.0", "torchvision": "0.28.0", "timm": "1.0.28", "numpy": "2.4.0", "deepspeed": "0.19.8"}
 _GB = 1e9
@@ -124,6 +126,11 @@ def shared_memory(need_bytes: int, folder: str = "/dev/shm") -> Iterable[Finding
 def disk(folder: Path) -> Iterable[Finding]:
     """Space, speed and locks of the file system that a folder is on."""
     topic = f"disk of {folder}"
+    try:
+        check_output(folder, "--output")
+    except EnvironmentProblem as error:
+        yield bad(topic, error.what, error.fix)
+        return
     above = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     usage = shutil.disk_usage(above)
     block, count = bytes(4_000_000), 16
