@@ -349,7 +349,9 @@ class ParallelConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     splits: tuple[str, ...] = option(("val", "test"), "Splits evaluated at the end of training.", names="splits")
-    resamples: int = option(1000, "Patient-clustered bootstrap resamples for the intervals.", at_least=0)
+    resamples: int = option(
+        1000, "Patient-clustered bootstrap resamples for the intervals.", at_least=0, at_most=1_000_000
+    )
     micro_batch: int = option(0, "Samples per forward and rank; 0 = as in training.", at_least=0)
     num_examples: int = option(
         6, "Samples shown with their modalities and modality contributions in the report.", at_least=0

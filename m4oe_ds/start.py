@@ -9,9 +9,10 @@ from typing import NoReturn
 
 from m4oe_ds import entry
 from m4oe_ds.arguments import MOST_PROCESSES, whole
-from m4oe_ds.coordinates import check_accelerator, free_port, resolve
+from m4oe_ds.coordinates import check_accelerator, resolve
 from m4oe_ds.deepspeed_json import batch_sizes
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.launcher import launch_environment, launcher
 from m4oe_ds.runs.request import Prepared, prepare
 
 
@@ -81,15 +82,5 @@ def _exec_launcher(prepared: Prepared, ranks: int, debug: bool) -> NoReturn:
         arguments.append("--debug")
     sys.stdout.flush()
     sys.stderr.flush()
+    os.environ.update(launch_environment(ranks))
     os.execv(sys.executable, [*launcher(ranks), "--module", "m4oe_ds.entry", *arguments])
-
-
-def launcher(ranks: int) -> list[str]:
-    """Command of DeepSpeed's launcher for ranks of this machine; sets what it and they read from the environment."""
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"  # otherwise the launcher counts sockets, not ranks
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "-q", "--num_accelerators", str(ranks)]
-    return [*command, "--master_port", str(free_port())]

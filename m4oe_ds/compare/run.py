@@ -20,8 +20,8 @@ from m4oe_ds import config_loader, deepspeed_json, shipped
 from m4oe_ds.compare.cells import Cell
 from m4oe_ds.compare.processes import Children
 from m4oe_ds.config import to_dict
-from m4oe_ds.coordinates import free_port
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.launcher import launch_environment, launcher
 from m4oe_ds.progress import Progress, hours
 from m4oe_ds.runs.folder import RunFolder
 from m4oe_ds.stored import read_json
@@ -152,9 +152,10 @@ def run_cell(cell: Cell, plan: CellPlan, children: Children | None = None) -> st
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").unlink(missing_ok=True)
         _write(folder / "cell.json", json.dumps(identity(cell, plan), indent=1) + "\n")
+    ranks = 1 if tasks > 1 else plan.ranks
     code = children.call(
-        _command(cell, plan, 1 if tasks > 1 else plan.ranks),
-        cell_environment(tasks),
+        _command(cell, plan, ranks),
+        {**(launch_environment(ranks) if ranks > 1 else {}), **cell_environment(tasks)},
         plan.timeout_s,
         folder / "output.txt" if task == 0 else None,
     )
@@ -223,8 +224,6 @@ def locked(path: Path) -> Iterator[None]:
 
 def _command(cell: Cell, plan: CellPlan, ranks: int) -> list[str]:
     arguments = [
-        "-m",
-        "m4oe_ds.entry",
         "--ds_config",
         plan.ds_config,
         "--config",
@@ -237,9 +236,8 @@ def _command(cell: Cell, plan: CellPlan, ranks: int) -> list[str]:
     for override in (*cell.overrides, f"run.name={cell.name}"):
         arguments += ["--set", override]
     if ranks == 1:
-        return [sys.executable, *arguments]
-    launcher = str(Path(sys.executable).parent / "deepspeed")
-    return [launcher, "-q", "--num_accelerators", str(ranks), "--master_port", str(free_port()), *arguments]
+        return [sys.executable, "-m", "m4oe_ds.entry", *arguments]
+    return [*launcher(ranks), "--module", "m4oe_ds.entry", *arguments]
 
 
 def cell_environment(tasks: int) -> dict[str, str]:

@@ -43,8 +43,12 @@ class Address:
 Root = Path | Address
 
 
-def root_of(text: str) -> Root:
+def root_of(text: str, option: str = "--root") -> Root:
     """The folder that an option names.
+
+    Args:
+        text: its value.
+        option: its name.
 
     Raises:
         DataError: an address of another kind, or one without a host.
@@ -57,7 +61,7 @@ def root_of(text: str) -> Root:
     except ValueError:
         host = False
     if not host:
-        raise DataError("an address without a host that can be read", "--root", "use e.g. https://host/folder")
+        raise DataError("an address without a host that can be read", option, "use e.g. https://host/folder")
     return Address(text)
 
 

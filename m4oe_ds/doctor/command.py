@@ -17,6 +17,7 @@ from m4oe_ds.arguments import MOST_PROCESSES, number, whole
 from m4oe_ds.config import Config
 from m4oe_ds.coordinates import resolve
 from m4oe_ds.doctor.finding import Check, Finding, bad, note, run
+from m4oe_ds.launcher import launch_environment, launcher
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,7 @@ def main(options: argparse.Namespace) -> int:
     """
     config = config_loader.load(options.config, options.set)
     content = deepspeed_json.read(options.ds_config)
+    deepspeed_json.check(content, options.ds_config, {}, options.config)
     place = resolve(os.environ)
     started = place.source != "single"
     ranks = options.ranks or (place.local_size if started else _default_ranks())
@@ -111,7 +113,6 @@ def _ranks(options: argparse.Namespace, ranks: int, source: str) -> list[Finding
 
     if source != "single":  # srun or a launcher started one of these per rank
         return check_ranks(options.config, options.ds_config, options.set, options.seconds)
-    from m4oe_ds.start import launcher
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "findings.json"
@@ -119,6 +120,7 @@ def _ranks(options: argparse.Namespace, ranks: int, source: str) -> list[Finding
         arguments += ["--findings", str(path), *(item for text in options.set for item in ("--set", text))]
         ended = subprocess.run(
             [*launcher(ranks), "--module", "m4oe_ds.doctor.ranks", *arguments],
+            env={**os.environ, **launch_environment(ranks)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from m4oe_ds.command_line import check_output
 from m4oe_ds.doctor.finding import Finding, bad, good, note
+from m4oe_ds.errors import EnvironmentProblem
 from m4oe_ds.runs.reader_memory import FIX, FOLDER
 
 TESTED = {  # what the tests run with: the lines of constraints.txt
@@ -133,6 +135,11 @@ def shared_memory(need_bytes: int, folder: str = FOLDER) -> Iterable[Finding]:
 def disk(folder: Path) -> Iterable[Finding]:
     """Space, speed and locks of the file system that a folder is on."""
     topic = f"disk of {folder}"
+    try:
+        check_output(folder, "--output")
+    except EnvironmentProblem as error:
+        yield bad(topic, error.what, error.fix)
+        return
     above = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     usage = shutil.disk_usage(above)
     block, count = bytes(4_000_000), 16

@@ -8,6 +8,7 @@ from pathlib import Path
 from m4oe_ds.config import Config
 from m4oe_ds.data import sources
 from m4oe_ds.data.manifest import Manifest
+from m4oe_ds.data.roots import root_of
 from m4oe_ds.errors import DataError
 from m4oe_ds.runs.configuration import open_config
 from m4oe_ds.runs.folder import RunFolder
@@ -51,6 +52,7 @@ def check_splits(config: Config, splits: Sequence[str], option: str) -> None:
     """
     root = config.data.root
     if sources.is_remote(root):
+        root_of(root, option)
         return
     if not root or not Path(root).is_dir():
         what = f"{root!r} is a file, not a folder of shards" if Path(root).is_file() else f"no shard folder {root!r}"

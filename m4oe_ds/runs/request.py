@@ -11,6 +11,7 @@ from typing import Any
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.command_line import check_output
 from m4oe_ds.config import TRACKERS, Config
+from m4oe_ds.data.roots import root_of
 from m4oe_ds.data.sources import is_remote
 from m4oe_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from m4oe_ds.runs.folder import CheckpointFolder, RunFolder, checkpoint_tags
@@ -116,8 +117,13 @@ def _check_data(config: Config) -> None:
     root = config.data.root
     if not root:
         raise DataError("is empty", "data.root", "name the folder of your shards; `m4oe convert` makes them")
-    if is_remote(root) or has_phantoms(config):
-        return  # phantoms: perhaps another rank is making them now
+    if is_remote(root):
+        root_of(root, "data.root")
+        if config.data.cache_dir:
+            check_output(Path(config.data.cache_dir), "data.cache_dir")
+        return
+    if has_phantoms(config):
+        return  # perhaps another rank is making them now
     if not Path(root).is_dir():
         raise DataError(f"no shard folder {root!r}", "data.root", "make shards with `m4oe convert`")
     for split in needed_splits(config):

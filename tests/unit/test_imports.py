@@ -34,7 +34,7 @@ class Import:
 FLOORS = (
     "m4oe_ds.errors", "m4oe_ds.compat", "m4oe_ds.yaml_tree", "m4oe_ds.option_lists", "m4oe_ds.arguments",
     "m4oe_ds.stored", "m4oe_ds.progress", "m4oe_ds.command_line", "m4oe_ds.shipped", "m4oe_ds.coordinates",
-    "m4oe_ds.data", "data_tools.outputs", "data_tools.deidentify", "data_tools.archives.values",
+    "m4oe_ds.launcher", "m4oe_ds.data", "data_tools.outputs", "data_tools.deidentify", "data_tools.archives.values",
     "data_tools.archives.plan", "data_tools.archives.groups", "data_tools.identifiers", "data_tools.pixels",
     "data_tools.archives", "data_tools.phantom", "data_tools.sheet", "data_tools.inspect", "data_tools.convert",
     "data_tools.cards", "m4oe_ds.config_fields", "m4oe_ds.config", "data_tools.demo", "m4oe_ds.free_options",
