@@ -84,12 +84,7 @@ def parser() -> argparse.ArgumentParser:
     comparison.add_arguments(compare)
     compare.set_defaults(work=comparison.main)
 
-    from m4oe_ds.figures import command as figures
-
-    drawn = commands.add_parser("figures", help="make the paper's Table 1 and 2 and Fig. 3 to 7 again, all in one")
-    figures.add_arguments(drawn)
-    drawn.set_defaults(work=figures.main)
-
+    _add_figures(commands)
     _add_export_models_config(commands)
     return top
 
@@ -110,6 +105,14 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     phantom.add_arguments(made)
     made.set_defaults(work=phantom.run)
     cards.add_commands(commands.add_parser("card", help="check a card against its data, or propose one from a table"))
+
+
+def _add_figures(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from m4oe_ds.figures import command as figures
+
+    drawn = commands.add_parser("figures", help="make the paper's Table 1 and 2 and Fig. 3 to 7 again, all in one")
+    figures.add_arguments(drawn)
+    drawn.set_defaults(work=figures.main)
 
 
 def _add_export_models_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

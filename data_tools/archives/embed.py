@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data_tools.archives.groups import first_said
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Row, Sample
 from data_tools.archives.published import Published
 from data_tools.archives.tables import read_table
@@ -26,8 +27,8 @@ CLINICAL_REQUIRED = (
     "procdate_anon",
 )  # fmt: skip
 AGE, RACE = "age_at_study", "ETHNICITY_DESC"
-RACE_ELSEWHERE = "RACE_DESC"  # the same column by its older name
-CLINICAL_OPTIONAL = ("pdate_anon", "GENDER_DESC", AGE, RACE, RACE_ELSEWHERE)
+SPELLINGS = {AGE: (AGE,), RACE: (RACE, "RACE_DESC")}  # what the columns are called in one table or another
+CLINICAL_OPTIONAL = ("pdate_anon", "GENDER_DESC", AGE, *SPELLINGS[RACE])
 METADATA_REQUIRED = (
     "empi_anon", "acc_anon", "study_date_anon", "SeriesDescription", "FinalImageType", "ImageLateralityFinal",
     "ViewPosition", "spot_mag", "anon_dicom_path",
@@ -431,27 +432,8 @@ def _add_exam(
         risks = [labels[f"risk{k}"] for k in HORIZONS if labels[f"risk{k}"] != MISSING]
         if risks != sorted(risks):
             raise AssertionError("risk labels fall with the horizon")  # cannot happen: an error of this module
-        plan.samples.append(
-            Sample(
-                patient,
-                exam,
-                side,
-                labels,
-                paths,
-                screening=True,
-                manufacturer=views[names[0]]["Manufacturer"],
-                attributes=_attributes(findings),
-            )
-        )
-
-
-def _attributes(findings: Sequence[Row]) -> dict[str, str]:
-    """Age and race of an exam: what the first of its rows that says something says."""
-    columns = {AGE: (AGE,), RACE: (RACE, RACE_ELSEWHERE)}
-    return {
-        name: next((row[one] for row in findings for one in names if row.get(one, "").strip()), "")
-        for name, names in columns.items()
-    }
+        manufacturer, said = views[names[0]]["Manufacturer"], first_said(findings, SPELLINGS)
+        plan.samples.append(Sample(patient, exam, side, labels, paths, True, manufacturer, attributes=said))
 
 
 def published(_: Mapping[str, Any]) -> list[Published]:
