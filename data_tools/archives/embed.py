@@ -14,7 +14,8 @@ from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_tools.archives.embed_tables import AGE, RACE, attributes, read_tables
+from data_tools.archives.embed_tables import AGE, RACE, SPELLINGS, read_tables
+from data_tools.archives.groups import first_said
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Row, Sample
 from data_tools.archives.published import Published
 from m4oe_ds.data.cards import find_card
@@ -392,7 +393,7 @@ def _sample(who: tuple[str, str, str], labels: dict[str, int], views: Mapping[st
         if (path := local_path(row["anon_dicom_path"])) is not None
     }
     maker = next(iter(views.values()))["Manufacturer"]
-    return Sample(*who, labels, paths, screening=True, manufacturer=maker, attributes=attributes(exam))
+    return Sample(*who, labels, paths, screening=True, manufacturer=maker, attributes=first_said(exam, SPELLINGS))
 
 
 def published(_: Mapping[str, Any]) -> list[Published]:

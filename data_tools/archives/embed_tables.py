@@ -1,11 +1,10 @@
-"""EMBED's two tables: their columns, and what their rows say of a patient's age and race."""
+"""EMBED's two tables: their columns, and where they lie."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools.archives.plan import Row
 from data_tools.archives.tables import read_table
 from m4oe_ds.errors import DataError
 
@@ -14,8 +13,8 @@ CLINICAL_REQUIRED = (
     "procdate_anon",
 )  # fmt: skip
 AGE, RACE = "age_at_study", "ETHNICITY_DESC"
-RACE_ELSEWHERE = "RACE_DESC"  # the same column by its older name
-CLINICAL_OPTIONAL = ("pdate_anon", "GENDER_DESC", AGE, RACE, RACE_ELSEWHERE)
+SPELLINGS = {AGE: (AGE,), RACE: (RACE, "RACE_DESC")}  # what the columns are called in one table or another
+CLINICAL_OPTIONAL = ("pdate_anon", "GENDER_DESC", AGE, *SPELLINGS[RACE])
 METADATA_REQUIRED = (
     "empi_anon", "acc_anon", "study_date_anon", "SeriesDescription", "FinalImageType", "ImageLateralityFinal",
     "ViewPosition", "spot_mag", "anon_dicom_path",
@@ -53,12 +52,3 @@ def read_tables(root: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]
         _read_table(root, "clinical", CLINICAL_REQUIRED, CLINICAL_OPTIONAL),
         _read_table(root, "metadata", METADATA_REQUIRED, METADATA_OPTIONAL),
     )
-
-
-def attributes(findings: Sequence[Row]) -> dict[str, str]:
-    """Age and race of an exam: what the first of its rows that says something says."""
-    columns = {AGE: (AGE,), RACE: (RACE, RACE_ELSEWHERE)}
-    return {
-        name: next((row[one] for row in findings for one in names if row.get(one, "").strip()), "")
-        for name, names in columns.items()
-    }

@@ -6,11 +6,11 @@ lists for it. Only a table of one's own may pass short texts on, where the card 
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from data_tools.archives import values
-from data_tools.archives.plan import ArchivePlan
+from data_tools.archives.plan import ArchivePlan, Row
 from data_tools.archives.values import OddValue
 from m4oe_ds.data.cards import Card, Subgroup
 from m4oe_ds.data.cards.bands import band
@@ -47,6 +47,19 @@ def group_of(subgroup: Subgroup, text: str, missing: Set[str]) -> str | None:
 def _plain(text: str) -> str:
     """A field with one space between its words: tables have several in places."""
     return " ".join(text.split())
+
+
+def first_said(rows: Sequence[Row], spellings: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Fields of several rows about one exam: of each column what the first row that says something says.
+
+    Args:
+        rows: the rows.
+        spellings: by column the names that it has in one table or another.
+    """
+    return {
+        column: next((row[name] for row in rows for name in names if row.get(name, "").strip()), "")
+        for column, names in spellings.items()
+    }
 
 
 def with_subgroups(plan: ArchivePlan, card: Card, offered: tuple[str, ...]) -> None:

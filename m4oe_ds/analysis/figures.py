@@ -314,7 +314,7 @@ def sweeps(rows: Sequence[Row], metric: str) -> Any:
                 axis.set(xticks=range(len(points)), xticklabels=[f"{row['value']:g}" for row in points])
             axis.set(xlabel=name, title=f"Ablation: {name}")
         axes[0, 0].set_ylabel(metric)
-        axes[0, 0].legend(fontsize=7, ncols=2)
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
         return figure
 
 

@@ -21,7 +21,7 @@ from m4oe_ds.analysis.probes import competition, masked_probabilities
 from m4oe_ds.analysis.session import FEATURE_ROWS, Session, Skip, headline, tracked
 from m4oe_ds.analysis.synergy_section import synergy
 from m4oe_ds.analysis.truth import truth_of
-from m4oe_ds.data.cards import Card, find_card
+from m4oe_ds.data.cards import Card, find_card, shipped
 from m4oe_ds.data.schema import short_key
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.evaluation.clinical import write_report
@@ -89,18 +89,16 @@ def write_clinical(run: Run, split: str, resamples: int) -> dict[str, Any]:
     files, tasks = RunFolder(run.folder), run.spec.tasks
     own, tuning = files.predictions(split), files.predictions("val")
     write_report(files.clinical, own, tuning, split, run.config.data.root, tasks, resamples, labels, train.card)
-    lacking = subgroups_lacking(train.card, run.config.data.dataset)
+    lacking = subgroups_lacking(train.card)
     return {"split": split, "file": files.clinical.name, "subgroups_not_in_shards": lacking}
 
 
-def subgroups_lacking(stored: Card, dataset: str) -> list[str]:
-    """Subgroups of a data set's card that its shards, made with an earlier card, cannot have."""
-    try:
-        wanted = find_card(dataset)
-    except ConfigError:  # the run may have come without the card it was trained with
+def subgroups_lacking(stored: Card) -> list[str]:
+    """Subgroups of the shipped card of that name that shards, made with an earlier one, cannot have."""
+    if stored.name not in shipped() or stored.source is None or not stored.source.reader:
         return []
-    have, want = (card.source.subgroups if card.source else {} for card in (stored, wanted))
-    return [name for name in want if name not in have]
+    wanted = find_card(stored.name).source
+    return [name for name in (wanted.subgroups if wanted else {}) if name not in stored.source.subgroups]
 
 
 def facts_of(session: Session) -> dict[str, Any]:

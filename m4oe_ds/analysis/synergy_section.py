@@ -68,8 +68,12 @@ def synergy(session: Session) -> dict[str, Any]:
         raise Skip(f"no pair can be estimated: {', '.join(report.skip_counts)}")
     estimated = [task for task in test.task if any(pair.task == task for pair in report.pairs)]
     matrices = {task: plain({value: report.matrix(task, value) for value in SYNERGY_VALUES}) for task in estimated}
-    panels = {model: entry.get("matrices", entry) for model, entry in session.panels("synergy", matrices).items()}
-    panels[session.name] = {task: matrices.get(task, {"note": _why(report, task)}) for task in test.task}
+    notes = {task: {"note": _why(report, task)} for task in test.task if task not in matrices}
+    own_entry = {"matrices": matrices, "not_estimated": notes}
+    panels = {
+        model: entry["matrices"] | entry.get("not_estimated", {})
+        for model, entry in session.panels("synergy", own_entry).items()
+    }
     session.draw(figures.synergy(panels, names), report.to_rows(), "fig4_synergy")
     return {
         "target": "the model's predictions",
@@ -77,6 +81,7 @@ def synergy(session: Session) -> dict[str, Any]:
         "splits": len(parts),
         "components": COMPONENTS,
         "matrices": matrices,
+        "not_estimated": notes,
         "pairs": report.to_rows(),
         "pattern_entropy": {task: report.pattern_entropy(task) for task in estimated},
         "pattern_cosine": report.pattern_cosine(*estimated) if len(estimated) == 2 else None,

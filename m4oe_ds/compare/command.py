@@ -88,7 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="devices of the estimate of --dry-run, e.g. 8xA100-80 (default: 1xA100-80 for the preset paper)",
     )
-    add("--samples", type=whole(1), default=0, metavar="N", help="training samples of data that are not here, likewise")
+    add(
+        "--samples",
+        default="",
+        metavar="NAME=N,..",
+        help=f"training samples of data sets that are not here, likewise (default: {_ASSUMED_SAMPLES:,} each)",
+    )
     add("--list", action="store_true", help="only list the methods")
 
 
@@ -197,26 +202,31 @@ def _cluster(options: argparse.Namespace, plan: CellPlan) -> Cluster | None:
     return parse_cluster(text) if text else None
 
 
-def _costs(cells: Sequence[Cell], plan: CellPlan, cluster: Cluster, samples: int) -> list[str]:
-    """Hours and disk of the cells as lines of text."""
+def _costs(cells: Sequence[Cell], plan: CellPlan, cluster: Cluster, samples: str) -> list[str]:
+    """Hours and disk of the cells as lines of text.
+
+    Raises:
+        ConfigError: sizes of data sets that cannot be read.
+    """
     from m4oe_ds.compare import cost
     from m4oe_ds.data import sources
     from m4oe_ds.data.manifest import Manifest
     from m4oe_ds.errors import DataError
 
     assumed: dict[str, int] = {}
+    given = _sizes(samples, {cell.dataset for cell in cells})
 
     @functools.cache
-    def stored(root: str) -> int | None:
+    def stored(root: str) -> int:
         try:
-            return Manifest.load(root).num_samples
+            return Manifest.load(sources.join(root, "train")).num_samples
         except DataError:
-            return None
+            return 0
 
     def samples_of(config: Config) -> int:
-        found = stored(sources.join(config.data.root, "train"))
-        if found is None:
-            found = assumed[config.data.dataset] = samples or _ASSUMED_SAMPLES
+        found = stored(config.data.root)
+        if not found:
+            found = assumed[config.data.dataset] = given.get(config.data.dataset, _ASSUMED_SAMPLES)
         return found
 
     device, count = cost.device_of(cluster)
@@ -224,8 +234,22 @@ def _costs(cells: Sequence[Cell], plan: CellPlan, cluster: Cluster, samples: int
     lines = cost.describe(found, left, device, count, plan.ranks)
     if assumed:
         named = ", ".join(f"{name} {number:,}" for name, number in assumed.items())
-        lines.append(f"assumed training samples, as the shards are not here: {named} (--samples N); hours follow them")
+        lines.append(f"assumed training samples, as the shards are not here: {named} (--samples); hours follow them")
     return lines
+
+
+def _sizes(text: str, datasets: set[str]) -> dict[str, int]:
+    """Training samples by data set from ``NAME=N,..``."""
+    from m4oe_ds.errors import ConfigError
+    from m4oe_ds.option_lists import comma_list
+
+    found = {}
+    for item in comma_list(text, "--samples", str):
+        name, _, number = item.partition("=")
+        if name not in datasets or not number.isdigit() or int(number) < 1:
+            raise ConfigError(f"cannot use {item!r}", "--samples", f"write NAME=N with {', '.join(sorted(datasets))}")
+        found[name] = int(number)
+    return found
 
 
 def _own(options: argparse.Namespace) -> Subject | None:

@@ -112,7 +112,7 @@ def corrected_calibration_error(
         return min(factor * apparent, 1.0)
 
     tail = (1 - bootstrap.level) / 2
-    value = error_at(0.5)
+    value = min(error_at(0.5), apparent)  # chance only ever adds
     if not bootstrap.resamples:
         return Estimate(value, None, None, count, patients)
     return Estimate(value, error_at(1 - tail), max(error_at(tail), apparent), count, patients)

@@ -205,7 +205,7 @@ def synergy_matrices(
         target: which of the two ``labels`` holds; written into the rows.
         present: ``{modality: [N]}`` booleans, false where a sample lacks the modality; default: all present.
         settings: options, see :class:`SynergySettings`.
-        done: called after every pair of a task, estimated or not.
+        done: called at every pair of a task, estimated or not.
 
     Returns:
         Report with one entry per task and pair; pairs that cannot be estimated are listed with the reason.
@@ -226,9 +226,9 @@ def synergy_matrices(
         for first, second in itertools.combinations(arrays, 2):
             usable = known & masks[first] & masks[second]
             reason = _unusable(y[usable], settings)
+            done()
             if reason:
                 skipped.append((task, first, second, reason))
-                done()
                 continue
             rows = np.flatnonzero(usable)
             if settings.class_balanced:
@@ -238,7 +238,6 @@ def synergy_matrices(
             pair = PairSynergy(model, task, first, second, target, settings.estimator, **numbers)
             log.info("synergy %s %s+%s: %.4f bits (null %.4f)", task, first, second, pair.synergy, pair.null_mean)
             pairs.append(pair)
-            done()
     report = SynergyReport(tuple(arrays), tuple(pairs), tuple(skipped))
     for reason, count in report.skip_counts.items():
         log.warning("%d pairs without synergy estimate: %s", count, reason)

@@ -386,3 +386,28 @@ def test_figures_survive_what_is_undefined(tmp_path: Path) -> None:
 def test_plain_data_holds_no_nan() -> None:
     nested = {"a": np.array([1.0, np.nan]), "b": (np.float32(0.5), math.inf), 3: [np.int64(4), {"c": True}]}
     assert plain(nested) == {"a": [1.0, None], "b": [0.5, None], "3": [4, {"c": True}]}
+
+
+def test_what_the_other_run_could_not_estimate_is_said_in_its_panel(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    names = ("a", "b")
+
+    def part(rows: int) -> Any:
+        return SimpleNamespace(
+            present=np.ones((rows, 2), dtype=bool),
+            groups=np.arange(rows),
+            representation="mtoe",
+            predicted={"t": rng.integers(0, 2, rows), "rare": np.zeros(rows, dtype=int)},
+            task={task: {name: rng.normal(size=(rows, 4)) for name in names} for task in ("t", "rare")},
+        )
+
+    run: Any = SimpleNamespace(folder=tmp_path, spec=SimpleNamespace(modalities=names))
+    options = AnalysisOptions(tmp_path, permutations=0)
+    collected: Any = SimpleNamespace(features=part(100))
+    first = WORK["synergy"](Session(options, run, "other", {}, collected, part(200)))
+    assert first["not_estimated"] == {"rare": {"note": "a single class"}}
+    baseline = {"model": "other", "synergy": json.loads(json.dumps(first))}
+    session = Session(options, run, "ours", baseline, collected, part(200))
+    WORK["synergy"](session)
+    drawn = (tmp_path / "figures" / "fig4_synergy.svg").read_text()
+    assert drawn.count("<!-- a single class -->") == 2

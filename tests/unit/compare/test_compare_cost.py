@@ -49,7 +49,7 @@ def test_a_record_of_the_table_is_that_of_the_plan() -> None:
     """The smallest model of the paper preset, recorded again."""
     table = json.loads(cost.TABLE.read_text())
     cell = min(
-        (cell for cell in paper_cells() if cell.dataset == "gamma"),
+        (cell for cell in paper_cells() if cell.dataset == "gamma" and cell.setting == "multi"),
         key=lambda cell: table[_key(cell)]["parameters"],
     )
     config = config_loader.load(PLAN.config("gamma"), [*cell.overrides, "model.embedder.weights="])
@@ -95,11 +95,12 @@ def test_sums_and_what_rests_on_what() -> None:
 
 
 def test_the_dry_run_of_the_paper_says_what_it_would_cost(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["compare", "--preset", "paper", "--dry-run", "--cluster", "4xA100-80", "--samples", "8000"]
+    arguments = ["compare", "--preset", "paper", "--dry-run", "--cluster", "4xA100-80", "--samples", "embed=8000"]
     assert main([*arguments, "--output", str(tmp_path / "x")]) == 0
     printed = capsys.readouterr().out
     assert "291 cells" in printed
     assert "on 4 x A100-80" in printed
     assert "ESTIMATE" in printed
-    assert "assumed training samples, as the shards are not here: embed 8,000" in printed
+    assert "assumed training samples, as the shards are not here: embed 8,000, rsna 10,000" in printed
+    assert main([*arguments[:-1], "embed=many", "--output", str(tmp_path / "x")]) == ConfigError.exit_code
     assert main(["compare", "--cluster", "4xA100-80", "--output", str(tmp_path / "x")]) == ConfigError.exit_code

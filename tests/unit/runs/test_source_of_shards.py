@@ -39,5 +39,5 @@ def test_shards_older_than_the_subgroups_of_a_shipped_card_are_still_learnt_from
     before = card_from({**wanted.content, "source": {"reader": "embed"}}, "manifest.json")
     assert before.source != wanted.source
     check_source(before, wanted, "shards/train")
-    assert subgroups_lacking(before, "embed") == ["age", "race"]
-    assert subgroups_lacking(wanted, "embed") == subgroups_lacking(wanted, "a/card/that/is/gone.yaml") == []
+    assert subgroups_lacking(before) == ["age", "race"]
+    assert subgroups_lacking(wanted) == subgroups_lacking(card(EYES)) == []

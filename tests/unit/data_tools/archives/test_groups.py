@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.archives import embed, rsna, vindr
-from data_tools.archives.groups import group_of, with_subgroups
+from data_tools.archives.groups import first_said, group_of, with_subgroups
 from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Sample
 from data_tools.archives.readers import READERS, find_reader
 from data_tools.archives.values import MISSING_WORDS, OddValue
@@ -109,7 +109,7 @@ def test_mistakes_in_a_card(subgroups: str, what: str) -> None:
 
 
 def test_race_by_its_older_name_and_ages_of_headers() -> None:
-    assert embed._attributes([{embed.AGE: ""}, {embed.AGE: "50", "RACE_DESC": "Asian"}]) == {
+    assert first_said([{embed.AGE: ""}, {embed.AGE: "50", "RACE_DESC": "Asian"}], embed.SPELLINGS) == {
         embed.AGE: "50",
         embed.RACE: "Asian",
     }
