@@ -14,6 +14,7 @@ CONFIG_VERSION = 1
 SMALLEST_IMAGE, MOST_PIXELS, MOST_VOXELS = 8, 16384, 4096  # along one side
 MOST_PROCESSES = 4096  # of one machine
 MOST_SEED = 2**63 - 1
+MOST = 10**9  # of every number without an upper limit of its own
 Names = Literal["a data set", "a system", "a network of timm", "modalities", "tasks", "splits"]
 
 
@@ -34,15 +35,22 @@ class Bounds:
     below: float | None = None
 
     def hold(self, value: Any) -> bool:
-        """Whether a number, or every number of a tuple, is within them."""
+        """Whether a number, or every number of a tuple, is within them, and no slip of the finger."""
         if isinstance(value, tuple):
             return all(self.hold(item) for item in value)
+        if self.beyond(value):
+            return False
         return (
             (self.at_least is None or value >= self.at_least)
             and (self.at_most is None or value <= self.at_most)
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
         )
+
+    def beyond(self, value: Any) -> bool:
+        """Whether a number without an upper limit of its own is larger than any that makes sense."""
+        free = self.at_most is None and self.below is None
+        return free and isinstance(value, (int, float)) and value > MOST
 
     def __str__(self) -> str:
         """Such as ``at least 0 and at most 1``."""
@@ -377,7 +385,9 @@ class ParallelConfig:
     ep_size: int = option(
         0, "Ranks that share the experts; 0 = as many as the world size and expert counts allow.", at_least=0
     )
-    timeout_minutes: float = option(10.0, "A collective that takes longer fails the run.", above=0)
+    timeout_minutes: float = option(
+        10.0, "A collective that takes longer fails the run; at most a week.", above=0, at_most=10080
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
