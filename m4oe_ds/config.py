@@ -343,7 +343,9 @@ class ParallelConfig:
     ep_size: int = option(
         0, "Ranks that share the experts; 0 = as many as the world size and expert counts allow.", at_least=0
     )
-    timeout_minutes: float = option(10.0, "A collective that takes longer fails the run.", above=0)
+    timeout_minutes: float = option(
+        10.0, "A collective that takes longer fails the run; at most a week.", above=0, at_most=10080
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

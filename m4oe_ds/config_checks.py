@@ -17,7 +17,7 @@ from m4oe_ds.config import (
     CalibratedOptions,
     Config,
 )
-from m4oe_ds.config_fields import Bounds
+from m4oe_ds.config_fields import MOST, Bounds
 from m4oe_ds.config_names import Places
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import ConfigError
@@ -47,7 +47,8 @@ def contradictions(config: Config, where: str, found: Places) -> Iterator[str]:
     for name, value, bounds in _bounded(config, ""):
         if not bounds.hold(value):
             shown = list(value) if isinstance(value, tuple) else value
-            yield f"{found.place(name, otherwise=where)}: {name}={shown} must be {bounds}"
+            allowed = f"at most {MOST}" if bounds.beyond(value) else bounds
+            yield f"{found.place(name, otherwise=where)}: {name}={shown} must be {allowed}"
     yield from _volumes(config, where, found)
     sizes = {"data.image_size": config.data.image_size, "data.phantom.image_size": config.data.phantom.image_size}
     for name, size in sizes.items():

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+MOST = 10**9  # of every number without an upper limit of its own
 Names = Literal["a data set", "a system", "a network of timm", "modalities", "tasks", "splits"]
 
 
@@ -26,15 +27,22 @@ class Bounds:
     below: float | None = None
 
     def hold(self, value: Any) -> bool:
-        """Whether a number, or every number of a tuple, is within them."""
+        """Whether a number, or every number of a tuple, is within them, and no slip of the finger."""
         if isinstance(value, tuple):
             return all(self.hold(item) for item in value)
+        if self.beyond(value):
+            return False
         return (
             (self.at_least is None or value >= self.at_least)
             and (self.at_most is None or value <= self.at_most)
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
         )
+
+    def beyond(self, value: Any) -> bool:
+        """Whether a number without an upper limit of its own is larger than any that makes sense."""
+        free = self.at_most is None and self.below is None
+        return free and isinstance(value, (int, float)) and value > MOST
 
     def __str__(self) -> str:
         """Such as ``at least 0 and at most 1``."""

@@ -110,7 +110,7 @@ def read_points(folder: Path) -> list[StudyRow]:
     for path in paths:
         try:
             rows.append(StudyRow(**json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise DataError(f"not a point of a study ({error})", str(path), "delete it and measure it again") from None
     return sorted(rows, key=lambda row: (row.mode, row.experts, row.world, row.ep))
 
@@ -126,7 +126,7 @@ def read_left_out(folder: Path) -> list[tuple[str, str]]:
     paths = sorted(folder.glob("left-out-*.json"))
     try:
         return [(point, reason) for path in paths for point, reason in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"its list of left-out points is damaged ({error})", str(folder), "delete it") from None
 
 

@@ -303,7 +303,7 @@ def test_unknown_names_and_impossible_values(override: str, named: str, hint: st
         ("loss: {tasks: {density: {weight: -1}}}", 2, "loss.tasks.density.weight=-1.0 must be at least 0"),
         ("run:\n  seed: -3", 3, "run.seed=-3 must be at least 0 and at most 9223372036854775807"),
         ("data:\n  max_bad_fraction: 2", 3, "data.max_bad_fraction=2.0 must be at least 0 and at most 1"),
-        ("parallel: {timeout_minutes: 0}", 2, "parallel.timeout_minutes=0.0 must be above 0"),
+        ("parallel: {timeout_minutes: 0}", 2, "parallel.timeout_minutes=0.0 must be at most 10080 and above 0"),
         ("data:\n  augment:\n    scale: 1", 4, "data.augment.scale=1.0 must be at least 0 and below 1"),
         ("data:\n  image_size: [64, 4]", 3, "data.image_size=[64, 4] must be at least 8 and at most 16384"),
         ("loss: {alpha: .nan}", 2, "loss.alpha must be a finite number, got nan"),
