@@ -26,7 +26,7 @@ def refuse(options: AnalysisOptions) -> None:
     """
     sections = chosen(options)
     train = ("train",) if NEEDS_TRAINING_SPLIT & set(sections) else ()
-    config = check_run(options.run, dict.fromkeys((options.split, *train)), options.data)
+    config = check_run(options.run, list(dict.fromkeys((options.split, *train))), options.data)
     check_output(options.run, "RUN")
     for option, path in (("--truth", options.truth), ("--mapping", options.mapping)):
         if path is not None and not path.is_file():
