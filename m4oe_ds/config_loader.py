@@ -167,10 +167,11 @@ _FREE = frozenset(_free_mappings(Config))
 
 
 def _build(cls: Any, node: Node, path: str, found: _Findings) -> Any:
-    if not isinstance(node.value, dict):
-        found.problems.append(f"{node.where}: {path or 'the file'} must be a mapping, got {plain(node)!r}")
-        return None
     hints = typing.get_type_hints(cls)
+    if not isinstance(node.value, dict):
+        what = f"{path or 'the file'} must be a mapping, got {_shown(node)}"
+        found.problems.append(f"{node.where}: {what}; its options: {', '.join(hints)}")
+        return None
     values = {}
     for key, child in node.value.items():
         dotted = f"{path}.{key}" if path else key
@@ -244,9 +245,13 @@ def _text(node: Node) -> str:
 
 
 def _reject(expected: str, node: Node, path: str, found: _Findings) -> None:
+    found.problems.append(f"{node.where}: {path} must be {expected}, got {_shown(node)}")
+
+
+def _shown(node: Node) -> str:
+    """A value as YAML writes it, where that differs from Python."""
     value = plain(node)
-    shown = yaml.safe_dump(value).split()[0] if value is None or isinstance(value, bool) else repr(value)
-    found.problems.append(f"{node.where}: {path} must be {expected}, got {shown}")
+    return yaml.safe_dump(value).split()[0] if value is None or isinstance(value, bool) else repr(value)
 
 
 # Every type that an option can have: what its message says was expected, and the converter.

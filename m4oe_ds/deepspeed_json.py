@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,9 @@ def check(content: Mapping[str, Any], path: str, expects: Mapping[str, Any], con
     problems += [f"{path}: {line}" for line in _misspelt(content)]
     if "optimizer" not in content and any(line.endswith("optimizer?") for line in problems):
         pass  # said already
-    elif not isinstance(_lookup(content, "optimizer.params.lr"), (int, float)):
+    elif (rate := _lookup(content, "optimizer.params.lr")) is not _MISSING and not _is_rate(rate):
+        problems.append(f"{path}: optimizer.params.lr must be a finite number from 0, e.g. 1e-4, got {rate!r}")
+    elif rate is _MISSING:
         problems.append(f"{path}: optimizer.params.lr is missing; the learning rate is owned by this file")
     if str(optimizer.get("type", "")).lower() == "adam" and "adam_w_mode" not in optimizer.get("params", {}):
         problems.append(
@@ -161,6 +164,10 @@ def check(content: Mapping[str, Any], path: str, expects: Mapping[str, Any], con
         problems.append(f"{path}: zero_optimization.reduce_scatter must stay true for sharded experts")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _misspelt(content: Mapping[str, Any]) -> Iterator[str]:

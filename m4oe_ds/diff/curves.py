@@ -71,12 +71,11 @@ def numbers(first: Side, second: Side) -> list[dict[str, Any]]:
 def losses(first: Side, second: Side) -> Any:
     """Training (left) and validation losses (right) of both over the optimizer steps."""
     import matplotlib as mpl
-    from matplotlib import pyplot as plt
 
-    from m4oe_ds.report.figures import COLOURS, DASHES, STYLE
+    from m4oe_ds.report.figures import COLOURS, DASHES, STYLE, panels
 
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+        figure, axes = panels(2, (5.0, 3.6))
         for axis, title in zip(axes, ("Training objective", "Validation loss"), strict=True):
             for number, (name, side) in enumerate((("A", first), ("B", second))):
                 records = side.train if title.startswith("T") else side.validation

@@ -171,8 +171,8 @@ def _optimizer(section: Mapping[str, Any]) -> Iterator[str]:
 
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
     for key in ("lr", "eps", "weight_decay"):
-        if not _is_number(given.get(key, 0.0)):
-            yield f"optimizer.params.{key} must be a number, got {given[key]!r}"
+        if not _is_number(given.get(key, 0.0)) or not 0 <= given.get(key, 0.0) < float("inf"):
+            yield f"optimizer.params.{key} must be a finite number from 0, got {given[key]!r}"
             return
     betas = given.get("betas", (0.9, 0.999))
     if not isinstance(betas, (list, tuple)) or len(betas) != 2 or not all(_is_number(beta) for beta in betas):

@@ -22,6 +22,7 @@ WRONG_JSON = {
     "stage": {**ZERO2, "zero_optimization": {**ZERO2["zero_optimization"], "stage": 0}},
     "optimzer": {("optimzer" if key == "optimizer" else key): value for key, value in ZERO2.items()},
     "listed": {**ZERO2, "zero_optimization": []},
+    "negative": {**ZERO2, "optimizer": {"type": "AdamW", "params": {"lr": -1e-4}}},
     "nolr": {**ZERO2, "optimizer": {"type": "AdamW", "params": {}}},
 }
 
@@ -123,6 +124,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "50b": (f"{TRAIN} --ds_config {{w}}/listed.json", ("zero_optimization must be an object in braces, got []",)),
     "50c": (f"{TRAIN} --ds_config {{w}}/nolr.json", ("optimizer.params.lr is missing",)),
     "51": (f"{TRAIN} --ds_config {{w}}/cut.json", ("cut.json:1: not valid JSON", "m4oe init")),
+    "52": (f"{TRAIN} --ds_config {{w}}/negative.json", ("lr must be a finite number from 0", "got -0.0001")),
     "58": (f"{TRAIN} --set data.root={{w}}/no", ("data.root: no shard folder", "m4oe convert")),
     "62": (f"{TRAIN} --resume never --output {{w}}/runs/one", ("already holds a run", "--resume auto")),
     "63": (f"{TRAIN} --resume {{w}}/runs/one", ("not a checkpoint", "step-00000001, step-00000002")),

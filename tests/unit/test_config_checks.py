@@ -60,7 +60,7 @@ REFUSED = {
     "loss.alpha=1e999": "must be a finite number, got",
     "model.dim=null": "model.dim must be a whole number, got null",
     "model.dim=true": "model.dim must be a whole number, got true",
-    "model=null": "model must be a mapping, got None",
+    "model=null": "model must be a mapping, got null; its options: name, dim",
     "data.workers=-1": "must be at least 0 and at most 4096",
     "run.checkpoint.metric=acuracy": "must be one of loss, auroc, balanced_accuracy",
 }

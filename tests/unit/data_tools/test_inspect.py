@@ -244,7 +244,7 @@ def test_unknown_fields_headers_and_strays_are_found(shards: Path) -> None:
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert inspect.main([str(tmp_path)]) == DataError.exit_code
-    assert "data_tools.convert" in capsys.readouterr().err
+    assert "m4oe convert" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------- every byte of every file
