@@ -4,21 +4,17 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from m4oe_ds.arguments import MOST_PROCESSES, number, whole
+from m4oe_ds.compare import estimate
 
 if TYPE_CHECKING:
     from m4oe_ds.compare.cells import Cell, Subject
     from m4oe_ds.compare.results import Figure
     from m4oe_ds.compare.run import CellPlan
-    from m4oe_ds.config import Config
-    from m4oe_ds.planning.hardware import Cluster
 
-_ASSUMED_SAMPLES = 10_000  # training samples of a data set that is not here
-_SECONDS_TO_RECORD = 20.0  # for models that the table of costs lacks
 _TABLE1_TEXT = """Accuracy in percent (Dice of masks, mean absolute error of numbers, concordance of times to an event),
 test split, mean ± standard deviation over seeds.
 In parentheses: difference to Ours in the same setting and its two-sided p, groups resampled together for both:
@@ -76,24 +72,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes per cell, under the deepspeed launcher (default: 1)",
     )
-    hours = number(above=0)
-    add("--timeout", type=hours, default=24.0, metavar="H", help="longest time for one cell in hours (default: 24)")
+    add(
+        "--timeout",
+        type=number(above=0),
+        default=24.0,
+        metavar="H",
+        help="longest time for a cell, hours (default: 24)",
+    )
     add("--cell", type=whole(), default=None, metavar="N", help="run only cell N, counted from 0 (for array jobs)")
     add("--explain", action="store_true", help="also score the explanations of every multi-task cell (m4oe analyze)")
     add("--collect", action="store_true", help="run nothing, only make the tables of finished cells")
     add("--dry-run", action="store_true", help="only list the cells, and what they would cost")
-    add(
-        "--cluster",
-        default="",
-        metavar="TEXT",
-        help="devices of the estimate of --dry-run, e.g. 8xA100-80 (default: 1xA100-80 for the preset paper)",
-    )
-    add(
-        "--samples",
-        default="",
-        metavar="NAME=N,..",
-        help=f"training samples of data sets that are not here, likewise (default: {_ASSUMED_SAMPLES:,} each)",
-    )
+    estimate.add_arguments(parser)
     add("--list", action="store_true", help="only list the methods")
 
 
@@ -115,13 +105,13 @@ def main(options: argparse.Namespace) -> int:
         _list(subject)
         return 0
     cells, plan, refused = planned(options)
-    cluster = _cluster(options, plan)
+    cluster = estimate.asked_cluster(options, plan)
     if options.dry_run:
         for number, cell in enumerate(cells):
             print(f"{number:4} {run.state(cell, plan):8} {cell.name}")
         print("\n".join([*refused, f"{len(cells)} cells"]), flush=True)
         if cluster is not None:
-            print("\n".join(_costs(cells, plan, cluster, options.samples)))
+            print("\n".join(estimate.lines_of(cells, plan, cluster, options.samples)))
         return 0
     if options.cell is not None:
         return _one(cells, options.cell, plan)
@@ -185,71 +175,6 @@ def planned(options: argparse.Namespace) -> tuple[list[Cell], CellPlan, list[str
     )
     run.check(cells, plan)
     return cells, plan, grid.left_out(datasets, methods, options.regime)
-
-
-def _cluster(options: argparse.Namespace, plan: CellPlan) -> Cluster | None:
-    """Devices of the estimate; None where none is asked for.
-
-    Raises:
-        ConfigError: not the text of a cluster, or an estimate without --dry-run.
-    """
-    from m4oe_ds.errors import ConfigError
-    from m4oe_ds.planning.hardware import parse_cluster
-
-    if (options.cluster or options.samples) and not options.dry_run:
-        raise ConfigError("are for the estimate of --dry-run", "--cluster, --samples", "add --dry-run")
-    text = options.cluster or ("1xA100-80" if options.dry_run and plan.preset == "paper" else "")
-    return parse_cluster(text) if text else None
-
-
-def _costs(cells: Sequence[Cell], plan: CellPlan, cluster: Cluster, samples: str) -> list[str]:
-    """Hours and disk of the cells as lines of text.
-
-    Raises:
-        ConfigError: sizes of data sets that cannot be read.
-    """
-    from m4oe_ds.compare import cost
-    from m4oe_ds.data import sources
-    from m4oe_ds.data.manifest import Manifest
-    from m4oe_ds.errors import DataError
-
-    assumed: dict[str, int] = {}
-    given = _sizes(samples, {cell.dataset for cell in cells})
-
-    @functools.cache
-    def stored(root: str) -> int:
-        try:
-            return Manifest.load(sources.join(root, "train")).num_samples
-        except DataError:
-            return 0
-
-    def samples_of(config: Config) -> int:
-        found = stored(config.data.root)
-        if not found:
-            found = assumed[config.data.dataset] = given.get(config.data.dataset, _ASSUMED_SAMPLES)
-        return found
-
-    device, count = cost.device_of(cluster)
-    found, left = cost.estimate(cells, plan, device, samples_of, _SECONDS_TO_RECORD)
-    lines = cost.describe(found, left, device, count, plan.ranks)
-    if assumed:
-        named = ", ".join(f"{name} {number:,}" for name, number in assumed.items())
-        lines.append(f"assumed training samples, as the shards are not here: {named} (--samples); hours follow them")
-    return lines
-
-
-def _sizes(text: str, datasets: set[str]) -> dict[str, int]:
-    """Training samples by data set from ``NAME=N,..``."""
-    from m4oe_ds.errors import ConfigError
-    from m4oe_ds.option_lists import comma_list
-
-    found = {}
-    for item in comma_list(text, "--samples", str):
-        name, _, number = item.partition("=")
-        if name not in datasets or not number.isdigit() or int(number) < 1:
-            raise ConfigError(f"cannot use {item!r}", "--samples", f"write NAME=N with {', '.join(sorted(datasets))}")
-        found[name] = int(number)
-    return found
 
 
 def _own(options: argparse.Namespace) -> Subject | None:

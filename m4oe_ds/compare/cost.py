@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.compare.cells import Cell
 from m4oe_ds.compare.run import CellPlan, state
-from m4oe_ds.config import Config, to_dict
+from m4oe_ds.config import Config, ModelConfig, to_dict
 from m4oe_ds.models.registry import spec_for
 from m4oe_ds.planning.candidates import Costs, evaluate
 from m4oe_ds.planning.hardware import ACCELERATORS, Accelerator, Cluster, Pool
@@ -80,7 +80,9 @@ class CellCost:
 def digest(config: Config, precision: str, batch: int) -> str:
     """What the cost of a model depends on, as a key of the table."""
     options = to_dict(config)
-    model = {**options["model"], "embedder": {**options["model"]["embedder"], "weights": ""}}
+    # what is at its default is left out: an option that a later version adds leaves the table as it is
+    model = _given(options["model"], to_dict(ModelConfig()))
+    model.get("embedder", {}).pop("weights", None)
     spec = spec_for(config)
     data = [
         [[one.kind, *spec.shape(one.name)] for one in spec.inputs],
@@ -89,6 +91,16 @@ def digest(config: Config, precision: str, batch: int) -> str:
     ]
     content = [model, data, options["loss"]["alpha"] != 0, precision, batch]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:12]
+
+
+def _given(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict) and defaults[name]:
+            found[name] = _given(value, defaults[name])
+        elif value != defaults.get(name):
+            found[name] = value
+    return {name: value for name, value in found.items() if value != {}}
 
 
 def record(config: Config, precision: Any, batch: int, devices: Sequence[Accelerator]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import multiprocessing.queues
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -51,7 +52,18 @@ def watched(batches: Iterator[T]) -> Iterator[T]:
             if "DataLoader worker" not in text:
                 raise
             raise EnvironmentProblem(*_told(text)) from None
+        except (ConnectionError, EOFError):  # it died while it handed a sample over
+            raise EnvironmentProblem(*_told(_what_became_of_it())) from None
         yield item
+
+
+def _what_became_of_it() -> str:
+    """What torch's handler of the signal that a child ended raises wherever this process is at that moment: here."""
+    try:
+        time.sleep(2.0)
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 def _told(text: str) -> tuple[str, str, str]:

@@ -48,7 +48,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "18": ("config demo --set data.image_size=[65,56]", ("patches of 8 pixels do not divide", "write e.g. [64, 56]")),
     "19": ("config {w}/syntax.yaml", ("syntax.yaml:2: not valid YAML", "check brackets")),
     "20": ("config {w}/scalar.yaml", ("scalar.yaml:1: run must be a mapping, got 3",)),
-    "21": ("config {w}/extends.yaml", ("extends.yaml:2: `extends` no such configuration: nothing.yaml",)),
+    "21": ("config {w}/extends.yaml", ("extends.yaml:2: `extends`: no such configuration: nothing.yaml",)),
     "22": ("config {w}/twice.yaml", ("twice.yaml:2: duplicate key name", "first given at", "twice.yaml:1")),
     "latin": ("config {w}/latin.yaml", ("is not a text file in UTF-8", "save it as plain text")),
     "null": ("config demo --set model.dim=null", ("model.dim must be a whole number, got null",)),
@@ -82,6 +82,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "80": ("predict {w}/runs/one --dicom {w}/no --out {w}/p", ("is not a folder", "--dicom")),
     "81": ("predict {w}/runs/one --dicom {w}/rsna --out {w}/shards", ("is not empty", "choose another --out")),
     "98": ("evaluate {w}/runs/one --data {w}/no", ("--data: no shard folder", "m4oe convert")),
+    "figures": ("figures --only fig9", ("--only", "no table or figure fig9", "fig3")),
     "diff": ("diff {w}/runs/one {w}/runs/one", ("is given twice", "name two different runs")),
     "diff2": ("diff {w}/runs/one {w}/checkpointed", ("no predictions of the split 'test'", "m4oe evaluate")),
     # other commands

@@ -21,6 +21,7 @@ from m4oe_ds.analysis.options import AnalysisOptions
 from m4oe_ds.config import to_dict
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.report.html import render
+from m4oe_ds.runs.evaluate import evaluate_run
 from m4oe_ds.runs.finished import open_run
 from m4oe_ds.runs.folder import write_yaml
 from tests.distributed import problem
@@ -96,6 +97,7 @@ def test_nothing_taken_is_what_evaluation_says(run: Path, data: Path) -> None:
 
 
 def test_the_report_shows_both_figures_and_the_table(run: Path) -> None:
+    evaluate_run(run, "test", "")
     page = render(run).read_text(encoding="utf-8")
     assert "When modalities are missing: taken away" in page
     assert "When modalities are missing: as they are" in page

@@ -30,7 +30,7 @@ NAMES = {
     "state-",
 }
 # their manifest.json is that of shards
-SHARD_MANIFEST = {"data/manifest.py", "predict/job.py", "scaling/point.py", "runs/request.py"}
+SHARD_MANIFEST = {"data/manifest.py", "data/planted.py", "predict/job.py", "scaling/point.py", "runs/request.py"}
 
 
 def literals(source: str) -> Iterator[tuple[int, str]]:

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.archives import embed
+from data_tools.archives import embed, embed_tables
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import DataError
 
 MODALITIES = find_card("embed").modalities
-CLINICAL = [*embed.CLINICAL_REQUIRED, *embed.CLINICAL_OPTIONAL]
-METADATA = [*embed.METADATA_REQUIRED, *embed.METADATA_OPTIONAL]
+CLINICAL = [*embed_tables.CLINICAL_REQUIRED, *embed_tables.CLINICAL_OPTIONAL]
+METADATA = [*embed_tables.METADATA_REQUIRED, *embed_tables.METADATA_OPTIONAL]
 BILATERAL = "MG Screen Bilat w/Tomo/CAD Stnd Protocol"
 
 

@@ -18,6 +18,7 @@ from data_tools.convert.command import main
 from data_tools.convert.options import Part
 from data_tools.identifiers import scan_identifiers
 from data_tools.phantom import archive as phantom
+from m4oe_ds.arguments import REFUSED
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.codecs import decode
 from m4oe_ds.data.manifest import Manifest
@@ -197,9 +198,7 @@ def test_dry_run_writes_nothing(archive: Path, tmp_path: Path, capsys: pytest.Ca
     [
         (["--split", "70/10/10"], "--split"),
         (["--split", "a/b/c"], "--split"),
-        (["--rows", "0"], "--rows"),
         (["--max-quarantine", "0.01"], "images are bad"),
-        (["--max-quarantine", "3"], "--max-quarantine"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
@@ -211,6 +210,17 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert match in line
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("more", [["--rows", "0"], ["--max-quarantine", "3"]])
+def test_numbers_out_of_bounds_are_refused(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments(archive, tmp_path / "out", *more))
+    assert ended.value.code == REFUSED
+    assert capsys.readouterr().err.startswith(f"error: {more[0]}: ")
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_identifying_is_printed_logged_or_raised(archive: Path, tmp_path: Path) -> None:
