@@ -2,12 +2,11 @@
 
 RUN is an analysed run of the demo (``m4oe analyze runs/demo``, ``m4oe report runs/demo``), STUDY the folder of ``m4oe
 scale simulate``. Needs Chromium. Written to ``docs/pictures``, each below 100 kB: ``report.png`` (first screen of the
-report), ``dispatch.png`` (one sample of it), ``scaling.svg``.
+report), ``patient.png`` (a page of one patient), ``scaling.svg``.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from PIL import Image
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LARGEST = 100_000  # bytes
-SAMPLE = 2  # of the report: has all four views
 
 
 def screenshot(page: Path, target: Path, width: int, height: int, shown: int) -> None:
@@ -45,25 +43,19 @@ def screenshot(page: Path, target: Path, width: int, height: int, shown: int) ->
     small.quantize(64).save(target, optimize=True)
 
 
-def one_sample(report: Path, folder: Path) -> Path:
-    """A page that holds nothing but one sample of a report."""
-    text = report.read_text(encoding="utf-8")
-    head = text[: text.index("<body")]
-    found = re.search(rf"<section[^>]*>\s*<h3>Sample {SAMPLE}</h3>.*?</section>", text, re.S)
-    if found is None:
-        raise SystemExit(f"error: {report} shows no sample {SAMPLE}; is it of an analysed run?")
-    opened = found[0].replace("<details", "<details open")
-    page = folder / "sample.html"
-    page.write_text(f"{head}<body><main>{opened}</main></body></html>", encoding="utf-8")
-    return page
+def fullest_page(folder: Path) -> Path:
+    """The page of the patient with the most pictures: both sides, all views."""
+    pages = sorted(folder.glob("*.html"), key=lambda page: page.stat().st_size)
+    if not pages:
+        raise SystemExit(f"error: {folder} has no pages of patients; run `m4oe analyze` and `m4oe report`")
+    return pages[-1]
 
 
 def main(run: Path, study: Path) -> int:
     """Makes all; 1 if one is too large."""
     PICTURES.mkdir(exist_ok=True)
     screenshot(run / "report.html", PICTURES / "report.png", 1280, 960, 720)
-    with tempfile.TemporaryDirectory() as folder:
-        screenshot(one_sample(run / "report.html", Path(folder)), PICTURES / "dispatch.png", 1280, 1150, 720)
+    screenshot(fullest_page(run / "patients"), PICTURES / "patient.png", 1280, 1150, 720)
     shutil.copy(study / "figures" / "throughput.svg", PICTURES / "scaling.svg")
     large = [
         f"{path.name} has {path.stat().st_size} bytes" for path in PICTURES.iterdir() if path.stat().st_size > LARGEST
