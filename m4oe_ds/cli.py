@@ -286,7 +286,8 @@ def _init(options: argparse.Namespace) -> None:
 
     copied = shipped.copy(Path(options.folder))
     print(f"{len(copied)} files in {', '.join(str(Path(options.folder) / name) for name in shipped.FOLDERS)}")
-    print("train with one of them:  m4oe train --config configs/small.yaml --ds_config ds_configs/bf16.json")
+    config, content = (Path(options.folder) / name for name in ("configs/small.yaml", "ds_configs/bf16.json"))
+    print(f"train with one of them:  m4oe train --config {config} --ds_config {content}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

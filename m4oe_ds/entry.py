@@ -78,9 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(arguments)
-    first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
-    prefix = "" if first else f"[rank {os.environ.get('RANK', '?')}] "
-    return guarded(lambda: _as_rank(request_of(options), first), debug=options.debug, prefix=prefix)
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    return run_rank(request_of(options), rank, options.debug)
+
+
+def run_rank(request: Request, rank: int, debug: bool) -> int:
+    """One rank to its exit status; a user error becomes one line on standard error, with the number of the rank.
+
+    Args:
+        request: what the options ask for.
+        rank: of this process.
+        debug: let user errors end in a traceback, too.
+    """
+    prefix = f"[rank {rank}] " if rank else ""
+    return guarded(lambda: _as_rank(request, not rank), debug=debug, prefix=prefix)
 
 
 def _as_rank(request: Request, first: bool) -> int:

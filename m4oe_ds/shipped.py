@@ -54,9 +54,7 @@ def names(kind: Kind) -> list[str]:
 
 
 def find(kind: Kind, text: str | Path) -> Path:
-    """The file that an option names: a path of the user's own, else the name of a shipped one, with or without suffix.
-
-    A path as it is written in a checkout (``configs/embed.yaml``) finds the shipped file from any folder.
+    """The file that an option names: a path of the user's own, else the name of a shipped one, such as ``paper/embed``.
 
     Raises:
         ConfigError: neither; a folder; a file of the other kind.
@@ -68,12 +66,14 @@ def find(kind: Kind, text: str | Path) -> Path:
             fix = f"give a {kind.suffix} file here, and this one to {kind.other[1]}"
             raise ConfigError(f"{text} is no {kind.what}", kind.option, fix)
         return path
+    known = names(kind)
+    if text in known:
+        return folder(kind.folder) / f"{text}{kind.suffix}"
     if path.is_dir():
         raise ConfigError(f"{text} is a folder, not a {kind.what}", kind.option, f"give a {kind.suffix} file")
     name = text.removeprefix(f"{kind.folder}/").removesuffix(kind.suffix)
-    known = names(kind)
-    if name in known:
-        return folder(kind.folder) / f"{name}{kind.suffix}"
+    if name in known:  # an edited copy may be meant, seen from another folder
+        raise ConfigError(f"no such file {text}", kind.option, f"write {name} for the one that comes with m4oe_ds")
     raise ConfigError(
         f"no such {kind.what}: {text}",
         kind.option,

@@ -36,13 +36,14 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         UserError: bad input of any kind, found before any rank is started.
     """
-    prepared = prepare(entry.request_of(options))
     place = resolve(os.environ)
-    if place.source != "single":
+    # one task of SLURM, as in `srun --pty bash`, is a place to work at: it may have several GPUs
+    if place.source not in ("single", "slurm") or place.world > 1:
         if options.ranks:
             fix = "leave --gpus away under srun or another launcher"
             raise ConfigError(f"{place.world} ranks were started already", "--gpus", fix)
-        entry.leave(entry.train(prepared, place.rank == 0))
+        entry.leave(entry.run_rank(entry.request_of(options), place.rank, options.debug))
+    prepared = prepare(entry.request_of(options))
     check_accelerator(os.environ)
     if options.ranks:
         batch_sizes(prepared.ds_config, options.ranks, prepared.request.ds_config)  # before torch is imported

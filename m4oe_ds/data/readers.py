@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import multiprocessing.queues
 import os
-import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from m4oe_ds.errors import EnvironmentProblem
 
 T = TypeVar("T")
 _CANNOT_SEND = 74  # EX_IOERR
-_ENDED = re.compile(r"exit(?:ed unexpectedly)?[^0-9]*(?:exit )?code (\d+)")
+_PATIENCE = 20  # tenths of a second until the end of a process is known
 _MEMORY = "docker run --shm-size=16g (or --ipc=host), fewer data.workers, or data.workers=0"
 
 
@@ -36,8 +38,21 @@ def _give_up(error: BaseException, _item: Any) -> None:
     os._exit(_CANNOT_SEND)
 
 
+def start_reading(loader: DataLoader[Any]) -> Iterator[Any]:
+    """An iterator of a loader: its reader processes begin to work.
+
+    By default torch raises the death of one in the main thread, wherever that is at the moment, such as in the middle
+    of a training step. Here it is an error of the reading alone, see :func:`watched`.
+    """
+    signal_handling._SIGCHLD_handler_set = True  # it thinks that it has set its handler already
+    return iter(loader)
+
+
 def watched(batches: Iterator[T]) -> Iterator[T]:
     """The items of a loader; a reader process that died is one line.
+
+    Args:
+        batches: of :func:`start_reading`.
 
     Raises:
         EnvironmentProblem: one was killed, ended, or could not hand its samples over.
@@ -47,39 +62,37 @@ def watched(batches: Iterator[T]) -> Iterator[T]:
             item = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            text = " ".join(str(one) for one in (error, error.__cause__) if one is not None)
-            if "DataLoader worker" not in text:
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # torch has words of its own for it, or what reads from the process finds its end cut off
+            died = not isinstance(error, RuntimeError) or "exited unexpectedly" in str(error)
+            code = _exit_code(batches) if died else None
+            if code is None:
                 raise
-            raise EnvironmentProblem(*_told(text)) from None
-        except (ConnectionError, EOFError):  # it died while it handed a sample over
-            raise EnvironmentProblem(*_told(_what_became_of_it())) from None
+            raise EnvironmentProblem(*_told(code)) from None
         yield item
 
 
-def _what_became_of_it() -> str:
-    """What torch's handler of the signal that a child ended raises wherever this process is at that moment: here."""
-    try:
-        time.sleep(2.0)
-    except RuntimeError as error:
-        return str(error)
-    return ""
+def _exit_code(batches: Iterator[Any]) -> int | None:
+    """What the first reader process that is gone ended with; None if all of them live on."""
+    for _ in range(_PATIENCE):
+        for process in getattr(batches, "_workers", ()):
+            if process.exitcode is not None:
+                return int(process.exitcode)
+        time.sleep(0.1)
+    return None
 
 
-def _told(text: str) -> tuple[str, str, str]:
+def _told(code: int) -> tuple[str, str, str]:
+    """What, where and what to do about an exit status, negative for a signal."""
     free = _free("/dev/shm")
     shared = f"/dev/shm has {free / 1e6:.1f} MB free" if free is not None else "there is no /dev/shm"
-    code = _ENDED.search(text)
-    if "Bus error" in text or "shared memory" in text or (code and int(code[1]) == _CANNOT_SEND):
+    if code in (_CANNOT_SEND, -signal.SIGBUS):
         return f"a reader process could not hand over its samples: {shared}", "data.workers", _MEMORY
-    if "Killed" in text or "signal" in text:
-        what = f"a reader process was killed ({shared})"
+    if code < 0:
+        what = f"a reader process was killed by {signal.Signals(-code).name} ({shared})"
         return what, "data.workers", "see whether memory ran out (dmesg), and use fewer data.workers"
-    return (
-        f"a reader process ended by itself ({shared})",
-        "data.workers",
-        "see its message above; data.workers=0 shows it",
-    )
+    what = f"a reader process ended by itself with status {code} ({shared})"
+    return what, "data.workers", "see its message above; data.workers=0 shows it"
 
 
 def _free(folder: str) -> int | None:

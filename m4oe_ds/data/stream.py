@@ -26,7 +26,7 @@ from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.order import Share, epoch_order, weighted_order
 from m4oe_ds.data.prefetch import prefetched
 from m4oe_ds.data.quarantine import Quarantine, Unreadable
-from m4oe_ds.data.readers import start_reader, watched
+from m4oe_ds.data.readers import start_reader, start_reading, watched
 from m4oe_ds.data.reading import Reading
 from m4oe_ds.data.shard_reader import read_sample
 from m4oe_ds.errors import DataError
@@ -225,7 +225,7 @@ class ShardStream:
             # the loader must not draw from the global generator: training state would depend on it
             generator=torch.Generator().manual_seed(0),
         )
-        found = watched(iter(loader))  # reader processes start here, not in the thread
+        found = watched(start_reading(loader))  # reader processes start here, not in the thread
         if not self.workers:
             yield from self._collated(found, reading)
             return

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -18,6 +20,9 @@ from m4oe_ds.config import Config
 from m4oe_ds.coordinates import resolve
 from m4oe_ds.doctor.finding import Check, Finding, bad, note, run
 from m4oe_ds.launcher import launch_environment, launcher
+from m4oe_ds.progress import Progress
+
+_LONGEST = 300.0  # seconds that ranks have beside the exchange
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
     content = deepspeed_json.read(options.ds_config)
     deepspeed_json.check(content, options.ds_config, {}, options.config)
     place = resolve(os.environ)
-    started = place.source != "single"
+    started = place.source == "launcher" or place.world > 1
     ranks = options.ranks or (place.local_size if started else _default_ranks())
     micro = deepspeed_json.batch_sizes(content, place.world if started else ranks, options.ds_config).micro
     found: list[Finding] = []
@@ -70,7 +75,7 @@ def main(options: argparse.Namespace) -> int:
     if broken and not started:
         found += _shown([note("ranks", "not started", "mend the packages and GPUs first")])
     elif not options.quick:
-        found += _shown(_ranks(options, ranks, place.source))
+        found += _shown(_ranks(options, ranks, started))
     if place.rank == 0:
         wrong = sum(finding.state == "bad" for finding in found)
         notes = sum(finding.state == "note" for finding in found)
@@ -85,7 +90,9 @@ def _shown(findings: list[Finding]) -> list[Finding]:
 
 
 def _machine(config: Config, output: Path, ranks: int, micro: int) -> Iterable[tuple[str, Check]]:
+    from m4oe_ds.data.sources import is_remote
     from m4oe_ds.doctor import machine
+    from m4oe_ds.doctor.need import training_bytes
     from m4oe_ds.runs.reader_memory import shared_memory_need
 
     need = shared_memory_need(config, ranks, micro)
@@ -93,9 +100,11 @@ def _machine(config: Config, output: Path, ranks: int, micro: int) -> Iterable[t
     yield "GPUs", machine.devices
     yield "compiler", machine.compilers
     yield "DICOM", machine.decoders
-    yield "host memory", machine.memory
+    yield "host memory", lambda: machine.memory(training_bytes(config, ranks))
     yield "shared memory", lambda: machine.shared_memory(need)
     yield "disk", lambda: machine.disk(output)
+    if not is_remote(config.data.root) and Path(config.data.root).is_dir():
+        yield "shards", lambda: machine.reading(Path(config.data.root))
     yield "clock", machine.clock
     yield "network", machine.network
 
@@ -108,26 +117,43 @@ def _default_ranks() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
-def _ranks(options: argparse.Namespace, ranks: int, source: str) -> list[Finding]:
+def _ranks(options: argparse.Namespace, ranks: int, started: bool) -> list[Finding]:
     from m4oe_ds.doctor.ranks import check_ranks
 
-    if source != "single":  # srun or a launcher started one of these per rank
+    if started:  # srun or a launcher started one of these per rank
         return check_ranks(options.config, options.ds_config, options.set, options.seconds)
-
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "findings.json"
+        path, output = Path(folder) / "findings.json", Path(folder) / "output.txt"
         arguments = ["--config", options.config, "--ds_config", options.ds_config, "--seconds", str(options.seconds)]
         arguments += ["--findings", str(path), *(item for text in options.set for item in ("--set", text))]
-        ended = subprocess.run(
-            [*launcher(ranks), "--module", "m4oe_ds.doctor.ranks", *arguments],
-            env={**os.environ, **launch_environment(ranks)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=600 + options.seconds,
-        )
-        if path.is_file():
+        with output.open("w") as stream:
+            running = subprocess.Popen(
+                [*launcher(ranks), "--module", "m4oe_ds.doctor.ranks", *arguments],
+                env={**os.environ, **launch_environment(ranks)},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        status = _wait(running, options.seconds)
+        if path.is_file() and status == 0:
             return [Finding(**entry) for entry in json.loads(path.read_text())]
-    lines = ended.stdout.splitlines()
+        lines = output.read_text(errors="replace").splitlines()
+    if status is None:
+        text = f"{ranks} ranks did not end within {_LONGEST:.0f} s: they wait for each other"
+        return [bad("ranks", text, "see NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME, and a firewall between the ranks")]
     error = next((line for line in lines if line.startswith("error: ")), "".join(lines[-1:]))
-    return [bad("ranks", f"{ranks} ranks ended with status {ended.returncode}: {error}", "see the message")]
+    return [bad("ranks", f"{ranks} ranks ended with status {status}: {error}", "see the message")]
+
+
+def _wait(running: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Exit status of the ranks; None if they had to be ended."""
+    with Progress("ranks", None, "checks") as progress:
+        progress.start()
+        try:
+            return running.wait(timeout=_LONGEST + seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+            running.wait()

@@ -102,8 +102,9 @@ def memory(need_bytes: int = 0) -> Iterable[Finding]:
     limit = _cgroup_limit()
     total = min(pages, limit or pages)
     text = f"{total / _GB:.0f} GB" + (" (limit of this job or container)" if limit and limit < pages else "")
+    text += f", training needs some {need_bytes / _GB:.2g} GB" if need_bytes else ""
     if need_bytes > total:
-        yield bad("host memory", f"{text}, {need_bytes / _GB:.0f} GB are needed", "ask for more, or fewer workers")
+        yield bad("host memory", text, "ask for more memory, or use fewer ranks on this machine")
     else:
         yield good("host memory", text)
 
@@ -166,6 +167,20 @@ def disk(folder: Path) -> Iterable[Finding]:
         yield good(topic, text)
     if not locks:
         yield note(topic, "has no locks", "never start two runs in one folder: nothing would notice")
+
+
+def reading(root: Path) -> Iterable[Finding]:
+    """How fast shards are read."""
+    topic = f"shards in {root}"
+    shard = next(iter(sorted(root.glob("*/*.tar"))), None)
+    if shard is None:
+        yield note(topic, "none", "make some with `m4oe convert`")
+        return
+    started, count = time.perf_counter(), 0
+    with shard.open("rb") as file:
+        while count < 64_000_000 and (block := file.read(4_000_000)):
+            count += len(block)
+    yield good(topic, f"{count / 1e6:.0f} MB read at {count / 1e6 / (time.perf_counter() - started):.0f} MB/s")
 
 
 def clock() -> Iterable[Finding]:

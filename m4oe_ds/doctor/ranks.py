@@ -18,6 +18,7 @@ from m4oe_ds.doctor.finding import Finding, good, note
 from m4oe_ds.errors import UserError
 
 MESSAGE_BYTES = 16_000_000  # about what a layer of the paper's size exchanges per rank
+CLOCKS_APART = 5.0  # seconds; meeting at a barrier is much quicker
 SLOW = 1e9  # bytes per second and rank below which exchange takes longer than arithmetic
 
 
@@ -43,10 +44,30 @@ def check_ranks(config_name: str, ds_name: str, overrides: Sequence[str], second
     found = [
         good("ranks", f"{place.world} met in {time.perf_counter() - started:.1f} s ({place.source}, {device.type})")
     ]
+    found.append(_clocks(place.world, device))
     found += _exchange(place.world, device, seconds)
     found.append(_step(config_name, ds_name, overrides, place.world, device))
     launch.stop()
     return found if place.rank == 0 else []
+
+
+def _clocks(world: int, device: Any) -> Finding:
+    """Clocks of the machines against each other: dates of files and signatures of requests depend on them."""
+    import torch
+    import torch.distributed as dist
+
+    from m4oe_ds.parallel import reduce
+
+    reduce.barrier()
+    # seconds of today: float32, which a device may be limited to, has no room for more
+    own = torch.tensor([time.time() % 86400], dtype=torch.float32, device=device)
+    times = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(times, own)
+    apart = max(times).item() - min(times).item()
+    apart = min(apart, 86400 - apart)
+    if apart > CLOCKS_APART:
+        return note("clocks", f"up to {apart:.1f} s apart", "synchronise the machines (chrony, ntpd)")
+    return good("clocks", f"at most {apart:.1f} s apart")
 
 
 def _exchange(world: int, device: Any, seconds: float) -> Iterator[Finding]:

@@ -110,15 +110,15 @@ def _add_simulate(commands: argparse._SubParsersAction[Any]) -> None:
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
-        default="configs/demo.yaml",
+        default="demo",
         metavar="YAML",
-        help="configuration: a path, or the name of a shipped one (default: configs/demo.yaml)",
+        help="configuration: a path, or the name of a shipped one (default: demo)",
     )
     parser.add_argument(
         "--ds_config",
-        default="ds_configs/zero2.json",
+        default="zero2",
         metavar="JSON",
-        help="DeepSpeed configuration: a path, or the name of a shipped one (default: ds_configs/zero2.json)",
+        help="DeepSpeed configuration: a path, or the name of a shipped one (default: zero2)",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the study")

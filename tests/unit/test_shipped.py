@@ -16,9 +16,16 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("text", ["demo", "demo.yaml", "configs/demo.yaml", "configs/demo"])
-def test_a_configuration_has_one_file_by_all_its_names(text: str) -> None:
-    assert shipped.find(shipped.CONFIG, text) == shipped.folder("configs") / "demo.yaml"
+def test_a_name_is_found_from_anywhere_even_beside_a_folder_of_that_name(elsewhere: Path) -> None:
+    (elsewhere / "demo").mkdir()
+    assert shipped.find(shipped.CONFIG, "demo") == shipped.folder("configs") / "demo.yaml"
+
+
+@pytest.mark.parametrize("text", ["demo.yaml", "configs/demo.yaml", "configs/demo"])
+def test_a_path_that_is_not_here_is_not_replaced(text: str) -> None:
+    """An edited copy would be ignored, seen from another folder."""
+    with pytest.raises(ConfigError, match=f"--config: no such file {text}; write demo for the one that comes with"):
+        shipped.find(shipped.CONFIG, text)
 
 
 def test_names_are_those_of_the_files() -> None:

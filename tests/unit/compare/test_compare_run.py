@@ -225,7 +225,6 @@ def test_the_command_is_the_one_a_user_would_type(tmp_path: Path) -> None:
     assert f"run.name={cell.name}" in one
     assert [one[i + 1] for i, item in enumerate(one) if item == "--set"][: len(cell.overrides)] == list(cell.overrides)
     two = run._command(cell, plan(tmp_path), 2)
-    assert two[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
-    assert two[two.index("--num_accelerators") + 1] == "2"
+    assert two[:4] == [sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
     assert two[two.index("--module") + 1] == "m4oe_ds.entry"
     assert json.loads(json.dumps(run.identity(cell, plan(tmp_path)))) == run.identity(cell, plan(tmp_path))
