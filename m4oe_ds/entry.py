@@ -54,7 +54,7 @@ def add_arguments(options: argparse.ArgumentParser) -> None:
         "--dry-run",
         action="store_true",
         help="one batch through everything (data, a step on every rank, validation, a checkpoint written and read, "
-        "metrics, report), then stop; nothing is left behind, and status 0 means that all of it worked",
+        "metrics, report), then stop; nothing stays in the run folder, and status 0 means that all of it worked",
     )
 
 

@@ -48,3 +48,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def cmi_reference() -> dict[str, Any]:
     """Reference values of I(M;E|T): see ``oracles/README.md``."""
     return json.loads((ORACLES / "cmi_reference.json").read_text())
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Which printed commands were not run as they are printed, by what was done instead."""
+    ran = any("test_printed_commands" in report.nodeid for report in terminalreporter.getreports("passed"))
+    if not ran:
+        return
+    from tests.integration import printed
+
+    terminalreporter.section("printed commands that were not run as printed")
+    for line in printed.summary():
+        terminalreporter.write_line(line)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import re
 import symtable
 import sys
@@ -67,6 +68,8 @@ def load(name: str) -> Any:
     """
     module, _, attribute = name.partition(":")
     spec = _find(module)
+    if os.environ.get("RANK", "0") == "0" and module not in sys.modules:  # a run of somebody else's may name it
+        sys.stderr.write(f"code of the model: {spec.origin}\n")
     try:
         imported = importlib.import_module(module)
     except Exception as error:  # whatever a module of the user's raises; --debug shows where

@@ -37,6 +37,7 @@ from m4oe_ds.runs.folder import RunFolder, write_json, write_yaml
 from m4oe_ds.runs.initial_source import open_source
 from m4oe_ds.runs.initialise import Taken, initialise
 from m4oe_ds.runs.objective import objective as build_objective
+from m4oe_ds.runs.reader_memory import shortage
 from m4oe_ds.runs.request import Prepared, Request, needed_splits
 from m4oe_ds.runs.training_data import TrainingData
 from m4oe_ds.training import engine as engines
@@ -155,6 +156,8 @@ def _make_ready(prepared: Prepared, folder: Path, device: torch.device, observer
     data = training_data(config, spec, manifests["train"])
     statistics = data.of_tasks(spec.tasks)
     present = _presence(config, spec, manifests["train"])
+    if place.local_rank == 0 and (short := shortage(config, place.local_size, sizes.micro)):
+        _logger.warning(short)
     seed_everything(config.run.seed, place.rank)
     topology = engines.place(config, place.world)
     stamp = assemble.stamp(config, ds_config, topology.stamp(), manifests["train"])

@@ -145,3 +145,17 @@ def every_command() -> list[Command]:
             for command in commands_of(page):
                 found.setdefault(command.text, command)
     return list(found.values())
+
+
+def summary() -> list[str]:
+    """Lines of a report: every command that is not run as it is printed, what is done with it, and why no more."""
+    words = {"dry": "with --dry-run", "start": "up to torch", "parse": "options and files", "skip": "not at all"}
+    commands = [
+        one for one in every_command() if one.how in words and not (one.how == "dry" and "--dry-run" in one.text)
+    ]
+    return [
+        f"{words[how]}: {one.text} ({one.reason}; {one.page}:{one.line})"
+        for how in words
+        for one in commands
+        if one.how == how
+    ]
