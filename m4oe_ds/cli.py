@@ -265,12 +265,19 @@ def _add_export_models_config(commands: argparse._SubParsersAction[Parser]) -> N
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one sub-command; a user error becomes one line on standard error and its exit code."""
+    parsed: list[argparse.Namespace] = []
+    # guarded, too: it prints (--help, --print-completion), maybe to a reader that leaves early
+    status = guarded(lambda: parsed.append(_parsed(arguments)))
+    return guarded(lambda: parsed[0].work(parsed[0]), debug=parsed[0].debug) if parsed else status
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     top = parser()
     options = top.parse_args(arguments)
     if options.command is None:
         top.print_help(sys.stderr)
         top.error("COMMAND is needed: one of those above")
-    return guarded(lambda: options.work(options), debug=options.debug)
+    return options
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -283,7 +290,9 @@ def _init(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from m4oe_ds import shipped
+    from m4oe_ds.command_line import check_output
 
+    check_output(Path(options.folder), "DIR")
     copied = shipped.copy(Path(options.folder))
     print(f"{len(copied)} files in {', '.join(str(Path(options.folder) / name) for name in shipped.FOLDERS)}")
     config, content = (Path(options.folder) / name for name in ("configs/small.yaml", "ds_configs/bf16.json"))

@@ -25,7 +25,7 @@ def guarded(work: Callable[[], object], *, debug: bool = False, prefix: str = ""
         The exit status.
     """
     try:
-        status = work()
+        status = _flushed(work)
     except UserError as error:
         if debug:
             raise
@@ -53,6 +53,19 @@ def guarded(work: Callable[[], object], *, debug: bool = False, prefix: str = ""
     except KeyboardInterrupt:
         return _say(f"{prefix}stopped", INTERRUPTED)
     return int(status) if isinstance(status, int) else 0
+
+
+def _flushed(work: Callable[[], object]) -> object:
+    """Runs the work; what it printed is out at its end, where a reader that has left can still be borne."""
+    try:
+        status = work()
+    except SystemExit:  # of a parser that has printed
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        raise
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return status
 
 
 def check_output(folder: Path, option: str) -> None:

@@ -83,9 +83,9 @@ def _parts(config: Config, where: str, found: Places) -> Iterator[str]:
                 place = found.place(f"{option}.{name}", option, otherwise=where)
                 yield f"{place}: unknown name {name!r} in {option}{nearest(name, known)}"
     for name in config.run.trackers:
-        if name not in TRACKERS and ":" not in name:
+        if name not in TRACKERS and not outside.is_written(name):
             place = found.place("run.trackers", otherwise=where)
-            yield f"{place}: unknown tracker {name!r}{nearest(name, TRACKERS)}; or write package.module:Class"
+            yield f"{place}: unknown tracker {name!r}{nearest(name, TRACKERS)}; or write {outside.FORM}"
     for name in config.optim.parts:
         by = "model.freeze" if name in frozen else "model.embedder.freeze"
         if name in frozen or (name == "backbone" and config.model.embedder.freeze):

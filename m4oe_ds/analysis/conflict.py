@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from m4oe_ds.errors import DataError
 from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.stored import read_log
 from m4oe_ds.training.shared_gradients import CONFLICT_THRESHOLD
 
 
@@ -94,12 +93,6 @@ def _conflict_records(folder: Path) -> Iterator[dict[str, Any]]:
     path = RunFolder(folder).log
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if not line.endswith("}"):
-            continue  # a line that was cut off when the run was killed
-        try:
-            record = json.loads(line)
-        except ValueError:
-            raise DataError("has a damaged line", str(path), "copy the log of the run again") from None
+    for record in read_log(path, "copy the log of the run again"):
         if record.get("gradient_conflict"):
             yield record

@@ -105,6 +105,7 @@ def rocs(found: Answers, names: Sequence[str]) -> Any:
     """
     import matplotlib as mpl
 
+    from m4oe_ds.report.curves import roc_points
     from m4oe_ds.report.figures import COLOURS, DASHES, STYLE, panels
 
     tasks = [name for name in dict.fromkeys(task for task, _ in found.rows) if _binary(found, name)]
@@ -116,25 +117,11 @@ def rocs(found: Answers, names: Sequence[str]) -> Any:
             axis.plot([0, 1], [0, 1], color="0.7", lw=0.8)
             for number, (name, arrays) in enumerate(zip(names, (found.first, found.second), strict=True)):
                 known = arrays[f"label_{task}"] >= 0
-                x, y = roc(arrays[f"label_{task}"][known], arrays[f"prob_{task}"][known, 1])
+                x, y = roc_points(arrays[f"label_{task}"][known] == 1, arrays[f"prob_{task}"][known, 1])
                 axis.plot(x, y, color=COLOURS[number], ls=DASHES[number], lw=1.2, label=name)
             axis.set(title=task, xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
         axes[0].legend(fontsize=8, loc="lower right")
         return figure
-
-
-def roc(labels: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates of every threshold, equal scores taken together.
-
-    Args:
-        labels: ``[N]``, 0 or 1.
-        score: ``[N]``.
-    """
-    order = np.argsort(-score, kind="stable")
-    ends = np.append(np.diff(score[order]) != 0, True) if len(score) else np.zeros(0, dtype=bool)
-    true, false = np.cumsum(labels[order] == 1)[ends], np.cumsum(labels[order] == 0)[ends]
-    positives, negatives = max(1, int((labels == 1).sum())), max(1, int((labels == 0).sum()))
-    return np.concatenate([[0.0], false / negatives]), np.concatenate([[0.0], true / positives])
 
 
 def _binary(found: Answers, task: str) -> bool:

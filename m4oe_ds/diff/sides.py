@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.runs.configuration import open_config
 from m4oe_ds.runs.folder import RunFolder
-from m4oe_ds.stored import read_arrays, read_json
+from m4oe_ds.stored import read_arrays, read_json, read_log
 
 _COPY = "copy the run again"
 
@@ -107,13 +106,9 @@ def _records(path: Path) -> tuple[tuple[Mapping[str, Any], ...], tuple[Mapping[s
         return (), ()
     steps: dict[int, Mapping[str, Any]] = {}
     validations: dict[int, Mapping[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if not line.endswith("}"):
-            continue  # cut off when the run was killed
-        try:
-            record = json.loads(line)
-            step, _ = int(record["step"]), record["loss"]
-        except (ValueError, KeyError, TypeError):
-            raise DataError("has a damaged line", str(path), _COPY) from None
+    for number, record in enumerate(read_log(path, _COPY), 1):
+        if "loss" not in record:
+            raise DataError(f"line {number} is damaged: it has no loss", str(path), _COPY)
+        step = record["step"]
         (validations if record.get("event") == "validation" else steps)[step] = record
     return tuple(steps[step] for step in sorted(steps)), tuple(validations[step] for step in sorted(validations))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import html
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from m4oe_ds.compare.published import presets
 from m4oe_ds.figures.plan import PRODUCTS, Plan, files_of
 from m4oe_ds.figures.work import Outcome, command_line
 from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.stored import read_json
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -70,8 +71,13 @@ def _facts(plan: Plan) -> str:
 
 
 def _synthetic(run: Path) -> bool:
+    return bool(_analysis(run).get("synthetic"))
+
+
+def _analysis(run: Path) -> dict[str, Any]:
+    """``analysis.json`` of a run; empty if it has none."""
     path = RunFolder(run).analysis
-    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("synthetic"))
+    return read_json(path, f"make it again with `m4oe analyze {run}`") if path.is_file() else {}
 
 
 def _reasons(plan: Plan, outcome: Outcome) -> Mapping[str, list[str]]:
@@ -97,9 +103,8 @@ def _reasons(plan: Plan, outcome: Outcome) -> Mapping[str, list[str]]:
 
 
 def _skipped(plan: Plan, folder: str, section: str) -> str:
-    path = RunFolder(plan.run(folder, "ours")).analysis
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return str(content.get("skipped", {}).get(section, ""))
+    skipped = _analysis(plan.run(folder, "ours")).get("skipped")
+    return str(skipped.get(section, "")) if isinstance(skipped, dict) else ""
 
 
 def _shown(path: Path, folder: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -15,12 +14,14 @@ from typing import Any
 from m4oe_ds.analysis import command as analysis
 from m4oe_ds.compare import command as comparison
 from m4oe_ds.compare import run as cells
-from m4oe_ds.errors import UserError
+from m4oe_ds.errors import DataError, UserError
 from m4oe_ds.figures.plan import Plan, Step
 from m4oe_ds.progress import duration
 from m4oe_ds.runs.folder import write_json
+from m4oe_ds.stored import read_json
 
 STOPPED = 75  # exit status: a signal stopped the work, the same command continues
+_FORGET = "move this file away: finished trainings are found, the analyses are made again"
 COMMANDS: Mapping[str, Any] = {"compare": comparison, "analyze": analysis}
 
 
@@ -42,12 +43,17 @@ class State:
 
     Args:
         folder: folder of the figures.
+
+    Raises:
+        DataError: the file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "figures.json"
-        content = json.loads(self._path.read_text(encoding="utf-8")) if self._path.is_file() else {}
-        self._steps: dict[str, dict[str, Any]] = content.get("steps", {})
+        content = read_json(self._path, _FORGET, ("steps",)) if self._path.is_file() else {"steps": {}}
+        self._steps: dict[str, dict[str, Any]] = content["steps"]
+        if not isinstance(self._steps, dict) or not all(isinstance(one, dict) for one in self._steps.values()):
+            raise DataError("is damaged, or another file: its steps are no objects", str(self._path), _FORGET)
 
     def done(self, step: Step) -> bool:
         """Whether this very command ran to its end and what it made is still there."""

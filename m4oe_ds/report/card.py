@@ -5,11 +5,8 @@ All of it read from the run folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import yaml
 
 from m4oe_ds.data.cards import Card
 from m4oe_ds.data.missing import Presence
@@ -37,8 +34,8 @@ def card(
     environment: Mapping[str, Any],
     metrics: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
-    config: str,
-    ds_config: str,
+    tree: Mapping[str, Any],
+    engine: Mapping[str, Any],
     analysis: Mapping[str, Any],
     data: Card | None,
 ) -> list[Entry]:
@@ -49,13 +46,10 @@ def card(
         metrics: content of ``metrics.json``, likewise.
         analysis: content of ``analysis.json``, likewise.
         records: records of ``log.jsonl``.
-        config: text of the configuration, empty if missing.
-        ds_config: text of the DeepSpeed JSON, empty if missing.
+        tree: the configuration as nested mappings, empty if missing.
+        engine: content of the DeepSpeed JSON, likewise.
         data: card of the data set, None if missing.
     """
-    tree = yaml.safe_load(config) if config else {}
-    tree = tree if isinstance(tree, dict) else {}
-    engine = json.loads(ds_config) if ds_config else {}
     return [
         ("Model", _model(environment, tree)),
         ("Data", _data(environment, metrics, tree, data)),
@@ -201,7 +195,8 @@ def _limits(environment: Mapping[str, Any], metrics: Mapping[str, Any], words: W
         for name, task in entry.get("tasks", {}).items()
         if task.get("n")
         and task.get("prior") is not None
-        and (task["metrics"].get("accuracy", {}).get("value") or 1.0) <= task["prior"]
+        and (accuracy := task["metrics"].get("accuracy", {}).get("value")) is not None
+        and accuracy <= task["prior"]
     ]
     if below:
         text += f" No better than always answering the most frequent class, by accuracy: {', '.join(below)}."

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-import yaml
 
 from m4oe_ds.data.cards import Card
 from m4oe_ds.data.planted import Outlines, outlines
@@ -21,11 +19,12 @@ from m4oe_ds.report.card import agreement, base_rate, card
 from m4oe_ds.report.clinical_tables import number
 from m4oe_ds.report.kind_tables import tables_of
 from m4oe_ds.report.patients import patients
+from m4oe_ds.report.reading import Run, check, read
 from m4oe_ds.report.words import Words
-from m4oe_ds.runs.configuration import card_of
-from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.stored import read_json, within
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_AGAIN = "make it again (`m4oe evaluate`, `m4oe analyze`), or copy it again; `m4oe --debug` shows the traceback"
 METRICS = (
     ("accuracy", "accuracy"),
     ("balanced_accuracy", "balanced acc."),
@@ -37,35 +36,6 @@ METRICS = (
 )
 
 
-@dataclass
-class _Run:
-    """What the files of a run folder hold; empty where there is none.
-
-    Attributes:
-        files: the folder.
-        card: card of the data set, None if it is not known.
-        missing: names of files that a finished run has and this one lacks.
-        shown: split whose predictions are shown.
-        splits: entries of ``metrics.json``, the shown one first.
-    """
-
-    files: RunFolder
-    card: Card | None
-    missing: list[str]
-    environment: dict[str, Any]
-    metrics: dict[str, Any]
-    records: list[dict[str, Any]]
-    shown: str
-    splits: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-    examples: dict[str, np.ndarray]
-    config: str
-    ds_config: str
-    clinical: dict[str, Any]
-    gallery: dict[str, np.ndarray]
-    analysis: dict[str, Any]
-
-
 def render(folder: Path) -> Path:
     """Writes ``report.html``, ``figures/`` and ``patients/``; returns the report's path.
 
@@ -74,43 +44,20 @@ def render(folder: Path) -> Path:
     """
     folder = Path(folder)
     check(folder)
-    run = _read(folder)
+    run = read(folder)
     # figures, maps, figures of the analysis, pages
     maps = len(run.gallery.get("keys", ()))
     total = len(run_figures.MAKERS) + maps + 2
     with Progress("report", total, "parts").start() as progress:
         content = _content(folder, run, progress)
-        page = environment().get_template("report.html.j2").render(**content)
+        with within(str(folder), _AGAIN):
+            page = environment().get_template("report.html.j2").render(**content)
         progress.update()
     path = run.files.report
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)
     return path
-
-
-def check(folder: Path) -> None:
-    """A folder must be one of a run with results.
-
-    Raises:
-        DataError: it is not.
-    """
-    files = RunFolder(folder)
-    if not folder.is_dir():
-        raise DataError("no such run folder", str(folder), "name a folder under runs/")
-    if not any(path.is_file() for path in (files.metrics, files.config, files.environment, files.log)):
-        raise DataError(
-            "no run in this folder", str(folder), "name the folder that training wrote, with config.yaml in it"
-        )
-    again = f"let training finish (--resume auto), or run `m4oe evaluate {folder}`"
-    if not files.metrics.is_file():
-        raise DataError("the run has no results yet: no metrics.json", str(folder), again)
-    try:
-        content = json.loads(files.metrics.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"not valid JSON ({error})", str(files.metrics), f"run `m4oe evaluate {folder}`") from None
-    if not isinstance(content, dict) or not content:
-        raise DataError("holds no results", str(files.metrics), again)
 
 
 def environment() -> jinja2.Environment:
@@ -120,57 +67,69 @@ def environment() -> jinja2.Environment:
     )
 
 
-def _read(folder: Path) -> _Run:
-    missing: list[str] = []
-    files = RunFolder(folder)
-    metrics = _json(files.metrics, missing)
-    splits = {name: entry for name, entry in metrics.items() if isinstance(entry, dict) and "tasks" in entry}
-    shown = "test" if "test" in splits else next(iter(splits), "")
-    return _Run(
-        files=files,
-        card=card_of(files),
-        environment=_json(files.environment, missing),
-        metrics=metrics,
-        records=_records(files.log, missing),
-        shown=shown,
-        splits={name: splits[name] for name in sorted(splits, key=lambda name: name != shown)},
-        arrays=_arrays(files.predictions(shown), missing) if shown else {},
-        examples=_arrays(files.examples, missing),
-        config=_text(files.config, missing),
-        ds_config=_text(files.ds_config, missing),
-        # made by `m4oe analyze`, which nobody has to run: their absence is not a gap of the run
-        clinical=_json(files.clinical, []),
-        gallery=_arrays(files.analysis_arrays("gallery"), []),
-        analysis=_json(files.analysis, []),
-        missing=missing,
-    )
+def _content(folder: Path, run: Run, progress: Progress) -> dict[str, Any]:
+    words, files = Words(run.card), run.files
+    # what is quick and may be refused first
+    with within(f"{files.environment}, {files.config} or {files.ds_config}", _AGAIN):
+        text = card(run.environment, run.metrics, run.records, run.tree, run.engine, run.analysis, run.card)
+    with within(f"{files.analysis} or {files.clinical}", _AGAIN):
+        analysis = _analysis(folder, run, words)
+    with within(str(files.metrics), _AGAIN):
+        checkpoint = run.metrics.get("checkpoint") or {}
+        splits = {split: _table(entry, run.card, words) for split, entry in run.splits.items()}
+    with within(f"{files.planted}, {files.config} or {files.examples}", _AGAIN):
+        planted = _planted(run)
+    with within(f"{files.metrics}, {files.predictions(run.shown)}, {files.log} or {files.ds_config}", _AGAIN):
+        found = _found(run, checkpoint.get("tag"), words)
+        figures = run_figures.run_pictures(folder, found, progress.update)
+    with within(f"{files.analysis_arrays('gallery')} or {files.examples}", _AGAIN):
+        maps = pictures.dispatch_maps(folder, run.gallery, words)
+        progress.update(len(maps))
+        name = folder.resolve().name
+        pages = patient_pages.write(
+            files,
+            patients(run.examples, run.arrays, run.gallery, maps, run.card, planted),
+            patient_pages.Frame(name, bool(run.environment.get("synthetic")), words),
+            environment(),
+        )
+        progress.update()
+    return analysis | {
+        "name": name,
+        "dataset": (run.card.title if run.card else "") or run.environment.get("dataset", "?"),
+        "environment": run.environment,
+        "synthetic": bool(run.environment.get("synthetic")),
+        "checkpoint": checkpoint,
+        "splits": splits,
+        "violations": {split: entry.get("risk_monotonicity_violations") for split, entry in run.splits.items()},
+        "shown": run.shown,
+        "words": words,
+        "figures": figures,
+        "window": training_window(found.train),
+        "patients": pages,
+        "card": text,
+        "config": run.config,
+        "ds_config": run.ds_config,
+        "missing": run.missing,
+    }
 
 
-def _content(folder: Path, run: _Run, progress: Progress) -> dict[str, Any]:
-    words = Words(run.card)
-    checkpoint = run.metrics.get("checkpoint") or {}
-    found = run_figures.Found(
+def _found(run: Run, tag: Any, words: Words) -> run_figures.Found:
+    """What the figures are made of."""
+    return run_figures.Found(
         train=[record for record in run.records if record.get("event", "train") == "train"],
         validation=[record for record in run.records if record.get("event") == "validation"],
         split=run.splits.get(run.shown, {}),
         arrays=run.arrays,
         clinical=run.clinical,
         gallery=run.gallery,
-        chosen=_step(checkpoint.get("tag")),
-        base_rate=base_rate(json.loads(run.ds_config)) if run.ds_config else None,
+        chosen=_step(tag),
+        base_rate=base_rate(run.engine),
         words=words,
     )
-    figures = run_figures.run_pictures(folder, found, progress.update)
-    maps = pictures.dispatch_maps(folder, run.gallery, words)
-    progress.update(len(maps))
-    name = folder.resolve().name
-    pages = patient_pages.write(
-        run.files,
-        patients(run.examples, run.arrays, run.gallery, maps, run.card, _planted(run)),
-        patient_pages.Frame(name, bool(run.environment.get("synthetic")), words),
-        environment(),
-    )
-    progress.update()
+
+
+def _analysis(folder: Path, run: Run, words: Words) -> dict[str, Any]:
+    """The part of the page that ``m4oe analyze`` made."""
     return {
         "clinical": clinical_tables.from_report(run.clinical, words) if run.clinical else [],
         "clinical_split": run.clinical.get("split", ""),
@@ -179,26 +138,10 @@ def _content(folder: Path, run: _Run, progress: Progress) -> dict[str, Any]:
         "skipped": run.analysis.get("skipped", {}),
         "agreement": agreement(run.analysis),
         "analysed": bool(run.clinical or run.gallery or run.analysis),
-        "name": name,
-        "dataset": (run.card.title if run.card else "") or run.environment.get("dataset", "?"),
-        "environment": run.environment,
-        "synthetic": bool(run.environment.get("synthetic")),
-        "checkpoint": checkpoint,
-        "splits": {split: _table(entry, run.card, words) for split, entry in run.splits.items()},
-        "violations": {split: entry.get("risk_monotonicity_violations") for split, entry in run.splits.items()},
-        "shown": run.shown,
-        "words": words,
-        "figures": figures,
-        "window": training_window(found.train),
-        "patients": pages,
-        "card": card(run.environment, run.metrics, run.records, run.config, run.ds_config, run.analysis, run.card),
-        "config": run.config,
-        "ds_config": run.ds_config,
-        "missing": run.missing,
     }
 
 
-def _planted(run: _Run) -> Outlines:
+def _planted(run: Run) -> Outlines:
     """What was planted in the samples shown: from the run folder, or from the phantom as long as it is there.
 
     It is kept in the run folder, where it outlives the phantom.
@@ -207,10 +150,10 @@ def _planted(run: _Run) -> Outlines:
     if not run.environment.get("synthetic") or not keys or not run.config:
         return {}
     if run.files.planted.is_file():
-        kept = json.loads(run.files.planted.read_text(encoding="utf-8"))
+        kept = read_json(run.files.planted, "move this file away: it is made again", ("keys", "outlines"))
         if kept["keys"] == keys:
             return dict(kept["outlines"])
-    root = str(((yaml.safe_load(run.config) or {}).get("data") or {}).get("root") or "")
+    root = str(run.tree.get("data", {}).get("root") or "")
     try:
         found = outlines(root, run.shown, keys) if root and "://" not in root else {}
     except DataError as error:
@@ -254,33 +197,3 @@ def _table(split: dict[str, Any], data_card: Card | None, words: Words) -> dict[
         "header": [label for _, label in METRICS],
         "others": tables_of(split, data_card),
     }
-
-
-def _json(path: Path, missing: list[str]) -> dict[str, Any]:
-    if not path.is_file():
-        missing.append(path.name)
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def _records(path: Path, missing: list[str]) -> list[dict[str, Any]]:
-    if not path.is_file():
-        missing.append(path.name)
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-
-
-def _arrays(path: Path, missing: list[str]) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        missing.append(f"predictions/{path.name}")
-        return {}
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
-
-
-def _text(path: Path, missing: list[str]) -> str:
-    if not path.is_file():
-        missing.append(path.name)
-        return ""
-    return path.read_text(encoding="utf-8")

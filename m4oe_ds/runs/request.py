@@ -14,6 +14,7 @@ from m4oe_ds.config import TRACKERS, Config
 from m4oe_ds.data.roots import root_of
 from m4oe_ds.data.sources import is_remote
 from m4oe_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
+from m4oe_ds.models import outside
 from m4oe_ds.runs.folder import CheckpointFolder, RunFolder, checkpoint_tags
 from m4oe_ds.runs.weight_files import read_manifest
 
@@ -156,16 +157,18 @@ def needed_splits(config: Config) -> tuple[str, ...]:
 
 
 def _check_trackers(config: Config) -> None:
-    """Packages of the trackers must be installed.
+    """Packages of the trackers must be installed, and those of one's own be there.
 
     Raises:
-        EnvironmentProblem: one is not.
+        EnvironmentProblem: a package is not installed.
+        ConfigError: a module is not there, or has no such class.
     """
     for name in config.run.trackers:
-        package = name.partition(":")[0].partition(".")[0]
-        if importlib.util.find_spec(package) is None:
-            fix = f"pip install 'm4oe_ds[{name}]'" if name in TRACKERS else "install it, or check the name"
-            raise EnvironmentProblem(f"{package} is not installed", "run.trackers", f"{fix}, or leave it out")
+        if name not in TRACKERS:
+            outside.check(name, "run.trackers")
+        elif importlib.util.find_spec(name) is None:
+            fix = f"pip install 'm4oe_ds[{name}]', or leave it out"
+            raise EnvironmentProblem(f"{name} is not installed", "run.trackers", fix)
 
 
 def _check_weights(config: Config) -> None:

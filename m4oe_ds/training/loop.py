@@ -144,24 +144,23 @@ class Loop:
         """
         started = time.monotonic()
         run = self.config.run
-        recorder = Recorder(
-            self.folder,
-            self.total_steps,
-            enabled=reduce.rank() == 0,
-            trackers=trackers.chosen(run),
-            config=trackers.shareable(self.config, getattr(self.engine, "config", None) or {}),
-            first_step=self.position.step,
-            epochs=run.num_epochs,
-        )
-        profiler = StepProfiler(self.folder, self.profile_steps, recorder.say)
         stopped = 0
-        with StopRequest() as request, _anomalies(run.detect_anomaly):
-            try:
-                while self.position.step < self.total_steps and not stopped and not self._gives_up():
-                    stopped = self._epoch(recorder, request, profiler)
-            finally:
-                profiler.close()
-                recorder.close()
+        with (
+            StopRequest() as request,
+            Recorder(
+                self.folder,
+                self.total_steps,
+                enabled=reduce.rank() == 0,
+                trackers=trackers.chosen(run),
+                config=trackers.shareable(self.config, getattr(self.engine, "config", None) or {}),
+                first_step=self.position.step,
+                epochs=run.num_epochs,
+            ) as recorder,
+            contextlib.closing(StepProfiler(self.folder, self.profile_steps, recorder.say)) as profiler,
+            _anomalies(run.detect_anomaly),
+        ):
+            while self.position.step < self.total_steps and not stopped and not self._gives_up():
+                stopped = self._epoch(recorder, request, profiler)
         if self.position.step > 0 and self.store.agreed_pointer(LATEST) != checkpoint_tag(self.position.step):
             self._save()
         best, seconds = self.store.agreed_pointer(BEST), time.monotonic() - started

@@ -181,12 +181,22 @@ class Recorder:
         if self._progress is not None:
             self._progress.say(text)
 
-    def close(self) -> None:
-        """Closes files, trackers and the progress line."""
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
+
+    def close(self, failed: bool = False) -> None:
+        """Closes files, trackers and the progress line.
+
+        Args:
+            failed: training ended by an exception, as trackers are told.
+        """
         if not self.enabled:
             return
         self._log.close()
-        self._tell(lambda tracker: tracker.finish())
+        self._tell(lambda tracker: tracker.finish(failed))
         self._trackers.clear()
         if self._progress is not None:
             self._progress.close()

@@ -6,10 +6,10 @@ given: no sample, no key, no picture and no path. Rank 0 alone has trackers, and
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,12 @@ import yaml
 
 from m4oe_ds.config import Config, RunConfig, to_dict
 from m4oe_ds.errors import ConfigError, EnvironmentProblem
+from m4oe_ds.models import outside
 from m4oe_ds.runs.folder import RunFolder
 
 TENSORBOARD = "tensorboard"
+# /a, x:/a, x=/a, ~/a, $HOME/a, ../a, C:\a, \\host\a; not vit_base/16, timm/name, hf-hub:timm/name
+_PLACE = re.compile(r"(^|[^\w.)\]}])(/|\\\\)\S|(^|\W)(~[\w.-]*|\.\.?|\$\{?\w+\}?)[/\\]|(^|\W)[A-Za-z]:\\")
 PROJECT = "m4oe"  # of the services, unless their own variables name another
 
 
@@ -52,8 +55,12 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Figures by name, such as ``train/loss/total`` or ``validation/auroc/<task>``."""
 
-    def finish(self) -> None:
-        """Called once, also when training fails."""
+    def finish(self, failed: bool) -> None:
+        """Called once, at the end of training.
+
+        Args:
+            failed: training ended by an exception; not by a signal, after which the run goes on later.
+        """
 
 
 def chosen(run: RunConfig) -> tuple[str, ...]:
@@ -65,7 +72,7 @@ def make(name: str) -> Tracker:
     """A tracker by its name or as ``package.module:Class``.
 
     Raises:
-        ConfigError: there is no such class, or it lacks a method.
+        ConfigError: there is no such class, its module cannot be imported, or it lacks a method.
         EnvironmentProblem: its package is not installed.
     """
     if name in _BUILT_IN:
@@ -73,11 +80,7 @@ def make(name: str) -> Tracker:
         if importlib.util.find_spec(package) is None:
             raise EnvironmentProblem(f"{name} is not installed", "run.trackers", f"pip install 'm4oe_ds[{name}]'")
         return kind()
-    module, _, attribute = name.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"cannot import {name!r}: {error}", "run.trackers", "write package.module:Class") from None
+    found = outside.load(name, "run.trackers")
     if lacking := [method for method in ("start", "log", "finish") if not callable(getattr(found, method, None))]:
         raise ConfigError(f"{name} has no {', '.join(lacking)}", "run.trackers", "a tracker has start, log and finish")
     tracker: Tracker = found()
@@ -85,9 +88,14 @@ def make(name: str) -> Tracker:
 
 
 def shareable(config: Config, ds_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without where things lie: names of files instead of their paths."""
+    """The configuration without where things lie: of whatever names a place on this machine, the last name alone.
+
+    Args:
+        config: of the run.
+        ds_config: the DeepSpeed JSON.
+    """
     tree = to_dict(config)
-    for section, key in (
+    for section, key in (  # folders, which may be relative to the current one
         (tree["data"], "root"),
         (tree["data"], "dataset"),
         (tree["data"], "cache_dir"),
@@ -95,8 +103,25 @@ def shareable(config: Config, ds_config: Mapping[str, Any]) -> dict[str, Any]:
         (tree["model"], "init_from"),
         (tree["model"]["embedder"], "weights"),
     ):
-        section[key] = str(section[key]).rstrip("/").rpartition("/")[2]
-    return {**tree, "deepspeed": dict(ds_config)}
+        section[key] = _last(str(section[key]))
+    found: dict[str, Any] = _without_paths({**tree, "deepspeed": dict(ds_config)})
+    return found
+
+
+def _without_paths(value: Any) -> Any:
+    """Nested values, whose texts with an absolute path, an address or a home folder in them are cut to the last name.
+
+    ``local-dir:/home/...`` is one, too, and what a launcher or a path of DeepSpeed's JSON may have.
+    """
+    if isinstance(value, Mapping):
+        return {_without_paths(key): _without_paths(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(one) for one in value]
+    return _last(value) if isinstance(value, str) and _PLACE.search(value) else value
+
+
+def _last(text: str) -> str:
+    return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -157,8 +182,8 @@ class TensorBoard:
         for name, figure in made.items():
             self._writer(kind).add_figure(name, figure, step)
 
-    def finish(self) -> None:
-        """See :meth:`Tracker.finish`."""
+    def finish(self, failed: bool) -> None:
+        """See :meth:`Tracker.finish`; events do not say how a run ended."""
         for writer in self._writers.values():
             writer.close()
 
@@ -197,9 +222,9 @@ class WandB:
         """See :meth:`Tracker.log`."""
         self._run.log(dict(values), step=step)
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         """See :meth:`Tracker.finish`."""
-        self._run.finish()
+        self._run.finish(exit_code=int(failed))
 
 
 class MLflow:
@@ -241,9 +266,9 @@ class MLflow:
         for first in range(0, len(items), 1000):
             self._client.log_batch(self._id, metrics=items[first : first + 1000])
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         """See :meth:`Tracker.finish`."""
-        self._client.set_terminated(self._id)
+        self._client.set_terminated(self._id, status="FAILED" if failed else "FINISHED")
 
 
 _BUILT_IN: dict[str, tuple[str, type[Any]]] = {

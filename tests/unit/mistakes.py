@@ -83,8 +83,11 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "81": ("predict {w}/runs/one --dicom {w}/rsna --out {w}/shards", ("is not empty", "choose another --out")),
     "98": ("evaluate {w}/runs/one --data {w}/no", ("--data: no shard folder", "m4oe convert")),
     "figures": ("figures --only fig9", ("--only", "no table or figure fig9", "fig3")),
+    "figures2": ("figures --output {w}/cut --dry-run", ("figures.json", "is damaged: 5 bytes, no JSON")),
     "diff": ("diff {w}/runs/one {w}/runs/one", ("is given twice", "name two different runs")),
     "diff2": ("diff {w}/runs/one {w}/checkpointed", ("no predictions of the split 'test'", "m4oe evaluate")),
+    "report": ("report {w}/runs/one", ("no results yet", "m4oe evaluate {w}/runs/one")),
+    "report2": ("report {w}/reported", ("environment.json", "is damaged: 5 bytes, no JSON", "copy the run again")),
     # other commands
     "31": ("plan --config demo --cluster 4xA1000", ("'A1000'", "did you mean A100-80?")),
     "112": ("plan --config demo --ds_config nope.json", ("no such DeepSpeed configuration: nope.json",)),
@@ -112,7 +115,8 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "105": ("phantom --layout embed --out {w}/o --patients -3", ("--patients: write a whole number from 1",)),
     "106": ("phantom --layout embed --out /proc/o", ("cannot write to /proc", "choose another --out")),
     "107": ("convert --dataset rsna --root {w}/rsna --out /proc/o", ("cannot write to /proc", "--out")),
-    "init": ("init {w}/right.yaml", ("right.yaml",)),
+    "init": ("init {w}/right.yaml", ("right.yaml", "is a file, not a folder", "choose another DIR")),
+    "init2": ("init /proc/x", ("cannot write to /proc", "choose another DIR")),
     "models": ("models --card emebd", ("'emebd'", "did you mean embed?")),
     "card": ("card chekc {w}/right.yaml", ("'chekc'", "did you mean check?")),
     "card2": ("card new --table {w}/none.csv", ("is not here", "--table")),
@@ -159,6 +163,8 @@ def folder(root: Path) -> Path:
     (root / "latin.yaml").write_bytes("run: {name: é}\n".encode("latin-1"))
     for name, content in WRONG_JSON.items():
         (root / f"{name}.json").write_text(json.dumps(content))
+    (root / "cut").mkdir()
+    (root / "cut" / "figures.json").write_text('{"st:')
     (root / "cut.json").write_text('{"train_batch_size": 32,')
     columns = "option,value,data set,method,task,metric,mean,spread,seeds"
     (root / "sweep.csv").write_text(f"{columns}\nexperts,4,embed,ours,density,auroc,0.9,,1\n")
@@ -169,6 +175,9 @@ def folder(root: Path) -> Path:
         ("damaged", bytes(100), 1),
     ):
         _run(root / name, root / "shards", weights, checkpoints)
+    _run(root / "reported", root / "shards", b"", 0)
+    (root / "reported" / "metrics.json").write_text('{"test": {"n": 0, "n_groups": 0, "tasks": {}}}')
+    (root / "reported" / "environment.json").write_text('{"a":')
     return root
 
 

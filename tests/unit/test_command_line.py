@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +73,16 @@ def test_a_fault_of_the_package_keeps_its_traceback() -> None:
 def test_a_line_can_have_a_prefix(capsys: pytest.CaptureFixture[str]) -> None:
     guarded(raising(DataError("what")), prefix="[rank 3] ")
     assert capsys.readouterr().err == "[rank 3] error: what\n"
+
+
+@pytest.mark.parametrize("options", ["--print-completion bash", "--help", "models"])
+def test_a_reader_that_leaves_early_is_no_error(options: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "m4oe_ds", *options.split()]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_outputs_that_can_be(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from m4oe_ds.errors import DataError
-from m4oe_ds.stored import read_arrays, read_json
+from m4oe_ds.stored import read_arrays, read_json, read_log, within
 
 DAMAGED = {
     "empty": b"",
@@ -70,3 +70,43 @@ def test_what_is_whole_is_read(tmp_path: Path) -> None:
             read(tmp_path / "absent", "make it")
         with pytest.raises(DataError, match="cannot be read"):
             read(tmp_path, "make it")
+
+
+def test_only_the_unfinished_last_line_of_a_log_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    one, two = {"step": 1, "loss": 2.5}, {"step": 2, "loss": float("inf")}
+    whole = json.dumps(one) + "\n" + json.dumps(two)
+    for text in (whole, whole + "\n", whole + '\n{"step": 3, "lo'):
+        path.write_text(text)
+        assert read_log(path, "") == [one, two]
+    path.write_text("")
+    assert read_log(path, "") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n', 2),
+        ('{"step": 1}\n{"step": 2, "lo\n', 2),  # its end was written
+        ('{"step": 1}\n\n{"step": 3}\n', 2),
+        ('{"loss": 1}\n', 1),
+        ('{"step": "1"}\n', 1),
+        ("[1]\n", 1),
+        ("destroyed", 1),
+        ("\x00\x01\x02", 1),
+        ("[" * 100_000 + "\n", 1),
+    ],
+)
+def test_a_damaged_line_of_a_log_is_named(tmp_path: Path, text: str, line: int) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"log\.jsonl: line {line} is damaged: .*; copy it again"):
+        read_log(path, "copy it again")
+
+
+def test_content_that_does_not_fit_together_is_damage_with_its_cause() -> None:
+    with pytest.raises(
+        DataError, match=r"x\.json: is damaged, or of another version \(KeyError: 'n'\); make it"
+    ) as caught, within("x.json", "make it"):
+        {}["n"]
+    assert isinstance(caught.value.__cause__, KeyError)

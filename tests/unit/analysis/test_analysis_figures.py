@@ -57,7 +57,7 @@ def make_run(folder: Path, data: Path, *overrides: str) -> Path:
         cosines[2][1] = cosines[1][2] = None
         record = {"tasks": [tasks[0], tasks[1], tasks[6]], "cosines": cosines}
         lines.append(json.dumps({"step": step, "epoch": step // 2, "gradient_conflict": record}))
-    (folder / "log.jsonl").write_text("\n".join([*lines, '{"step": 4, "epo']) + "\n")
+    (folder / "log.jsonl").write_text("\n".join([*lines, '{"step": 4, "epo']))
     return folder
 
 
@@ -212,9 +212,11 @@ def test_conflict_shares_per_epoch(tmp_path: Path) -> None:
     def line(epoch: int, *values: float | None) -> str:
         a, b, c = values
         cosines = [[1.0, a, b], [a, 1.0, c], [b, c, 1.0]]
-        return json.dumps({"epoch": epoch, "gradient_conflict": {"tasks": ["x", "y", "z"], "cosines": cosines}})
+        conflict = {"tasks": ["x", "y", "z"], "cosines": cosines}
+        return json.dumps({"step": 1, "epoch": epoch, "gradient_conflict": conflict})
 
-    text = [line(0, -0.5, -0.0101, 0.0099), line(0, 0.5, None, -0.01), '{"epoch": 0}', line(1, 0.2, 0.2, 0.2), '{"ep']
+    bare = '{"step": 1, "epoch": 0}'
+    text = [line(0, -0.5, -0.0101, 0.0099), line(0, 0.5, None, -0.01), bare, line(1, 0.2, 0.2, 0.2), '{"ep']
     (tmp_path / "log.jsonl").write_text("\n".join(text))
     rows = conflict_rows(tmp_path)
     assert [(row["epoch"], row["pairs"]) for row in rows] == [(0, 5), (1, 3)]

@@ -11,7 +11,7 @@ import pytest
 from m4oe_ds.cli import main
 from m4oe_ds.compare.cells import METHODS
 from m4oe_ds.compare.published import presets
-from m4oe_ds.errors import ConfigError
+from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.figures import command, index, work
 from m4oe_ds.figures.plan import PRODUCTS, Plan, Wanted, figure_presets, files_of
 from m4oe_ds.runs.folder import RunFolder
@@ -125,6 +125,25 @@ def test_a_failed_step_holds_up_only_those_that_need_it(
 def test_unknown_figures_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["figures", "--only", "fig2", "--output", str(tmp_path / "x")]) == ConfigError.exit_code
     assert "no table or figure fig2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"st', "[]", "{}", '{"steps": []}', '{"steps": {"a": 1}}'])
+def test_a_damaged_state_is_one_line(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "figures.json").write_text(text)
+    assert main(["figures", "--dry-run", "--output", str(tmp_path)]) == DataError.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'figures.json'}: is damaged")
+
+
+def test_a_damaged_analysis_is_one_line(tmp_path: Path) -> None:
+    whole = plan(tmp_path, "fig5")
+    run = whole.run("compare", "ours")
+    run.mkdir(parents=True)
+    RunFolder(run).analysis.write_text('{"skipped": {"contri')
+    with pytest.raises(DataError, match=r"analysis\.json: is damaged: .*; make it again with `m4oe analyze"):
+        index.write(whole, work.Outcome({}))
+    RunFolder(run).analysis.write_text('{"skipped": []}')
+    assert len(index.write(whole, work.Outcome({}))) == 1
 
 
 def test_files_are_found_where_the_commands_write_them(tmp_path: Path) -> None:

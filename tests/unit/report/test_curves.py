@@ -72,6 +72,11 @@ def test_confusion_matrices_have_class_names_on_their_axes() -> None:
     }
 
 
+def test_equal_scores_move_a_curve_together() -> None:
+    x, y = curves.roc_points(np.array([True, False, True, False]), np.array([0.9, 0.5, 0.5, 0.1]))
+    assert (x.tolist(), y.tolist()) == ([0.0, 0.0, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0])
+
+
 def test_net_benefit_by_hand() -> None:
     labels, probability = np.array([1, 1, 0, 0, 0]), np.array([0.9, 0.3, 0.6, 0.2, 0.1])
     found = curves.net_benefit(labels, probability, np.array([0.25, 0.5]))

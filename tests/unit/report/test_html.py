@@ -166,7 +166,7 @@ def test_what_is_no_finished_run_is_refused_and_left_as_it_is(tmp_path: Path) ->
         "absent": "no such run folder",
         "empty": "no run in this folder; name the folder",
         "unfinished": "no results yet: no metrics.json; let training finish .--resume auto., or run `m4oe evaluate",
-        "damaged": "metrics.json: not valid JSON",
+        "damaged": "metrics.json: is damaged: 1 bytes, no JSON",
         "hollow": "holds no results",
     }.items():
         with pytest.raises(DataError, match=words) as found:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -83,21 +81,24 @@ def test_the_card_says_what_the_folder_knows_and_nothing_else() -> None:
         "git": {"commit": "0123456789abcdef", "modified": True},
     }
     task = {"n": 9, "prior": 0.6, "metrics": {"accuracy": {"value": 0.6}}}
+    none = {"n": 9, "prior": 0.6, "metrics": {"accuracy": {"value": 0.0}}}  # never right is not always right
     metrics = {
-        "test": {"n": 9, "n_groups": 4, "tasks": {"density": task, "risk1": task | {"prior": 0.5}}},
+        "test": {"n": 9, "n_groups": 4, "tasks": {"density": task, "risk1": task | {"prior": 0.5}, "birads": none}},
         "checkpoint": {"tag": "x"},
     }
-    config = (
-        "model: {name: m4oe, mtoe: {num_experts: 16}}\nloss: {alpha: 0.05}\nschedule: {peak_factor: 10.0}\n"
-        "data: {tasks: [density], modalities: [ffdm_cc]}\n"
-    )
+    tree = {
+        "model": {"name": "m4oe", "mtoe": {"num_experts": 16}},
+        "loss": {"alpha": 0.05},
+        "schedule": {"peak_factor": 10.0},
+        "data": {"tasks": ["density"], "modalities": ["ffdm_cc"]},
+    }
     engine = {
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
         "bf16": {"enabled": True},
         "zero_optimization": {"stage": 2},
     }
     records = [{"step": 12, "epoch": 3, "lr": 9.8e-4}, {"event": "validation", "step": 12}]
-    found = dict(card(environment, metrics, records, config, json.dumps(engine), {}, find_card("embed")))
+    found = dict(card(environment, metrics, records, tree, engine, {}, find_card("embed")))
     assert "1,000 parameters, 600 of them in experts; 16 experts" in found["Model"]
     assert "alpha = 0.05" in found["Model"]
     for phrase in (
@@ -117,9 +118,9 @@ def test_the_card_says_what_the_folder_knows_and_nothing_else() -> None:
         "code 0123456789 with uncommitted changes",
     ):
         assert phrase in found["Training"], phrase
-    assert "by accuracy: Breast density." in found["Limits"]  # risk1 beats its majority
+    assert "by accuracy: Breast density, BI-RADS." in found["Limits"]  # risk1 beats its majority
     assert "was not measured" in found["Explanations"]
-    empty = dict(card({}, {}, [], "", "", {}, None))
+    empty = dict(card({}, {}, [], {}, {}, {}, None))
     assert set(empty) == set(found)
     assert empty["Data"].startswith("unknown")
 

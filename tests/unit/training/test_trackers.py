@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from m4oe_ds import config_loader
@@ -29,8 +33,8 @@ class Own:
     def log(self, step, values):
         heard.append((step, dict(values)))
 
-    def finish(self):
-        heard.append("finish")
+    def finish(self, failed):
+        heard.append(("finish", failed))
 
 class Broken(Own):
     def log(self, step, values):
@@ -152,8 +156,16 @@ def test_a_class_of_ones_own_hears_everything_in_order(own: Any, tmp_path: Path)
         ("start", tmp_path.name, 4, CONFIG),
         (5, {"train/loss/total": 0.2, "train/optimizer/rate": 1e-3}),
         (5, {"validation/loss/total": 2.0, "validation/auroc/risk": 0.75}),
-        "finish",
+        ("finish", False),
     ]
+
+
+def test_a_tracker_hears_that_training_failed(own: Any, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Recorder(tmp_path, 10, enabled=True, trackers=("my_trackers:Own",)):
+        raise ZeroDivisionError
+    with Recorder(tmp_path, 10, enabled=True, trackers=("my_trackers:Own",)):
+        pass
+    assert [entry for entry in own.heard if entry[0] == "finish"] == [("finish", True), ("finish", False)]
 
 
 @pytest.mark.usefixtures("own")
@@ -177,8 +189,8 @@ def test_a_tracker_that_fails_is_told_no_more_and_training_goes_on(
     [
         ("my_trackers:Refusing", r"run\.trackers: my_trackers:Refusing did not start: no key"),
         ("my_trackers:Half", r"my_trackers:Half has no log, finish; a tracker has start, log and finish"),
-        ("my_trackers:Other", r"cannot import 'my_trackers:Other'.*write package\.module:Class"),
-        ("my_tracker:Own", r"cannot import 'my_tracker:Own'"),
+        ("my_trackers:Other", r"run\.trackers: my_trackers has no Other"),
+        ("my_tracker:Own", r"run\.trackers: no module 'my_tracker'; put its folder on PYTHONPATH"),
     ],
 )
 def test_a_tracker_that_cannot_be_used_is_one_line(name: str, says: str, tmp_path: Path) -> None:
@@ -186,12 +198,35 @@ def test_a_tracker_that_cannot_be_used_is_one_line(name: str, says: str, tmp_pat
         Recorder(tmp_path, 10, enabled=True, trackers=(name,))
 
 
+def test_one_of_the_current_folder_is_found_by_the_command(tmp_path: Path) -> None:
+    (tmp_path / "here.py").write_text(OWN + "\nprint('imported')\n")
+    program = (
+        "import sys; from m4oe_ds import config_loader; from m4oe_ds.runs.request import _check_trackers\n"
+        "_check_trackers(config_loader.load(None, ['run.trackers=[here:Own]']))\n"
+        "assert 'here' not in sys.modules\n"
+        "from m4oe_ds.training.trackers import make; print(type(make('here:Own')).__name__)"
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(  # -P: without the current folder on sys.path, as the installed command has it
+        [sys.executable, "-P", "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "imported\nOwn\n"), done.stderr
+
+
 def test_names_are_checked_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match=r"unknown tracker 'tensorbord'; did you mean tensorboard\?"):
         config_loader.load(None, ["run.trackers=[tensorbord]"])
     config = config_loader.load(None, ["run.trackers=[nowhere.module:Class]"])
-    with pytest.raises(EnvironmentProblem, match=r"run\.trackers: nowhere is not installed"):
+    with pytest.raises(ConfigError, match=r"run\.trackers: no module 'nowhere\.module'"):
         request._check_trackers(config)
+    for name in (":", "a:", ":b", "a b:c", "a.:c"):
+        with pytest.raises(ConfigError, match=rf"unknown tracker '{name}' .*; or write package\.module:Class"):
+            config_loader.load(None, [f"run.trackers=['{name}']"])
     for name in ("wandb", "mlflow"):
         if importlib.util.find_spec(name) is None:
             for refuses in (
@@ -228,6 +263,42 @@ def test_what_is_told_of_the_configuration_holds_no_folder() -> None:
     assert told["deepspeed"] == {"optimizer": {"type": "Adam"}}
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("local-dir:/home/someone/model", "model"),
+        ("/local_nvme/someone/", "someone"),
+        ("file:///home/someone/x", "x"),
+        ("s3://someones-bucket/x", "x"),
+        ("~/x", "x"),
+        ("~someone/x", "x"),
+        ("$HOME/x", "x"),
+        ("${HOME}/x", "x"),
+        ("../someone/x", "x"),
+        ("C:\\Users\\someone\\x", "x"),
+        ("\\\\host\\someone\\x", "x"),
+        ("--path=/home/someone/x", "x"),
+        ("hf-hub:timm/vit_base_patch16_224", "hf-hub:timm/vit_base_patch16_224"),
+        ("samples/s, 1/2 or a / b", "samples/s, 1/2 or a / b"),
+        ("AdamW", "AdamW"),
+    ],
+)
+def test_a_place_anywhere_in_the_configuration_is_told_by_its_last_name(text: str, told: str) -> None:
+    config = config_loader.load(None)
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            config.model,
+            embedder=dataclasses.replace(config.model.embedder, backbone=text),
+            options={"deep": [{"er": text}]},
+        ),
+    )
+    found = shareable(config, {"zero_optimization": {"offload_optimizer": {"nvme_path": text}, "stage": 2}})
+    assert found["model"]["embedder"]["backbone"] == told
+    assert found["model"]["options"] == {"deep": [{"er": told}]}
+    assert found["deepspeed"]["zero_optimization"] == {"offload_optimizer": {"nvme_path": told}, "stage": 2}
+
+
 # ------------------------------------------------------------------------------------------------------- services
 
 
@@ -238,7 +309,7 @@ def two_legs(name: str, folder: Path) -> None:
         tracker.start(TrackedRun("mine", folder, CONFIG, first))
         for step in steps:
             tracker.log(step, {"train/loss/total": 1.0 / step, "train/routing/msoe.x.0/scale": 8.0})
-        tracker.finish()
+        tracker.finish(failed=first > 0)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed (m4oe_ds[wandb])")
@@ -248,6 +319,7 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     identity = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
     stored = sorted((tmp_path / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb"))
     assert len(stored) == 2  # two legs of one run
+    assert [_exit_code(path) for path in stored] == [0, 1]
     written = b"".join(path.read_bytes() for path in stored)
     assert b"train/loss/total" in written
     for secret in (os.uname().nodename.encode() + b"\n", str(tmp_path).encode(), b"pytest"):
@@ -261,5 +333,19 @@ def test_mlflow_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (run,) = [path.parent for path in (tmp_path / "mlruns").glob("*/*/meta.yaml")]  # the second leg continues it
     points = (run / "metrics" / "train" / "loss" / "total").read_text().split("\n")[:3]
     assert [(float(point.split()[1]), int(point.split()[2])) for point in points] == [(1.0, 1), (0.5, 2), (1 / 3, 3)]
+    assert yaml.safe_load((run / "meta.yaml").read_text())["status"] == 4  # failed, as its second leg did
     assert (run / "params" / "model.dim").read_text() == "16"
     assert [path.name for path in (run / "tags").iterdir()] == ["mlflow.runName"]  # neither user nor script
+
+
+def _exit_code(path: Path) -> int:
+    """The status that the client of Weights & Biases wrote at the end of a run."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, found = path.read_bytes(), 7, -1  # after a header: checksum (4), length (2), kind (1) and record
+    while place + 7 <= len(data):
+        end = place + 7 + int.from_bytes(data[place + 4 : place + 6], "little")
+        record = Record.FromString(data[place + 7 : end])
+        found = record.exit.exit_code if record.HasField("exit") else found
+        place = end
+    return found
