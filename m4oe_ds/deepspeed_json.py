@@ -117,6 +117,11 @@ def batch_sizes(content: Mapping[str, Any], world: int, path: str) -> BatchSizes
     return BatchSizes(train, micro, accumulation)
 
 
+def precision(content: Mapping[str, Any]) -> str:
+    """bf16, fp16 or fp32: what the JSON turns on."""
+    return next((name for name in ("bf16", "fp16") if _lookup(content, f"{name}.enabled") is True), "fp32")
+
+
 def check(content: Mapping[str, Any], path: str, expects: Mapping[str, Any], config_path: str) -> None:
     """What this trainer relies on, and what the recipe's ``run.expects`` states.
 
