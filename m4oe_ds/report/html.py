@@ -24,6 +24,7 @@ from m4oe_ds.report.patients import patients
 from m4oe_ds.report.words import Words
 from m4oe_ds.runs.configuration import card_of
 from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.runs.result_name import is_own, title_of
 
 _TEMPLATES = Path(__file__).parent / "templates"
 METRICS = (
@@ -125,7 +126,8 @@ def _read(folder: Path) -> _Run:
     files = RunFolder(folder)
     metrics = _json(files.metrics, missing)
     splits = {name: entry for name, entry in metrics.items() if isinstance(entry, dict) and "tasks" in entry}
-    shown = "test" if "test" in splits else next(iter(splits), "")
+    own = [name for name in splits if is_own(name)]
+    shown = "test" if "test" in splits else next(iter(own or splits), "")
     return _Run(
         files=files,
         card=card_of(files),
@@ -184,7 +186,9 @@ def _content(folder: Path, run: _Run, progress: Progress) -> dict[str, Any]:
         "environment": run.environment,
         "synthetic": bool(run.environment.get("synthetic")),
         "checkpoint": checkpoint,
-        "splits": {split: _table(entry, run.card, words) for split, entry in run.splits.items()},
+        "splits": {
+            split: _table(title_of(split, entry), entry, run.card, words) for split, entry in run.splits.items()
+        },
         "violations": {split: entry.get("risk_monotonicity_violations") for split, entry in run.splits.items()},
         "shown": run.shown,
         "words": words,
@@ -234,7 +238,7 @@ def _step(tag: Any) -> int | None:
     return int(number) if number.isdecimal() else None
 
 
-def _table(split: dict[str, Any], data_card: Card | None, words: Words) -> dict[str, Any]:
+def _table(title: str, split: dict[str, Any], data_card: Card | None, words: Words) -> dict[str, Any]:
     """Rows ``task, n, majority, metrics...`` of the tasks with classes of a split, and tables of the other kinds."""
     rows = []
     for name, entry in split["tasks"].items():
@@ -249,6 +253,7 @@ def _table(split: dict[str, Any], data_card: Card | None, words: Words) -> dict[
         rows.append([words.task(name), entry["n"], f"{entry['prior']:.3f}", *cells])
     return {
         "rows": rows,
+        "title": title,
         "n": split["n"],
         "groups": split["n_groups"],
         "header": [label for _, label in METRICS],
