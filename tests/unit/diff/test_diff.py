@@ -200,7 +200,7 @@ def test_answers_to_different_shards_are_called_that(tmp_path: Path, capsys: pyt
     RunFolder(b).metrics.write_text(RunFolder(a).metrics.read_text())
     assert main(["diff", str(a), str(b), "--resamples", "20"]) == 0
     assert "different shards" not in capsys.readouterr().out
-    with pytest.raises(DataError, match="evaluate .* --split test --data DIR/clinic"):
+    with pytest.raises(DataError, match=r"evaluate .* --split test --data DIR/clinic"):
         open_side(a).answers("test@clinic")
     (RunFolder(a).predictions("test")).rename(RunFolder(a).predictions("test@clinic"))
     assert len(open_side(a).answers("test@clinic")["keys"]) == SAMPLES
