@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.cli import main
 from m4oe_ds.compare import cost
-from m4oe_ds.compare.cells import METHODS, Cell, enumerate_cells
+from m4oe_ds.compare.cells import ABLATIONS, METHODS, Cell, enumerate_cells
 from m4oe_ds.compare.published import presets
 from m4oe_ds.compare.run import CellPlan
 from m4oe_ds.errors import ConfigError
@@ -152,3 +153,37 @@ def test_the_dry_run_of_the_paper_says_what_it_would_cost(capsys: pytest.Capture
     assert "assumed training samples, as the shards are not here: embed 8,000, rsna 10,000" in printed
     assert main([*arguments[:-1], "embed=many", "--output", str(tmp_path / "x")]) == ConfigError.exit_code
     assert main(["compare", "--cluster", "4xA100-80", "--output", str(tmp_path / "x")]) == ConfigError.exit_code
+
+
+def test_the_page_about_the_paper_says_what_the_command_says() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "guide" / "reproduce.md").read_text(encoding="utf-8")
+    text = re.search(r"^m4oe compare --preset paper --dry-run --samples (\S+)$", page, re.MULTILINE)
+    assert text is not None
+    samples = {name: int(number) for name, number in (item.split("=") for item in text[1].split(","))}
+    cells = enumerate_cells(presets()["paper"].datasets, list(METHODS), presets()["paper"].seeds)
+    device = accelerator("A100-80")
+    found, left = cost.estimate(cells, PLAN, JOB, device, lambda config: samples[config.data.dataset], limit_s=0.0)
+    assert left == []
+    rows = re.findall(r"^\| .*\d+ TB \|$", page, re.MULTILINE)
+    names = list(presets()["paper"].datasets)
+    assert len(rows) == len(names) + 1
+    for row, name in zip(rows, [*names, "all"], strict=True):
+        mine = [one for one in found if name in ("all", one.cell.dataset)]
+        kept = sum(cost.WEIGHT_BYTES * one.model.parameters for one in mine) / 1e12
+        largest: dict[str, cost.ModelCost] = {}  # of a method, as the command prints it
+        for one in mine:
+            largest[one.cell.method] = max(
+                one.model, largest.get(one.cell.method, one.model), key=lambda model: model.step_s
+            )
+        steps = [1e3 * model.step_s for model in largest.values()]
+        peaks = [model.memory / 1e9 for model in largest.values()]
+        ranges = [f"{min(steps):.0f} to {max(steps):.0f}", f"{min(peaks):.0f} to {max(peaks):.0f}"]
+        ends = [f"{sum(one.hours for one in mine):,.0f}", f"{kept:.2f} TB"]
+        middle = ["", "", ""] if name == "all" else [f"{samples[name]:,}", *ranges]
+        assert [cell.strip() for cell in row.strip("|").split("|")][1:] == [f"{len(mine)}", *middle, *ends]
+    ablation = sum(
+        one.hours
+        for one in found
+        if one.cell.dataset == "embed" and one.cell.setting == "multi" and one.cell.method in ABLATIONS
+    )
+    assert f"is 12 cells, {ablation:.0f} device hours" in page
