@@ -17,7 +17,7 @@ from m4oe_ds.arguments import MOST_PROCESSES, number, whole
 from m4oe_ds.config import Config
 from m4oe_ds.coordinates import resolve
 from m4oe_ds.doctor.finding import Check, Finding, bad, note, run
-from m4oe_ds.launcher import launch_environment, launcher
+from m4oe_ds.launcher import launch_environment, launcher, visible_devices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +119,7 @@ def _ranks(options: argparse.Namespace, ranks: int, source: str) -> list[Finding
         arguments = ["--config", options.config, "--ds_config", options.ds_config, "--seconds", str(options.seconds)]
         arguments += ["--findings", str(path), *(item for text in options.set for item in ("--set", text))]
         ended = subprocess.run(
-            [*launcher(ranks), "--module", "m4oe_ds.doctor.ranks", *arguments],
+            [*launcher(ranks, visible_devices(os.environ)), "--module", "m4oe_ds.doctor.ranks", *arguments],
             env={**os.environ, **launch_environment(ranks)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
