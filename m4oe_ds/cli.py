@@ -122,7 +122,8 @@ def _add_results(commands: argparse._SubParsersAction[Parser]) -> None:
         "evaluate a finished run on a split, at any number of ranks",
         "m4oe evaluate runs/demo --split test",
         "m4oe evaluate runs/demo --data data/other-hospital",
-        more="Writes metrics.json and predictions/ in the run folder.",
+        more="Writes metrics.json and predictions/ in the run folder. Results on other shards than the run's own "
+        "stand beside those on its own, as test@other-hospital.",
     )
     evaluate.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
     evaluate.add_argument(
@@ -310,14 +311,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     from m4oe_ds.evaluation.missing_modalities import format_observed
     from m4oe_ds.runs.evaluate import evaluate_run
     from m4oe_ds.runs.folder import RunFolder
+    from m4oe_ds.runs.result_name import title_of
 
-    metrics = evaluate_run(Path(options.run), options.split, options.data)
-    if metrics is not None:
+    found = evaluate_run(Path(options.run), options.split, options.data)
+    if found is not None:
+        name, metrics = found
         print(format_table(metrics))
         if "by_modalities_present" in metrics:
             print("\nby the number of modalities that samples have")
             print(format_observed(metrics["by_modalities_present"]))
-        print(f"metrics of {options.split}: {RunFolder(Path(options.run)).metrics}")
+        print(f"metrics of {title_of(name, metrics)}: {RunFolder(Path(options.run)).metrics}")
 
 
 def _report(options: argparse.Namespace) -> None:

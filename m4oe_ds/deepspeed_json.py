@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,23 @@ SECTIONS = ("optimizer", "zero_optimization", "bf16", "fp16", "data_types", "act
 _SHIPPED = "begin with a shipped one: `m4oe init DIR` copies them"
 _KNOWN = {*SECTIONS, "gradient_clipping", "train_batch_size", "amp", "zero_allow_untested_optimizer"}
 _MISSING = object()
+# JSON types of what this trainer or its plan reads: DeepSpeed itself would take "true" for true and 1 for it too
+_TYPES = {
+    "true or false": (
+        "bf16.enabled",
+        "fp16.enabled",
+        "zero_optimization.reduce_scatter",
+        "optimizer.params.adam_w_mode",
+        "optimizer.params.torch_adam",
+        "zero_force_ds_cpu_optimizer",
+        "zero_allow_untested_optimizer",
+    ),
+    "a whole number": ("zero_optimization.stage",),
+    "a number": ("gradient_clipping", "optimizer.params.weight_decay", "optimizer.params.eps"),
+    "text": ("optimizer.type", "data_types.grad_accum_dtype", "zero_optimization.offload_optimizer.device"),
+    "an object in braces": ("optimizer.params", "zero_optimization.offload_optimizer"),
+}
+_FREE_TEXT = ("tensorboard", "wandb", "csv_monitor", "comet")  # sections whose names may well be digits
 
 
 @dataclass(frozen=True)
@@ -37,7 +55,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """The JSON of a file, or of the name of a shipped one such as ``zero2``, as a dict.
 
     Raises:
-        ConfigError: missing, not JSON, a duplicate key, or a section that is none.
+        ConfigError: missing, not JSON, a duplicate key, a section that is none, or values of another JSON type.
     """
     path = shipped.find(shipped.DS_CONFIG, path)
 
@@ -68,7 +86,48 @@ def read(path: str | Path) -> dict[str, Any]:
     for key in SECTIONS:
         if not isinstance(content.get(key, {}), dict):
             raise ConfigError(f"{key} must be an object in braces, got {content[key]!r}", str(path), _SHIPPED)
+    if problems := [f"{path}: {problem}" for problem in wrong_types(content)]:
+        raise ConfigError("\n".join(problems))
     return content
+
+
+def wrong_types(content: Mapping[str, Any]) -> list[str]:
+    """A line for every value of another JSON type than what reads it, such as ``"true"`` or ``"2"`` in quotes."""
+    problems = []
+    for expected, keys in _TYPES.items():
+        for key in keys:
+            value = _lookup(content, key)
+            if value is not _MISSING and not _is_of(value, expected):
+                problems.append(f"{key} must be {expected}, got {json.dumps(value)}")
+    said = tuple(line.split(" ", 1)[0] for line in problems)
+    return problems + [line for key, line in _quoted(content, "") if key not in said]
+
+
+def _is_of(value: Any, expected: str) -> bool:
+    if expected == "true or false":
+        return isinstance(value, bool)
+    if expected == "a whole number":
+        return isinstance(value, int) and not isinstance(value, bool)
+    if expected == "a number":
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, str) if expected == "text" else value is None or isinstance(value, Mapping)
+
+
+def _quoted(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Dotted key and complaint of every number and truth value that is written as text."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if key or name not in _FREE_TEXT:
+                yield from _quoted(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _quoted(inner, key)
+    elif isinstance(value, str):
+        text = value.strip().lower()
+        if text in ("true", "false"):
+            yield key, f"{key} is the text {json.dumps(value)}; write {text} without quotes"
+        elif re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text):
+            yield key, f"{key} is the text {json.dumps(value)}; write the number without quotes"
 
 
 def batch_sizes(content: Mapping[str, Any], world: int, path: str) -> BatchSizes:
@@ -117,24 +176,29 @@ def batch_sizes(content: Mapping[str, Any], world: int, path: str) -> BatchSizes
     return BatchSizes(train, micro, accumulation)
 
 
+def precision(content: Mapping[str, Any]) -> str:
+    """bf16, fp16 or fp32: what the JSON turns on."""
+    return next((name for name in ("bf16", "fp16") if _lookup(content, f"{name}.enabled") is True), "fp32")
+
+
 def check(content: Mapping[str, Any], path: str, expects: Mapping[str, Any], config_path: str) -> None:
     """What this trainer relies on, and what the recipe's ``run.expects`` states.
 
     Raises:
         ConfigError: one line per finding, both places named where two files disagree.
     """
-    problems = []
+    problems = [f"{path}: {problem}" for problem in wrong_types(content)]
     for key, expected in expects.items():
         found = _lookup(content, key)
         if found is _MISSING:
             problems.append(f"{path} has no {key}, but run.expects says {expected!r} ({config_path}); edit one of them")
-        elif found != expected:
+        elif found != expected or isinstance(found, bool) != isinstance(expected, bool):
             problems.append(
                 f"{key} is {found!r} in {path} but run.expects says {expected!r} ({config_path}); edit one of them"
             )
     stage = _lookup(content, "zero_optimization.stage")
-    if stage not in (1, 2, 3):
-        shown = "missing" if stage is _MISSING else stage
+    if stage is _MISSING or (_is_of(stage, "a whole number") and stage not in (1, 2, 3)):
+        shown = "missing" if stage is _MISSING else repr(stage)
         problems.append(
             f"{path}: zero_optimization.stage is {shown}; use 1, 2 or 3 (stage 0 clips wrongly with sharded experts)"
         )
@@ -148,7 +212,8 @@ def check(content: Mapping[str, Any], path: str, expects: Mapping[str, Any], con
         problems.append(f"{path}: optimizer.params.lr must be a finite number from 0, e.g. 1e-4, got {rate!r}")
     elif rate is _MISSING:
         problems.append(f"{path}: optimizer.params.lr is missing; the learning rate is owned by this file")
-    if str(optimizer.get("type", "")).lower() == "adam" and "adam_w_mode" not in optimizer.get("params", {}):
+    mode = _lookup(content, "optimizer.params.adam_w_mode")
+    if str(optimizer.get("type", "")).lower() == "adam" and mode is _MISSING:
         problems.append(
             f"{path}: DeepSpeed's Adam decays weights as AdamW unless optimizer.params.adam_w_mode is false; write it"
         )

@@ -12,7 +12,7 @@ from m4oe_ds.arguments import MOST_PROCESSES, whole
 from m4oe_ds.coordinates import check_accelerator, resolve
 from m4oe_ds.deepspeed_json import batch_sizes
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.launcher import launch_environment, launcher
+from m4oe_ds.launcher import launch_environment, launcher, visible_devices
 from m4oe_ds.runs.request import Prepared, prepare
 
 
@@ -84,4 +84,4 @@ def _exec_launcher(prepared: Prepared, ranks: int, debug: bool) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.environ.update(launch_environment(ranks))
-    os.execv(sys.executable, [*launcher(ranks), "--module", "m4oe_ds.entry", *arguments])
+    os.execv(sys.executable, [*launcher(ranks, visible_devices(os.environ)), "--module", "m4oe_ds.entry", *arguments])

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(1, MOST_PROCESSES),
         default=0,
         metavar="N",
-        help="cells at a time (default: one per core of a CPU machine, else 1)",
+        help="cells at a time, each on GPUs of its own (default: one per core of a CPU machine, else 1)",
     )
     add(
         "--ranks",
@@ -97,6 +97,7 @@ def main(options: argparse.Namespace) -> int:
 
     from m4oe_ds.compare import run
     from m4oe_ds.errors import ConfigError
+    from m4oe_ds.launcher import shares, visible_devices
 
     if options.explain and options.sweep:
         raise ConfigError("explanations of a sweep are not scored", "--explain", "leave out --sweep")
@@ -119,10 +120,12 @@ def main(options: argparse.Namespace) -> int:
         _refuse_step(run.step_tasks(os.environ)[0])
         for cell in cells:
             run.state(cell, plan)  # contradictions of any cell come before the first one starts
+        devices = visible_devices(os.environ)
+        shares(devices, options.workers or 1, options.ranks)
         print("\n".join(refused), end="\n" if refused else "", flush=True)
         _prepare(plan, cells)
-        workers = options.workers or (1 if _has_gpu() else max(1, (os.cpu_count() or 1) // options.ranks))
-        _, stopped = run.run(cells, plan, workers, lambda text: print(text, flush=True))
+        workers = options.workers or (1 if devices else max(1, (os.cpu_count() or 1) // options.ranks))
+        _, stopped = run.run(cells, plan, workers, lambda text: print(text, flush=True), devices)
         if stopped:
             print(f"{run.STOPPED} in {plan.folder}")
             return 75
@@ -213,11 +216,13 @@ def _explanations(cells: Sequence[Cell], plan: CellPlan, options: argparse.Names
     import os
 
     from m4oe_ds.compare import explain, tables
+    from m4oe_ds.launcher import visible_devices
 
     failures = {}
     if not options.collect:
-        workers = options.workers or (1 if _has_gpu() else max(1, os.cpu_count() or 1))
-        failures = explain.analyse(cells, plan, workers, lambda text: print(text, flush=True))
+        devices = visible_devices(os.environ)
+        workers = options.workers or (1 if devices else max(1, os.cpu_count() or 1))
+        failures = explain.analyse(cells, plan, workers, lambda text: print(text, flush=True), devices)
     found = explain.collect(cells, plan)
     note = "SYNTHETIC phantoms. " if _synthetic(cells, plan) else ""
     data = "synthetic" if note else "real"
@@ -279,12 +284,6 @@ def _ds_config(options: argparse.Namespace) -> str:
     if not options.ds_config:
         return "bf16" if options.preset == "paper" else "zero2"
     return str(shipped.find(shipped.DS_CONFIG, options.ds_config).absolute())
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _prepare(plan: CellPlan, cells: Sequence[Cell]) -> None:

@@ -1,8 +1,8 @@
 """What a comparison would cost before it is run: device hours and disk, by the model behind ``m4oe plan``.
 
 Recording a large model takes seconds, and a comparison has many: what the presets train was recorded once into
-``costs.json`` (``python tools/compare_costs.py``), under a digest of the configuration. A model of other settings is
-recorded when it is asked for.
+``costs.json`` (``python tools/compare_costs.py``), under a digest of the configuration and of the job. What has other
+settings is recorded when it is asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from m4oe_ds import config_loader, deepspeed_json
 from m4oe_ds.compare.cells import Cell
 from m4oe_ds.compare.run import CellPlan, state
 from m4oe_ds.config import Config, ModelConfig, to_dict
-from m4oe_ds.models.registry import spec_for
+from m4oe_ds.models.registry import expert_counts, spec_for
+from m4oe_ds.parallel.topology import choose_ep_size
 from m4oe_ds.planning.candidates import Costs, evaluate
 from m4oe_ds.planning.hardware import ACCELERATORS, Accelerator, Cluster, Pool
 from m4oe_ds.planning.memory import Layout
@@ -37,14 +38,58 @@ ACCURACY = (
 
 
 @dataclass(frozen=True)
+class Job:
+    """How a cell trains, of the DeepSpeed JSON and the number of ranks: what the trainer itself makes of them.
+
+    Attributes:
+        ranks: processes, and so devices, of a cell.
+        micro: samples per forward and rank.
+        accumulation: forwards per optimizer step.
+        precision: fp32, bf16 or fp16.
+        stage: ZeRO stage, 1 to 3.
+        offload: whether the optimizer is in host memory.
+    """
+
+    ranks: int
+    micro: int
+    accumulation: int
+    precision: str
+    stage: int
+    offload: bool
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], ranks: int, path: str) -> Job:
+        """The job of a DeepSpeed JSON.
+
+        Args:
+            content: the JSON.
+            ranks: processes of a cell.
+            path: of the JSON, for errors.
+
+        Raises:
+            ConfigError: batch sizes that are missing or contradict each other at this number of ranks.
+        """
+        sizes = deepspeed_json.batch_sizes(content, ranks, path)
+        zero = content.get("zero_optimization", {})
+        offload = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+        precision = deepspeed_json.precision(content)
+        return cls(ranks, sizes.micro, sizes.accumulation, precision, zero.get("stage", 2), offload)
+
+    @property
+    def batch(self) -> int:
+        """Samples of an optimizer step."""
+        return self.ranks * self.micro * self.accumulation
+
+
+@dataclass(frozen=True)
 class ModelCost:
-    """What one model costs on one device.
+    """What one model costs in one job.
 
     Attributes:
         parameters: of the whole model.
-        step_s: seconds of an optimizer step.
-        memory: bytes at the peak.
-        fits: whether the device has them.
+        step_s: seconds of an optimizer step, on all ranks at once.
+        memory: bytes at the peak of a rank.
+        fits: whether its device has them.
     """
 
     parameters: int
@@ -63,6 +108,7 @@ class CellCost:
         steps: optimizer steps.
         done: whether it is trained already.
         kept: checkpoints that are there at once while it trains.
+        ranks: devices that it trains on.
     """
 
     cell: Cell
@@ -70,14 +116,15 @@ class CellCost:
     steps: int
     done: bool
     kept: int
+    ranks: int
 
     @property
     def hours(self) -> float:
         """Device hours of its training."""
-        return self.steps * self.model.step_s / 3600
+        return self.ranks * self.steps * self.model.step_s / 3600
 
 
-def digest(config: Config, precision: str, batch: int) -> str:
+def digest(config: Config, job: Job) -> str:
     """What the cost of a model depends on, as a key of the table."""
     options = to_dict(config)
     # what is at its default is left out: an option that a later version adds leaves the table as it is
@@ -89,7 +136,7 @@ def digest(config: Config, precision: str, batch: int) -> str:
         [[task.kind, task.num_classes] for task in spec.tasks],
         config.data.contralateral,
     ]
-    content = [model, data, options["loss"]["alpha"] != 0, precision, batch]
+    content = [model, data, options["loss"]["alpha"] != 0, options["parallel"]["ep_size"], asdict(job)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 
@@ -103,26 +150,24 @@ def _given(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     return {name: value for name, value in found.items() if value != {}}
 
 
-def record(config: Config, precision: Any, batch: int, devices: Sequence[Accelerator]) -> dict[str, Any]:
-    """Parameters, and by device step seconds, peak bytes and whether these fit, at the larger micro-batch that does.
+def record(config: Config, job: Job, devices: Sequence[Accelerator]) -> dict[str, Any]:
+    """Parameters, and by device step seconds, peak bytes and whether these fit.
 
     Args:
         config: configuration of the run.
-        precision: fp32, bf16 or fp16.
-        batch: samples of an optimizer step.
+        job: how it trains.
         devices: kinds of device.
+
+    Raises:
+        ConfigError: ``parallel.ep_size`` does not fit the ranks.
     """
-    costs, found = Costs(config), {}
-    sizes = [size for size in (8, 2) if batch % size == 0] or [1]
-    total = 0
+    costs, found, total = Costs(config), {}, 0
+    ep = choose_ep_size(config.parallel.ep_size, job.ranks, expert_counts(config))
+    layout = Layout(job.ranks, ep, job.stage, job.micro, job.accumulation, job.precision, job.offload)
     for device in devices:
-        for micro in sizes:
-            layout = Layout(1, 1, 2, micro, batch // micro, precision)
-            one = evaluate(costs, Cluster((Pool(1, device),)), layout, config.model.activation_checkpointing)
-            total = one.cost.total
-            found[device.name] = [round(one.time.total, 5), round(one.memory.peak), one.fits]
-            if one.fits:
-                break
+        one = evaluate(costs, Cluster((Pool(job.ranks, device),)), layout, config.model.activation_checkpointing)
+        total = one.cost.total
+        found[device.name] = [round(one.time.total, 5), round(one.memory.peak), one.fits]
     return {"parameters": total, "devices": found}
 
 
@@ -139,20 +184,23 @@ def shape_of(cell: Cell) -> str:
 
 
 def estimate(
-    cells: Sequence[Cell], plan: CellPlan, device: Accelerator, samples_of: Callable[[Config], int], limit_s: float
+    cells: Sequence[Cell],
+    plan: CellPlan,
+    job: Job,
+    device: Accelerator,
+    samples_of: Callable[[Config], int],
+    limit_s: float,
 ) -> tuple[list[CellCost], list[str]]:
     """The cost of every cell, and the shapes that there was no time to record.
 
     Args:
         cells: the cells.
-        plan: how they are run.
-        device: kind of the device that trains each.
+        plan: where they are.
+        job: how they train.
+        device: kind of the devices that train each.
         samples_of: training samples of a configuration's data.
         limit_s: most seconds to spend on recording models that are not in the table.
     """
-    content = deepspeed_json.read(plan.ds_config)
-    precision = next((name for name in ("bf16", "fp16") if content.get(name, {}).get("enabled")), "fp32")
-    batch = int(content.get("train_batch_size", 32))
     shapes: dict[str, ModelCost | None] = {}
     found, left, begin = [], [], time.monotonic()
     with Progress("costs", len({shape_of(cell) for cell in cells}), "kinds of model") as progress:
@@ -160,45 +208,53 @@ def estimate(
             config = config_loader.load(plan.config(cell.dataset), cell.overrides)
             if shape_of(cell) not in shapes:
                 in_time = time.monotonic() - begin < limit_s
-                shapes[shape_of(cell)] = _model(config, precision, batch, device, in_time)
+                shapes[shape_of(cell)] = _model(config, job, device, in_time)
                 progress.update()
             model = shapes[shape_of(cell)]
             if model is None:
                 left.append(shape_of(cell))
                 continue
-            steps = config.run.num_epochs * max(1, math.ceil(samples_of(config) / batch))
+            steps = config.run.num_epochs * max(1, math.ceil(samples_of(config) / job.batch))
             steps = min(steps, config.run.max_steps) if config.run.max_steps else steps
             kept = config.run.checkpoint.keep_last + 1
-            found.append(CellCost(cell, model, steps, state(cell, plan) == "done", kept))
+            found.append(CellCost(cell, model, steps, state(cell, plan) == "done", kept, job.ranks))
     return found, sorted(set(left))
 
 
-def _model(config: Config, precision: str, batch: int, device: Accelerator, in_time: bool) -> ModelCost | None:
-    key = digest(config, precision, batch)
+def _model(config: Config, job: Job, device: Accelerator, in_time: bool) -> ModelCost | None:
+    key = digest(config, job)
     entry = _table().get(key)
     if entry is None or device.name not in entry["devices"]:
         if not in_time:
             return None
         weightless = replace(config.model.embedder, weights="")
         small = replace(config, model=replace(config.model, embedder=weightless))
-        entry = record(small, precision, batch, [device])
+        entry = record(small, job, [device])
     step_s, memory, fits = entry["devices"][device.name]
     return ModelCost(entry["parameters"], step_s, memory, fits)
 
 
-def describe(costs: Sequence[CellCost], left: Sequence[str], device: Accelerator, count: int, ranks: int) -> list[str]:
+def describe(costs: Sequence[CellCost], left: Sequence[str], cluster: Cluster, job: Job) -> list[str]:
     """Hours and disk as lines.
 
     Args:
         costs: of :func:`estimate`.
         left: shapes of unknown cost.
-        device: kind of device.
-        count: devices of the cluster.
-        ranks: processes, and so devices, of a cell.
+        cluster: the devices; the most numerous kind is counted on.
+        job: how the cells train.
     """
+    device, count = device_of(cluster)
     todo = [one for one in costs if not one.done]
     hours = sum(one.hours for one in todo)
-    lines = ["", f"cost of the {len(todo)} cells that are not done, on {count} x {device.name}"]
+    lines = ["", f"cost of the {_number(len(todo), 'cell')} not done, on {count} x {device.name}, {_job_text(job)}"]
+    others = {pool.device.name: 0 for pool in cluster.pools if pool.device.name != device.name}
+    for pool in cluster.pools:
+        if pool.device.name in others:
+            others[pool.device.name] += pool.count
+    for name, number in others.items():
+        lines.append(f"left out of it: {number} x {name}: the estimate is for one kind of device, the most numerous")
+    if job.ranks > count:
+        lines.append(f"a cell takes {job.ranks} devices (--ranks), more than the {count} here: none can run")
     groups: dict[tuple[str, str], list[CellCost]] = {}
     for one in todo:
         groups.setdefault((one.cell.dataset, one.cell.method), []).append(one)
@@ -210,25 +266,39 @@ def describe(costs: Sequence[CellCost], left: Sequence[str], device: Accelerator
         lines.append(
             f"  {dataset:10} {method:22} {len(several):5} {largest.model.parameters / 1e6:13.1f} "
             f"{1e3 * largest.model.step_s:8.1f} {largest.steps:11,} {sum(one.hours for one in several):13.1f} "
-            f"{largest.model.memory / 1e9:11.1f}{'' if largest.model.fits else '  DOES NOT FIT'}"
+            f"{largest.model.memory / 1e9:11.1f}{'' if all(one.model.fits for one in several) else '  DOES NOT FIT'}"
         )
-    at_once = max(1, count // ranks)
+    at_once = max(1, count // job.ranks)
     kept = sum(WEIGHT_BYTES * one.model.parameters for one in costs)
     running = sorted((STATE_BYTES * one.kept * one.model.parameters for one in todo), reverse=True)[:at_once]
-    lines.append(f"device hours: {hours:,.0f}, so {hours / count:,.0f} hours with all {count} devices at work")
+    used = min(count, at_once * job.ranks)
+    at_work = f"{hours / used:,.0f} hours with {'all ' if used == count > 1 else ''}{_number(used, 'device')} at work"
+    lines.append(f"device hours: {hours:,.0f}, so {at_work}")
     lines.append(
         f"disk: {kept / 1e9:,.1f} GB of weights that stay, up to {sum(running) / 1e9:,.1f} GB of checkpoints of the "
-        f"{len(running)} largest at once"
+        f"{f'{len(running)} largest' if len(running) != 1 else 'largest'} at once"
     )
     if left:
         lines.append(f"not in it, as there was no time to record them: {', '.join(left)}")
     return [*lines, ACCURACY]
 
 
+def _job_text(job: Job) -> str:
+    per = f"{_number(job.ranks, 'device')} a cell, micro-batch {job.micro}"
+    return per + (f" x {job.accumulation} accumulation steps" if job.accumulation > 1 else "") + f", {job.precision}"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
 def device_of(cluster: Cluster) -> tuple[Accelerator, int]:
-    """The kind of device of a cluster and how many it has; of several kinds the most numerous."""
-    pool = max(cluster.pools, key=lambda pool: pool.count)
-    return pool.device, pool.count
+    """The kind of device that a cluster has most of, and how many."""
+    counts: dict[str, int] = {}
+    for pool in cluster.pools:
+        counts[pool.device.name] = counts.get(pool.device.name, 0) + pool.count
+    name = max(counts, key=lambda name: counts[name])
+    return next(pool.device for pool in cluster.pools if pool.device.name == name), counts[name]
 
 
 def known_devices() -> list[Accelerator]:

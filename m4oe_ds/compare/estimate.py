@@ -53,8 +53,9 @@ def lines_of(cells: Sequence[Cell], plan: CellPlan, cluster: Cluster, samples: s
     """Hours and disk of the cells as lines of text.
 
     Raises:
-        ConfigError: sizes of data sets that cannot be read.
+        ConfigError: sizes of data sets that cannot be read, or batch sizes that do not fit the ranks.
     """
+    from m4oe_ds import deepspeed_json
     from m4oe_ds.compare import cost
     from m4oe_ds.data import sources
     from m4oe_ds.data.manifest import Manifest
@@ -76,9 +77,10 @@ def lines_of(cells: Sequence[Cell], plan: CellPlan, cluster: Cluster, samples: s
             found = assumed[config.data.dataset] = given.get(config.data.dataset, _ASSUMED_SAMPLES)
         return found
 
-    device, count = cost.device_of(cluster)
-    found, left = cost.estimate(cells, plan, device, samples_of, _SECONDS_TO_RECORD)
-    lines = cost.describe(found, left, device, count, plan.ranks)
+    job = cost.Job.of(deepspeed_json.read(plan.ds_config), plan.ranks, plan.ds_config)
+    device, _ = cost.device_of(cluster)
+    found, left = cost.estimate(cells, plan, job, device, samples_of, _SECONDS_TO_RECORD)
+    lines = cost.describe(found, left, cluster, job)
     if assumed:
         named = ", ".join(f"{name} {number:,}" for name, number in assumed.items())
         lines.append(f"assumed training samples, as the shards are not here: {named} (--samples); hours follow them")

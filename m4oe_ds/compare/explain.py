@@ -18,7 +18,7 @@ from typing import Any
 
 from m4oe_ds.compare.cells import Cell, find_method, in_order
 from m4oe_ds.compare.processes import Children
-from m4oe_ds.compare.run import CellPlan, cell_environment, state
+from m4oe_ds.compare.run import CellPlan, cell_environment, free_shares, state
 from m4oe_ds.progress import track
 from m4oe_ds.runs.folder import RunFolder
 from m4oe_ds.stored import read_json
@@ -58,12 +58,25 @@ class Agreement:
         return f"{statistics.mean(self.values):+.2f}{spread}"
 
 
-def analyse(cells: Sequence[Cell], plan: CellPlan, workers: int, say: Callable[[str], None]) -> dict[str, str]:
+def analyse(
+    cells: Sequence[Cell], plan: CellPlan, workers: int, say: Callable[[str], None], devices: Sequence[str] = ()
+) -> dict[str, str]:
     """Runs ``m4oe analyze`` on every finished multi-task cell that has no such analysis yet.
+
+    Args:
+        cells: the cells.
+        plan: how they were run.
+        workers: analyses at a time, each on a GPU of its own.
+        say: takes what happens as lines.
+        devices: GPUs to share out; none on a machine without.
 
     Returns:
         The last line of what failed, by cell.
+
+    Raises:
+        ConfigError: too few GPUs.
     """
+    free = free_shares(devices, workers, 1)
     todo = [cell for cell in explained(cells, plan) if not _analysis(plan, cell)]
     failures: dict[str, str] = {}
     with Children() as children, ThreadPoolExecutor(workers) as pool:
@@ -72,7 +85,8 @@ def analyse(cells: Sequence[Cell], plan: CellPlan, workers: int, say: Callable[[
             folder = plan.of(cell)
             output = folder / "analyze.txt"
             command = [sys.executable, "-m", "m4oe_ds", "analyze", str(folder), "--only", _SECTIONS]
-            code = children.call(command, cell_environment(1), plan.timeout_s, output)
+            with free() as share:
+                code = children.call(command, cell_environment(1, share), plan.timeout_s, output)
             if code == 0:
                 return ""
             return (output.read_text(errors="replace").strip().splitlines() or [f"ended with status {code}"])[-1]

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import queue
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from m4oe_ds.compare.cells import Cell
 from m4oe_ds.compare.processes import Children
 from m4oe_ds.config import to_dict
 from m4oe_ds.errors import ConfigError
-from m4oe_ds.launcher import launch_environment, launcher
+from m4oe_ds.launcher import launch_environment, launcher, shares, visible_devices
 from m4oe_ds.progress import Progress, hours
 from m4oe_ds.runs.folder import RunFolder
 from m4oe_ds.stored import read_json
@@ -135,10 +136,16 @@ def reason(cell: Cell, plan: CellPlan) -> str:
     return f"failed: {lines[-1]}" if lines else "not run" if state(cell, plan) == "new" else "not finished"
 
 
-def run_cell(cell: Cell, plan: CellPlan, children: Children | None = None) -> str:
+def run_cell(cell: Cell, plan: CellPlan, children: Children | None = None, devices: Sequence[str] = ()) -> str:
     """Trains and evaluates one cell; the last lines of its output if it failed, else an empty text.
 
     In a SLURM step of several tasks every task calls this for the same cell: the tasks are its ranks.
+
+    Args:
+        cell: the cell.
+        plan: how it is run.
+        children: who starts its process; None = nobody else's.
+        devices: GPUs that it has for itself; none = those that are visible here.
     """
     if state(cell, plan) == "done":
         return ""
@@ -154,8 +161,8 @@ def run_cell(cell: Cell, plan: CellPlan, children: Children | None = None) -> st
         _write(folder / "cell.json", json.dumps(identity(cell, plan), indent=1) + "\n")
     ranks = 1 if tasks > 1 else plan.ranks
     code = children.call(
-        _command(cell, plan, ranks),
-        {**(launch_environment(ranks) if ranks > 1 else {}), **cell_environment(tasks)},
+        _command(cell, plan, ranks, devices),
+        {**(launch_environment(ranks) if ranks > 1 else {}), **cell_environment(tasks, devices)},
         plan.timeout_s,
         folder / "output.txt" if task == 0 else None,
     )
@@ -175,23 +182,36 @@ def run_cell(cell: Cell, plan: CellPlan, children: Children | None = None) -> st
 
 
 def run(
-    cells: Sequence[Cell], plan: CellPlan, workers: int, say: Callable[[str], None]
+    cells: Sequence[Cell], plan: CellPlan, workers: int, say: Callable[[str], None], devices: Sequence[str] = ()
 ) -> tuple[list[tuple[Cell, str]], bool]:
-    """Runs all cells that are not done, ``workers`` at a time.
+    """Runs all cells that are not done, ``workers`` at a time, each of these on GPUs of its own.
+
+    Args:
+        cells: the cells.
+        plan: how they are run.
+        workers: cells at a time.
+        say: takes what happens as lines.
+        devices: GPUs to share out, as ``CUDA_VISIBLE_DEVICES`` names them; none on a machine without.
 
     Returns:
         those that failed, with their last lines; whether a signal stopped the work.
 
     Raises:
-        ConfigError: a cell's options contradict each other, or its folder holds a run of other settings; nothing was
-            run.
+        ConfigError: a cell's options contradict each other, its folder holds a run of other settings, or there are too
+            few GPUs; nothing was run.
     """
+    free = free_shares(devices, workers, plan.ranks)
     todo = [cell for cell in cells if state(cell, plan) != "done"]
     say(f"{len(cells)} cells, {len(cells) - len(todo)} done already, {workers} at a time")
     failures: list[tuple[Cell, str]] = []
     progress = Progress("cells", len(cells), "cells", done=len(cells) - len(todo), clock=hours)
     with progress.start(), Children() as children, ThreadPoolExecutor(workers) as pool:
-        pending = {pool.submit(run_cell, cell, plan, children): cell for cell in todo}
+
+        def one(cell: Cell) -> str:
+            with free() as share:
+                return run_cell(cell, plan, children, share)
+
+        pending = {pool.submit(one, cell): cell for cell in todo}
         for number, finished in enumerate(as_completed(pending), 1):
             cell, problem = pending[finished], finished.result()
             if problem == STOPPED:
@@ -203,6 +223,34 @@ def run(
                 failures.append((cell, problem))
                 say("    " + problem.splitlines()[-1])
         return failures, bool(children.stopped)
+
+
+def free_shares(
+    devices: Sequence[str], workers: int, ranks: int
+) -> Callable[[], contextlib.AbstractContextManager[tuple[str, ...]]]:
+    """What a worker borrows GPUs from: nobody else has them meanwhile.
+
+    Args:
+        devices: GPUs to share out.
+        workers: jobs at a time.
+        ranks: GPUs of each.
+
+    Raises:
+        ConfigError: too few GPUs.
+    """
+    waiting: queue.SimpleQueue[tuple[str, ...]] = queue.SimpleQueue()
+    for share in shares(devices, workers, ranks):
+        waiting.put(share)
+
+    @contextlib.contextmanager
+    def borrowed() -> Iterator[tuple[str, ...]]:
+        share = waiting.get()
+        try:
+            yield share
+        finally:
+            waiting.put(share)
+
+    return borrowed
 
 
 def step_tasks(environ: Mapping[str, str]) -> tuple[int, int]:
@@ -222,7 +270,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _command(cell: Cell, plan: CellPlan, ranks: int) -> list[str]:
+def _command(cell: Cell, plan: CellPlan, ranks: int, devices: Sequence[str] = ()) -> list[str]:
     arguments = [
         "--ds_config",
         plan.ds_config,
@@ -237,17 +285,22 @@ def _command(cell: Cell, plan: CellPlan, ranks: int) -> list[str]:
         arguments += ["--set", override]
     if ranks == 1:
         return [sys.executable, "-m", "m4oe_ds.entry", *arguments]
-    return [*launcher(ranks), "--module", "m4oe_ds.entry", *arguments]
+    return [*launcher(ranks, devices or visible_devices(os.environ)), "--module", "m4oe_ds.entry", *arguments]
 
 
-def cell_environment(tasks: int) -> dict[str, str]:
+def cell_environment(tasks: int, devices: Sequence[str] = ()) -> dict[str, str]:
     """Environment of a cell's process: that of the SLURM step if its tasks are the ranks, else without the variables of
-    other launchers."""
+    other launchers.
+
+    Args:
+        tasks: tasks of the SLURM step.
+        devices: GPUs that it may use; none = as here.
+    """
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     if tasks == 1:
         foreign = ("SLURM_", "MASTER_", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "RANK")
         environment = {name: value for name, value in environment.items() if not name.startswith(foreign)}
-    return environment
+    return environment | ({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {})
 
 
 def _write(path: Path, text: str) -> None:

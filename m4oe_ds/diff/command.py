@@ -54,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="RUN_A", help="run folder")
     parser.add_argument("second", metavar="RUN_B", help="another one, which is compared with the first")
     parser.add_argument(
-        "--split", default="test", metavar="NAME", help="split whose predictions are compared (default: test)"
+        "--split",
+        default="test",
+        metavar="NAME",
+        help="split whose predictions are compared, or test@NAME of `m4oe evaluate --data` (default: test)",
     )
     parser.add_argument(
         "--resamples",
@@ -125,6 +128,10 @@ def _answers(found: Answers, first: Side, second: Side, folder: Path | None) -> 
             f"{found.only_first} of A alone and {found.only_second} of B alone are left out",
             _HOW,
         ]
+    digests = [side.data_digest(found.split) for side in (first, second)]
+    if all(digests) and digests[0] != digests[1]:
+        both = " and ".join(digest[:12] for digest in digests)
+        part.lines.append(f"A and B answered different shards (digests {both})")
     part.lines += [f"not compared: {name}: {reason}" for name, reason in found.left_out.items()]
     if found.rows:
         heading = ["task", "metric", "n", "A", "B", "B - A", "95 % interval", "p"]

@@ -15,6 +15,7 @@ from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.errors import ConfigError, DataError
 from m4oe_ds.runs.configuration import open_config
 from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.runs.result_name import DIGEST
 from m4oe_ds.stored import read_arrays, read_json, read_log
 
 _COPY = "copy the run again"
@@ -48,6 +49,12 @@ class Side:
         wanted = self.config["data"]["tasks"]
         return {task.name: task for task in self.card.tasks if not wanted or task.name in wanted}
 
+    def data_digest(self, split: str) -> str:
+        """Digest of the shards that its predictions of a split are of; empty where no version kept it."""
+        path = RunFolder(self.path).metrics
+        entry = read_json(path, _COPY).get(split) if path.is_file() else None
+        return str(entry.get(DIGEST, "")) if isinstance(entry, Mapping) else ""
+
     def answers(self, split: str) -> dict[str, np.ndarray]:
         """Arrays of its predictions of a split.
 
@@ -58,10 +65,16 @@ class Side:
         if not path.is_file():
             here = sorted(one.stem for one in path.parent.glob("*.npz") if one.stem != "examples")
             there = f"; there are: {', '.join(here)}" if here else ""
-            fix = f"make them with `m4oe evaluate {self.path} --split {split}`{there}"
+            fix = f"make them with `m4oe evaluate {self.path} {_how(split)}`{there}"
             raise DataError(f"no predictions of the split {split!r}", str(self.path), fix)
-        fix = f"make them again with `m4oe evaluate {self.path} --split {split}`"
+        fix = f"make them again with `m4oe evaluate {self.path} {_how(split)}`"
         return read_arrays(path, fix, ("keys", "groups"))
+
+
+def _how(name: str) -> str:
+    """Options of ``m4oe evaluate`` that make results of that name."""
+    split, _, other = name.partition("@")
+    return f"--split {split}" + (f" --data DIR/{other}" if other else "")
 
 
 def open_side(path: Path) -> Side:

@@ -19,7 +19,7 @@ from m4oe_ds.arguments import MOST_PROCESSES, number, whole
 from m4oe_ds.config import Config
 from m4oe_ds.coordinates import resolve
 from m4oe_ds.doctor.finding import Check, Finding, bad, note, run
-from m4oe_ds.launcher import launch_environment, launcher
+from m4oe_ds.launcher import launch_environment, launcher, visible_devices
 from m4oe_ds.progress import Progress
 
 _LONGEST = 300.0  # seconds that ranks have beside the exchange
@@ -128,7 +128,7 @@ def _ranks(options: argparse.Namespace, ranks: int, started: bool) -> list[Findi
         arguments += ["--findings", str(path), *(item for text in options.set for item in ("--set", text))]
         with output.open("w") as stream:
             running = subprocess.Popen(
-                [*launcher(ranks), "--module", "m4oe_ds.doctor.ranks", *arguments],
+                [*launcher(ranks, visible_devices(os.environ)), "--module", "m4oe_ds.doctor.ranks", *arguments],
                 env={**os.environ, **launch_environment(ranks)},
                 stdout=stream,
                 stderr=subprocess.STDOUT,

@@ -17,7 +17,7 @@ from m4oe_ds.compat import import_torchvision
 from m4oe_ds.config import EmbedderConfig
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models.backbone_names import FIXED
-from m4oe_ds.models.pretrained import OPTION, Loaded, match, read_state
+from m4oe_ds.models.pretrained import OPTION, judged, match, read_state
 from m4oe_ds.yaml_tree import nearest
 
 import_torchvision()
@@ -76,10 +76,7 @@ def create_backbone(config: EmbedderConfig, channels: int, image_size: tuple[int
         if not config.weights:
             return timm.create_model(config.backbone, **options)
         if config.weights == "hub":
-            network: Any = timm.create_model(config.backbone, pretrained=True, **options)
-            count = len(network.state_dict())
-            network.loaded = Loaded("hub", count, count)
-            return network
+            return _from_hub(config.backbone, options)
         return _from_file(config, options)
     except (TypeError, AssertionError, ValueError, ZeroDivisionError, IndexError, KeyError, AttributeError) as error:
         raise _refused(config, error) from error
@@ -132,6 +129,41 @@ def _refused(config: EmbedderConfig, error: Exception) -> ConfigError:
 def _alike(name: str, known: str) -> float:
     """Likeness of a name to the beginning of a longer one."""
     return difflib.SequenceMatcher(None, name, known[: len(name)]).ratio()
+
+
+def _from_hub(backbone: str, options: dict[str, Any]) -> Any:
+    """A network with the values that timm downloads, of which none may be missing.
+
+    timm does not say what it took: it loads without ``strict`` whatever is left once its own filter has renamed and
+    resized the tensors, so the call that loads them is listened to.
+
+    Raises:
+        ConfigError: a tensor of the network is not among them, or timm loads them in a way that nobody can judge.
+    """
+    with torch.device("meta"):
+        kind = type(timm.create_model(backbone, **options))
+    taken: list[tuple[nn.Module, Any]] = []
+
+    def load_state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = usual(self, *args, **kwargs)
+        taken.append((self, result))
+        return result
+
+    usual, own = kind.load_state_dict, "load_state_dict" in vars(kind)
+    kind.load_state_dict = load_state_dict  # type: ignore[method-assign]
+    try:
+        network: Any = timm.create_model(backbone, pretrained=True, **options)
+    finally:
+        if own:
+            kind.load_state_dict = usual  # type: ignore[method-assign]
+        else:
+            del kind.load_state_dict
+    results = [result for module, result in taken if module is network]
+    if not results:
+        fix = f"download {_address(backbone)} and give their path"
+        raise ConfigError(f"timm has a loader of its own for {backbone}, which tells nothing", OPTION, fix)
+    network.loaded = judged(network, results[-1].missing_keys, results[-1].unexpected_keys, backbone)
+    return network
 
 
 def _from_file(config: EmbedderConfig, options: dict[str, Any]) -> Any:

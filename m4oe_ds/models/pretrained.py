@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,27 @@ def match(
         sorted(name for name in state if name.removeprefix(prefix) not in named or not name.startswith(prefix))
     )
     return named, Loaded(source, len(wanted), len(wanted), prefix, left_out)
+
+
+def judged(model: nn.Module, missing: Sequence[str], left_out: Sequence[str], backbone: str) -> Loaded:
+    """What a backbone took from the hub.
+
+    Args:
+        model: the backbone, loaded.
+        missing: names of its tensors that the weights lack.
+        left_out: names in the weights that the backbone has no place for.
+        backbone: what the backbone is called.
+
+    Raises:
+        ConfigError: a tensor of the model is missing.
+    """
+    wanted = [name for name, value in model.state_dict().items() if value.is_floating_point()]
+    lacking = [name for name in wanted if name in set(missing)]
+    if lacking:
+        what = f"the hub has {len(wanted) - len(lacking)} of the {len(wanted)} tensors of {backbone}"
+        fix = f"choose another backbone, or options that leave these out; not there: {shown(lacking)}"
+        raise ConfigError(what, OPTION, fix)
+    return Loaded("hub", len(wanted), len(wanted), left_out=tuple(sorted(left_out)))
 
 
 def _prefix(state: Mapping[str, Tensor], wanted: list[str]) -> str:

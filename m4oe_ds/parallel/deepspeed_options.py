@@ -21,6 +21,9 @@ OPTIMIZERS = ("Adam", "AdamW", "Adagrad", "Muon")
 # Sections that DeepSpeed reads key by key; the others have models with fields of their own, which refuse the rest.
 _READ_BY_KEY = ("activation_checkpointing", "flops_profiler", "checkpoint", "data_types")
 
+# Sections and what DeepSpeed makes of them
+_MODELS = {"zero_optimization": "zero_config", "bf16": "bfloat16_config", "fp16": "float16_config"}
+
 
 class _Asked(dict[str, Any]):
     """A mapping that remembers which keys somebody asked for, also through a shallow copy."""
@@ -79,7 +82,7 @@ def _sections(content: Mapping[str, Any]) -> Iterator[str]:
     asked["train_micro_batch_size_per_gpu"] = 1
     logging.disable(logging.WARNING)
     try:
-        DeepSpeedConfig(asked)
+        parsed = DeepSpeedConfig(asked)
     except ValidationError as error:
         yield from _findings(error, content)
         return
@@ -89,10 +92,25 @@ def _sections(content: Mapping[str, Any]) -> Iterator[str]:
     finally:
         logging.disable(logging.NOTSET)
     yield from _unasked(content, asked, "")
+    for key, attribute in _MODELS.items():
+        yield from _other_types(content.get(key, {}), getattr(parsed, attribute), key)
     for key in _READ_BY_KEY:
         section = asked.get(key)
         if isinstance(section, _Asked):
             yield from _unasked(section, section, f"{key}.")
+
+
+def _other_types(given: Any, read: Any, key: str) -> Iterator[str]:
+    """Values that DeepSpeed turned into another type: text into numbers, numbers into truth values."""
+    from pydantic import BaseModel
+
+    if isinstance(given, Mapping) and isinstance(read, BaseModel):
+        for name, value in given.items():
+            yield from _other_types(value, getattr(read, name, None), f"{key}.{name}")
+    elif isinstance(read, bool) and not isinstance(given, bool):
+        yield f"{key} must be true or false, got {given!r}"
+    elif _is_number(read) and not _is_number(given):
+        yield f"{key} must be a number, got {given!r}"
 
 
 def _unasked(keys: Iterable[str], read: _Asked, prefix: str) -> Iterator[str]:

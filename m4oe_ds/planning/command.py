@@ -98,13 +98,10 @@ def _wishes(options: argparse.Namespace, config: Config, world: int) -> dict[str
         zero = content.get("zero_optimization", {})
         stage = zero.get("stage")
         moved = zero.get("offload_optimizer") or {}
-        if not isinstance(moved, dict):
-            raise ConfigError(f"offload_optimizer must be an object in braces, got {moved!r}", options.ds_config)
         offload = moved.get("device", "none") != "none"
-        enabled = [name for name in ("bf16", "fp16") if content.get(name, {}).get("enabled")]
         if stage not in (1, 2, 3):
             raise ConfigError(f"zero_optimization.stage is {stage!r}", options.ds_config, "use 1, 2 or 3")
-        precision = enabled[0] if enabled else "fp32"
+        precision = deepspeed_json.precision(content)
     return {
         "batch": options.batch or batch,
         "precision": options.precision or precision,

@@ -12,6 +12,7 @@ from m4oe_ds.data.cards import Card
 from m4oe_ds.data.missing import Presence
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.report.words import Words
+from m4oe_ds.runs.result_name import title_of
 
 Entry = tuple[str, str]
 INTENDED_USE = (
@@ -82,7 +83,7 @@ def _data(
     name = environment.get("dataset", "unknown")
     text = f"{name}, synthetic phantoms in its layout" if environment.get("synthetic") else str(name)
     parts = [
-        f"{split} {entry['n']} samples of {entry['n_groups']} {card.group if card else 'patient'}s"
+        f"{title_of(split, entry)} {entry['n']} samples of {entry['n_groups']} {card.group if card else 'patient'}s"
         for split, entry in metrics.items()
         if isinstance(entry, dict) and "n_groups" in entry
     ]

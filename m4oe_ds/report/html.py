@@ -21,6 +21,7 @@ from m4oe_ds.report.kind_tables import tables_of
 from m4oe_ds.report.patients import patients
 from m4oe_ds.report.reading import Run, check, read
 from m4oe_ds.report.words import Words
+from m4oe_ds.runs.result_name import title_of
 from m4oe_ds.stored import read_json, within
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -76,7 +77,7 @@ def _content(folder: Path, run: Run, progress: Progress) -> dict[str, Any]:
         analysis = _analysis(folder, run, words)
     with within(str(files.metrics), _AGAIN):
         checkpoint = run.metrics.get("checkpoint") or {}
-        splits = {split: _table(entry, run.card, words) for split, entry in run.splits.items()}
+        splits = {split: _table(title_of(split, entry), entry, run.card, words) for split, entry in run.splits.items()}
     with within(f"{files.planted}, {files.config} or {files.examples}", _AGAIN):
         planted = _planted(run)
     with within(f"{files.metrics}, {files.predictions(run.shown)}, {files.log} or {files.ds_config}", _AGAIN):
@@ -177,7 +178,7 @@ def _step(tag: Any) -> int | None:
     return int(number) if number.isdecimal() else None
 
 
-def _table(split: dict[str, Any], data_card: Card | None, words: Words) -> dict[str, Any]:
+def _table(title: str, split: dict[str, Any], data_card: Card | None, words: Words) -> dict[str, Any]:
     """Rows ``task, n, majority, metrics...`` of the tasks with classes of a split, and tables of the other kinds."""
     rows = []
     for name, entry in split["tasks"].items():
@@ -192,6 +193,7 @@ def _table(split: dict[str, Any], data_card: Card | None, words: Words) -> dict[
         rows.append([words.task(name), entry["n"], f"{entry['prior']:.3f}", *cells])
     return {
         "rows": rows,
+        "title": title,
         "n": split["n"],
         "groups": split["n_groups"],
         "header": [label for _, label in METRICS],

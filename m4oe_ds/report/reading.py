@@ -14,6 +14,7 @@ from m4oe_ds.data.cards import Card
 from m4oe_ds.errors import DataError
 from m4oe_ds.runs.configuration import card_of
 from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.runs.result_name import is_own
 from m4oe_ds.stored import read_arrays, read_json, read_log
 
 _COPY = "copy the run again, or move this file away: the report then says that it is missing"
@@ -86,7 +87,8 @@ def read(folder: Path) -> Run:
     splits = {name: entry for name, entry in metrics.items() if isinstance(entry, dict) and "tasks" in entry}
     for name, entry in splits.items():
         _check_split(name, entry, files.metrics, evaluate)
-    shown = "test" if "test" in splits else next(iter(splits), "")
+    own = [name for name in splits if is_own(name)]
+    shown = "test" if "test" in splits else next(iter(own or splits), "")
     predictions = files.predictions(shown) if shown else None
     records = read_log(files.log, _COPY) if _there(files.log, missing) else []
     if files.log.is_file() and not records:

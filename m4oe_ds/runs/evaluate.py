@@ -23,18 +23,23 @@ from m4oe_ds.runs.configuration import open_config
 from m4oe_ds.runs.finished import open_run
 from m4oe_ds.runs.folder import RunFolder, write_json
 from m4oe_ds.runs.objective import objective
+from m4oe_ds.runs.result_name import DIGEST, result_name
 from m4oe_ds.stored import read_json
 
 
-def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | None:
-    """Metrics of ``split``, also written to ``metrics.json`` and ``predictions/``; None on ranks other than 0.
+def evaluate_run(folder: Path, split: str, data: str = "") -> tuple[str, dict[str, Any]] | None:
+    """Metrics of ``split`` and the name they are stored under in ``metrics.json`` and ``predictions/``.
 
-    Every rank holds the whole model; the samples are shared out.
+    Results on other shards than the run's own never replace those on its own: see
+    :func:`m4oe_ds.runs.result_name.result_name`. Every rank holds the whole model; the samples are shared out.
 
     Args:
         folder: run folder with ``config.yaml`` and ``weights/``.
         split: name of the split.
         data: other shard folder, or empty.
+
+    Returns:
+        name and metrics; None on ranks other than 0.
 
     Raises:
         DataError: no such run.
@@ -48,8 +53,9 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     device = launch.start(resolve(os.environ), timeout_minutes)
     run = open_run(folder, split, data, device)
     assemble.verify(run.config, {split: run.manifests[split]}, device)
+    name = result_name(folder, split, data, run.manifests[split], everything)
     # the samples that the report shows are those of the last split that training evaluates
-    shown = run.config.evaluation.num_examples if split in run.config.evaluation.splits[-1:] else 0
+    shown = run.config.evaluation.num_examples if name in run.config.evaluation.splits[-1:] else 0
     batches: Iterable[Batch] = run.batches(split)
     if reduce.rank() == 0:
         batches = track(batches, f"{split} split", "batches", -(-run.num_batches(split) // reduce.world_size()))
@@ -65,21 +71,22 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> dict[str, Any] | N
     )
     metrics = None
     if reduce.rank() == 0:
-        predictions.save(files.predictions(split), run.spec)
-        predictions.save_examples(files.examples)
+        predictions.save(files.predictions(name), run.spec)
+        if shown:
+            predictions.save_examples(files.examples)
         metrics = evaluate_split(
             predictions.arrays(),
             run.spec.tasks,
             resamples=run.config.evaluation.resamples,
             train=run.statistics,
         )
-        metrics["loss"] = predictions.loss
+        metrics["loss"], metrics[DIGEST] = predictions.loss, run.manifests[split].digest
         if predictions.present is not None and not predictions.present.all():
             bootstrap = Bootstrap(run.config.evaluation.resamples)
             metrics["by_modalities_present"] = observed(
                 run.spec.tasks, predictions.arrays(), predictions.present, bootstrap
             )
-        everything[split] = metrics
+        everything[name] = metrics
         write_json(files.metrics, everything)
     launch.stop()
-    return metrics
+    return None if metrics is None else (name, metrics)

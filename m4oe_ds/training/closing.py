@@ -14,6 +14,7 @@ from m4oe_ds.parallel import reduce
 from m4oe_ds.progress import duration
 from m4oe_ds.runs import weights
 from m4oe_ds.runs.folder import LATEST, RunFolder, write_json
+from m4oe_ds.runs.result_name import DIGEST
 from m4oe_ds.training.loop import Loop, Outcome
 
 
@@ -51,7 +52,7 @@ def evaluate(
             metrics[split] = evaluate_split(
                 predictions.arrays(), loop.spec.tasks, resamples=config.evaluation.resamples, train=statistics
             )
-            metrics[split]["loss"] = predictions.loss
+            metrics[split]["loss"], metrics[split][DIGEST] = predictions.loss, loop.manifests[split].digest
     report = ""
     if reduce.rank() == 0:
         chosen = {"tag": best, "selected_by": f"validation {config.run.checkpoint.metric}"}

@@ -192,3 +192,55 @@ def test_a_list_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     path.write_text("[1]")
     with pytest.raises(ConfigError, match="must be a JSON object"):
         deepspeed_json.read(path)
+
+
+# -------------------------------------------------------------------------------------------------- JSON types
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "said"),
+    [
+        ("bf16.enabled", "true", 'bf16.enabled must be true or false, got "true"'),
+        ("bf16.enabled", 1, "bf16.enabled must be true or false, got 1"),
+        ("fp16.enabled", "false", 'fp16.enabled must be true or false, got "false"'),
+        ("zero_optimization.stage", "2", 'zero_optimization.stage must be a whole number, got "2"'),
+        ("zero_optimization.stage", True, "zero_optimization.stage must be a whole number, got true"),
+        ("zero_optimization.stage", 2.0, "zero_optimization.stage must be a whole number, got 2.0"),
+        ("zero_optimization.reduce_scatter", "false", 'zero_optimization.reduce_scatter must be true or false, got "f'),
+        ("zero_optimization.offload_optimizer", "cpu", "offload_optimizer must be an object in braces"),
+        ("zero_optimization.offload_optimizer.pin_memory", "True", 'is the text "True"; write true without quotes'),
+        ("zero_optimization.reduce_bucket_size", "5e7", 'is the text "5e7"; write the number without quotes'),
+        ("optimizer.params.adam_w_mode", "false", 'adam_w_mode must be true or false, got "false"'),
+        ("optimizer.params.betas", [0.9, "0.999"], 'betas is the text "0.999"'),
+        ("optimizer.params", [1e-4], "optimizer.params must be an object in braces, got [0.0001]"),
+        ("gradient_clipping", "1.0", 'gradient_clipping must be a number, got "1.0"'),
+        ("gradient_clipping", False, "gradient_clipping must be a number, got false"),
+        ("data_types.grad_accum_dtype", 32, "data_types.grad_accum_dtype must be text, got 32"),
+    ],
+)
+def test_a_value_of_another_json_type_is_refused_wherever_it_is_read(
+    dotted: str, value: Any, said: str, tmp_path: Path
+) -> None:
+    content = changed(dotted, value)
+    assert any(said in line for line in findings(content))
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"ds\.json: ") as refused:
+        deepspeed_json.read(path)
+    assert sum(said in line for line in str(refused.value).splitlines()) == 1
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_text_that_may_be_digits_and_whole_numbers_with_an_exponent_pass() -> None:
+    content = changed("tensorboard", {"enabled": True, "job_name": "2024"})
+    assert findings(content) == []
+    assert findings(changed("zero_optimization.reduce_bucket_size", 5e7)) == []
+
+
+def test_an_expectation_of_a_number_is_not_met_by_true() -> None:
+    assert "steps_per_print is True" in findings(changed("steps_per_print", True), {"steps_per_print": 1})[0]
+
+
+def test_precision_is_what_is_turned_on() -> None:
+    assert deepspeed_json.precision({}) == "fp32"
+    assert deepspeed_json.precision({"bf16": {"enabled": False}, "fp16": {"enabled": True}}) == "fp16"

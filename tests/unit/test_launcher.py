@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from m4oe_ds.launcher import devices, launch_environment, launcher
+from m4oe_ds.launcher import launch_environment, launcher
 
 PROBE = """import os
 from pathlib import Path
@@ -19,22 +21,17 @@ raise SystemExit(int(os.environ["RANK"]) * 7)
 
 
 @pytest.mark.parametrize(
-    ("visible", "expected"),
+    ("devices", "expected"),
     [
-        (None, ["0", "1"]),
-        ("", ["0", "1"]),
-        ("2,3,5", ["2", "3"]),
-        ("GPU-4f, GPU-9a", ["GPU-4f", "GPU-9a"]),
-        ("7", ["0", "1"]),  # more processes than GPUs: on CPUs
+        ([], ["0", "1"]),
+        (["2", "3", "5"], ["2", "3"]),
+        (["GPU-4f", "GPU-9a"], ["GPU-4f", "GPU-9a"]),
+        (["7"], ["0", "1"]),  # more processes than GPUs: on CPUs
     ],
 )
-def test_visible_devices_are_those_of_the_ranks(
-    monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: list[str]
-) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert devices(2) == expected
+def test_visible_devices_are_those_of_the_ranks(devices: list[str], expected: list[str]) -> None:
+    (world,) = [item.partition("=")[2] for item in launcher(2, devices) if item.startswith("--world_info=")]
+    assert json.loads(base64.urlsafe_b64decode(world)) == {"localhost": expected}
 
 
 def test_threads_are_shared_unless_their_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,14 +42,16 @@ def test_threads_are_shared_unless_their_number_is_given(monkeypatch: pytest.Mon
 
 
 @pytest.mark.distributed
-def test_ranks_see_the_devices_and_their_status_is_the_launchers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+def test_ranks_see_the_devices_and_their_status_is_the_launchers(tmp_path: Path) -> None:
     (tmp_path / "probe.py").write_text(PROBE)
     environment = {**os.environ, **launch_environment(2), "PYTHONPATH": str(tmp_path), "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        [*launcher(2), "--module", "probe"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        [*launcher(2, ["2", "3"]), "--module", "probe"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 7, done.stderr
     assert (tmp_path / "rank0").read_text() == "0 0 2 127.0.0.1 2,3"

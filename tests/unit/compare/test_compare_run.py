@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from m4oe_ds import shipped
 from m4oe_ds.cli import main
@@ -18,6 +20,7 @@ from m4oe_ds.compare import run
 from m4oe_ds.compare.cells import Cell, enumerate_cells
 from m4oe_ds.compare.processes import Children
 from m4oe_ds.errors import ConfigError
+from m4oe_ds.launcher import shares, visible_devices
 
 WORKS = "import pathlib; pathlib.Path({folder!r}, 'metrics.json').write_text('{{}}'); print('fine')"
 FAILS = "import sys; print('step 1'); sys.exit('error: no such thing')"
@@ -38,7 +41,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
     """What runs in place of training, by seed; counts its starts in ``started``."""
     by_seed: dict[int, str] = {}
 
-    def command(cell: Cell, plan: run.CellPlan, _ranks: int) -> list[str]:
+    def command(cell: Cell, plan: run.CellPlan, *_: Any) -> list[str]:
         with (plan.folder / "started").open("a") as stream:
             stream.write(f"{cell.seed}\n")
         return [sys.executable, "-c", by_seed.get(cell.seed, WORKS).format(folder=str(plan.of(cell)))]
@@ -228,3 +231,40 @@ def test_the_command_is_the_one_a_user_would_type(tmp_path: Path) -> None:
     assert two[:4] == [sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
     assert two[two.index("--module") + 1] == "m4oe_ds.entry"
     assert json.loads(json.dumps(run.identity(cell, plan(tmp_path)))) == run.identity(cell, plan(tmp_path))
+
+
+SAYS_DEVICES = (
+    "import os, pathlib, time; "
+    "pathlib.Path({folder!r}, 'devices').write_text(os.environ.get('CUDA_VISIBLE_DEVICES', 'none')); "
+    "open({folder!r} + '/../../begun', 'a').write('x'); end = time.monotonic() + 20\n"
+    "while time.monotonic() < end and len(open({folder!r} + '/../../begun').read()) < 2: time.sleep(0.02)\n"
+) + WORKS
+
+
+def test_workers_at_the_same_time_have_gpus_of_their_own(tmp_path: Path, scripts: dict[int, str]) -> None:
+    scripts |= dict.fromkeys(range(4), SAYS_DEVICES)
+    failures, _ = run.run(cells(4), plan(tmp_path), 2, lambda _: None, ["2", "GPU-5"])
+    assert failures == []
+    found = [(plan(tmp_path).of(cell) / "devices").read_text() for cell in cells(4)]
+    assert set(found) == {"2", "GPU-5"}
+    assert len(set(found[:2])) == 2  # these two waited for each other
+
+
+def test_more_workers_than_gpus_are_refused_and_nothing_runs(tmp_path: Path, scripts: dict[int, str]) -> None:
+    with pytest.raises(ConfigError, match="3 at a time with 1 rank each, and 2 GPUs are visible"):
+        run.run(cells(3), plan(tmp_path), 3, lambda _: None, ["0", "1"])
+    assert not (tmp_path / "started").exists()
+    assert shares(["4", "5", "6", "7"], 2, 2) == [("4", "5"), ("6", "7")]
+    assert shares([], 2, 4) == [(), ()]
+    with pytest.raises(ConfigError, match="use fewer --ranks"):
+        shares(["0"], 1, 2)
+
+
+def test_visible_gpus_reach_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take the first GPUs of the machine for a number of ranks, whatever CUDA_VISIBLE_DEVICES says."""
+    assert visible_devices({"CUDA_VISIBLE_DEVICES": "0"}) == [] or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert visible_devices({}) == ["0", "1"]
+    assert visible_devices({"CUDA_VISIBLE_DEVICES": "6, 7"}) == ["6", "7"]
+    assert run.cell_environment(1, ["6", "7"])["CUDA_VISIBLE_DEVICES"] == "6,7"

@@ -184,3 +184,18 @@ def test_nothing_to_compare_is_a_status(tmp_path: Path, capsys: pytest.CaptureFi
     a, b = run(tmp_path / "a"), run(tmp_path / "b", keys=range(100, 110))
     assert main(["diff", str(a), str(b)]) == 1
     assert "not compared: all answers" in capsys.readouterr().out
+
+
+def test_answers_to_different_shards_are_called_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = run(tmp_path / "a"), run(tmp_path / "b", noise=0.3)
+    for folder, digest in ((a, "a" * 64), (b, "b" * 64)):
+        RunFolder(folder).metrics.write_text(json.dumps({"test": {"data_digest": digest}}))
+    assert main(["diff", str(a), str(b), "--resamples", "20"]) == 0
+    assert f"A and B answered different shards (digests {'a' * 12} and {'b' * 12})" in capsys.readouterr().out
+    RunFolder(b).metrics.write_text(RunFolder(a).metrics.read_text())
+    assert main(["diff", str(a), str(b), "--resamples", "20"]) == 0
+    assert "different shards" not in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"evaluate .* --split test --data DIR/clinic"):
+        open_side(a).answers("test@clinic")
+    (RunFolder(a).predictions("test")).rename(RunFolder(a).predictions("test@clinic"))
+    assert len(open_side(a).answers("test@clinic")["keys"]) == SAMPLES

@@ -143,3 +143,43 @@ def test_without_a_network_the_file_that_is_wanted_is_named(monkeypatch: pytest.
     with pytest.raises(ConfigError) as caught:
         create_backbone(config, 1, (224, 224))
     assert address in str(caught.value)
+
+
+def from_hub(state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any = None) -> Any:
+    """A backbone from the hub, of which only the download is replaced: by a file that is there already."""
+    save_file(state, tmp_path / "model.safetensors")
+    monkeypatch.setattr(
+        backbones.timm.models._builder,
+        "load_state_dict_from_hf",
+        lambda *_, **__: read_state(tmp_path / "model.safetensors"),
+    )
+    config = dataclasses.replace(VIT, weights="hub", options=options or OPTIONS)
+    return create_backbone(config, 1, SIZE)
+
+
+def published() -> dict[str, Tensor]:
+    """What a hub holds of the backbone: three colours, another image size, and a classifier."""
+    torch.manual_seed(7)
+    network = create_backbone(VIT, 3, (48, 48))
+    state = {name: torch.randn_like(value) for name, value in network.state_dict().items()}
+    return state | {"head.weight": torch.randn(1000, 16), "head.bias": torch.randn(1000)}
+
+
+def test_weights_of_the_hub_are_judged_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = published()
+    network = from_hub(state, tmp_path, monkeypatch)
+    assert torch.equal(network.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
+    count = len(network.state_dict())
+    assert network.loaded.line() == f"{count} of {count} tensors from hub"
+    assert "load_state_dict" not in vars(type(network))
+    state["wholly.other"] = torch.zeros(1)
+    assert from_hub(state, tmp_path, monkeypatch).loaded.left_out == ("wholly.other",)
+
+
+def test_half_of_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm itself leaves what is missing as it was drawn, without a word."""
+    state = {name: value for name, value in published().items() if not name.startswith("blocks.")}
+    with pytest.raises(ConfigError, match=r"the hub has 6 of the 18 tensors of vit_tiny_patch16_224.*blocks\.0\."):
+        from_hub(state, tmp_path, monkeypatch)
+    with pytest.raises(ConfigError, match=r"blocks\.1\."):
+        from_hub(published(), tmp_path, monkeypatch, OPTIONS | {"depth": 2})
