@@ -105,9 +105,11 @@ def test_a_damaged_line_of_a_log_is_named(tmp_path: Path, text: str, line: int) 
 
 
 def test_content_that_does_not_fit_together_is_damage_with_its_cause() -> None:
-    with pytest.raises(
-        DataError, match=r"x\.json: is damaged, or of another version \(KeyError: 'n'\); make it"
-    ) as caught:
-        with within("x.json", "make it"):
-            {}["n"]
+    with (
+        pytest.raises(
+            DataError, match=r"x\.json: is damaged, or of another version \(KeyError: 'n'\); make it"
+        ) as caught,
+        within("x.json", "make it"),
+    ):
+        {}["n"]
     assert isinstance(caught.value.__cause__, KeyError)
