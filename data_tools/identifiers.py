@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_tools.archives import values
 from data_tools.deidentify import VENDORS, find_identifiers
 from m4oe_ds.data.cards import Card, Subgroup, card_from, find_card
 from m4oe_ds.data.cards.bands import possible_groups
@@ -136,7 +137,13 @@ def _measures(value: Any) -> bool:
 
 def _group_allowed(subgroup: Subgroup, value: Any) -> bool:
     allowed = possible_groups(subgroup)
-    return isinstance(value, str) and (allowed is None or value in allowed)
+    if not isinstance(value, str) or allowed is not None:
+        return isinstance(value, str) and value in (allowed or ())
+    try:
+        values.passed_value(value)
+    except values.OddValue:
+        return False
+    return True
 
 
 def _odd_values(meta: dict[str, Any], card: Card | None) -> list[str]:

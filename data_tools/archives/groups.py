@@ -1,13 +1,15 @@
 """Subgroups: the coarse attributes of a sample that its card allows into a shard, made from fields of the tables.
 
 A field itself never reaches a shard: a number becomes one of the card's bands, a text one of the groups that the card
-lists for it. Only a table of one's own may pass short texts on, where the card asks for them.
+lists for it. Only a table of one's own may pass words on as they are: few ones without numbers in them, each shared by
+several patients (:func:`singled_out`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
+from itertools import pairwise
 
 from data_tools.archives import values
 from data_tools.archives.plan import ArchivePlan, Row
@@ -41,7 +43,41 @@ def group_of(subgroup: Subgroup, text: str, missing: Set[str]) -> str | None:
         value = values.number(text, frozenset(missing))
         assert value is not None
         return band(value, subgroup.bands)
-    return values.group_value(text)
+    return values.passed_value(text)
+
+
+def too_fine(subgroup: Subgroup) -> str:
+    """What is too fine in the bands of a subgroup; empty if nothing is."""
+    borders = subgroup.bands
+    narrow = [f"{low:g} to {high:g}" for low, high in pairwise(borders) if high - low < values.NARROWEST_BAND]
+    return f"has bands narrower than {values.NARROWEST_BAND}: {', '.join(narrow)}; make them wider" if narrow else ""
+
+
+def singled_out(subgroup: Subgroup, holders: Mapping[str, Set[str]], group: str) -> str:
+    """Why the values of a column may not go into shards; empty if they may.
+
+    Args:
+        subgroup: what the card says.
+        holders: by group of the subgroup, the patients or other groups that are in it.
+        group: what the card calls them.
+    """
+    count = len(holders)
+    if count > values.MOST_GROUPS:
+        return f"{count} different values, at most {values.MOST_GROUPS} may go into shards; make it coarser"
+    if subgroup.bands or subgroup.values:
+        return ""  # a person has listed what may pass
+    if count > values.MOST_PASSED:
+        return (
+            f"{count} different values, at most {values.MOST_PASSED} may go into shards as they are; give it `bands`, "
+            "or list `values`"
+        )
+    few = sum(len(found) < values.FEWEST_HOLDERS for found in holders.values())
+    if few:
+        return (
+            f"{few} of {count} values shared by fewer than {values.FEWEST_HOLDERS} of `source.group` ({group}), whom "
+            "they could single out; list `values`, with one group for the rare ones"
+        )
+    return ""
 
 
 def _plain(text: str) -> str:
@@ -71,7 +107,7 @@ def with_subgroups(plan: ArchivePlan, card: Card, offered: tuple[str, ...]) -> N
         offered: columns that the reader can make subgroups of.
 
     Raises:
-        ConfigError: the card names another column.
+        ConfigError: the card names another column, lets every value of one pass, or has narrow bands.
     """
     wanted = card.source.subgroups if card.source is not None else {}
     for name, subgroup in wanted.items():
@@ -82,6 +118,8 @@ def with_subgroups(plan: ArchivePlan, card: Card, offered: tuple[str, ...]) -> N
             raise ConfigError(
                 "would pass every value of an archive on", f"source.subgroups.{name}", "give it `bands` or `values`"
             )
+        if reason := too_fine(subgroup):
+            raise ConfigError(reason, f"source.subgroups.{name}.bands")
     missing = values.missing_words(card)
     for place, sample in enumerate(plan.samples):
         found = {}

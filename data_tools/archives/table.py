@@ -6,7 +6,7 @@ once. Lines tell rows by their number, as a spreadsheet counts them, never by wh
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from data_tools.archives import values
 from data_tools.archives.doubts import doubts
 from data_tools.archives.files import Files
-from data_tools.archives.groups import group_of
+from data_tools.archives.groups import group_of, singled_out, too_fine
 from data_tools.archives.plan import ArchivePlan, Sample
 from data_tools.archives.remote import files_below, table_below, table_name
 from data_tools.archives.tables import header_of, read_table
@@ -182,14 +182,19 @@ def _read_columns(path: Path, card: Card, where: str, shown: str) -> list[dict[s
 
 
 def _mistakes(card: Card, source: Source, missing: frozenset[str], where: str) -> list[str]:
-    """Words that the card lists as missing and as a class."""
+    """Words that the card lists as missing and as a class, and bands that are too fine."""
     own = {word.strip().casefold() for word in source.missing}
     names = {
         **{f"tasks.{task.name}": task.class_names for task in card.tasks if task.coded},
         **{f"modalities.{one.name}.columns.{c.name}": c.values for one in card.inputs for c in one.columns},
     }
     tree = _tree(where)
-    return [
+    fine = [
+        f"{_place(tree, f'source.subgroups.{name}.bands', where)} {reason}"
+        for name, group in source.subgroups.items()
+        if (reason := too_fine(group))
+    ]
+    return fine + [
         f"{_place(tree, 'source.missing', where)} lists {name!r}, which {dotted} has as a name; remove it from one"
         for dotted, known in names.items()
         for name in known
@@ -225,7 +230,8 @@ class _Reader:
             for name, label in source.labels.items()
             if label.masks
         }
-        self.groups: dict[str, Counter[str]] = defaultdict(Counter)
+        # by subgroup and its value, who has it
+        self.holders: dict[str, dict[str, set[str]]] = {name: defaultdict(set) for name in source.subgroups}
 
     def dotted(self, what: str) -> str:
         """Where the card says the files of a modality or task."""
@@ -253,7 +259,7 @@ class _Reader:
             stratum="" if source.split else _STRATUM,
             name=name,
             tables=self._tables(row, number),
-            subgroups=self._subgroups(row, number),
+            subgroups=self._subgroups(row, number, group),
             layers=self._layers(row, number),
         )
 
@@ -318,7 +324,7 @@ class _Reader:
                 found[one.name] = fields
         return found
 
-    def _subgroups(self, row: Row, number: int) -> dict[str, str]:
+    def _subgroups(self, row: Row, number: int, holder: str) -> dict[str, str]:
         found = {}
         for name, group in self.source.subgroups.items():
             text = row[group.column]
@@ -329,16 +335,15 @@ class _Reader:
                 continue
             if value is not None:
                 found[name] = value
-                self.groups[name][value] += 1
+                self.holders[name][value].add(holder)
         return found
 
     def group_problems(self) -> list[str]:
-        """Subgroups of so many values that they single out patients."""
+        """Subgroups whose values could single out patients."""
         return [
-            f"column {self.source.subgroups[name].column!r}: {len(counts)} different values for the subgroup {name}, "
-            f"at most {values.MOST_GROUPS} may go into shards; give it `bands`, or make it coarser"
-            for name, counts in self.groups.items()
-            if len(counts) > values.MOST_GROUPS
+            f"column {group.column!r}, for the subgroup {name}: {reason}"
+            for name, group in self.source.subgroups.items()
+            if (reason := singled_out(group, self.holders[name], self.card.group))
         ]
 
     def _layers(self, row: Row, number: int) -> dict[str, tuple[MaskFile | None, ...]]:

@@ -7,6 +7,7 @@ by :class:`Oddities`, which name rows and columns, and values only of columns th
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ SPLIT_WORDS = {
 }  # fmt: skip
 SHOWN_VALUES, SHOWN_LETTERS = 5, 20  # of odd values in messages
 MOST_GROUPS = 50  # values that a subgroup may have
+MOST_PASSED = 20  # values of a column that passes them on as they are
+FEWEST_HOLDERS = 5  # groups (patients) that share every one of them
+NARROWEST_BAND = 5  # of a number, in its unit
+_NUMBER_IN = re.compile(r"\d[\d.,:/\s-]*\d")  # two digits, together or parted as in dates
 
 
 class OddValue(Exception):
@@ -187,4 +192,21 @@ def group_value(text: str) -> str:
         raise OddValue(f"longer than the {LONGEST_GROUP} letters that a subgroup may have")
     if find_identifiers(text):
         raise OddValue("looking like an identifier or a date, which no shard may hold")
+    return text
+
+
+def holds_number(text: str) -> bool:
+    """Whether a text has a number of several digits in it, as ages, years and codes of persons have."""
+    return _NUMBER_IN.search(text) is not None
+
+
+def passed_value(text: str) -> str:
+    """The value of a column whose values go into shards as they are, without a list in the card.
+
+    Raises:
+        OddValue: it is no word, has a number of several digits in it, or see :func:`group_value`.
+    """
+    group_value(text)
+    if holds_number(text) or not any(letter.isalpha() for letter in text):
+        raise OddValue("without letters or with a number of several digits (give `bands`, or list `values`)")
     return text

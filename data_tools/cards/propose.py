@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from data_tools.archives.doubts import means_no_event
 from data_tools.archives.tables import header_of, read_table
-from data_tools.archives.values import EVENTS
+from data_tools.archives.values import EVENTS, FEWEST_HOLDERS, holds_number
 from data_tools.cards import columns
 from data_tools.cards.columns import Seen, card_name
+from data_tools.deidentify import find_identifiers
 from data_tools.pixels.dicom import BadImage
 from data_tools.pixels.formats import decode_file, guarded, kind_of, tiff_pages
 from data_tools.pixels.nifti import read_nifti
@@ -169,7 +171,10 @@ def _text(relative: str, name: str, draft: _Draft, sample: Seen, group: Seen | N
         lines += ["  files:", *draft.files]
     lines += ["  labels:", *draft.labels]
     if draft.subgroups:
-        lines += ["  subgroups:                 # by these results are told apart", *draft.subgroups]
+        lines.append(
+            "  subgroups:                 # results are told apart by these; their words go into shards: check them"
+        )
+        lines += draft.subgroups
     if draft.images:
         kinds = "".join(draft.modalities)
         if "{kind: image" in kinds:
@@ -374,4 +379,8 @@ def _add_input(draft: _Draft, one: Seen, fields: Sequence[str]) -> None:
         return
     values = columns.class_values(one, fields)
     draft.table.append(f"      {one.name}: {{kind: category, values: {json.dumps(values, ensure_ascii=False)}{more}}}")
-    draft.subgroups.append(f"    {one.name}: {json.dumps(one.column)}")
+    rows = Counter(fields)
+    if any(rows[value] < FEWEST_HOLDERS or holds_number(value) or find_identifiers(value) for value in values):
+        return  # ages, years, codes of persons, or of a few: a person has to list what may go into shards
+    listed = json.dumps({value: value for value in values}, ensure_ascii=False)
+    draft.subgroups.append(f"    {one.name}: {{column: {json.dumps(one.column)}, values: {listed}}}")

@@ -17,6 +17,7 @@ from m4oe_ds.runs.folder import RunFolder
 from m4oe_ds.runs.result_name import is_own
 from m4oe_ds.stored import read_arrays, read_json, read_log
 
+_SECTIONS = ("data", "model", "loss", "schedule")  # of the configuration, that the report reads
 _COPY = "copy the run again, or move this file away: the report then says that it is missing"
 
 
@@ -153,7 +154,7 @@ def _tree(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(_text(path, []))
     except (yaml.YAMLError, ValueError, RecursionError):
         raise DataError("is damaged: no YAML", str(path), _COPY) from None
-    sections = content.values() if isinstance(content, dict) else ()
-    if content is not None and not (isinstance(content, dict) and all(isinstance(one, dict) for one in sections)):
+    content = {} if content is None else content
+    if not isinstance(content, dict) or not all(isinstance(content.get(name, {}), dict) for name in _SECTIONS):
         raise DataError("is damaged: no sections with options", str(path), _COPY)
-    return content or {}
+    return content

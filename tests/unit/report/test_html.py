@@ -72,7 +72,7 @@ def fill(folder: Path) -> Path:
     (folder / "environment.json").write_text(
         json.dumps({"synthetic": True, "dataset": "embed", "num_parameters": 1234567})
     )
-    (folder / "config.yaml").write_text("run: {name: '<script>'}\n")
+    (folder / "config.yaml").write_text("config_version: 1\nrun: {name: '<script>'}\n")
     (folder / "ds_config.json").write_text("{}")
     return folder
 

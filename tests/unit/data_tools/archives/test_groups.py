@@ -15,7 +15,7 @@ from data_tools.archives.plan import ArchiveOptions, ArchivePlan, Sample
 from data_tools.archives.readers import READERS, find_reader
 from data_tools.archives.values import MISSING_WORDS, OddValue
 from data_tools.convert import ConvertOptions, convert
-from data_tools.identifiers import _odd_values
+from data_tools.identifiers import _group_allowed, _odd_values
 from data_tools.phantom import archive as phantom
 from m4oe_ds.data.cards import Card, Subgroup, find_card, parse_card
 from m4oe_ds.data.cards.bands import possible_groups
@@ -23,6 +23,7 @@ from m4oe_ds.errors import ConfigError
 from m4oe_ds.yaml_tree import parse_tree
 
 AGE = Subgroup("age", bands=(40.0, 50.0))
+SITE = Subgroup("site")
 RACE = Subgroup("race", values={"African American or Black": "Black", "Asian": "Asian", "Multiple": "other"})
 
 
@@ -56,11 +57,21 @@ def test_groups(subgroup: Subgroup, text: str, group: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("subgroup", "text"), [(AGE, "old"), (AGE, "19550712"), (RACE, "Martian"), (Subgroup("site"), "2014-03-01")]
+    ("subgroup", "text"), [(AGE, "old"), (AGE, "19550712"), (RACE, "Martian"), (SITE, "2014-03-01"), (SITE, "93")]
 )
 def test_what_fits_no_group_is_odd(subgroup: Subgroup, text: str) -> None:
     with pytest.raises(OddValue):
         group_of(subgroup, text, MISSING_WORDS)
+
+
+@pytest.mark.parametrize(
+    ("subgroup", "value", "allowed"),
+    [(SITE, "north", True), (SITE, "93", False), (SITE, 93, False), (AGE, "40-49", True), (AGE, "47", False)],
+)
+def test_a_group_in_a_shard_is_one_that_a_conversion_can_have_written(
+    subgroup: Subgroup, value: object, allowed: bool
+) -> None:
+    assert _group_allowed(subgroup, value) == allowed
 
 
 def test_an_archive_gives_what_its_card_lists_and_counts_the_rest() -> None:
@@ -90,6 +101,10 @@ def test_a_card_cannot_pass_a_column_of_an_archive_on() -> None:
     for source, what in (
         ("source: {reader: embed, subgroups: {id: empi_anon}}", "no column 'empi_anon' for subgroups"),
         ("source: {reader: embed, subgroups: {age: age_at_study}}", "would pass every value"),
+        (
+            "source: {reader: embed, subgroups: {age: {column: age_at_study, bands: [40, 50, 51]}}}",
+            r"source\.subgroups\.age\.bands: has bands narrower than 5: 50 to 51",
+        ),
     ):
         with pytest.raises(ConfigError, match=what):
             with_subgroups(planned(), card_of(source), embed.ATTRIBUTES)

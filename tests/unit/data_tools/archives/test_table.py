@@ -209,16 +209,63 @@ def test_numbers() -> None:
     assert number("1234567890.5", frozenset()) == 1234567890.5  # no identifier has a fraction
 
 
-def test_too_many_subgroups(case: Path) -> None:
-    table = rows()
-    for k, row in enumerate(table):
-        row["scanner"] = f"scanner {k}"
-    assert len({sample.subgroups["site"] for sample in planned(case, table).samples}) == 24
+def grown(count: int, scanner: Callable[[int], str]) -> list[dict[str, Any]]:
+    """Rows of as many patients, one each, without files."""
     empty = {"photo": "", "rim": "", "fluid": ""}
-    many = [{**row, "eye": f"e{i}", "patient": f"p{i}", "scanner": f"s{i}", **empty} for i, row in enumerate(table * 3)]
-    text = CARD.replace(', scan: "scans/{eye}.nii.gz"', ', scan: "{photo}"')
-    with pytest.raises(DataError, match="72 different values for the subgroup site, at most 50"):
-        planned(case, many, text)
+    return [
+        {**rows()[i % 24], "eye": f"e{i}", "patient": f"p{i}", "side": "L", "scanner": scanner(i), **empty}
+        for i in range(count)
+    ]
+
+
+LISTED = "site: {column: scanner, values: {" + ", ".join(f"s{k}: g{k}" for k in range(60)) + "}}"
+
+
+@pytest.mark.parametrize(
+    ("count", "scanner", "subgroup", "told"),
+    [
+        (105, lambda i: f"s{'abcdefghijklmnopqrstu'[i % 21]}", "site: scanner", "21 different values, at most 20 may"),
+        (
+            24,
+            lambda i: "AB"[i < 4],
+            "site: scanner",
+            r"1 of 2 values shared by fewer than 5 of `source.group` \(patient\)",
+        ),
+        (24, lambda i: f"Smith{'abcdefghijkl'[i % 12]}", "site: scanner", "12 of 12 values shared by fewer than 5"),
+        (24, lambda i: "93", "site: scanner", "24 values without letters or with a number of several digits"),
+        (24, lambda i: "7", "site: scanner", "24 values without letters"),
+        (24, lambda i: "93 years", "site: scanner", "24 values .* with a number of several digits"),
+        (24, lambda i: "b. 1931", "site: scanner", "24 values .* with a number of several digits"),
+        (24, lambda i: "1 2 31", "site: scanner", "24 values without letters"),
+        (60, lambda i: f"s{i}", LISTED, "60 different values, at most 50 may go into shards; make it coarser"),
+        (24, lambda i: f"{i}", "site: {column: scanner, bands: [1, 6, 10]}", r"bands narrower than 5: 6 to 10; make"),
+        (24, lambda i: f"{i}", "site: {column: scanner, bands: [10, 11, 12]}", "narrower than 5: 10 to 11, 11 to 12"),
+    ],
+)
+def test_subgroups_that_could_single_out_patients(
+    case: Path, count: int, scanner: Callable[[int], str], subgroup: str, told: str
+) -> None:
+    text = CARD.replace(', scan: "scans/{eye}.nii.gz"', ', scan: "{photo}"').replace("site: scanner", subgroup)
+    with pytest.raises(DataError, match=told) as caught:
+        planned(case, grown(count, scanner), text)
+    assert not re.search("Smith|1931|93", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("count", "scanner", "subgroup", "expected"),
+    [
+        (100, lambda i: f"s{'abcdefghijklmnopqrst'[i % 20]}", "site: scanner", 20),
+        (10, lambda i: ("Scan X1", "north")[i % 2], "site: scanner", 2),
+        (12, lambda i: f"s{i}", LISTED, 12),  # a person has listed them
+        (12, lambda i: f"{7 * i}", "site: {column: scanner, bands: [5, 10, 60]}", 4),
+    ],
+)
+def test_coarse_subgroups_pass(
+    case: Path, count: int, scanner: Callable[[int], str], subgroup: str, expected: int
+) -> None:
+    text = CARD.replace(', scan: "scans/{eye}.nii.gz"', ', scan: "{photo}"').replace("site: scanner", subgroup)
+    found = {sample.subgroups["site"] for sample in planned(case, grown(count, scanner), text).samples}
+    assert len(found) == expected
 
 
 def test_a_link_out_of_the_folder(case: Path, tmp_path: Path) -> None:

@@ -49,7 +49,11 @@ def test_a_table_with_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert card.task("grade").class_names[0] == "none"
     assert [column.name for column in card.modality("clinic").columns] == ["side", "age_of_patient", "sex", "scanner"]
     assert "  volume_size: [64, 128, 128]" in out.read_text()
-    assert set(source.subgroups) == {"side", "sex", "scanner"}
+    assert {name: tuple(one.values) for name, one in source.subgroups.items()} == {
+        "side": ("L", "R"),
+        "sex": ("f", "m"),
+        "scanner": ("A", "B"),
+    }
     assert check_card(card, CheckOptions(card_path=out, workers=0)).problems == []
     assert main(["card", "new", "--table", str(root / "cases.csv"), "--out", str(out)]) == 4  # nothing is overwritten
 
