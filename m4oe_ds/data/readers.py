@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from m4oe_ds.data.shared_memory import FIX, FOLDER
 from m4oe_ds.errors import EnvironmentProblem
 
 T = TypeVar("T")
 _CANNOT_SEND = 74  # EX_IOERR
 _ENDED = re.compile(r"exit(?:ed unexpectedly)?[^0-9]*(?:exit )?code (\d+)")
-_MEMORY = "docker run --shm-size=16g (or --ipc=host), fewer data.workers, or data.workers=0"
 
 
 def start_reader(_worker: int) -> None:
@@ -67,11 +67,11 @@ def _what_became_of_it() -> str:
 
 
 def _told(text: str) -> tuple[str, str, str]:
-    free = _free("/dev/shm")
-    shared = f"/dev/shm has {free / 1e6:.1f} MB free" if free is not None else "there is no /dev/shm"
+    free = _free(FOLDER)
+    shared = f"{FOLDER} has {free / 1e6:.1f} MB free" if free is not None else f"there is no {FOLDER}"
     code = _ENDED.search(text)
     if "Bus error" in text or "shared memory" in text or (code and int(code[1]) == _CANNOT_SEND):
-        return f"a reader process could not hand over its samples: {shared}", "data.workers", _MEMORY
+        return f"a reader process could not hand over its samples: {shared}", "data.workers", FIX
     if "Killed" in text or "signal" in text:
         what = f"a reader process was killed ({shared})"
         return what, "data.workers", "see whether memory ran out (dmesg), and use fewer data.workers"
