@@ -28,7 +28,5 @@ def test_the_stream_keeps_as_many_batches_ahead_as_the_need_is_counted_for() -> 
     tree = ast.parse((PACKAGE / "data" / "stream.py").read_text(encoding="utf-8"))
     keywords = [node for node in ast.walk(tree) if isinstance(node, ast.keyword)]
     (given,) = [keyword.value for keyword in keywords if keyword.arg == "prefetch_factor"]
-        node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "prefetch_factor"
-    ]
     assert isinstance(given, ast.IfExp)
     assert ast.unparse(given.body) == "AHEAD"

@@ -63,3 +63,13 @@ def test_help_loads_nothing_heavy() -> None:
         "assert not {'numpy', 'pydicom', 'torch', 'scipy', 'pandas'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_help_says_where_an_interrupted_conversion_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not only that the folder must not exist, which would contradict that the same command continues."""
+    with pytest.raises(SystemExit):
+        main(["convert", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "continues with the same command, from DIR.partial" in text
+    assert "must not exist yet: what an interrupted conversion has done is in DIR.partial" in text
+    assert next_to(Path("DIR"), "partial") == Path("DIR.partial")
