@@ -12,6 +12,8 @@ import pytest
 
 from data_tools.convert import ConvertOptions
 from data_tools.convert.options import Part, Shares
+from data_tools.outputs import next_to
+from m4oe_ds.cli import main
 from m4oe_ds.errors import DataError
 
 LEAST = ["--dataset", "rsna", "--root", "in", "--out", "out"]
