@@ -21,6 +21,7 @@ from m4oe_ds.data.cards import Card, Subgroup, card_from, find_card
 from m4oe_ds.data.cards.bands import possible_groups
 from m4oe_ds.data.schema import GEOMETRY_FIELDS, KEY_PATTERN, META_FIELDS, SPLITS
 from m4oe_ds.errors import ConfigError, DataError
+from m4oe_ds.progress import track
 
 ALL_DIGIT_SHARE = 0.02  # of true hashes, (10/16)^16 = 0.05 % hold digits only; identifiers always do
 _COUNTED_KEYS = frozenset({"bytes", "offsets"})  # file sizes and positions may look like anything
@@ -319,7 +320,7 @@ def scan_identifiers(folder: Path, pixels: bool = True) -> list[str]:
     """
     folder = Path(folder)
     scan, card = _Scan(), _card_of(folder)
-    for path in sorted(folder.rglob("*")):
+    for path in track(sorted(folder.rglob("*")), "searched for identifiers", "files"):
         place = path.relative_to(folder)
         if not path.is_file() or (not pixels and any(part.startswith(".") for part in place.parts)):
             continue

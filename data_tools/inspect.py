@@ -18,6 +18,7 @@ from m4oe_ds.arguments import Parser
 from m4oe_ds.command_line import check_file, guarded
 from m4oe_ds.data.schema import MISSING, SPLITS, TaskSpec, follow_ups
 from m4oe_ds.errors import DataError
+from m4oe_ds.progress import track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -131,7 +132,7 @@ def check(folder: Path, manifests: dict[str, Manifest], checksums: bool = True) 
     for split, manifest in manifests.items():
         damaged = verify_shards(Path(folder) / split, manifest, mode="full" if checksums else "size")
         problems += damaged
-        for shard in manifest.shards:
+        for shard in track(manifest.shards, f"reading {split}", "shards"):
             path = Path(folder) / split / shard.name
             if not any(shard.name in line for line in damaged):
                 problems += _contents(path, shard)

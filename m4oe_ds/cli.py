@@ -81,7 +81,7 @@ def _add_data(commands: argparse._SubParsersAction[Parser]) -> None:
         "make shards of an archive, or of your own data with their card",
         "m4oe convert --card my.yaml --out data/my",
         "m4oe convert --dataset NAME --root /archives/NAME --out data/NAME --workers 16",
-        more="A conversion that was interrupted continues with the same command.",
+        more="A conversion that was interrupted continues with the same command, from DIR.partial.",
     )
     conversion.add_arguments(convert)
     convert.set_defaults(work=_convert)

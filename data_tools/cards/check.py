@@ -29,6 +29,7 @@ from m4oe_ds.data.codecs import decode
 from m4oe_ds.data.roots import Root
 from m4oe_ds.data.schema import SPLITS, TaskSpec
 from m4oe_ds.errors import DataError
+from m4oe_ds.progress import track
 
 SAMPLES_READ, EXAMPLES = 16, 5
 _STAND_IN = b"card check"  # the secret of the conversion is not made yet: which group goes where is not known
@@ -248,7 +249,8 @@ def _read(samples: Sequence[Sample], card: Card, options: CheckOptions) -> list[
     shards = make_jobs(plan, options.folder, storing, _STAND_IN, (100, 0, 0), None)
     place_of = {sample.name: place for place, sample in enumerate(samples)}
     jobs = sorted((job for shard in shards for job in shard.samples), key=lambda job: place_of[job.source[1]])
-    return list(converted(jobs, min(options.workers, MOST_PROCESSES)))
+    done = converted(jobs, min(options.workers, MOST_PROCESSES))
+    return list(track(done, "read", "samples", len(jobs)))
 
 
 def _reading(results: Sequence[SampleResult], card: Card, samples: int) -> dict[str, Any]:

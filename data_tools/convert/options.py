@@ -100,7 +100,7 @@ class ConvertOptions:
         card_path: card of your own data, in place of ``dataset``.
         root: folder of the archive, with its tables and images, or for a card of your own an address
             (:func:`m4oe_ds.data.roots.root_of`); None takes the folder of the card.
-        out: folder to make; must not exist.
+        out: folder to make; must not exist yet. Until it is whole, what is done is in DIR.partial beside it.
         workers: worker processes; None = one per processor, at most ``MOST_PROCESSES``; 0 = convert in this process.
         rows: height of the stored images; None takes what suits the data set.
         cols: width of the stored images; None takes what suits the data set.
@@ -284,7 +284,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the archive, or address of the data of --card, whose default is its own folder",
     )
-    add("out", type=Path, required=True, metavar="DIR", help="folder to make; must not exist")
+    add(
+        "out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to make; must not exist yet: what an interrupted conversion has done is in DIR.partial",
+    )
     add(
         "workers",
         metavar="N",

@@ -14,12 +14,12 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
+from m4oe_ds.data.shared_memory import FIX, FOLDER
 from m4oe_ds.errors import EnvironmentProblem
 
 T = TypeVar("T")
 _CANNOT_SEND = 74  # EX_IOERR
 _PATIENCE = 20  # tenths of a second until the end of a process is known
-_MEMORY = "docker run --shm-size=16g (or --ipc=host), fewer data.workers, or data.workers=0"
 
 
 def start_reader(_worker: int) -> None:
@@ -84,10 +84,10 @@ def _exit_code(batches: Iterator[Any]) -> int | None:
 
 def _told(code: int) -> tuple[str, str, str]:
     """What, where and what to do about an exit status, negative for a signal."""
-    free = _free("/dev/shm")
-    shared = f"/dev/shm has {free / 1e6:.1f} MB free" if free is not None else "there is no /dev/shm"
+    free = _free(FOLDER)
+    shared = f"{FOLDER} has {free / 1e6:.1f} MB free" if free is not None else f"there is no {FOLDER}"
     if code in (_CANNOT_SEND, -signal.SIGBUS):
-        return f"a reader process could not hand over its samples: {shared}", "data.workers", _MEMORY
+        return f"a reader process could not hand over its samples: {shared}", "data.workers", FIX
     if code < 0:
         what = f"a reader process was killed by {signal.Signals(-code).name} ({shared})"
         return what, "data.workers", "see whether memory ran out (dmesg), and use fewer data.workers"

@@ -9,6 +9,7 @@ from m4oe_ds.data import sources
 from m4oe_ds.data.cache import Cache
 from m4oe_ds.data.manifest import Manifest, Shard, describe
 from m4oe_ds.errors import DataError
+from m4oe_ds.progress import track
 
 
 def verify_shards(
@@ -21,7 +22,8 @@ def verify_shards(
             is compared when they are fetched into the cache.
     """
     problems = []
-    for shard in manifest.shards[rank::world]:
+    share = manifest.shards[rank::world]
+    for shard in share if rank else track(share, f"checking {manifest.split}", "shards"):
         path = sources.join(folder, shard.name)
         remote = sources.is_remote(path)
         try:

@@ -29,6 +29,7 @@ from m4oe_ds.data.quarantine import Quarantine, Unreadable
 from m4oe_ds.data.readers import start_reader, start_reading, watched
 from m4oe_ds.data.reading import Reading
 from m4oe_ds.data.shard_reader import read_sample
+from m4oe_ds.data.shared_memory import AHEAD
 from m4oe_ds.errors import DataError
 
 os.environ.setdefault("WDS_SECURE", "1")  # no pipe: or file: addresses, no pickles in archives
@@ -220,7 +221,7 @@ class ShardStream:
             num_workers=self.workers,
             collate_fn=_as_list,
             worker_init_fn=start_reader,
-            prefetch_factor=4 if self.workers else None,
+            prefetch_factor=AHEAD if self.workers else None,
             pin_memory=False,  # samples arrive here; the batch is pinned when it is made
             # the loader must not draw from the global generator: training state would depend on it
             generator=torch.Generator().manual_seed(0),

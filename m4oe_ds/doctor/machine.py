@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from m4oe_ds.command_line import check_output
+from m4oe_ds.data.shared_memory import FIX, FOLDER
 from m4oe_ds.doctor.finding import Finding, bad, good, note
 from m4oe_ds.errors import EnvironmentProblem
-from m4oe_ds.runs.reader_memory import FIX, FOLDER
 
 TESTED = {  # what the tests run with: the lines of constraints.txt
     "torch": "2.13.0",

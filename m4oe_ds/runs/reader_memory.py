@@ -7,10 +7,8 @@ import shutil
 
 from m4oe_ds.config import Config
 from m4oe_ds.data.cards import find_card
+from m4oe_ds.data.shared_memory import AHEAD, FIX, FOLDER
 
-AHEAD = 4  # batches that a reader keeps ready
-FOLDER = "/dev/shm"
-FIX = "docker run --shm-size=16g (or --ipc=host), fewer data.workers, or data.workers=0"
 _FLOAT = 4  # bytes
 
 

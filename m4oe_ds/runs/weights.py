@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.layers.experts import ExpertWeights
+from m4oe_ds.progress import Progress
 from m4oe_ds.runs.folder import RunFolder
 from m4oe_ds.runs.state_files import StateReader
 from m4oe_ds.runs.weight_files import INDEX_SUFFIX, find_weights, read_manifest, remedy
@@ -51,21 +52,25 @@ def consolidate(checkpoint: Path, path: Path, dtype: str = "fp32", max_file_gb: 
     groups = _groups(sizes, max_file_gb * 1e9)
     path.parent.mkdir(parents=True, exist_ok=True)
     files, where = [], {}
-    for number, names in enumerate(groups):
-        target = (
-            path
-            if len(groups) == 1
-            else path.with_name(f"{path.stem}-{number + 1:05d}-of-{len(groups):05d}{path.suffix}")
-        )
-        content = {name: _whole(reader, name, manifest["parameters"][name]).to(DTYPES[dtype]) for name in names}
-        if number == 0:
-            content.update({name: reader.buffer(name).contiguous() for name in reader.buffers})
-        temporary = target.with_name(f".{target.name}")
-        # one entry: with several their order, and so the bytes of the file, would differ from run to run
-        save_file(content, str(temporary), metadata={"format": "pt"})
-        temporary.replace(target)
-        files.append(target)
-        where.update(dict.fromkeys(content, target.name))
+    with Progress("weights", len(sizes), "tensors").start() as progress:
+        for number, names in enumerate(groups):
+            target = (
+                path
+                if len(groups) == 1
+                else path.with_name(f"{path.stem}-{number + 1:05d}-of-{len(groups):05d}{path.suffix}")
+            )
+            content = {}
+            for name in names:
+                content[name] = _whole(reader, name, manifest["parameters"][name]).to(DTYPES[dtype])
+                progress.update()
+            if number == 0:
+                content.update({name: reader.buffer(name).contiguous() for name in reader.buffers})
+            temporary = target.with_name(f".{target.name}")
+            # one entry: with several their order, and so the bytes of the file, would differ from run to run
+            save_file(content, str(temporary), metadata={"format": "pt"})
+            temporary.replace(target)
+            files.append(target)
+            where.update(dict.fromkeys(content, target.name))
     index = path.with_name(path.name + INDEX_SUFFIX)
     index.unlink(missing_ok=True)
     if len(groups) > 1:

@@ -17,6 +17,7 @@ from data_tools import deidentify, inspect
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.codecs import encode
 from m4oe_ds.data.schema import SPLITS
+from m4oe_ds.data.shard_reader import verify_shards
 from m4oe_ds.data.shard_writer import ShardWriter
 from m4oe_ds.errors import DataError
 
@@ -328,3 +329,16 @@ def test_identifiers_in_tar_metadata_reports_and_behind_the_end_are_found(shards
     assert "conversion.html: holds a 16-digit number" in "\n".join(inspect.scan_identifiers(shards))
     (shards / "conversion.html").write_text(f"<code>{meta_of('train', 9, 'l', 'ffdm_cc')['key']}</code>")
     assert "conversion.html" not in "\n".join(inspect.scan_identifiers(shards))
+
+
+def test_every_long_part_says_how_far_it_is(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("M4OE_PROGRESS", "1")
+    assert inspect.inspect(shards, phi=True)[1] == []
+    printed = capsys.readouterr().err
+    for part in ("checking train", "reading train", "checking test", "searched for identifiers"):
+        assert part in printed
+    manifest = inspect.load_splits(shards)["train"]
+    assert verify_shards(shards / "train", manifest, rank=1, world=2) == []
+    assert capsys.readouterr().err == ""  # of several ranks one speaks

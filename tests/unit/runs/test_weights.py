@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from m4oe_ds.errors import CheckpointError
 from m4oe_ds.layers import MToE
 from m4oe_ds.layers.experts import ExpertWeights
-from m4oe_ds.runs import weights
+from m4oe_ds.runs import state_files, weights
 
 
 @pytest.fixture
@@ -100,3 +101,19 @@ def test_a_rank_refuses_the_experts_of_a_model_with_another_number_of_them(
     layer = MToE(6, 8, 2, hidden=5, experts_factory=lambda n, dim, hidden: Share(n, 0, 2, dim, hidden))
     with pytest.raises(CheckpointError, match=r"experts\.experts\.w1 has shape \[4, .*\], the model wants \[8, "):
         weights.load(layer, stored[0])
+
+
+def test_an_export_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("M4OE_PROGRESS", "1")
+    values = {"a": torch.arange(6.0), "b": torch.ones(2)}
+    state_files.write(
+        {f"master|{name}|0": value for name, value in values.items()}, tmp_path / "state-00000.safetensors"
+    )
+    (tmp_path / "manifest.json").write_text(json.dumps({"parameters": {"a": [2, 3], "b": [2]}}))
+    (path,) = weights.consolidate(tmp_path, tmp_path / "out" / "model.safetensors")
+    assert torch.equal(load_file(path)["a"], values["a"].view(2, 3))
+    printed = capsys.readouterr().err
+    assert "weights" in printed
+    assert "0/2" in printed

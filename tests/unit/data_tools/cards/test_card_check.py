@@ -56,6 +56,14 @@ def test_a_good_card_is_explained(case: Path) -> None:
     assert content["next"].startswith(f"m4oe convert --card {case} --out shards/eyes")
 
 
+def test_reading_says_how_far_it_is(
+    case: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("M4OE_PROGRESS", "1")
+    count = len(checked(case, full=True).results)
+    assert f"0/{count}" in capsys.readouterr().err
+
+
 def test_nothing_in_it_names_anybody(case: Path) -> None:
     found = checked(case)
     everything = "\n".join(lines_of(found.content)) + json.dumps(found.content)

@@ -12,6 +12,8 @@ import pytest
 
 from data_tools.convert import ConvertOptions
 from data_tools.convert.options import Part, Shares
+from data_tools.outputs import next_to
+from m4oe_ds.cli import main
 from m4oe_ds.errors import DataError
 
 LEAST = ["--dataset", "rsna", "--root", "in", "--out", "out"]
@@ -63,3 +65,13 @@ def test_help_loads_nothing_heavy() -> None:
         "assert not {'numpy', 'pydicom', 'torch', 'scipy', 'pandas'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_help_says_where_an_interrupted_conversion_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not only that the folder must not exist, which would contradict that the same command continues."""
+    with pytest.raises(SystemExit):
+        main(["convert", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "continues with the same command, from DIR.partial" in text
+    assert "must not exist yet: what an interrupted conversion has done is in DIR.partial" in text
+    assert next_to(Path("DIR"), "partial") == Path("DIR.partial")
