@@ -12,7 +12,7 @@ import torch
 from m4oe_ds.coordinates import resolve
 from m4oe_ds.data.batch import Batch
 from m4oe_ds.evaluation.examples import exams_shown
-from m4oe_ds.evaluation.inference import predict_split
+from m4oe_ds.evaluation.inference import Predictions, predict_split
 from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.metrics import evaluate_split
 from m4oe_ds.evaluation.missing_modalities import observed
@@ -20,7 +20,7 @@ from m4oe_ds.parallel import launch, reduce
 from m4oe_ds.progress import track
 from m4oe_ds.runs import assemble
 from m4oe_ds.runs.configuration import open_config
-from m4oe_ds.runs.finished import open_run
+from m4oe_ds.runs.finished import Run, open_run
 from m4oe_ds.runs.folder import RunFolder, write_json
 from m4oe_ds.runs.objective import objective
 from m4oe_ds.runs.result_name import DIGEST, result_name
@@ -74,19 +74,25 @@ def evaluate_run(folder: Path, split: str, data: str = "") -> tuple[str, dict[st
         predictions.save(files.predictions(name), run.spec)
         if shown:
             predictions.save_examples(files.examples)
-        metrics = evaluate_split(
-            predictions.arrays(),
-            run.spec.tasks,
-            resamples=run.config.evaluation.resamples,
-            train=run.statistics,
-        )
-        metrics["loss"], metrics[DIGEST] = predictions.loss, run.manifests[split].digest
-        if predictions.present is not None and not predictions.present.all():
-            bootstrap = Bootstrap(run.config.evaluation.resamples)
-            metrics["by_modalities_present"] = observed(
-                run.spec.tasks, predictions.arrays(), predictions.present, bootstrap
-            )
+        metrics = _metrics(run, predictions)
+        metrics[DIGEST] = run.manifests[split].digest
         everything[name] = metrics
         write_json(files.metrics, everything)
     launch.stop()
     return None if metrics is None else (name, metrics)
+
+
+def _metrics(run: Run, predictions: Predictions) -> dict[str, Any]:
+    metrics = evaluate_split(
+        predictions.arrays(),
+        run.spec.tasks,
+        resamples=run.config.evaluation.resamples,
+        train=run.statistics,
+    )
+    metrics["loss"] = predictions.loss
+    if predictions.present is not None and not predictions.present.all():
+        bootstrap = Bootstrap(run.config.evaluation.resamples)
+        metrics["by_modalities_present"] = observed(
+            run.spec.tasks, predictions.arrays(), predictions.present, bootstrap
+        )
+    return metrics
