@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 CHECKPOINTS = "checkpoints"
@@ -191,6 +190,8 @@ def write_yaml(path: Path, content: Any) -> None:
 
 def plain(value: Any) -> Any:
     """Nested arrays and numbers as JSON-ready data; NaN and infinity become None."""
+    import numpy as np  # not for names alone
+
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
     if isinstance(value, Mapping):

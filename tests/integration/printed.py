@@ -48,6 +48,7 @@ RULES = (
         "needs a run of that size",
     ),
     (r"m4oe convert .*--root (s3|gs|https)://", "parse", "network"),
+    (r"m4oe diff runs/first ", "parse", "needs two runs"),
     (r"m4oe doctor --seconds", "parse", "half a minute of exchange; tests of its own"),
     (r"(m4oe|python -m data_tools\.\w+) ", "run", ""),
     (r"python (configs|tools|benchmarks)/", "parse", "needs what the page before it brings"),
