@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from m4oe_ds.analysis.options import SECTIONS, AnalysisOptions
-from m4oe_ds.analysis.refusals import not_made, path_or_none, refuse
 from m4oe_ds.arguments import MOST_DRAWS, whole
 from m4oe_ds.option_lists import comma_list
 
@@ -73,6 +72,8 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         UserError: see :func:`m4oe_ds.analysis.analyze.analyze`.
     """
+    from m4oe_ds.analysis.refusals import not_made, refuse
+
     asked = _options(options)
     refuse(asked)
 
@@ -86,6 +87,8 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _options(options: argparse.Namespace) -> AnalysisOptions:
+    from m4oe_ds.analysis.refusals import path_or_none
+
     return AnalysisOptions(
         run=Path(options.run),
         split=options.split,
