@@ -290,8 +290,9 @@ def test_what_is_refused(
     assert "run folder (no config.yaml)" in error(capsys)
     assert predict(plain, tmp_path / "none", out) == 4
     assert "is not a folder" in error(capsys)
-    assert predict(plain, embed, out, "--limit", "-1") == 3
-    assert "--limit: -1 is negative" in error(capsys)
+    with pytest.raises(SystemExit):
+        predict(plain, embed, out, "--limit", "-1")
+    assert "--limit: write a whole number from 0, got '-1'" in error(capsys)
     out.mkdir()
     (out / "x").touch()
     assert predict(plain, embed, out) == 4
@@ -319,6 +320,5 @@ def test_an_interrupted_prediction_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(predict_samples, "decode", stop)
-    with pytest.raises(KeyboardInterrupt):
-        predict(plain, embed / "images", tmp_path / "out")
+    assert predict(plain, embed / "images", tmp_path / "out") == INTERRUPTED
     assert list(tmp_path.iterdir()) == []
