@@ -21,6 +21,7 @@ from data_tools.convert import ConvertOptions, convert
 from data_tools.convert.options import Shares
 from data_tools.phantom import archive as phantom
 from m4oe_ds import cli, config_loader
+from m4oe_ds.command_line import INTERRUPTED
 from m4oe_ds.config import to_dict
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.data.manifest import Manifest
