@@ -86,6 +86,8 @@ def add_command(
     sentence: str,
     *examples: str,
     more: str = "",
+    options: Callable[[argparse.ArgumentParser], None] | None = None,
+    work: Callable[[argparse.Namespace], object] | None = None,
 ) -> argparse.ArgumentParser:
     """Adds a sub-command whose help says what it does, and shows how it is called.
 
@@ -95,13 +97,30 @@ def add_command(
         sentence: what it does, for the list of all; begins with a small letter, no full stop.
         *examples: whole command lines.
         more: further sentences of its own help.
+        options: adds its options; default: none, or the caller does.
+        work: what it runs, given the options.
     """
     description = f"{sentence[:1].upper()}{sentence[1:]}." + (f"\n{more}" if more else "")
     epilog = "\n".join([f"example{'s' if len(examples) > 1 else ''}:", *(f"  {line}" for line in examples)])
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=sentence, description=description, epilog=epilog if examples else None
     )
+    if options is not None:
+        options(parser)
+    if work is not None:
+        parser.set_defaults(work=work)
     return parser
+
+
+def add_gpus(parser: argparse.ArgumentParser, sentence: str) -> None:
+    """Adds ``--gpus`` (``--ranks``), of commands that start the ranks of this machine; 0 where it is not given.
+
+    Args:
+        parser: of the command.
+        sentence: what it means there.
+    """
+    counted = whole(1, MOST_PROCESSES)
+    parser.add_argument("--gpus", "--ranks", dest="ranks", type=counted, default=0, metavar="N", help=sentence)
 
 
 def whole(least: int = 0, most: int | None = None) -> Callable[[str], int]:

@@ -40,27 +40,27 @@ def _add_training(commands: argparse._SubParsersAction[Parser]) -> None:
     from m4oe_ds import start
     from m4oe_ds.doctor import command as checkup
 
-    train = add_command(
+    add_command(
         commands,
         "train",
         "train, on the GPUs of this machine or as a rank that srun started",
         "m4oe train --ds_config zero2",
         "m4oe train --config my.yaml --ds_config bf16 --gpus 4 --set run.num_epochs=30 --output runs/first",
         more="Without --config it runs the demo on synthetic data. An interrupted run continues with the same command.",
+        options=start.add_arguments,
+        work=start.main,
     )
-    start.add_arguments(train)
-    train.set_defaults(work=start.main)
 
-    doctor = add_command(
+    add_command(
         commands,
         "doctor",
         "say whether this machine, or every node of a job, is fit for training",
         "m4oe doctor --quick",
         "srun m4oe doctor --config my.yaml --ds_config bf16",
         more="Ends with status 1 if something must be mended.",
+        options=checkup.add_arguments,
+        work=checkup.main,
     )
-    checkup.add_arguments(doctor)
-    doctor.set_defaults(work=checkup.main)
 
     init = add_command(
         commands, "init", "copy the shipped configurations and SLURM scripts, to edit them", "m4oe init my-study"
@@ -75,33 +75,33 @@ def _add_data(commands: argparse._SubParsersAction[Parser]) -> None:
     from data_tools.convert import options as conversion
     from data_tools.phantom import archive as phantom
 
-    convert = add_command(
+    add_command(
         commands,
         "convert",
         "make shards of an archive, or of your own data with their card",
         "m4oe convert --card my.yaml --out data/my",
         "m4oe convert --dataset NAME --root /archives/NAME --out data/NAME --workers 16",
         more="A conversion that was interrupted continues with the same command, from DIR.partial.",
+        options=conversion.add_arguments,
+        work=_convert,
     )
-    conversion.add_arguments(convert)
-    convert.set_defaults(work=_convert)
-    look = add_command(
+    add_command(
         commands,
         "inspect",
         "say what a folder of shards holds, and check it",
         "m4oe inspect data/demo --contact-sheet sheet.png --phi",
         more="Ends with status 1 if there is a problem.",
+        options=inspect.add_arguments,
+        work=inspect.run,
     )
-    inspect.add_arguments(look)
-    look.set_defaults(work=inspect.run)
-    made = add_command(
+    add_command(
         commands,
         "phantom",
         "make a synthetic archive in the layout of a real one",
         "m4oe phantom --layout NAME --out phantom --patients 48 --seed 0",
+        options=phantom.add_arguments,
+        work=phantom.run,
     )
-    phantom.add_arguments(made)
-    made.set_defaults(work=phantom.run)
     card = add_command(
         commands,
         "card",
@@ -137,43 +137,43 @@ def _add_results(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     evaluate.set_defaults(work=_evaluate)
 
-    predict = add_command(
+    add_command(
         commands,
         "predict",
         "predict on new samples with a finished run, from DICOM files or a table",
         "m4oe predict runs/demo --dicom new-exams --out predicted",
         "m4oe predict runs/my --table new.csv --out predicted",
+        options=prediction.add_arguments,
+        work=prediction.main,
     )
-    prediction.add_arguments(predict)
-    predict.set_defaults(work=prediction.main)
 
     report = add_command(commands, "report", "write report.html from a run folder", "m4oe report runs/demo")
     report.add_argument("run", metavar="RUN", help="run folder, e.g. runs/demo")
     report.set_defaults(work=_report)
 
-    analyze = add_command(
+    add_command(
         commands,
         "analyze",
         "say what routing, gradients and representations of a run tell about modalities and tasks",
         "m4oe analyze runs/demo --only utilisation,contribution",
         more="Writes analysis.json, analysis/ and figures/ in the run folder.",
+        options=analysis.add_arguments,
+        work=analysis.main,
     )
-    analysis.add_arguments(analyze)
-    analyze.set_defaults(work=analysis.main)
 
 
 def _add_diff(commands: argparse._SubParsersAction[Parser]) -> None:
     from m4oe_ds.diff import command as comparison
 
-    diff = add_command(
+    add_command(
         commands,
         "diff",
         "show how two runs differ: configuration, curves, answers to the same samples",
         "m4oe diff runs/first runs/second --output runs/first-and-second",
         more="Ends with status 1 if no answer could be compared.",
+        options=comparison.add_arguments,
+        work=comparison.main,
     )
-    comparison.add_arguments(diff)
-    diff.set_defaults(work=comparison.main)
 
 
 def _add_studies(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -182,59 +182,59 @@ def _add_studies(commands: argparse._SubParsersAction[Parser]) -> None:
     from m4oe_ds.planning import command as planning
     from m4oe_ds.scaling import command as scaling
 
-    plan = add_command(
+    add_command(
         commands,
         "plan",
         "say memory, step time and a DeepSpeed configuration before anything is submitted",
         "m4oe plan --config my.yaml --cluster 4xA100-80+4xL40S --out ds.json",
         more="Ends with status 1 if the job does not fit.",
+        options=planning.add_arguments,
+        work=planning.main,
     )
-    planning.add_arguments(plan)
-    plan.set_defaults(work=planning.main)
 
-    scale = add_command(
+    add_command(
         commands,
         "scale",
         "study scaling on expert count, measured or simulated",
         "m4oe scale run --output runs/scaling --experts 8,16 --ep 1,2 --world 1,2",
+        options=scaling.add_arguments,
+        work=scaling.main,
     )
-    scaling.add_arguments(scale)
-    scale.set_defaults(work=scaling.main)
 
-    compare = add_command(
+    add_command(
         commands,
         "compare",
         "train and evaluate the compared systems, and make the paper's tables",
         "m4oe compare --preset smoke --dry-run",
         "m4oe compare --config my.yaml --methods ours,soft_moe --seeds 0,1,2",
         more="Finished cells are not run again. Ends with status 1 if a cell failed or is missing.",
+        options=comparison.add_arguments,
+        work=comparison.main,
     )
-    comparison.add_arguments(compare)
-    compare.set_defaults(work=comparison.main)
 
-    drawn = add_command(
+    add_command(
         commands,
         "figures",
         "make the paper's Table 1 and 2 and Fig. 3 to 7 again, from trainings to an index of files",
         "m4oe figures --preset smoke --dry-run",
         "m4oe figures --preset small --only table1,fig4",
         more="What is finished is not made again. Ends with status 1 if something is missing.",
+        options=drawing.add_arguments,
+        work=drawing.main,
     )
-    drawing.add_arguments(drawn)
-    drawn.set_defaults(work=drawing.main)
 
 
 def _add_export_models_config(commands: argparse._SubParsersAction[Parser]) -> None:
     from m4oe_ds.runs import export as exporting
 
-    export = add_command(
+    add_command(
         commands,
         "export",
         "consolidate a checkpoint into safetensors, every expert included",
         "m4oe export runs/demo --out exported --dtype bf16",
+        options=exporting.add_arguments,
+        work=exporting.main,
     )
-    exporting.add_arguments(export)
-    export.set_defaults(work=exporting.main)
 
     models = add_command(
         commands,

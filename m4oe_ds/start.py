@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 from m4oe_ds import entry
-from m4oe_ds.arguments import MOST_PROCESSES, whole
+from m4oe_ds.arguments import add_gpus
 from m4oe_ds.coordinates import check_accelerator, resolve
 from m4oe_ds.deepspeed_json import batch_sizes
 from m4oe_ds.errors import ConfigError
@@ -19,14 +19,8 @@ from m4oe_ds.runs.request import Prepared, prepare
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``m4oe train``."""
     entry.add_arguments(parser)
-    parser.add_argument(
-        "--gpus",
-        "--ranks",
-        dest="ranks",
-        type=whole(1, MOST_PROCESSES),
-        default=0,
-        metavar="N",
-        help="ranks on this machine, one per GPU; on a machine without GPUs N processes (default: all GPUs, or 1)",
+    add_gpus(
+        parser, "ranks on this machine, one per GPU; on a machine without GPUs N processes (default: all GPUs, or 1)"
     )
 
 

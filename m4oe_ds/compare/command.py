@@ -58,33 +58,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of every cell; repeatable")
     add("--ds_config", default="", metavar="JSON", help="DeepSpeed JSON (default: zero2.json; paper: bf16.json)")
     add("--output", default="", metavar="DIR", help="folder of the comparison (default: runs/compare-<preset or card>)")
-    add(
-        "--workers",
-        type=whole(1, MOST_PROCESSES),
-        default=0,
-        metavar="N",
-        help="cells at a time, each on GPUs of its own (default: one per core of a CPU machine, else 1)",
-    )
-    add(
-        "--ranks",
-        type=whole(1, MOST_PROCESSES),
-        default=1,
-        metavar="N",
-        help="processes per cell, under the deepspeed launcher (default: 1)",
-    )
-    add(
-        "--timeout",
-        type=number(above=0),
-        default=24.0,
-        metavar="H",
-        help="longest time for a cell, hours (default: 24)",
-    )
+    add_running(parser, "cell")
     add("--cell", type=whole(), default=None, metavar="N", help="run only cell N, counted from 0 (for array jobs)")
     add("--explain", action="store_true", help="also score the explanations of every multi-task cell (m4oe analyze)")
     add("--collect", action="store_true", help="run nothing, only make the tables of finished cells")
     add("--dry-run", action="store_true", help="only list the cells, and what they would cost")
     estimate.add_arguments(parser)
     add("--list", action="store_true", help="only list the methods")
+
+
+def add_running(parser: argparse.ArgumentParser, noun: str) -> None:
+    """Adds how many trainings run at a time, on how many ranks, for how long.
+
+    Args:
+        parser: of a command that trains the cells of a comparison.
+        noun: what one of them is called.
+    """
+    add, count = parser.add_argument, whole(1, MOST_PROCESSES)
+    text = f"{noun}s at a time, each on GPUs of its own (default: one per core of a CPU machine, else 1)"
+    add("--workers", type=count, default=0, metavar="N", help=text)
+    text = f"processes per {noun}, under the deepspeed launcher (default: 1)"
+    add("--ranks", type=count, default=1, metavar="N", help=text)
+    text = f"longest time for a {noun}, hours (default: 24)"
+    add("--timeout", type=number(above=0), default=24.0, metavar="H", help=text)
 
 
 def main(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from m4oe_ds import config_loader, deepspeed_json
-from m4oe_ds.arguments import MOST_PROCESSES, number, whole
+from m4oe_ds.arguments import add_gpus, number
 from m4oe_ds.config import Config
 from m4oe_ds.coordinates import resolve
 from m4oe_ds.doctor.finding import Check, Finding, bad, note, run
@@ -33,15 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
     parser.add_argument("--output", default="runs", metavar="DIR", help="folder the runs will be in (default: runs)")
-    parser.add_argument(
-        "--gpus",
-        "--ranks",
-        dest="ranks",
-        type=whole(1, MOST_PROCESSES),
-        default=0,
-        metavar="N",
-        help="ranks of this machine (default: all GPUs, or 2)",
-    )
+    add_gpus(parser, "ranks of this machine (default: all GPUs, or 2)")
     parser.add_argument(
         "--seconds",
         type=number(above=0, at_most=3600),

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import argparse
 
-from m4oe_ds.arguments import MOST_DRAWS, MOST_PROCESSES, number, whole
+from m4oe_ds.arguments import MOST_DRAWS, whole
+from m4oe_ds.compare.command import add_running
 
 PRESETS = ("smoke", "small", "paper")
 ALL = ("table1", "table2", "fig3", "fig4", "fig5", "fig6", "fig7")
@@ -18,21 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", default="", metavar="DIR", help="folder of all of it (default: runs/figures-<preset>)")
     add("--only", default="", metavar="A,B,..", help=f"make only some of {', '.join(ALL)}")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of every training")
-    add(
-        "--workers",
-        type=whole(1, MOST_PROCESSES),
-        default=0,
-        metavar="N",
-        help="trainings at a time (default: as of m4oe compare)",
-    )
-    add("--ranks", type=whole(1, MOST_PROCESSES), default=1, metavar="N", help="processes of a training (default: 1)")
-    add(
-        "--timeout",
-        type=number(above=0),
-        default=24.0,
-        metavar="H",
-        help="longest time for one training in hours (default: 24)",
-    )
+    add_running(parser, "training")
     add(
         "--permutations",
         type=whole(1, MOST_DRAWS),
