@@ -167,7 +167,7 @@ def _numbers(row: Any) -> list[str]:
 def _write(
     folder: Path, first: Side, second: Side, parts: Sequence[Part], changed: Sequence[Difference], found: Answers
 ) -> None:
-    from m4oe_ds.diff import page
+    from m4oe_ds.report import page
     from m4oe_ds.runs.folder import plain, write_json
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,16 @@ def _write(
         },
     )
     title = f"{first.path.name} (A) and {second.path.name} (B)"
-    page.write(folder / "diff.html", title, synthetic, [asdict(part) for part in parts])
+    shown = [
+        page.Part(
+            part.title,
+            part.lines,
+            rows=part.rows,
+            images={name: page.embedded(Path(image)) for name, image in part.images.items()},
+        )
+        for part in parts
+    ]
+    page.write(folder / "diff.html", title, synthetic, (), shown)
 
 
 def _cut(text: str) -> str:
