@@ -18,6 +18,7 @@ from m4oe_ds.errors import ConfigError
 from m4oe_ds.option_lists import check_known
 from m4oe_ds.runs.finished import Run, open_run
 from m4oe_ds.runs.folder import RunFolder, plain, write_json
+from m4oe_ds.runs.result_name import is_own, result_name
 from m4oe_ds.stored import read_json
 
 _logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def analyze(options: AnalysisOptions, say: Callable[[str], None] = _logger.info)
     sections = chosen(options)
     needs_train = not NEEDS_TRAINING_SPLIT.isdisjoint(sections)
     run = open_run(options.run, options.split, options.data, train=needs_train)
+    called = _called(options, run)
     session = Session(options, run, run.config.model.name, _baseline(options, run))
     _passes(session, sections, _tasks(session))
     skipped = {}
@@ -63,8 +65,9 @@ def analyze(options: AnalysisOptions, say: Callable[[str], None] = _logger.info)
         say(f"  no results by {', '.join(lacking)}: the shards were made before the card had them; convert again")
     files = RunFolder(options.run)
     content = {
-        **_earlier(files.analysis, options, sections),
+        **_earlier(files.analysis, called, options.limit, sections),
         **facts_of(session),
+        "split": called,
         **{name: plain(value) for name, value in session.result.items()},
         "skipped": skipped,
         "seconds": round(time.monotonic() - started, 1),
@@ -72,7 +75,7 @@ def analyze(options: AnalysisOptions, say: Callable[[str], None] = _logger.info)
     write_json(files.analysis, content)
     note = " (synthetic data)" if content["synthetic"] else ""
     drawn = len([figure for figure in session.figures if figure.suffix == ".png"])
-    say(f"analysis of {options.split}{note}: {files.analysis}, {drawn} figures in {files.figures}")
+    say(f"analysis of {called}{note}: {files.analysis}, {drawn} figures in {files.figures}")
     return content
 
 
@@ -112,11 +115,29 @@ def _passes(session: Session, sections: Iterable[str], tasks: tuple[str, ...]) -
         session.train = collect_features(run.model, tracked(run, "train", limit, "features"), tasks, run.device)
 
 
-def _earlier(path: Path, options: AnalysisOptions, sections: Iterable[str]) -> dict[str, Any]:
+def _called(options: AnalysisOptions, run: Run) -> str:
+    """What results of the split are stored under, see :func:`m4oe_ds.runs.result_name.result_name`.
+
+    Raises:
+        ConfigError: they are of other shards than the run's own, whose results they would take the place of.
+    """
+    files = RunFolder(options.run)
+    stored = read_json(files.metrics, "run `m4oe evaluate` again") if files.metrics.is_file() else {}
+    name = result_name(options.run, options.split, options.data, run.manifests[options.split], stored)
+    analysed_before = read_json(files.analysis, "remove it").get("split") if files.analysis.is_file() else None
+    if not is_own(name) and (options.split in stored or analysed_before == options.split):
+        fix = f"analyse a copy: m4oe export {options.run} --out COPY, then m4oe analyze COPY --data {options.data}"
+        raise ConfigError(
+            "are other shards than the run's own, which its report is about", f"--data {options.data}", fix
+        )
+    return name
+
+
+def _earlier(path: Path, called: str, limit: int, sections: Iterable[str]) -> dict[str, Any]:
     """Sections of an earlier analysis of the same samples that this one does not repeat."""
     if not path.is_file():
         return {}
     content = read_json(path, "remove it")
-    if content.get("split") != options.split or content.get("limit") != options.limit:
+    if content.get("split") != called or content.get("limit") != limit:
         return {}
     return {name: value for name, value in content.items() if name not in sections}

@@ -19,6 +19,7 @@ from m4oe_ds.analysis.attribution import deprived
 from m4oe_ds.analysis.missing_section import Variants, _plan
 from m4oe_ds.analysis.options import AnalysisOptions
 from m4oe_ds.config import to_dict
+from m4oe_ds.errors import ConfigError
 from m4oe_ds.models import build, spec_for
 from m4oe_ds.report.html import render
 from m4oe_ds.runs.evaluate import evaluate_run
@@ -105,6 +106,20 @@ def test_the_report_shows_both_figures_and_the_table(run: Path) -> None:
     rows = json.loads((run / "analysis.json").read_text())["missing"]["removed"]
     (one,) = [row for row in rows if (row["task"], row["metric"], row["removed"]) == ("density", "auroc", 3)]
     assert f"<td>{one['value']:.3f} [{one['low']:.2f}, {one['high']:.2f}] (n {one['n']})</td>" in page
+
+
+def test_other_shards_do_not_take_the_place_of_the_runs_own(data: Path, tmp_path: Path) -> None:
+    """A report is about its run: results on other shards are told apart, or not made in its folder."""
+    other = shards.write(tmp_path / "other", {"train": 4, "test": 8})
+    run = make_run(tmp_path / "run", data)
+    asked = AnalysisOptions(run=run, data=str(other), only=("missing",))
+    assert analyze(asked)["split"] == "test@other"
+    assert analyze(asked)["split"] == "test@other"  # again
+    (run / "analysis.json").unlink()
+    evaluate_run(run, "test", "")
+    with pytest.raises(ConfigError, match=r"are other shards than the run's own, .* m4oe export"):
+        analyze(asked)
+    assert analyze(AnalysisOptions(run=run, data=str(data), only=("missing",)))["split"] == "test"
 
 
 def test_one_modality_is_nothing_to_take(data: Path, tmp_path: Path) -> None:
