@@ -60,7 +60,7 @@ def write_sources(folder: Path, images: int) -> dict[str, list[Path]]:
     paths: dict[str, list[Path]] = {name: [] for name in (*SYNTAXES, NO_WINDOW)}
     for number in range(images):
         rng = np.random.default_rng(number)
-        breast = phantom_breast.make_breast(rng, number % 4)
+        breast = phantom_breast.make_breast(0, number, "L", number % 4)
         small = phantom_breast.render(breast, "ffdm_cc" if number % 2 else "ffdm_mlo", (), rng).astype(np.float32)
         size = (small.shape[1] * SCALE, small.shape[0] * SCALE)
         large = np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC))

@@ -118,10 +118,22 @@ def _pectoral(rng: np.random.Generator) -> Image:
     return np.clip((1.0 - x / across - y / down) * 8.0, 0.0, 1.0).astype(np.float32)
 
 
-def make_breast(rng: np.random.Generator, density: int) -> Breast:
-    """Draws a breast of the given density (0..3 for A..D) and projects it to both views."""
+@lru_cache(maxsize=8)  # a woman's exams and images share two breasts, and drawing one costs more than its images
+def make_breast(seed: int, index: int, side: str, density: int) -> Breast:
+    """Draws a breast and projects it to both views.
+
+    Args:
+        seed: of the archive.
+        index: of the patient.
+        side: ``L`` or ``R``.
+        density: 0..3 for BI-RADS density A..D.
+
+    Returns:
+        The projections, write-protected because they are shared.
+    """
     from scipy.ndimage import gaussian_filter
 
+    rng = np.random.default_rng([seed, index, 4, "LR".index(side)])
     inside, gland, axes = glandular_volume(rng, density)
     depth = 2.0 * axes[0]
     tissue, fat, masks = {}, {}, {}
@@ -139,6 +151,8 @@ def make_breast(rng: np.random.Generator, density: int) -> Breast:
             mask = np.maximum(mask, np.clip(muscle * 4.0, 0.0, 1.0))
         tissue[view], fat[view] = bright.astype(np.float32), fatty.astype(np.float32)
         masks[view] = mask.astype(np.float32)
+    for layer in (*tissue.values(), *fat.values(), *masks.values()):
+        layer.flags.writeable = False
     return Breast(tissue, fat, masks, axes)
 
 

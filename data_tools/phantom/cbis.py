@@ -167,7 +167,7 @@ def _plan(seed: int, index: int, faults: bool, prevalence: float) -> list[_Breas
             kind, more = "mass", [("calc", 1, False)]
         lesions = [_lesion(rng, kind, half, 1, malignant, rule, False)]
         lesions += [_lesion(rng, one, half, number, bad, rule, True) for one, number, bad in more]
-        tissue = make_breast(np.random.default_rng([seed, index, 4, "LR".index(side)]), density)
+        tissue = make_breast(seed, index, side, density)
         views = ("mlo",) if "one_view" in here else ("cc", "mlo")
         if left or rng.random() < 0.8 or "patient_in_both_splits" in here:
             breasts.append(

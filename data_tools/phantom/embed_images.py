@@ -282,7 +282,7 @@ def write_exam(root: Path, seed: int, patient: Patient, exam: Exam) -> dict[str,
     result: dict[str, Any] = {"metadata": [], "samples": [], "faults": Counter(), "variety": Counter(), "files": 0}
     takes = plan_takes(patient, exam)
     for side in exam.letters:
-        breast = make_breast(np.random.default_rng([seed, patient.index, 4, "LR".index(side)]), patient.density)
+        breast = make_breast(seed, patient.index, side, patient.density)
         targets, drawn = plan_lesions(seed, patient, exam, side)
         present: list[str] = []
         for number, take in enumerate(takes):

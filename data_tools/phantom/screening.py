@@ -39,7 +39,7 @@ class Side:
 
     def breast(self) -> Breast:
         """The tissue."""
-        return make_breast(np.random.default_rng([self.seed, self.index, 4, "LR".index(self.side)]), self.density)
+        return make_breast(self.seed, self.index, self.side, self.density)
 
     def lesion(self) -> Lesion:
         """The finding, whether it is drawn or not."""

@@ -252,7 +252,7 @@ def test_information_shares(archive: Path) -> None:
     ],
 )
 def test_rule_decides_where_the_evidence_is(rule: str, strong: set[str]) -> None:
-    breast = phantom_breast.make_breast(np.random.default_rng(1), 1)
+    breast = phantom_breast.make_breast(1, 0, "L", 1)
     sign = phantom_breast.Lesion("sign", (0.1, -0.2, 0.46), 0.1, 0.3, phantom_embed.VISIBILITY[rule], 3)
     shares = phantom_breast.information_shares(breast, {"risk": sign}, phantom_breast.MODALITIES)["risk"]
     assert sum(shares[name] for name in strong) > 0.8
@@ -272,7 +272,7 @@ def test_noise_variance_is_that_of_the_noise_drawn(modality: str) -> None:
 def test_denser_breasts_are_brighter() -> None:
     means = []
     for density in range(4):
-        breast = phantom_breast.make_breast(np.random.default_rng(2), density)
+        breast = phantom_breast.make_breast(2, 0, "L", density)
         inside = breast.mask["cc"] > 0.9
         means.append(float(breast.tissue["cc"][inside].mean()))
     assert means == sorted(means)
@@ -286,7 +286,7 @@ def test_glandular_fraction_follows_the_density_class() -> None:
 
 
 def test_sign_is_visible_at_training_resolution() -> None:
-    breast = phantom_breast.make_breast(np.random.default_rng(4), 1)
+    breast = phantom_breast.make_breast(4, 0, "L", 1)
     sign = phantom_breast.Lesion("sign", (0.1, -0.18, 0.46), 0.115, phantom_embed.SIGN_CONTRAST, (1.0,) * 4, 3)
     for modality in phantom_breast.MODALITIES:
         change = phantom_breast.clean_image(breast, modality, (sign,)) - phantom_breast.clean_image(

@@ -88,7 +88,7 @@ def test_mask_agrees_with_the_phantom() -> None:
     from data_tools.phantom import breast as phantom_breast
 
     rng = np.random.default_rng(3)
-    made = phantom_breast.make_breast(rng, 2)
+    made = phantom_breast.make_breast(3, 0, "L", 2)
     for modality in ("ffdm_cc", "ffdm_mlo"):
         pixels = phantom_breast.render(made, modality, (), rng).astype(np.float32) / 4095
         mask = graded(pixels).mask()
