@@ -131,12 +131,14 @@ class _PerProcess:
 
     def __init__(self, make: Callable[[str, Retry], Any]) -> None:
         self._make, self._owner = make, os.getpid()
-        self._clients: dict[tuple[str, Retry], Any] = {}
+        self._clients: dict[tuple[Any, ...], Any] = {}
 
     def get(self, kind: str, retry: Retry) -> Any:
         if self._owner != os.getpid():
             self._clients, self._owner = {}, os.getpid()
-        key = (kind, retry)
+        # whoever names another server or other keys in the environment, as in a notebook, is not left with the former
+        named = () if kind == "http" else tuple(sorted(item for item in os.environ.items() if item[0][:4] == "AWS_"))
+        key = (kind, retry, named)
         if key not in self._clients:
             self._clients[key] = self._make(kind, retry)
         return self._clients[key]

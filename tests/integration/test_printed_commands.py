@@ -7,6 +7,7 @@ is trained on them by the first printed command, small archives under the names 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 import runpy
 import shutil
@@ -33,6 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (made / name).symlink_to(commands.ROOT / name)
     phantom = PhantomConfig(root=str(made / "data" / "demo"), patients=20, risk_prevalence=0.5, image_size=(128, 104))
     make_phantom_shards("embed", phantom)  # as training does, but fewer patients
+    other = dataclasses.replace(phantom, root=str(made / "data" / "other-hospital"), seed=1, patients=12)
+    make_phantom_shards("embed", other)
     any_exam.lesion_and_blood(made)
     with (made / "cases.csv").open() as stream:
         rows = [{k: v for k, v in row.items() if k not in ("Diagnosis", "Thickness")} for row in csv.DictReader(stream)]
