@@ -59,7 +59,7 @@ def describe(folder: Path, manifests: dict[str, Manifest]) -> list[str]:
         kind = "synthetic " if manifest.synthetic else ""
         lines.append(
             f"{split}: {manifest.num_samples} {kind}samples of {manifest.num_groups} patients in "
-            f"{len(manifest.shards)} shards"
+            f"{len(manifest.shards)} shard{'s' if len(manifest.shards) != 1 else ''}"
         )
         present = ", ".join(f"{name} {n}" for name, n in manifest.modality_counts.items())
         tables = any(one.kind == "table" for one in manifest.card.inputs)
@@ -68,11 +68,12 @@ def describe(folder: Path, manifests: dict[str, Manifest]) -> list[str]:
             lines.append(f"  order: {_shuffle(manifest)}")
         for task in manifest.tasks:
             counts = manifest.label_histograms.get(task.name, {})
-            words: Sequence[object] = range(max(2, task.num_classes))
+            codes: Sequence[object] = range(max(2, task.num_classes))
             if not (task.coded or task.dense):
-                words = ("known",) if task.kind == "number" else ("censored", "event")
-            classes = " ".join(f"{word}:{counts.get(str(word), 0)}" for word in words)
-            lines.append(f"  {task.name}: {classes} missing:{counts.get('-1', 0)}")
+                codes = ("known",) if task.kind == "number" else ("censored", "event")
+            words = task.class_names if task.coded and len(task.class_names) == len(codes) else codes
+            classes = [f"{word} {counts.get(str(code), 0)}" for word, code in zip(words, codes, strict=True)]
+            lines.append(f"  {task.name}: {', '.join(classes)}, missing {counts.get('-1', 0)}")
     return lines
 
 

@@ -296,7 +296,7 @@ def _init(options: argparse.Namespace) -> None:
     check_output(Path(options.folder), "DIR")
     copied = shipped.copy(Path(options.folder))
     print(f"{len(copied)} files in {', '.join(str(Path(options.folder) / name) for name in shipped.FOLDERS)}")
-    config, content = (Path(options.folder) / name for name in ("configs/small.yaml", "ds_configs/bf16.json"))
+    config, content = (Path(options.folder) / name for name in ("configs/demo.yaml", "ds_configs/zero2.json"))
     print(f"train with one of them:  m4oe train --config {config} --ds_config {content}")
 
 

@@ -47,7 +47,7 @@ class Progress:
     Args:
         what: the work, as it stands before the figures.
         total: number of items; None = not known.
-        unit: what an item is, in the plural.
+        unit: what an item is, in the plural; empty = nothing is counted, only time is told.
         stream: where to write; default standard error.
         every_s: longest silence, seconds.
         done: items that were done before.
@@ -150,7 +150,7 @@ class Progress:
 
     def _counted(self) -> str:
         if self.total is None:
-            return f"{self.what}: {self.done:,} {self.unit}"
+            return f"{self.what}: {self.done:,} {self.unit}" if self.unit else self.what
         share = f" ({self.done / self.total:.0%})" if self.total else ""
         return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}{share}"
 

@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
 from m4oe_ds.report.figures import COLOURS, STYLE
+from m4oe_ds.report.words import Words
 
 Row = Mapping[str, Any]
 CLEAN: Any = {**STYLE, "axes.grid": False}
@@ -27,8 +28,15 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def competition(rows: Sequence[Row], modalities: Sequence[str], task: str) -> Any:
-    """Fig. 3a: AUROC of each modality's encoder, from the multi-modal model and (where trained) on its own."""
+def competition(rows: Sequence[Row], modalities: Sequence[str], task: str, words: Words | None = None) -> Any:
+    """Fig. 3a: AUROC of each modality's encoder, from the multi-modal model and (where trained) on its own.
+
+    Args:
+        rows: mappings with ``task``, ``modality``, ``protocol`` and the figures of each model.
+        modalities: their names, in order.
+        task: name of the task to draw.
+        words: what the names are called in the figure; None = as they are.
+    """
     chosen = [row for row in rows if row["task"] == task]
     bars: list[tuple[str, str, list[Row | None]]] = []
 
@@ -54,8 +62,11 @@ def competition(rows: Sequence[Row], modalities: Sequence[str], task: str) -> An
             lowest = min([lowest, *value[np.isfinite(value)], *low[np.isfinite(low)]])
         axis.axhline(CHANCE, ls=":", color="black", lw=1)
         bottom = math.floor(10 * lowest) / 10
-        axis.set(xticks=range(len(modalities)), xticklabels=list(modalities), ylabel="AUROC", ylim=(bottom, 1.02))
-        axis.set_title(f"Modality competition, {task} (bars from chance, dotted)", fontsize=10)
+        labels = words.modalities(modalities) if words else modalities
+        axis.set(xticks=range(len(modalities)), ylabel="AUROC", ylim=(bottom, 1.02))
+        axis.set_xticklabels([textwrap.fill(label, 14) for label in labels])
+        title = words.task(task) if words else task
+        axis.set_title(f"Modality competition, {title} (bars from chance, dotted)", fontsize=10)
         figure.legend(fontsize=8, ncols=2, loc="outside lower center")
         return figure
 
@@ -75,10 +86,8 @@ def utilisation(panels: Mapping[str, Mapping[str, Any]], modalities: Sequence[st
             for i, value in enumerate(share):
                 left.bar(i, value, color=COLOURS[i % len(COLOURS)])
                 left.plot([i - 0.4, i + 0.4], [uniform[i]] * 2, color="black", lw=1.2)
-            left.set(
-                xticks=range(len(modalities)), xticklabels=list(modalities), ylabel="share of dispatch", title=name
-            )
-            left.tick_params(axis="x", labelsize=7)
+            left.set(xticks=range(len(modalities)), ylabel="share of dispatch", title=name)
+            left.set_xticklabels(list(modalities), rotation=30, ha="right", fontsize=7)
             table = np.array(panel["utilisation_ij"])
             bottom = np.zeros(table.shape[1])
             for i, row in enumerate(table):
@@ -87,7 +96,10 @@ def utilisation(panels: Mapping[str, Mapping[str, Any]], modalities: Sequence[st
             right.set(xlabel="expert", xlim=(-0.6, table.shape[1] - 0.4), ylim=(0, 1))
             right.set_title("modalities within each expert", fontsize=10)
         figure.legend(
-            *axes[0, 1].get_legend_handles_labels(), ncols=len(modalities), fontsize=8, loc="outside lower center"
+            *axes[0, 1].get_legend_handles_labels(),
+            ncols=min(len(modalities), 4),
+            fontsize=8,
+            loc="outside lower center",
         )
         return figure
 
@@ -191,13 +203,18 @@ def contribution(
         for edge in np.cumsum(uniform)[:-1]:
             axes[0, -1].axvline(edge, color="black", ls=":", lw=1)
         figure.legend(
-            *axes[0, 0].get_legend_handles_labels(), ncols=len(modalities), fontsize=8, loc="outside upper center"
+            *axes[0, 0].get_legend_handles_labels(),
+            ncols=min(len(modalities), 4),
+            fontsize=8,
+            loc="outside upper center",
         )
         figure.supxlabel("routing mass is not causal importance; dotted: uniform routing over the tokens", fontsize=7)
         return figure
 
 
-def conflict(panels: Mapping[str, Sequence[Row]], pairs: Mapping[str, Row] | None = None) -> Any:
+def conflict(
+    panels: Mapping[str, Sequence[Row]], pairs: Mapping[str, Row] | None = None, words: Words | None = None
+) -> Any:
     """Fig. 6a: shares of conflicting, neutral and enhancing task gradients, a row per model.
 
     Left: all steps together; middle: per epoch; right: share of conflicts of every pair of tasks (grey: never
@@ -206,10 +223,11 @@ def conflict(panels: Mapping[str, Sequence[Row]], pairs: Mapping[str, Row] | Non
     Args:
         panels: ``{model: rows with epoch, pairs, conflict, neutral, enhance}``.
         pairs: ``{model: {tasks, conflict [q][q]}}``; models without have no right part.
+        words: what the tasks are called in the figure; None = their names.
     """
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(
-            len(panels), 3, figsize=(10, 3.1 * len(panels) + 0.4), squeeze=False, width_ratios=(0.7, 1.5, 1.3)
+            len(panels), 3, figsize=(11, 3.1 * len(panels) + 0.4), squeeze=False, width_ratios=(0.7, 1.5, 1.8)
         )
         for (whole, epochs, square), (model, rows) in zip(axes, panels.items(), strict=True):
             weight = np.array([row["pairs"] for row in rows], dtype=float)
@@ -228,7 +246,7 @@ def conflict(panels: Mapping[str, Sequence[Row]], pairs: Mapping[str, Row] | Non
             whole.set(xticks=[], ylim=(0, 1), ylabel="share of task pairs")
             epochs.set(xlabel="epoch", ylim=(0, 1))
             epochs.set_title(f"by epoch{_measured((pairs or {}).get(model))}", fontsize=10)
-            _pair_conflicts(figure, square, (pairs or {}).get(model))
+            _pair_conflicts(figure, square, (pairs or {}).get(model), words)
         figure.legend(*axes[0, 1].get_legend_handles_labels(), ncols=3, fontsize=9, loc="outside lower center")
         return figure
 
@@ -241,7 +259,7 @@ def _measured(table: Row | None) -> str:
     return f" ({table['measured']} steps{dimension})"
 
 
-def _pair_conflicts(figure: Any, axis: Any, table: Row | None) -> None:
+def _pair_conflicts(figure: Any, axis: Any, table: Row | None, words: Words | None) -> None:
     """Heat map of the share of conflicts per pair of tasks."""
     axis.grid(visible=False)
     if not table:
@@ -252,9 +270,10 @@ def _pair_conflicts(figure: Any, axis: Any, table: Row | None) -> None:
     colours = mpl.colormaps["viridis"].with_extremes(bad="#dddddd")
     image = axis.imshow(values, cmap=colours, vmin=0, vmax=1)
     ticks = range(len(values))
-    axis.set(xticks=ticks, yticks=ticks, yticklabels=list(table["tasks"]))
+    labels = words.tasks(table["tasks"]) if words else list(table["tasks"])
+    axis.set(xticks=ticks, yticks=ticks, yticklabels=labels)
     axis.set_title("conflicts by pair", fontsize=10)
-    axis.set_xticklabels(list(table["tasks"]), rotation=60, ha="right")
+    axis.set_xticklabels(labels, rotation=60, ha="right")
     axis.tick_params(labelsize=8)
     figure.colorbar(image, ax=axis, shrink=0.8)
 

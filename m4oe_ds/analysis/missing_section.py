@@ -20,6 +20,7 @@ from m4oe_ds.evaluation.intervals import Bootstrap
 from m4oe_ds.evaluation.missing_modalities import Row, cohort_size, observed, removed
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.report.figures import COLOURS, DASHES, STYLE, panels
+from m4oe_ds.report.words import Words
 from m4oe_ds.runs.finished import Run
 from m4oe_ds.runs.objective import objective
 
@@ -111,7 +112,7 @@ def missing(session: Session) -> dict[str, Any]:
     result["not_judged"] = [task.name for task in run.spec.tasks if task.name not in judged]
     for kind, axis in (("removed", "removed"), ("observed", "present")):
         if any(row["value"] is not None for row in result[kind]):
-            session.draw(_figure(result[kind], axis), result[kind], f"missing_{kind}")
+            session.draw(_figure(result[kind], axis, session.words), result[kind], f"missing_{kind}")
     return result
 
 
@@ -135,7 +136,7 @@ def _predicted(run: Run, variants: Variants, split: str, limit: int) -> Mapping[
     return predictions.arrays()
 
 
-def _figure(rows: list[Row], along: str) -> Any:
+def _figure(rows: list[Row], along: str, words: Words) -> Any:
     """A panel per task: its figures over the number of modalities, dotted what knowing nothing would give."""
     tasks = list(dict.fromkeys(row["task"] for row in rows if row["value"] is not None))
     with mpl.rc_context(STYLE):
@@ -146,7 +147,7 @@ def _figure(rows: list[Row], along: str) -> Any:
             mine = [row for row in rows if row["task"] == task and row["value"] is not None]
             for number, metric in enumerate(dict.fromkeys(row["metric"] for row in mine)):
                 drawn[metric] = _line(axis, [row for row in mine if row["metric"] == metric], along, number)
-            axis.set(title=task, xlabel=f"modalities {'taken away' if along == 'removed' else 'present'}")
+            axis.set(title=words.task(task), xlabel=f"modalities {'taken away' if along == 'removed' else 'present'}")
             axis.set(xticks=places, xlim=(places[0] - 0.3, places[-1] + 0.3))
         labels = [TITLES.get(metric, metric) for metric in drawn]
         figure.legend(list(drawn.values()), labels, fontsize=8, ncols=3, loc="outside lower center")

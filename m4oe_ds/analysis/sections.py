@@ -141,7 +141,7 @@ def _utilisation(session: Session) -> dict[str, Any]:
         for model, panel in panels.items()
         for i, name in enumerate(names)
     ]
-    session.draw(figures.utilisation(panels, names), rows, "fig3bc_utilisation")
+    session.draw(figures.utilisation(panels, session.words.modalities(names)), rows, "fig3bc_utilisation")
     return dict(result)
 
 
@@ -163,7 +163,8 @@ def _contribution(session: Session) -> dict[str, Any]:
         for title, table in [*((p["title"], p["contribution"]) for p in patients), ("population", population)]
         for task, values in zip(tasks, np.asarray(table).tolist(), strict=True)
     ]
-    figure = figures.contribution(population, uniform, patients, tasks, spec.modalities)
+    words = session.words
+    figure = figures.contribution(population, uniform, patients, words.tasks(tasks), words.modalities(spec.modalities))
     session.draw(figure, rows, "fig5_contribution")
     return {
         "layer": found.routing["layer"],
@@ -214,7 +215,7 @@ def _experts(session: Session) -> dict[str, Any]:
                 | dict(zip(tasks, found[f"sparsity_{name}_k"], strict=True))
                 for name in ("entropy", "hoyer", "gini")
             ]
-    session.draw(figures.experts(panels, tasks, notes), rows, "fig6b_experts")
+    session.draw(figures.experts(panels, session.words.tasks(tasks), notes), rows, "fig6b_experts")
     return own
 
 
@@ -265,7 +266,7 @@ def _competition(session: Session) -> list[dict[str, Any]]:
     drawn = [task.name for task in run.spec.tasks if any(row["task"] == task.name for row in rows)]
     for task in [name for name in headline(session) if name in drawn] or drawn[:1]:
         session.draw(
-            figures.competition(rows, run.spec.modalities, task),
+            figures.competition(rows, run.spec.modalities, task, session.words),
             [row for row in flat if row["task"] == task],
             f"fig3a_competition_{task}",
         )
@@ -307,7 +308,7 @@ def _conflict(session: Session) -> dict[str, Any]:
     panels = {model: entry["all_pairs"] for model, entry in entries.items()}
     pairs = {model: entry["by_pair"] for model, entry in entries.items() if "by_pair" in entry}
     flat = [{"model": model} | row for model, part in panels.items() for row in part]
-    session.draw(figures.conflict(panels, pairs), flat, "fig6a_conflict")
+    session.draw(figures.conflict(panels, pairs, session.words), flat, "fig6a_conflict")
     return own
 
 

@@ -13,6 +13,7 @@ from m4oe_ds.data.batch import Batch
 from m4oe_ds.data.cards import find_card
 from m4oe_ds.progress import track
 from m4oe_ds.report.figures import save
+from m4oe_ds.report.words import Words
 from m4oe_ds.runs.finished import Run
 from m4oe_ds.runs.folder import RunFolder
 
@@ -48,6 +49,11 @@ class Session:
         """The pass over the split."""
         assert self.collected is not None
         return self.collected
+
+    @property
+    def words(self) -> Words:
+        """What the card calls the modalities and tasks: the words of the figures; files keep the names."""
+        return Words(find_card(self.run.config.data.dataset))
 
     def panels(self, section: str, own: Any) -> dict[str, Any]:
         """Content of a section by model name: first that of the baseline, then that of this run."""

@@ -74,7 +74,9 @@ def synergy(session: Session) -> dict[str, Any]:
         model: entry["matrices"] | entry.get("not_estimated", {})
         for model, entry in session.panels("synergy", own_entry).items()
     }
-    session.draw(figures.synergy(panels, names), report.to_rows(), "fig4_synergy")
+    words = session.words
+    shown = {model: {words.task(task): entry for task, entry in panel.items()} for model, panel in panels.items()}
+    session.draw(figures.synergy(shown, words.modalities(names)), report.to_rows(), "fig4_synergy")
     return {
         "target": "the model's predictions",
         "representation": test.representation if own else "encoder",

@@ -173,7 +173,7 @@ class ShardStream:
             raise DataError(
                 f"{self.num_samples} samples do not fill one global batch of {batch}",
                 str(self.folder),
-                "lower train_batch_size in the DeepSpeed JSON",
+                "lower train_batch_size in the DeepSpeed JSON (`m4oe init DIR` copies the shipped ones)",
             )
         left = max(0, self.num_samples - samples_done)
         return -(-left // batch) if self.sampling.last_batch == "pad" else left // batch

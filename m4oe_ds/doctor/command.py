@@ -139,7 +139,7 @@ def _ranks(options: argparse.Namespace, ranks: int, started: bool) -> list[Findi
 
 def _wait(running: subprocess.Popen[bytes], seconds: float) -> int | None:
     """Exit status of the ranks; None if they had to be ended."""
-    with Progress("ranks", None, "checks") as progress:
+    with Progress("ranks meet, exchange and make a training step", None, "") as progress:
         progress.start()
         try:
             return running.wait(timeout=_LONGEST + seconds)

@@ -72,7 +72,7 @@ def main(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(as_dict(plan, rows), indent=2))
     else:
-        print("\n".join(describe(plan, options.config, str(cluster), rows)))
+        print("\n".join(describe(plan, options.config, str(cluster), rows, options.out)))
     if options.out:
         Path(options.out).write_text(json.dumps(plan.ds_config, indent=2) + "\n", encoding="utf-8")
         if not options.json:
@@ -113,8 +113,10 @@ def _wishes(options: argparse.Namespace, config: Config, world: int) -> dict[str
     }
 
 
-def describe(plan: Plan, config_name: str, cluster: str, rows: Sequence[Candidate] = ()) -> list[str]:
-    """The plan as lines of text."""
+def describe(
+    plan: Plan, config_name: str, cluster: str, rows: Sequence[Candidate] = (), written: str | None = None
+) -> list[str]:
+    """The plan as lines of text; ``written`` is the file that the DeepSpeed JSON goes to."""
     chosen = plan.chosen
     cost, layout, time = chosen.cost, chosen.layout, chosen.time
     lines = [f"plan for {config_name} on {cluster}", ""]
@@ -152,8 +154,9 @@ def describe(plan: Plan, config_name: str, cluster: str, rows: Sequence[Candidat
     )
     lines += ["", "choices and reasons"]
     lines += [f"  {choice}\n      {reason}" for choice, reason in plan.reasons]
-    lines += ["", "to use it: --out FILE writes the DeepSpeed JSON; start the training with"]
-    lines.append(f"  --config {config_name} --ds_config FILE " + " ".join(f"--set {item}" for item in plan.overrides))
+    lines += ["", "to use it" if written else "to use it, with --out FILE to write the DeepSpeed JSON"]
+    command = ["m4oe train --config", config_name, "--ds_config", written or "FILE"]
+    lines.append("  " + " ".join([*command, *(f"--set {item}" for item in plan.overrides)]))
     if rows:
         lines += _scaling_lines(rows)
     lines += _notes(chosen)

@@ -121,8 +121,9 @@ def last_line(summary: dict[str, Any], out: Path) -> str:
         note = " (by a model trained on synthetic data)"
     partial = sum(bool(sample["missing"]) for sample in samples)
     groups = len({sample["group"] for sample in samples})
+    private = [path for path in (next_to(out, "mapping.csv"), next_to(out, "secret")) if path.exists()]
     return (
         f"predicted {len(samples)} samples of {groups} {summary['words']['groups']}{note}, "
         f"{partial} with missing modalities: {out / 'predictions.csv'}, {out / 'predictions.json'}; "
-        f"private: {next_to(out, 'mapping.csv')}"
+        f"private: {', '.join(map(str, private))}"
     )

@@ -136,7 +136,8 @@ def _amount(
     parts = []
     steps = [record for record in records if record.get("event", "train") == "train"]
     if steps:
-        parts.append(f"{steps[-1]['step']} optimizer steps in {steps[-1].get('epoch', 0) + 1} epochs")
+        epochs = steps[-1].get("epoch", 0) + 1
+        parts.append(f"{steps[-1]['step']} optimizer steps in {epochs} epoch{'s' if epochs != 1 else ''}")
     if "seed" in environment:
         parts.append(f"seed {environment['seed']}")
     batch = (environment.get("batch") or {}).get("train") or engine.get("train_batch_size")
@@ -176,7 +177,8 @@ def _provenance(environment: Mapping[str, Any]) -> list[str]:
     parts = []
     if environment.get("world"):
         shared = f", experts shared by {environment['ep_size']}" if environment.get("ep_size", 1) > 1 else ""
-        parts.append(f"{environment['world']} ranks on {environment.get('device', '?')}{shared}")
+        ranks = "1 rank" if environment["world"] == 1 else f"{environment['world']} ranks"
+        parts.append(f"{ranks} on {environment.get('device', '?')}{shared}")
     commit = (environment.get("git") or {}).get("commit")
     if commit:
         changed = " with uncommitted changes" if environment["git"].get("modified") else ""

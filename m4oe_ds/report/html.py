@@ -181,21 +181,22 @@ def _step(tag: Any) -> int | None:
 def _table(title: str, split: dict[str, Any], data_card: Card | None, words: Words) -> dict[str, Any]:
     """Rows ``task, n, majority, metrics...`` of the tasks with classes of a split, and tables of the other kinds."""
     rows = []
-    for name, entry in split["tasks"].items():
-        if entry.get("kind") != "classification":
-            continue
+    coded = {name: entry for name, entry in split["tasks"].items() if entry.get("kind") == "classification"}
+    # a column that no task has, such as kappa where no classes are in order, is left out
+    columns = [pair for pair in METRICS if any(pair[0] in entry.get("metrics", {}) for entry in coded.values())]
+    for name, entry in coded.items():
         if not entry["n"]:
-            rows.append([words.task(name), "0", "", "no labels", *[""] * (len(METRICS) - 1)])
+            rows.append([words.task(name), "0", "", "no labels", *[""] * max(0, len(columns) - 1)])
             continue
         metrics = entry["metrics"]
-        cells = [number(metrics[key]) if key in metrics else "" for key, _ in METRICS]
-        cells[4] += f" ({entry['auprc_chance']:.2f})" if cells[4] != "–" else ""
-        rows.append([words.task(name), entry["n"], f"{entry['prior']:.3f}", *cells])
+        cells = {key: number(metrics[key]) if key in metrics else "" for key, _ in columns}
+        cells["auprc"] += f" ({entry['auprc_chance']:.2f})" if cells["auprc"] != "–" else ""
+        rows.append([words.task(name), entry["n"], f"{entry['prior']:.3f}", *cells.values()])
     return {
         "rows": rows,
         "title": title,
         "n": split["n"],
         "groups": split["n_groups"],
-        "header": [label for _, label in METRICS],
+        "header": [label for _, label in columns] or [METRICS[0][1]],
         "others": tables_of(split, data_card),
     }

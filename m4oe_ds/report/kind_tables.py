@@ -10,6 +10,7 @@ import numpy as np
 from m4oe_ds.data.cards import Card
 from m4oe_ds.data.schema import TaskSpec
 from m4oe_ds.report.clinical_tables import Table, number
+from m4oe_ds.report.words import Words
 
 
 def tables_of(split: Mapping[str, Any], card: Card | None) -> list[Table]:
@@ -19,10 +20,10 @@ def tables_of(split: Mapping[str, Any], card: Card | None) -> list[Table]:
         split: one split of ``metrics.json``.
         card: card of the data set, for the words; None if it is not known.
     """
-    words = {task.name: task.label or task.name for task in card.tasks} if card else {}
+    words = Words(card)
     by_kind: dict[str, dict[str, Mapping[str, Any]]] = {}
     for name, entry in split["tasks"].items():
-        by_kind.setdefault(entry["kind"], {})[words.get(name, name)] = entry
+        by_kind.setdefault(entry["kind"], {})[words.task(name)] = entry
     makers = {"number": _numbers, "survival": _survivals, "segmentation": _masks}
     return [make(by_kind[kind]) for kind, make in makers.items() if kind in by_kind]
 

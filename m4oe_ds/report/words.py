@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from m4oe_ds.data.cards import Card
@@ -36,6 +36,14 @@ class Words:
         """A modality, likewise."""
         return capital(self._labels.get(name) or name)
 
+    def tasks(self, names: Iterable[str]) -> list[str]:
+        """Several tasks."""
+        return [self.task(name) for name in names]
+
+    def modalities(self, names: Iterable[str]) -> list[str]:
+        """Several modalities."""
+        return [self.modality(name) for name in names]
+
     def column(self, name: str) -> str:
         """A column of a table: its label if it is a task or a modality."""
         known = self._tasks.get(name)
@@ -65,7 +73,8 @@ class Words:
         """An attribute by which results are told apart and one of its groups, in words."""
         if attribute in self._tasks:
             return self.task(attribute), group
-        return capital(attribute.replace("_", " ")), self._sides.get(group, group) if attribute == "side" else group
+        known = {"side": self._sides, "vendor": {"ge": "GE"}}.get(attribute, {})
+        return capital(attribute.replace("_", " ")), known.get(group, group.replace(">=", "≥ "))
 
 
 def capital(text: str) -> str:

@@ -92,6 +92,15 @@ def test_work_of_unknown_length_has_no_end() -> None:
     assert re.match(r"reading: 7 files, [\d.]+(/s| s each), \d:\d\d:\d\d so far\n", out.getvalue())
 
 
+def test_work_that_cannot_be_counted_tells_the_time_alone() -> None:
+    out = io.StringIO()
+    with Progress("ranks meet", None, "", stream=out, every_s=OFTEN).start():
+        time.sleep(3 * OFTEN)
+    lines = out.getvalue().splitlines()
+    assert re.fullmatch(r"ranks meet, \d:\d\d:\d\d so far", lines[0])
+    assert re.fullmatch(r"ranks meet in \d:\d\d:\d\d", lines[-1])
+
+
 def test_items_done_before_do_not_count_for_the_speed() -> None:
     progress = Progress("reading", 100, "files", stream=io.StringIO(), done=90)
     time.sleep(0.1)

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,6 +103,12 @@ def test_a_run_that_kept_its_data_is_analysed(data: Path, tmp_path: Path) -> Non
     assert analyze(str(run), "--only", "competition,utilisation", "--resamples", "20") == 0
     found = json.loads((run / "analysis.json").read_text())
     assert (found["skipped"], "competition" in found) == ({}, True)
+    for name in ("fig3bc_utilisation", "fig3a_competition_risk1"):
+        drawn = RunFolder(run).figures / name
+        assert "ffdm_cc" in drawn.with_suffix(".csv").read_text()  # the names for programs,
+        comments = " ".join(re.findall("<!-- (.*?) -->", drawn.with_suffix(".svg").read_text(), re.DOTALL))
+        assert "Digital" in comments  # the card's words for readers
+        assert not re.search("ffdm|risk1", comments)
 
 
 def test_a_run_without_classes_has_no_synergy(tmp_path: Path) -> None:
@@ -279,7 +286,8 @@ def test_planted_synergy_is_found_from_features(tmp_path: Path) -> None:
         )
 
     options = AnalysisOptions(tmp_path, permutations=0)
-    run: Any = SimpleNamespace(folder=tmp_path, spec=SimpleNamespace(modalities=names))
+    config = SimpleNamespace(data=SimpleNamespace(dataset="embed"))
+    run: Any = SimpleNamespace(folder=tmp_path, spec=SimpleNamespace(modalities=names), config=config)
     collected: Any = SimpleNamespace(features=part(slice(300, 400)))
     train: Any = part(slice(0, 300))
     found = WORK["synergy"](Session(options, run, "ours", {}, collected, train))
@@ -403,7 +411,8 @@ def test_what_the_other_run_could_not_estimate_is_said_in_its_panel(tmp_path: Pa
             task={task: {name: rng.normal(size=(rows, 4)) for name in names} for task in ("t", "rare")},
         )
 
-    run: Any = SimpleNamespace(folder=tmp_path, spec=SimpleNamespace(modalities=names))
+    config = SimpleNamespace(data=SimpleNamespace(dataset="embed"))
+    run: Any = SimpleNamespace(folder=tmp_path, spec=SimpleNamespace(modalities=names), config=config)
     options = AnalysisOptions(tmp_path, permutations=0)
     collected: Any = SimpleNamespace(features=part(100))
     first = WORK["synergy"](Session(options, run, "other", {}, collected, part(200)))

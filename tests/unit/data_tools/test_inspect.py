@@ -82,7 +82,7 @@ def test_good_shards_have_no_problem(shards: Path, capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     assert "train: 6 synthetic samples of 3 patients in 2 shards" in text
     assert "ffdm_cc 6, ffdm_mlo 0" in text
-    assert "birads: 0:4 1:2 2:0 missing:0" in text
+    assert "birads: negative 4, benign 2, work-up 0, missing 0" in text
     with Image.open(sheet) as image:
         shown = np.asarray(image)
     assert shown.shape[1] <= 1400

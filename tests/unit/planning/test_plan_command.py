@@ -154,6 +154,7 @@ def test_command_describes_a_given_ds_config(path: Path, tmp_path: Path, capsys:
     text = capsys.readouterr().out
     for word in ("fits: YES", "SIMULATED", "ZeRO-1", "fp16", "micro-batch 4 x 1", "held per rank", "L40S data sheet"):
         assert word in text
+    assert f"\n  m4oe train --config {path} --ds_config FILE --set parallel.ep_size=1\n" in text
 
 
 def test_a_model_without_experts_is_offered_no_expert_parallel_layout(capsys: pytest.CaptureFixture[str]) -> None:

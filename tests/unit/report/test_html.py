@@ -213,3 +213,14 @@ def test_a_drawing_too_large_for_the_page_is_shown_as_a_picture(
 def test_the_chosen_step_is_marked_and_named(tmp_path: Path) -> None:
     text = render(fill(tmp_path / "run")).read_text()
     assert "the weights of step 3 were kept" in text
+
+
+def test_the_table_has_no_column_that_no_task_fills(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "run")
+    assert ">kappa</th>" in render(folder).read_text(encoding="utf-8")  # of the tasks in order
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["test"]["tasks"] = {"risk1": metrics["test"]["tasks"]["risk1"]}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    text = render(folder).read_text(encoding="utf-8")
+    assert ">AUROC</th>" in text
+    assert not any(f">{name}</th>" in text for name in ("kappa", "classes off"))

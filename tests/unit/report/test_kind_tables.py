@@ -53,10 +53,10 @@ def test_a_task_with_classes_is_told_elsewhere_and_words_may_be_missing() -> Non
 def test_one_table_per_kind_with_labels_units_and_baselines() -> None:
     split = evaluate_split(ARRAYS, TASKS, resamples=10)
     numbers, survival, masks = tables_of(split, CARD)
-    assert numbers["rows"][0][:2] == ["age of the lamp", 3]
+    assert numbers["rows"][0][:2] == ["Age of the lamp", 3]
     assert "months" in numbers["rows"][0][2]
     assert "median of this split, 70 months" in numbers["rows"][0][3]
-    assert [row[0] for row in survival["rows"]] == [f"failure of the lamp, within {h} years" for h in ("1", "2.5", "5")]
+    assert [row[0] for row in survival["rows"]] == [f"Failure of the lamp, within {h} years" for h in ("1", "2.5", "5")]
     assert "2 of 3 with the event (failure)" in survival["note"]
     assert [row[2] for row in masks["rows"]] == ["mean", "bulb", "socket"]
     assert masks["rows"][1][4] == f"{2 * 0.2 / 1.2:.3f}"
@@ -66,7 +66,7 @@ def test_one_table_per_kind_with_labels_units_and_baselines() -> None:
 def test_tables_of_a_split_without_labels() -> None:
     arrays = {name: np.full_like(v, np.nan) if v.dtype.kind == "f" else v for name, v in ARRAYS.items()}
     found = tables_of(evaluate_split(arrays, TASKS, resamples=10), None)
-    assert [table["rows"][0][0] for table in found] == ["age", "failure", "parts"]
+    assert [table["rows"][0][0] for table in found] == ["Age", "Failure", "Parts"]
     assert all("no labels" in row for table in found for row in table["rows"])
 
 

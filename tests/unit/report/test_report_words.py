@@ -15,6 +15,8 @@ def test_words_are_those_of_the_card() -> None:
     assert WORDS.side("embed-0123456789abcdef-r") == "right"
     assert WORDS.subgroup("side", "l") == ("Side", "left")
     assert WORDS.subgroup("density", "A") == ("Breast density", "A")
+    assert WORDS.subgroup("vendor", "ge") == ("Vendor", "GE")
+    assert WORDS.subgroup("age", ">=70") == ("Age", "≥ 70")
     assert WORDS.subgroup("age_band", "50-59") == ("Age band", "50-59")
     assert (WORDS.unit, WORDS.groups) == ("breast", "patients")
     assert (WORDS.column("density"), WORDS.column("step")) == ("Breast density", "step")

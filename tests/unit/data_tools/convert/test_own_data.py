@@ -197,7 +197,7 @@ def test_the_report_speaks_the_words_of_the_card(shards: Path, tmp_path: Path) -
     assert re.search(r"12 of 24 samples, 4 from each split, spread over the shards", page)
     shown = contact_sheet(shards, load_splits(shards), tmp_path / "sheet.png")
     assert shown == "12 of 24 samples, 4 from each split"
-    assert "blind: censored:6 event:4 missing:2" in "\n".join(inspect(shards)[0])
+    assert "blind: censored 6, event 4, missing 2" in "\n".join(inspect(shards)[0])
 
 
 def test_png_is_used_where_it_can_be(card: Path, tmp_path: Path) -> None:
