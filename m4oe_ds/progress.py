@@ -70,6 +70,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._every, self._first = every_s, min(_FIRST_LINE_S, every_s)
         self._from, self._started = done, time.monotonic()
+        self._warm: tuple[float, int] | None = None  # time and count of the first update: it may hold a start-up
         self._said, self._lines, self._note = self._started, 0, ""
         self._bar: Any = None
         self._watch: threading.Thread | None = None
@@ -98,6 +99,7 @@ class Progress:
         """Counts items as done; the note stands behind the figures."""
         self.done += items
         self._note = note or self._note
+        self._warm = self._warm or (time.monotonic(), self.done)
         if self._bar is not None:
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
@@ -131,16 +133,22 @@ class Progress:
 
     def line(self) -> str:
         """What is said: such as ``samples: 120 of 2,000 (6 %), 35.2/s, 0:00:53 left``."""
-        elapsed = time.monotonic() - self._started
-        rate = (self.done - self._from) / elapsed if elapsed > 0 else 0.0
+        now = time.monotonic()
         parts = [self._counted()]
-        if self.done > self._from:
+        if rate := self._rate(now):
             parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.0f} s each")
-        if self.total is not None and self.done > self._from:
+        if rate and self.total is not None and self.done - self._from > 1:
             parts.append(f"{self._clock((self.total - self.done) / rate)} left")
         else:
-            parts.append(f"{duration(elapsed)} so far")
+            parts.append(f"{duration(now - self._started)} so far")
         return ", ".join([*parts, self._note] if self._note else parts)
+
+    def _rate(self, now: float) -> float:
+        """Items per second since the first update, or since the start where that was the only one; 0 = not known."""
+        begun, before = self._started, self._from
+        if self._warm and self.done > self._warm[1]:
+            begun, before = self._warm
+        return (self.done - before) / (now - begun) if now > begun else 0.0
 
     def start(self) -> Progress:
         """Begins to report before the first item is done: for work whose items are long."""

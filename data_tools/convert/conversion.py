@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -331,3 +332,4 @@ def _print_made(report: Mapping[str, Any], quarantined: int, out: Path, groups: 
         f"{quarantined} images quarantined, {report['samples_without_a_good_image']} samples without "
         f"a good image; report: {out / 'conversion.html'}"
     )
+    print(f"next: m4oe inspect {shlex.quote(str(out))}")

@@ -127,7 +127,8 @@ def try_out(loop: Loop, folder: Path, run: Path, statistics: Mapping[str, TaskSt
         f"evaluation  one batch of {', '.join(metrics) or 'no split'}; "
         f"report of {Path(report).stat().st_size / 1e6:.1f} MB",
     ]
-    return [f"dry run of {run}: everything worked, nothing was kept", *(f"  {line}" for line in lines)]
+    done = f"dry run of {run}: everything worked, nothing was kept of it"
+    return [done, *(f"  {line}" for line in lines), "next: the same command without --dry-run"]
 
 
 def _read_back(loop: Loop, tag: str) -> None:

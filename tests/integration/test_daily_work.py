@@ -67,7 +67,7 @@ def test_a_dry_run_on_two_ranks_leaves_nothing(data: Path, tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     output = tmp_path / "empty" / "deeper" / "run"
     said = ended(commands.train([*arguments(data, output, "run.tensorboard=true"), "--dry-run"], ranks=2))
-    assert f"dry run of {output}: everything worked, nothing was kept" in said
+    assert f"dry run of {output}: everything worked, nothing was kept of it" in said
     for line in ("step ", "validation ", "checkpoint ", "evaluation  one batch of val, test"):
         assert f"\n  {line}" in said
     assert list((tmp_path / "empty").iterdir()) == []

@@ -175,3 +175,17 @@ def test_tracked_items_come_unchanged_and_are_counted() -> None:
 )
 def test_times_in_words(seconds: float, exact: str, rounded: str) -> None:
     assert (duration(seconds), hours(seconds)) == (exact, rounded)
+
+
+def test_the_start_up_of_the_first_item_is_not_taken_for_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    work = Progress("reading", 111, "files", stream=io.StringIO())
+    now[0] = 60.0
+    work.update()
+    assert work.line() == "reading: 1 of 111 files (1%), 60 s each, 0:01:00 so far"
+    for _ in range(10):
+        now[0] += 1.0
+        work.update()
+    assert work.line() == "reading: 11 of 111 files (10%), 1.0/s, 0:01:40 left"
+    work.close()
