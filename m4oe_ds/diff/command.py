@@ -77,12 +77,13 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         UserError: not two run folders, damaged files, or an output that cannot be written.
     """
-    from m4oe_ds.command_line import check_output
+    from m4oe_ds.command_line import check_apart, check_output
     from m4oe_ds.diff.sides import open_both
 
     first, second = open_both(Path(options.first), Path(options.second))
     if options.output:
         check_output(Path(options.output), "--output")
+        check_apart(Path(options.output), "--output")
 
     from m4oe_ds.diff import answers
     from m4oe_ds.diff.settings import differences

@@ -16,7 +16,6 @@ FIXED = (
     "num_classes",
     "global_pool",
     "in_chans",
-    "img_size",
     "pretrained",
     "pretrained_cfg",
     "checkpoint_path",

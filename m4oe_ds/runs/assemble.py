@@ -27,6 +27,7 @@ from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.systems import find_system
 from m4oe_ds.parallel import reduce
 from m4oe_ds.runs.configuration import without_sources
+from m4oe_ds.runs.request import check_cache
 
 Normalise = Mapping[str, tuple[float, float]]  # mean and standard deviation by modality, or modality.column
 
@@ -214,13 +215,8 @@ def cache(config: Config) -> Cache | None:
     """
     if not sources.is_remote(config.data.root):
         return None
+    check_cache(config)
     if not config.data.cache_dir:
-        if config.data.verify == "full":
-            raise ConfigError(
-                "is empty, and remote shards can only be verified when they are fetched whole",
-                "data.cache_dir",
-                "name a local folder, or set data.verify=size to read parts of shards unverified",
-            )
         return None
     return Cache(Path(config.data.cache_dir), int(config.data.cache_gb * 1e9))
 

@@ -51,7 +51,7 @@ def check_splits(config: Config, splits: Sequence[str], option: str) -> None:
         DataError: no such folder, split, or a damaged manifest.
     """
     root = config.data.root
-    if sources.is_remote(root):
+    if sources.is_remote(root, option):
         root_of(root, option)
         return
     if not root or not Path(root).is_dir():

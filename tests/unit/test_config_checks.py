@@ -55,7 +55,6 @@ REFUSED = {
     "model.embedder.options={qkv_bias: maybe}": "qkv_bias must be true or false, got 'maybe'",
     "model.embedder.options={drop_rate: 2}": "drop_rate must be a number from 0 and below 1, got 2",
     "model.embedder.options={mlp_ratio: 0}": "mlp_ratio must be a number above 0, got 0",
-    "model.embedder.options={img_size: 32}": "img_size is set by the embedder itself",
     "model.embedder.options={depth:2}": "has a key 'depth:2' without a value; write a blank after the colon",
     "run.expects={train_batch_size:32}": "'train_batch_size:32' without a value; write a blank after the colon",
     "model.mlp_ratio=0.0001": "model.mlp_ratio=0.0001 of model.dim=768 leaves no width",
