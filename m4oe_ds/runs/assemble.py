@@ -27,6 +27,7 @@ from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.systems import find_system
 from m4oe_ds.parallel import reduce
 from m4oe_ds.runs.configuration import without_sources
+from m4oe_ds.runs.opening import check_card
 from m4oe_ds.runs.request import check_cache
 
 Normalise = Mapping[str, tuple[float, float]]  # mean and standard deviation by modality, or modality.column
@@ -48,28 +49,8 @@ def load_manifests(config: Config, splits: tuple[str, ...]) -> dict[str, Manifes
     manifests = {}
     for split in splits:
         manifests[split] = Manifest.load(sources.join(root, split))
-        _check_card(manifests[split].card, find_card(config.data.dataset), sources.shown(sources.join(root, split)))
+        check_card(manifests[split].card, find_card(config.data.dataset), sources.shown(sources.join(root, split)))
     return manifests
-
-
-def _check_card(stored: Card, wanted: Card, where: str) -> None:
-    """Shards and configuration must mean the same by every modality and task.
-
-    Raises:
-        DataError: they do not.
-    """
-    if stored.name != wanted.name:
-        what = f"holds {stored.name}, but data.dataset is {wanted.name}"
-        raise DataError(what, where, f"set data.dataset={stored.name}, or name other shards with data.root")
-    if (stored.inputs, stored.tasks) != (wanted.inputs, wanted.tasks):
-        differing = [one.name for one in wanted.inputs if one not in stored.inputs]
-        differing += [task.name for task in wanted.tasks if task not in stored.tasks]
-        named = ", ".join(differing) or "what it leaves out"
-        raise DataError(
-            f"was converted with another card of {stored.name} (differs in: {named})",
-            where,
-            "convert it again, or take the card that the manifests carry",
-        )
 
 
 def check_source(stored: Card, wanted: Card, where: str) -> None:

@@ -8,6 +8,7 @@ mistakes are to be found before torch is imported.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from m4oe_ds import shipped
@@ -195,6 +196,18 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "itself": ("analyze {w}/runs/one --baseline {w}/runs/one", ("is the run itself; name another run",)),
     "collect": ("compare --collect --cell 0", ("--collect: runs nothing", "leave it out, or --cell")),
     "collect2": ("compare --collect --output {w}/none", ("{w}/none: no such comparison", "leave out --collect")),
+    "edited": ("evaluate {w}/runs/one --data {w}/edited", ("manifest.json: damaged: num_samples is 99", "hold 2")),
+    "edited2": (f"{TRAIN} --set data.root={{w}}/edited", ("manifest.json: damaged: num_samples is 99", "hold 4")),
+    "cut2": ("evaluate {w}/runs/one --data {w}/short", ("100 bytes instead of", "copy it again")),
+    "cut3": (f"{TRAIN} --set data.root={{w}}/short", ("100 bytes instead of", "copy it again")),
+    "lost": ("analyze {w}/runs/one --data {w}/lost --only utilisation", ("is missing", "copy it again")),
+    "lost2": (f"{TRAIN} --set data.root={{w}}/lost", ("is missing", "copy it again")),
+    "other": (
+        f"{TRAIN} --set data.dataset=vindr",
+        ("holds embed, but data.dataset is vindr", "set data.dataset=embed"),
+    ),
+    "hollow": ("evaluate {w}/hollow", ("config.yaml: is damaged: 0 bytes", "copy the run again")),
+    "hollow2": ("report {w}/hollow", ("config.yaml: is damaged: it has no options", "copy the run again")),
     "gpus": (f"{TRAIN} --gpus -2", ("--gpus", "write a whole number from 1")),
 }
 
@@ -203,6 +216,14 @@ def folder(root: Path) -> Path:
     """Makes what ``{w}`` stands for."""
     shards.write(root / "shards", {"train": 4, "val": 2, "test": 2})
     shards.write(root / "part", {"train": 4, "test": 2})
+    for name in ("edited", "short", "lost"):
+        shutil.copytree(root / "shards", root / name)
+    for manifest in (root / "edited").glob("*/manifest.json"):
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "num_samples": 99}))
+    for shard in (root / "short").glob("*/*.tar"):
+        shard.write_bytes(shard.read_bytes()[:100])
+    for shard in (root / "lost").glob("*/*.tar"):
+        shard.unlink()
     (root / "rsna").mkdir()
     (root / "rsna" / "train.csv").write_text("patient_id\n")
     texts = {
@@ -229,6 +250,9 @@ def folder(root: Path) -> Path:
         ("damaged", bytes(100), 1),
     ):
         _run(root / name, root / "shards", weights, checkpoints)
+    _run(root / "hollow", root / "shards", b"", 0)
+    (root / "hollow" / "config.yaml").write_text("")
+    (root / "hollow" / "metrics.json").write_text('{"test": {"n": 0, "n_groups": 0, "tasks": {}}}')
     _run(root / "reported", root / "shards", b"", 0)
     (root / "reported" / "metrics.json").write_text('{"test": {"n": 0, "n_groups": 0, "tasks": {}}}')
     (root / "reported" / "environment.json").write_text('{"a":')
