@@ -89,28 +89,6 @@ def check_output(folder: Path, option: str) -> None:
         )
 
 
-def check_apart(folder: Path, option: str, *, run: bool = False) -> None:
-    """An output folder must not hold something of another kind, which would be mixed with what is written.
-
-    Args:
-        folder: to be made, or to be written into.
-        option: that names it.
-        run: whether a run is written, so that it may hold one already, but not several in folders of their own.
-
-    Raises:
-        EnvironmentProblem: it holds shards, a checkpoint, or runs.
-    """
-    what = ""
-    if (folder / "manifest.json").is_file() or any(folder.glob("*/manifest.json")):
-        what = "holds shards, or checkpoints"
-    elif run and not (folder / "log.jsonl").is_file() and any(folder.glob("*/log.jsonl")):
-        what = "holds other runs"
-    elif not run and (folder / "log.jsonl").is_file():
-        what = "is the folder of a run"
-    if what:
-        raise EnvironmentProblem(what, str(folder), f"choose another {option}, which is not there yet")
-
-
 def check_file(path: Path, option: str, suffix: str) -> None:
     """An output file must have the suffix of what is written, and lie where a file can be written.
 

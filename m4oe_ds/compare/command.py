@@ -146,12 +146,13 @@ def planned(options: argparse.Namespace) -> tuple[list[Cell], CellPlan, list[str
     from pathlib import Path
 
     from m4oe_ds import shipped
-    from m4oe_ds.command_line import check_apart, check_output
+    from m4oe_ds.command_line import check_output
     from m4oe_ds.compare import cells as grid
     from m4oe_ds.compare import run
     from m4oe_ds.compare.published import Preset, presets
     from m4oe_ds.compare.run import CellPlan
     from m4oe_ds.option_lists import comma_list
+    from m4oe_ds.runs.apart import check_apart
 
     subject = _own(options)
     name = "own" if subject else options.preset or "smoke"

@@ -77,8 +77,9 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         UserError: not two run folders, damaged files, or an output that cannot be written.
     """
-    from m4oe_ds.command_line import check_apart, check_output
+    from m4oe_ds.command_line import check_output
     from m4oe_ds.diff.sides import open_both
+    from m4oe_ds.runs.apart import check_apart
 
     first, second = open_both(Path(options.first), Path(options.second))
     if options.output:

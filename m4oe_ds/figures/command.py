@@ -39,10 +39,11 @@ def main(options: argparse.Namespace) -> int:
     """
     from pathlib import Path
 
-    from m4oe_ds.command_line import check_apart, check_output
+    from m4oe_ds.command_line import check_output
     from m4oe_ds.figures import index, work
     from m4oe_ds.figures.plan import Plan, Wanted
     from m4oe_ds.option_lists import check_known, comma_list
+    from m4oe_ds.runs.apart import check_apart
 
     chosen = comma_list(options.only, "--only", str, required=bool(options.only), once=True)
     check_known(chosen, "--only", ALL, noun="table or figure")

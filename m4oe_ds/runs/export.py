@@ -7,8 +7,9 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from m4oe_ds.command_line import check_apart, check_output
+from m4oe_ds.command_line import check_output
 from m4oe_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
+from m4oe_ds.runs.apart import check_apart
 from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, RunFolder, checkpoint_tags
 from m4oe_ds.yaml_tree import nearest
 

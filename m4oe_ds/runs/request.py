@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from m4oe_ds import config_loader, deepspeed_json
-from m4oe_ds.command_line import check_apart, check_output
+from m4oe_ds.command_line import check_output
 from m4oe_ds.config import TRACKERS, Config
 from m4oe_ds.data.roots import root_of
 from m4oe_ds.data.sources import is_remote
 from m4oe_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from m4oe_ds.models import outside
+from m4oe_ds.runs.apart import check_apart
 from m4oe_ds.runs.folder import CheckpointFolder, RunFolder, checkpoint_tags
 from m4oe_ds.runs.source_files import OPTION as INIT_FROM
 from m4oe_ds.runs.source_files import find_source

@@ -154,8 +154,9 @@ def _run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from m4oe_ds import config_loader
-    from m4oe_ds.command_line import check_apart, check_output
+    from m4oe_ds.command_line import check_output
     from m4oe_ds.errors import ConfigError
+    from m4oe_ds.runs.apart import check_apart
     from m4oe_ds.scaling import study
     from m4oe_ds.scaling.rows import write_left_out
 
@@ -241,7 +242,8 @@ def _point(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from m4oe_ds import config_loader
-    from m4oe_ds.command_line import check_apart, check_output
+    from m4oe_ds.command_line import check_output
+    from m4oe_ds.runs.apart import check_apart
 
     check_output(Path(options.output), "--output")
     check_apart(Path(options.output), "--output")
@@ -276,9 +278,10 @@ def _simulate(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from m4oe_ds import config_loader
-    from m4oe_ds.command_line import check_apart, check_output
+    from m4oe_ds.command_line import check_output
     from m4oe_ds.option_lists import comma_list
     from m4oe_ds.planning.hardware import accelerator
+    from m4oe_ds.runs.apart import check_apart
     from m4oe_ds.scaling.rows import write_csv, write_left_out
 
     check_output(Path(options.output), "--output")
