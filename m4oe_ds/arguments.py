@@ -18,6 +18,8 @@ MOST_PROCESSES = 4096  # of one machine
 MOST_DRAWS = 1_000_000  # resamples, permutations
 REFUSED = 2  # exit status of a command line that cannot be read
 _OF_AN_OPTION = re.compile(r"argument ([^:]+): (.*)", re.S)
+_ONE_OF = re.compile(r"one of the arguments (.*) is required")
+_EXCLUDED = "not allowed with argument "
 _MISSING = "the following arguments are required: "
 
 
@@ -45,8 +47,10 @@ class Parser(argparse.ArgumentParser):
         option = _OF_AN_OPTION.fullmatch(message)
         if message.startswith(_MISSING):
             message = self._missing(message.removeprefix(_MISSING).split(", "))
+        elif (group := _ONE_OF.fullmatch(message)) is not None:
+            message = f"{' or '.join(group[1].split())} is needed"
         elif option is not None:
-            message = f"{option[1]}: {option[2]}"
+            message = f"{option[1]}: {_advised(*option.groups())}"
         self.exit(REFUSED, f"error: {message}; see `{self.prog} --help`\n")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
@@ -157,6 +161,15 @@ def number(
         return value
 
     return read
+
+
+def _advised(option: str, message: str) -> str:
+    """What :mod:`argparse` says of an option, with what to do about it."""
+    if message.startswith(_EXCLUDED):
+        return f"excludes {message.removeprefix(_EXCLUDED)}; give one of them"
+    if message == "expected one argument":
+        return f"needs a value; one that begins with - is written {option.rpartition('/')[2]}=-.."
+    return message
 
 
 def _nearest(value: str, choices: Iterable[Any]) -> str:

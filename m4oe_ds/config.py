@@ -19,6 +19,7 @@ DECAY_KINDS = ("norms", "biases", "scales", "embeddings")  # of parameters that 
 SMALLEST_IMAGE, MOST_PIXELS, MOST_VOXELS = 8, 16384, 4096  # along one side
 MOST_PROCESSES = 4096  # of one machine
 MOST_SEED = 2**63 - 1
+MOST_EXAMPLES = 1000  # of a report, whose page holds all of their pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,9 @@ class AugmentConfig:
     scale: float = option(0.08, "Largest relative change of size.", at_least=0, below=1)
     gamma: float = option(0.15, "Largest relative change of the grey-scale exponent.", at_least=0, at_most=1)
     contrast: float = option(0.1, "Largest relative change of contrast.", at_least=0, at_most=1)
-    noise: float = option(0.01, "Standard deviation of Gaussian noise, in units of the full grey scale.", at_least=0)
+    noise: float = option(
+        0.01, "Standard deviation of Gaussian noise, in units of the full grey scale.", at_least=0, at_most=1
+    )
     vertical_flip: bool = option(False, "Mirror top to bottom with probability one half.")
     horizontal_flip: bool = option(
         False, "Mirror left to right with probability one half; not where the converter turned all to one side."
@@ -283,7 +286,7 @@ class TaskLossConfig:
     class_weight: Literal["none", "complement", "balanced"] = option(
         "none", "`complement`: 1 - class frequency (the release); `balanced`: N / (classes * N_class)."
     )
-    label_smoothing: float = option(0.0, "Label smoothing of the cross-entropy.", at_least=0, at_most=1)
+    label_smoothing: float = option(0.0, "Label smoothing of the cross-entropy.", at_least=0, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +319,7 @@ class LossConfig:
 class ScheduleConfig:
     kind: Literal["step", "cosine", "constant"] = option("step", "Shape of the learning-rate factor over time.")
     step_epochs: int = option(5, "`step`: epochs between two decays (paper: 5).", at_least=1)
-    gamma: float = option(0.1, "`step`: factor of each decay (paper: 0.1).", at_least=0)
+    gamma: float = option(0.1, "`step`: factor of each decay (paper: 0.1).", at_least=0, at_most=1)
     warmup_steps: int = option(0, "Linear warm-up from 0 over N optimizer steps, for any kind.", at_least=0)
     peak_factor: float = option(1.0, "Factor of the base rate that the schedule starts (or warms up) to.", above=0)
     min_factor: float = option(0.0, "The factor never falls below this.", at_least=0)
@@ -356,7 +359,10 @@ class EvaluationConfig:
     )
     micro_batch: int = option(0, "Samples per forward and rank; 0 = as in training.", at_least=0)
     num_examples: int = option(
-        6, "Samples shown with their modalities and modality contributions in the report.", at_least=0
+        6,
+        "Samples shown with their modalities and modality contributions in the report.",
+        at_least=0,
+        at_most=MOST_EXAMPLES,
     )
 
 

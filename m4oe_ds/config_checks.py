@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from m4oe_ds import config_names, free_options
+from m4oe_ds import config_names, config_tasks, free_options
 from m4oe_ds.config import (
     CONFIG_VERSION,
     DECAY_KINDS,
@@ -23,6 +23,7 @@ from m4oe_ds.data.cards import find_card
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.models import outside
 from m4oe_ds.models.backbone_names import FIXED
+from m4oe_ds.models.backbone_names import unfit as unfit_option
 from m4oe_ds.models.fit import Question
 from m4oe_ds.models.options import OPTIONS, NoOptions, clash
 from m4oe_ds.models.systems import find_system, settings_of, unfit
@@ -61,6 +62,8 @@ def contradictions(config: Config, where: str, found: Places) -> Iterator[str]:
     yield from _patches(config, where, found)
     yield from _heads(config, where, found)
     yield from _parts(config, where, found)
+    yield from _factors(config, where, found)
+    yield from config_tasks.unsuited(config, where, found)
     run = config.run
     if run.patience and not run.eval_every_epochs:
         place, fix = found.place("run.patience", otherwise=where), "set run.eval_every_epochs from 1"
@@ -82,6 +85,7 @@ def _parts(config: Config, where: str, found: Places) -> Iterator[str]:
             if name not in known:
                 place = found.place(f"{option}.{name}", option, otherwise=where)
                 yield f"{place}: unknown name {name!r} in {option}{nearest(name, known)}"
+    yield from _twice(config, where, found)
     for name in config.run.trackers:
         if name not in TRACKERS and not outside.is_written(name):
             place = found.place("run.trackers", otherwise=where)
@@ -99,6 +103,26 @@ def _parts(config: Config, where: str, found: Places) -> Iterator[str]:
             yield f"{place}: frozen experts have no gradients: set run.conflict_every_steps=0; {fix}"
         if config.loss.gradient_policy != "sum":
             yield f"{place}: frozen experts have no gradients: set loss.gradient_policy=sum; {fix}"
+
+
+def _twice(config: Config, where: str, found: Places) -> Iterator[str]:
+    """Names that a list has twice; of data, tasks and splits :mod:`m4oe_ds.config_names` says it."""
+    for option, names in (
+        ("model.freeze", config.model.freeze),
+        ("optim.no_decay", config.optim.no_decay),
+        ("run.trackers", config.run.trackers),
+    ):
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            yield f"{found.place(option, otherwise=where)}: {option} lists {', '.join(twice)} twice"
+
+
+def _factors(config: Config, where: str, found: Places) -> Iterator[str]:
+    """A learning rate that never falls, because its least factor is above the one that it starts from."""
+    schedule = config.schedule
+    if schedule.min_factor > schedule.peak_factor:
+        place = found.place("schedule.min_factor", "schedule.peak_factor", otherwise=where)
+        limit = f"schedule.peak_factor={schedule.peak_factor:g}"
+        yield f"{place}: schedule.min_factor={schedule.min_factor:g} is above {limit}; make it smaller"
 
 
 def _model(config: Config, where: str, found: Places) -> Iterator[str]:
@@ -156,12 +180,12 @@ def _free(config: Config, where: str, found: Places) -> Iterator[str]:
 
 
 def _fixed(config: Config, where: str, found: Places) -> Iterator[str]:
-    """Options of timm that are not the user's to give."""
+    """Options of timm that are not the user's to give, or that no network can have."""
     path = "model.embedder.options"
-    for name in config.model.embedder.options:
-        if name in FIXED:
-            place = found.place(f"{path}.{name}", path, otherwise=where)
-            yield f"{place}: {path}.{name} is set by the embedder itself; leave it out"
+    for name, value in config.model.embedder.options.items():
+        what = "is set by the embedder itself; leave it out" if name in FIXED else unfit_option(name, value)
+        if what:
+            yield f"{found.place(f'{path}.{name}', path, otherwise=where)}: {path}.{name} {what}"
 
 
 def _idle(config: Config, where: str, found: Places) -> Iterator[str]:
@@ -193,6 +217,8 @@ def patch_size(config: Config) -> int:
 def _patches(config: Config, where: str, found: Places) -> Iterator[str]:
     """Image sizes that the patches do not cover: what is left over would never be seen."""
     size, patch = config.data.image_size, patch_size(config)
+    if "patch_size" in config.model.embedder.options and patch != config.model.embedder.options["patch_size"]:
+        return  # said already
     if len(size) == 2 and min(size) >= SMALLEST_IMAGE and patch and any(side % patch for side in size):
         place = found.place("data.image_size", "model.embedder.options", "model.embedder.backbone", otherwise=where)
         fits = [max(patch, round(side / patch) * patch) for side in size]
@@ -201,6 +227,9 @@ def _patches(config: Config, where: str, found: Places) -> Iterator[str]:
 
 def _heads(config: Config, where: str, found: Places) -> Iterator[str]:
     model = config.model
+    if model.mlp_ratio > 0 and round(model.mlp_ratio * model.dim) < 1:
+        place = found.place("model.mlp_ratio", "model.dim", otherwise=where)
+        yield f"{place}: model.mlp_ratio={model.mlp_ratio:g} of model.dim={model.dim} leaves no width; make it larger"
     for name, heads in (("msoe", model.msoe), ("mtoe", model.mtoe), ("fusion", model.fusion)):
         if heads.num_heads >= 1 and model.dim % heads.num_heads:
             option = f"model.{name}.num_heads"

@@ -214,6 +214,11 @@ def _sequence(arguments: tuple[Any, ...], node: Node, path: str, found: _Finding
 def _mapping(arguments: tuple[Any, ...], node: Node, path: str, found: _Findings) -> Any:
     if not isinstance(node.value, dict):
         return _reject("a mapping", node, path, found)
+    for key, child in node.value.items():
+        if ":" in key and child.value is None:  # {a:1} is the key a:1 without a value
+            found.problems.append(
+                f"{child.where}: {path} has a key {key!r} without a value; write a blank after the colon"
+            )
     return {key: _value(arguments[1], child, f"{path}.{key}", found) for key, child in node.value.items()}
 
 

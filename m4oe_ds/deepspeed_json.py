@@ -33,11 +33,36 @@ _TYPES = {
         "optimizer.params.torch_adam",
         "zero_force_ds_cpu_optimizer",
         "zero_allow_untested_optimizer",
+        "optimizer.params.amsgrad",
+        "optimizer.params.maximize",
+        "prescale_gradients",
+        "wall_clock_breakdown",
+        "memory_breakdown",
+        "dump_state",
+        "disable_allgather",
     ),
     "a whole number": ("zero_optimization.stage",),
+    "a whole number from 1": (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "flops_profiler.profile_step",
+    ),
     "a number": ("gradient_clipping", "optimizer.params.weight_decay", "optimizer.params.eps"),
     "text": ("optimizer.type", "data_types.grad_accum_dtype", "zero_optimization.offload_optimizer.device"),
     "an object in braces": ("optimizer.params", "zero_optimization.offload_optimizer"),
+}
+# What DeepSpeed would do behind the back of this trainer, which shards experts and reads data itself: some of it ends
+# in a traceback of DeepSpeed after minutes, some changes what is trained, some is read and ignored
+_NOT_HERE = {
+    "autotuning": "`m4oe plan` looks for good sizes",
+    "data_efficiency": "`data` of the YAML configuration says how samples are drawn",
+    "hybrid_engine": "it is for models that write text",
+    "pipeline": "models are not cut into stages",
+    "tensor_parallel": "experts are shared out by parallel.ep_size instead",
+    "zero_optimization.zero_hpz_partition_size": "it does not go with sharded experts",
+    "zero_optimization.zero_quantized_weights": "it does not go with sharded experts",
+    "zero_optimization.zero_quantized_gradients": "it does not go with sharded experts",
 }
 _FREE_TEXT = ("tensorboard", "wandb", "csv_monitor", "comet")  # sections whose names may well be digits
 
@@ -63,7 +88,7 @@ def read(path: str | Path) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         for key in keys:
             if keys.count(key) > 1:
-                raise ConfigError(f"duplicate key {key}", str(path))
+                raise ConfigError(f"duplicate key {key}", str(path), "remove one of the two")
         return dict(pairs)
 
     def no_number(text: str) -> float:
@@ -108,6 +133,9 @@ def _is_of(value: Any, expected: str) -> bool:
         return isinstance(value, bool)
     if expected == "a whole number":
         return isinstance(value, int) and not isinstance(value, bool)
+    if expected == "a whole number from 1":
+        # null is as if it were not there, to DeepSpeed and to batch_sizes
+        return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
     if expected == "a number":
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, str) if expected == "text" else value is None or isinstance(value, Mapping)
@@ -211,7 +239,9 @@ def check(content: Mapping[str, Any], path: str, expects: Mapping[str, Any], con
     elif (rate := _lookup(content, "optimizer.params.lr")) is not _MISSING and not _is_rate(rate):
         problems.append(f"{path}: optimizer.params.lr must be a finite number from 0, e.g. 1e-4, got {rate!r}")
     elif rate is _MISSING:
-        problems.append(f"{path}: optimizer.params.lr is missing; the learning rate is owned by this file")
+        problems.append(
+            f"{path}: optimizer.params.lr is missing; this file owns the learning rate: write it, e.g. 1e-4"
+        )
     mode = _lookup(content, "optimizer.params.adam_w_mode")
     if str(optimizer.get("type", "")).lower() == "adam" and mode is _MISSING:
         problems.append(
@@ -225,10 +255,27 @@ def check(content: Mapping[str, Any], path: str, expects: Mapping[str, Any], con
         problems.append(
             f"{path}: bf16 accumulates gradients in bf16 unless data_types.grad_accum_dtype is fp32; write it"
         )
+    problems += [f"{path}: {line}" for line in _not_here(content)]
     if _lookup(content, "zero_optimization.reduce_scatter") is False:
         problems.append(f"{path}: zero_optimization.reduce_scatter must stay true for sharded experts")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _not_here(content: Mapping[str, Any]) -> Iterator[str]:
+    """Parts of DeepSpeed that this trainer does without, or that the ZeRO stage ignores, where they are turned on."""
+    for key, instead in _NOT_HERE.items():
+        value = _lookup(content, key)
+        default = key.endswith("_size") and value == 1
+        off = isinstance(value, Mapping) and (not value or value.get("enabled") is False)
+        if value is not _MISSING and value is not None and value is not False and not default and not off:
+            yield f"{key} is not for this trainer: {instead}; remove it"
+    if _lookup(content, "zero_optimization.stage") in (1, 2):
+        for key, allowed in (("offload_param", ("none",)), ("offload_optimizer", ("none", "cpu"))):
+            device = _lookup(content, f"zero_optimization.{key}.device")
+            if isinstance(device, str) and device in ("cpu", "nvme") and device not in allowed:
+                fix = f"use {' or '.join(allowed)}, or stage 3"
+                yield f"zero_optimization.{key}.device {device!r} does nothing below ZeRO stage 3; {fix}"
 
 
 def _is_rate(value: Any) -> bool:

@@ -20,6 +20,7 @@ def comma_list(
     *,
     least: T | None = None,
     required: bool = False,
+    once: bool = False,
     noun: str = "",
     advice: str = "",
 ) -> list[T]:
@@ -32,12 +33,13 @@ def comma_list(
         choices: the items there are; None = any.
         least: smallest item allowed; None = no limit.
         required: refuse a text without items.
+        once: refuse an item that is there twice.
         noun: what an item is, for the message about an unknown one, e.g. ``analysis``.
         advice: what to write instead, in place of a sentence that follows from ``kind``, ``least`` and ``choices``.
 
     Raises:
-        ConfigError: an item that ``kind`` does not convert, that is not among ``choices`` or below ``least``; no item
-            where one is required.
+        ConfigError: an item that ``kind`` does not convert, that is not among ``choices`` or below ``least``, or that
+            is there twice; no item where one is required.
     """
     known = None if choices is None else list(choices)
     advice = advice or _advice(kind, known, least)
@@ -51,6 +53,8 @@ def comma_list(
         raise ConfigError(f"cannot read {text!r}", option, advice)
     if required and not items:
         raise ConfigError(f"cannot read {text!r}", option, advice)
+    if once and (twice := [str(item) for number, item in enumerate(items) if item in items[:number]]):
+        raise ConfigError(f"has {', '.join(twice)} twice", option, "leave one out")
     return items
 
 

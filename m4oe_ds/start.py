@@ -13,7 +13,8 @@ from m4oe_ds.coordinates import check_accelerator, resolve
 from m4oe_ds.deepspeed_json import batch_sizes
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.launcher import launch_environment, launcher, visible_devices
-from m4oe_ds.runs.request import Prepared, prepare
+from m4oe_ds.runs.opening import check_splits
+from m4oe_ds.runs.request import Prepared, makes_phantoms, needed_splits, prepare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,8 @@ def main(options: argparse.Namespace) -> int:
             raise ConfigError(f"{place.world} ranks were started already", "--gpus", fix)
         entry.leave(entry.run_rank(entry.request_of(options), place.rank, options.debug))
     prepared = prepare(entry.request_of(options))
+    if not makes_phantoms(prepared.config):
+        check_splits(prepared.config, needed_splits(prepared.config), "data.root")
     check_accelerator(os.environ)
     if options.ranks:
         batch_sizes(prepared.ds_config, options.ranks, prepared.request.ds_config)  # before torch is imported

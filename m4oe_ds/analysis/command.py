@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--baseline", default="", metavar="RUN", help="another run, already analysed, to draw next to this one")
     add("--sweep", default="", metavar="CSV", help="sweep.csv of `m4oe compare --sweep`, for the ablation figure")
-    add("--metric", default="accuracy", help="metric of the ablation figure (default: accuracy)")
+    add("--metric", default="", help="metric of the ablation figure (default: accuracy)")
     add("--tasks", default="", metavar="A,B,..", help="tasks of the synergy matrices (default: the card's first two)")
     add(
         "--representation",
@@ -88,11 +88,14 @@ def main(options: argparse.Namespace) -> int:
 
 def _options(options: argparse.Namespace) -> AnalysisOptions:
     from m4oe_ds.analysis.refusals import path_or_none
+    from m4oe_ds.errors import ConfigError
 
+    if options.metric and not options.sweep:
+        raise ConfigError("does nothing without --sweep", "--metric", "give the table with --sweep, or leave it out")
     return AnalysisOptions(
         run=Path(options.run),
         split=options.split,
-        only=tuple(comma_list(options.only, "--only", str)),
+        only=tuple(comma_list(options.only, "--only", str, required=bool(options.only), once=True)),
         limit=options.limit,
         truth=path_or_none(options.truth),
         mapping=path_or_none(options.mapping),
@@ -100,8 +103,8 @@ def _options(options: argparse.Namespace) -> AnalysisOptions:
         unimodal=tuple(options.unimodal),
         baseline=path_or_none(options.baseline),
         sweep=path_or_none(options.sweep),
-        metric=options.metric,
-        tasks=tuple(comma_list(options.tasks, "--tasks", str)),
+        metric=options.metric or "accuracy",
+        tasks=tuple(comma_list(options.tasks, "--tasks", str, required=bool(options.tasks), once=True)),
         representation=options.representation,
         permutations=options.permutations,
         resamples=options.resamples,

@@ -73,12 +73,14 @@ def twin_folders(pairs: Sequence[str], modalities: Sequence[str]) -> dict[str, P
     """``MODALITY=RUN`` options as a mapping.
 
     Raises:
-        ConfigError: not of that form, or an unknown modality.
+        ConfigError: not of that form, an unknown modality, or one that is there twice.
     """
     found = {}
     for text in pairs:
         name, equals, folder = text.partition("=")
         if not equals or not folder or name not in modalities:
             raise ConfigError(f"cannot use {text!r}", "--unimodal", f"write MODALITY=RUN with {', '.join(modalities)}")
+        if name in found:
+            raise ConfigError(f"has {name} twice", "--unimodal", "leave one out")
         found[name] = Path(folder)
     return found

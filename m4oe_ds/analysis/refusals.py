@@ -37,6 +37,8 @@ def refuse(options: AnalysisOptions) -> None:
     for folder in twin_folders(options.unimodal, modalities).values():
         check_run(folder)
     if options.baseline is not None:
+        if options.baseline.absolute() == options.run.absolute():
+            raise ConfigError("is the run itself", f"--baseline {options.baseline}", "name another run")
         baseline = analysed(options.baseline)
         if list(modalities) != baseline["modalities"]:
             fix = f"name a run over {', '.join(modalities)}"

@@ -92,16 +92,21 @@ def main(options: argparse.Namespace) -> int:
     import os
 
     from m4oe_ds.compare import run
-    from m4oe_ds.errors import ConfigError
+    from m4oe_ds.errors import ConfigError, DataError
     from m4oe_ds.launcher import shares, visible_devices
 
     if options.explain and options.sweep:
         raise ConfigError("explanations of a sweep are not scored", "--explain", "leave out --sweep")
+    if options.collect and (options.dry_run or options.cell is not None):
+        other = "--dry-run" if options.dry_run else "--cell"
+        raise ConfigError("runs nothing, and makes tables of all cells", "--collect", f"leave it out, or {other}")
     subject = _own(options)
     if options.list:
         _list(subject)
         return 0
     cells, plan, refused = planned(options)
+    if options.collect and not plan.folder.is_dir():
+        raise DataError("no such comparison", str(plan.folder), "name its folder as --output, or leave out --collect")
     cluster = estimate.asked_cluster(options, plan)
     if options.dry_run:
         for number, cell in enumerate(cells):
@@ -147,10 +152,13 @@ def planned(options: argparse.Namespace) -> tuple[list[Cell], CellPlan, list[str
     from m4oe_ds.compare.published import Preset, presets
     from m4oe_ds.compare.run import CellPlan
     from m4oe_ds.option_lists import comma_list
+    from m4oe_ds.runs.apart import check_apart
 
     subject = _own(options)
     name = "own" if subject else options.preset or "smoke"
     check_output(Path(options.output or "runs"), "--output")
+    if options.output:
+        check_apart(Path(options.output), "--output")
     preset = Preset((), ("all",), (0,)) if subject else presets()[name]
     named = comma_list(options.methods, "--methods", str) or (["ours"] if options.sweep else preset.methods)
     methods = [method for text in named for method in _methods(text)]
@@ -158,7 +166,7 @@ def planned(options: argparse.Namespace) -> tuple[list[Cell], CellPlan, list[str
     cells = grid.enumerate_cells(
         datasets,
         methods,
-        comma_list(options.seeds, "--seeds", int, least=0, required=True) if options.seeds else preset.seeds,
+        comma_list(options.seeds, "--seeds", int, least=0, required=True, once=True) if options.seeds else preset.seeds,
         comma_list(options.settings, "--settings", str) or preset.settings,
         options.regime,
         options.set,

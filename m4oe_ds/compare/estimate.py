@@ -46,6 +46,8 @@ def asked_cluster(options: argparse.Namespace, plan: CellPlan) -> Cluster | None
     if (options.cluster or options.samples) and not options.dry_run:
         raise ConfigError("are for the estimate of --dry-run", "--cluster, --samples", "add --dry-run")
     text = options.cluster or ("1xA100-80" if options.dry_run and plan.preset == "paper" else "")
+    if options.samples and not text:
+        raise ConfigError("is for an estimate", "--samples", "say of which devices: --cluster, e.g. 8xA100-80")
     return parse_cluster(text) if text else None
 
 

@@ -97,6 +97,7 @@ class Manifest:
             content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
             if any(set(shard.labels) != {task.name for task in content["card"].tasks} for shard in content["shards"]):
                 raise KeyError("labels of a task")
+            _check_numbers(content)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise DataError(f"damaged: {error}", str(path), "convert the archive again") from None
         return cls(**content)
@@ -194,6 +195,20 @@ def normalisation(statistics: Mapping[str, Mapping[str, float]]) -> dict[str, tu
         statistics: ``pixel_statistics`` of a manifest.
     """
     return {name: (float(values["mean"]), max(float(values["std"]), 1e-6)) for name, values in statistics.items()}
+
+
+def _check_numbers(content: Mapping[str, Any]) -> None:
+    """Numbers that say the same twice; whoever edits one of them by hand would be told nothing.
+
+    Raises:
+        ValueError: they differ.
+    """
+    held = sum(shard.num_samples for shard in content["shards"])
+    if content["num_samples"] != held:
+        raise ValueError(f"num_samples is {content['num_samples']}, and its shards hold {held}")
+    for shard in content["shards"]:
+        if any(len(labels) != shard.num_samples for labels in shard.labels.values()):
+            raise ValueError(f"{shard.name} has {shard.num_samples} samples, and another number of labels")
 
 
 def _absent(folder: Path) -> DataError:

@@ -53,7 +53,7 @@ def root_of(text: str, option: str = "--root") -> Root:
     Raises:
         DataError: an address of another kind, or one without a host.
     """
-    if not sources.is_remote(text):
+    if not sources.is_remote(text, option):
         return Path(text)
     try:
         parts = urlsplit(text)

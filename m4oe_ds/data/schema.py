@@ -82,6 +82,15 @@ MANIFEST_FIELDS = frozenset(
 MODALITY_KINDS = ("image", "volume", "table")
 CODED = ("classes", "binary", "ordinal")  # kinds of task whose answer is one of several classes
 TASK_KINDS = (*CODED, "number", "survival", "mask")
+# the losses of each kind of task; the first is what ``auto`` means
+FITTING: dict[str, tuple[str, ...]] = {
+    "classes": ("cross_entropy", "focal"),
+    "binary": ("cross_entropy", "focal"),
+    "ordinal": ("cross_entropy", "focal", "ranked_probability"),
+    "number": ("huber", "mse"),
+    "survival": ("hazard",),
+    "mask": ("bce_dice",),
+}
 # the word of a manifest for each kind; the first two are older than the cards
 STORED_AS = {
     **dict.fromkeys(CODED, "classification"),

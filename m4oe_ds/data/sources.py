@@ -69,8 +69,12 @@ class Retry:
 DEFAULT_RETRY = Retry()
 
 
-def is_remote(path: object) -> bool:
+def is_remote(path: object, option: str = "") -> bool:
     """Whether a path is an address of one of ``SCHEMES``.
+
+    Args:
+        path: a path or an address.
+        option: that names it, for the message.
 
     Raises:
         DataError: an address with another scheme.
@@ -80,7 +84,7 @@ def is_remote(path: object) -> bool:
         return False
     if text.split("://", 1)[0] not in SCHEMES:
         raise DataError(
-            f"unknown kind of address {text.split('://', 1)[0]}://", fix=f"use {', '.join(SCHEMES)} or a path"
+            f"unknown kind of address {text.split('://', 1)[0]}://", option, f"use {', '.join(SCHEMES)} or a path"
         )
     return True
 

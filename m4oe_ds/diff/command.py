@@ -79,10 +79,12 @@ def main(options: argparse.Namespace) -> int:
     """
     from m4oe_ds.command_line import check_output
     from m4oe_ds.diff.sides import open_both
+    from m4oe_ds.runs.apart import check_apart
 
     first, second = open_both(Path(options.first), Path(options.second))
     if options.output:
         check_output(Path(options.output), "--output")
+        check_apart(Path(options.output), "--output")
 
     from m4oe_ds.diff import answers
     from m4oe_ds.diff.settings import differences

@@ -43,11 +43,13 @@ def main(options: argparse.Namespace) -> int:
     from m4oe_ds.figures import index, work
     from m4oe_ds.figures.plan import Plan, Wanted
     from m4oe_ds.option_lists import check_known, comma_list
+    from m4oe_ds.runs.apart import check_apart
 
-    chosen = comma_list(options.only, "--only", str)
+    chosen = comma_list(options.only, "--only", str, required=bool(options.only), once=True)
     check_known(chosen, "--only", ALL, noun="table or figure")
     output = Path(options.output or f"runs/figures-{options.preset}")
     check_output(output, "--output")
+    check_apart(output, "--output")
     plain = argparse.ArgumentParser()
     add_arguments(plain)
 

@@ -26,23 +26,13 @@ from m4oe_ds.losses.mutual_information import (
 from m4oe_ds.losses.number import huber, squared_error
 from m4oe_ds.losses.tasks import LossParts, binary_cross_entropy_dice, cross_entropy, focal, ranked_probability
 
-# the losses of each kind of task; the first is what ``auto`` means
-FITTING: Mapping[str, tuple[str, ...]] = {
-    "classes": ("cross_entropy", "focal"),
-    "binary": ("cross_entropy", "focal"),
-    "ordinal": ("cross_entropy", "focal", "ranked_probability"),
-    "number": ("huber", "mse"),
-    "survival": ("hazard",),
-    "mask": ("bce_dice",),
-}
-
 
 @dataclass(frozen=True)
 class TaskLoss:
     """Loss of one task.
 
     Attributes:
-        kind: one of :data:`FITTING`.
+        kind: one of :data:`m4oe_ds.data.schema.FITTING`.
         weight: factor of the loss.
         gamma: exponent of the focal loss.
         label_smoothing: of the cross-entropy.

@@ -7,11 +7,24 @@ import importlib.util
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _REGISTERED = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.M)
 _DEPRECATED = re.compile(r"^\s+'(\w+)':", re.M)  # old names, which timm still takes
 # options that embedders decide themselves, or other options of the configuration
-FIXED = ("num_classes", "global_pool", "in_chans", "pretrained", "pretrained_cfg", "checkpoint_path", "cache_dir")
+FIXED = (
+    "num_classes",
+    "global_pool",
+    "in_chans",
+    "pretrained",
+    "pretrained_cfg",
+    "checkpoint_path",
+    "cache_dir",
+)
+# options that most networks have; timm would build one without blocks, or take a text for true
+_COUNTS = ("depth", "embed_dim", "num_heads", "patch_size")
+_SWITCHES = ("qkv_bias", "qk_norm", "class_token", "no_embed_class", "pre_norm", "final_norm", "dynamic_img_size")
+_RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 _FEWEST = 500  # timm has more than 1000: fewer were not all found
 _NEAR = 5
 
@@ -29,6 +42,28 @@ def unknown(name: str) -> str:
         return ""
     near = sorted(known, key=lambda one: (-_alike(plain, one), one))[:_NEAR]
     return f"timm has no network {name!r}; near: {', '.join(near)}"
+
+
+def unfit(option: str, value: Any) -> str:
+    """What to say of a value that no network can have for an option; empty if one could.
+
+    Args:
+        option: of timm.
+        value: as the configuration has it.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if option in _COUNTS:
+        # a list has one for every stage; a patch has one side
+        items = value if isinstance(value, list) and value and option != "patch_size" else [value]
+        if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 1 for item in items):
+            return f"must be a whole number from 1, got {value!r}"
+    elif option in _SWITCHES and not isinstance(value, bool):
+        return f"must be true or false, got {value!r}"
+    elif option in _RATES and not (number and 0 <= value < 1):
+        return f"must be a number from 0 and below 1, got {value!r}"
+    elif option == "mlp_ratio" and not isinstance(value, list) and not (number and value > 0):
+        return f"must be a number above 0, got {value!r}"
+    return ""
 
 
 @cache

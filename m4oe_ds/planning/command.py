@@ -53,11 +53,14 @@ def main(options: argparse.Namespace) -> int:
     """
     from m4oe_ds import config_loader
     from m4oe_ds.command_line import check_file
+    from m4oe_ds.errors import ConfigError
     from m4oe_ds.option_lists import comma_list
     from m4oe_ds.planning.hardware import parse_cluster
 
     if options.out:
         check_file(Path(options.out), "--out", ".json")
+        if options.ds_config and Path(options.out).absolute() == Path(options.ds_config).absolute():
+            raise ConfigError("is the file of --ds_config", f"--out {options.out}", "name another file")
     config = config_loader.load(options.config, options.set)
     sizes = comma_list(options.scale, "--scale", int, least=1, advice="write numbers of devices, e.g. 8,64,512,4096")
     cluster = parse_cluster(options.cluster, config.model.dim)

@@ -180,8 +180,13 @@ def by_device_name(name: str, memory: float) -> Accelerator | None:
     return min(near, key=lambda device: abs(device.memory - memory), default=None)
 
 
-def accelerator(name: str, dim: int = 768) -> Accelerator:
+def accelerator(name: str, dim: int = 768, option: str = "--cluster") -> Accelerator:
     """The device called ``name`` in any case; ``local`` measures this machine on layers of width ``dim``.
+
+    Args:
+        name: of the device.
+        dim: width of the layers that are measured.
+        option: that names it, for the message.
 
     Raises:
         ConfigError: unknown name, with the nearest known one.
@@ -192,7 +197,8 @@ def accelerator(name: str, dim: int = 768) -> Accelerator:
     if name.lower() not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
         hint = f"did you mean {known[near[0]]}? " if near else ""
-        raise ConfigError(f"unknown accelerator {name!r}", fix=f"{hint}known: {', '.join(ACCELERATORS)}, local")
+        known_ones = f"{', '.join(ACCELERATORS)}, local"
+        raise ConfigError(f"unknown accelerator {name!r}", option, f"{hint}known: {known_ones}")
     return ACCELERATORS[known[name.lower()]]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.archives.readers import find_reader
+from m4oe_ds.command_line import check_output
 from m4oe_ds.config import Config
 from m4oe_ds.data import sources
 from m4oe_ds.data.cards import Card, find_card
@@ -70,6 +71,7 @@ def check(job: PredictionJob) -> None:
         ConfigError: a negative number, options that exclude each other, or a run that reads something else.
         DataError: no run, table or folder there, nothing that says how the run's pixels were treated, or an output
             folder that is not empty.
+        EnvironmentProblem: an output folder that cannot be written.
     """
     for name, value in (("batch-size", job.batch_size), ("limit", job.limit), ("workers", job.workers)):
         if value is not None and value < 0:
@@ -87,6 +89,13 @@ def check(job: PredictionJob) -> None:
         raise DataError("is not a folder", str(job.root), "give the folder of the table's files as --root")
     if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
         raise DataError("exists already and is not empty", str(job.out), "choose another --out or remove it")
+    check_output(job.target, "--out")
+    if job.salt_file and Path(job.salt_file).is_dir():
+        raise DataError(f"{job.salt_file} is a folder", "--salt-file", "name a file; it is made if absent")
+    if job.data and not sources.is_remote(job.data, "--data") and not Path(job.data).is_dir():
+        raise DataError(
+            f"no shard folder {job.data!r}", "--data", "name the folder of the run's shards, or leave it out"
+        )
 
 
 def _check_fits(job: PredictionJob, card: Card) -> None:

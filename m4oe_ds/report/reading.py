@@ -154,6 +154,8 @@ def _tree(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(_text(path, []))
     except (yaml.YAMLError, ValueError, RecursionError):
         raise DataError("is damaged: no YAML", str(path), _COPY) from None
+    if content is None and path.is_file():
+        raise DataError("is damaged: it has no options", str(path), _COPY)
     content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(content.get(name, {}), dict) for name in _SECTIONS):
         raise DataError("is damaged: no sections with options", str(path), _COPY)

@@ -27,6 +27,8 @@ from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.systems import find_system
 from m4oe_ds.parallel import reduce
 from m4oe_ds.runs.configuration import without_sources
+from m4oe_ds.runs.opening import check_card
+from m4oe_ds.runs.request import check_cache
 
 Normalise = Mapping[str, tuple[float, float]]  # mean and standard deviation by modality, or modality.column
 
@@ -47,28 +49,8 @@ def load_manifests(config: Config, splits: tuple[str, ...]) -> dict[str, Manifes
     manifests = {}
     for split in splits:
         manifests[split] = Manifest.load(sources.join(root, split))
-        _check_card(manifests[split].card, find_card(config.data.dataset), sources.shown(sources.join(root, split)))
+        check_card(manifests[split].card, find_card(config.data.dataset), sources.shown(sources.join(root, split)))
     return manifests
-
-
-def _check_card(stored: Card, wanted: Card, where: str) -> None:
-    """Shards and configuration must mean the same by every modality and task.
-
-    Raises:
-        DataError: they do not.
-    """
-    if stored.name != wanted.name:
-        what = f"holds {stored.name}, but data.dataset is {wanted.name}"
-        raise DataError(what, where, f"set data.dataset={stored.name}, or name other shards with data.root")
-    if (stored.inputs, stored.tasks) != (wanted.inputs, wanted.tasks):
-        differing = [one.name for one in wanted.inputs if one not in stored.inputs]
-        differing += [task.name for task in wanted.tasks if task not in stored.tasks]
-        named = ", ".join(differing) or "what it leaves out"
-        raise DataError(
-            f"was converted with another card of {stored.name} (differs in: {named})",
-            where,
-            "convert it again, or take the card that the manifests carry",
-        )
 
 
 def check_source(stored: Card, wanted: Card, where: str) -> None:
@@ -214,13 +196,8 @@ def cache(config: Config) -> Cache | None:
     """
     if not sources.is_remote(config.data.root):
         return None
+    check_cache(config)
     if not config.data.cache_dir:
-        if config.data.verify == "full":
-            raise ConfigError(
-                "is empty, and remote shards can only be verified when they are fetched whole",
-                "data.cache_dir",
-                "name a local folder, or set data.verify=size to read parts of shards unverified",
-            )
         return None
     return Cache(Path(config.data.cache_dir), int(config.data.cache_gb * 1e9))
 

@@ -25,11 +25,13 @@ def open_config(folder: Path, data: str = "") -> Config:
         data: other shard folder, or empty.
 
     Raises:
-        DataError: not a run folder.
+        DataError: not a run folder, or its configuration is empty.
     """
     path = RunFolder(folder).config
     if not path.is_file():
         raise _no_run(folder)
+    if not path.stat().st_size:  # all its options would be defaults
+        raise DataError("is damaged: 0 bytes", str(path), "copy the run again")
     config = with_card(path, RunFolder(folder).card)
     augment = replace(config.data.augment, enabled=False)
     return replace(config, data=replace(config.data, root=data or config.data.root, augment=augment))

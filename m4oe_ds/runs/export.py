@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m4oe_ds.command_line import check_output
-from m4oe_ds.errors import CheckpointError, ConfigError, DataError
+from m4oe_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
+from m4oe_ds.runs.apart import check_apart
 from m4oe_ds.runs.folder import BEST, LATEST, CheckpointFolder, RunFolder, checkpoint_tags
 from m4oe_ds.yaml_tree import nearest
 
 _POINTERS = {"best": BEST, "latest": LATEST}
 _SUFFIX = ".safetensors"
+_OTHERS = (".pt", ".pth", ".bin", ".ckpt", ".onnx", ".npz", ".json", ".yaml")  # of files that are something else
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,11 @@ def choose(run: Path, checkpoint: str, out: str = "") -> Export:
     chosen = run if itself else _checkpoint(run, checkpoint or "best")
     wanted = Path(out) if out else RunFolder(chosen.parent.parent).weights
     target = wanted if wanted.suffix == _SUFFIX else RunFolder(wanted).weights
+    if wanted.suffix in _OTHERS and not wanted.is_dir():
+        raise EnvironmentProblem(f"is not named *{_SUFFIX}", str(wanted), "choose another --out, or name a folder")
     check_output(target.parent, "--out")
+    if wanted.suffix != _SUFFIX and out and wanted.absolute() != chosen.parent.parent.absolute():
+        check_apart(wanted, "--out")
     if target.is_dir():
         raise CheckpointError("is a folder", str(target), "choose another --out")
     return Export(chosen, target)

@@ -23,7 +23,8 @@ from m4oe_ds.layers.block import Block
 from m4oe_ds.models.adaptation import adapt_channels, first_weights, resample_positions
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.missing_bank import MissingBank
-from m4oe_ds.runs.initial_source import OPTION, Source
+from m4oe_ds.runs.initial_source import Source
+from m4oe_ds.runs.source_files import OPTION
 from m4oe_ds.runs.weights import expert_rows
 
 MAP = "model.init_map"

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m4oe_ds.config import Config, TaskLossConfig
-from m4oe_ds.data.schema import TaskSpec
+from m4oe_ds.data.schema import FITTING, TaskSpec
 from m4oe_ds.data.task_statistics import TaskStatistics
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.losses.model_loss import ModelLoss
-from m4oe_ds.losses.objective import FITTING, InformationTerm, Objective, TaskLoss
+from m4oe_ds.losses.objective import InformationTerm, Objective, TaskLoss
 from m4oe_ds.models import outside
 from m4oe_ds.models.interface import ModelSpec
 from m4oe_ds.models.systems import find_system

@@ -15,8 +15,11 @@ from m4oe_ds.data.roots import root_of
 from m4oe_ds.data.sources import is_remote
 from m4oe_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from m4oe_ds.models import outside
+from m4oe_ds.runs.apart import check_apart
 from m4oe_ds.runs.folder import CheckpointFolder, RunFolder, checkpoint_tags
-from m4oe_ds.runs.weight_files import read_manifest
+from m4oe_ds.runs.source_files import OPTION as INIT_FROM
+from m4oe_ds.runs.source_files import find_source
+from m4oe_ds.runs.weight_files import find_weights, read_manifest
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def prepare(request: Request) -> Prepared:
         raise ConfigError(f"{request.profile_steps} steps", "--profile", "write a whole number from 1")
     starts = _starts(request, folder)
     check_output(folder, "--output")
+    check_apart(folder, "--output", run=True)
     _check_data(config)
     _check_trackers(config)
     if starts:
@@ -118,20 +122,37 @@ def _check_data(config: Config) -> None:
     root = config.data.root
     if not root:
         raise DataError("is empty", "data.root", "name the folder of your shards; `m4oe convert` makes them")
-    if is_remote(root):
+    if is_remote(root, "data.root"):
         root_of(root, "data.root")
         if config.data.cache_dir:
             check_output(Path(config.data.cache_dir), "data.cache_dir")
+        check_cache(config)
         return
-    if has_phantoms(config):
-        return  # perhaps another rank is making them now
+    if has_phantoms(config) and not Path(root).exists():
+        check_output(Path(root), "data.root")
+        return  # perhaps another rank is making them now: they come into their place whole
     if not Path(root).is_dir():
-        raise DataError(f"no shard folder {root!r}", "data.root", "make shards with `m4oe convert`")
+        what = f"{root!r} is a file, not a folder of shards" if Path(root).exists() else f"no shard folder {root!r}"
+        raise DataError(what, "data.root", "make shards with `m4oe convert`")
     for split in needed_splits(config):
         if not (Path(root) / split / "manifest.json").is_file():
             there = sorted(path.parent.name for path in Path(root).glob("*/manifest.json"))
             found = f"it has {', '.join(there)}" if there else "it has no split at all"
             raise DataError(f"no {split} split in {root!r}; {found}", "data.root", "make shards with `m4oe convert`")
+
+
+def check_cache(config: Config) -> None:
+    """Remote shards can only be verified where they are fetched to.
+
+    Raises:
+        ConfigError: they are to be verified, and there is no such folder.
+    """
+    if not config.data.cache_dir and config.data.verify == "full":
+        raise ConfigError(
+            "is empty, and remote shards can only be verified when they are fetched whole",
+            "data.cache_dir",
+            "name a local folder, or set data.verify=size to read parts of shards unverified",
+        )
 
 
 def makes_phantoms(config: Config) -> bool:
@@ -175,11 +196,15 @@ def _check_weights(config: Config) -> None:
     """Files that the model starts from.
 
     Raises:
-        CheckpointError: one is not there.
+        CheckpointError: one is not there, or is something else.
     """
     for option, name in _named_files(config):
         if not Path(name).exists():
             raise CheckpointError(f"no such file or folder {name!r}", option, "name one that exists, or leave it empty")
+        if option == INIT_FROM:
+            find_weights(find_source(Path(name))[2])
+        elif what := _no_weights(Path(name)):
+            raise CheckpointError(f"{name!r} {what}", option, "give a safetensors file, or a .pth of tensors")
 
 
 def _named_files(config: Config) -> Iterator[tuple[str, str]]:
@@ -187,4 +212,15 @@ def _named_files(config: Config) -> Iterator[tuple[str, str]]:
     if weights and weights != "hub":
         yield "model.embedder.weights", weights
     if config.model.init_from:
-        yield "model.init_from", config.model.init_from
+        yield INIT_FROM, config.model.init_from
+
+
+def _no_weights(path: Path) -> str:
+    """What to say of a file that no reader of weights takes; its first bytes tell. Empty if one might."""
+    if path.is_dir():
+        return "is a folder, not a file of weights"
+    if path.suffix == ".safetensors":
+        return ""  # judged with its header, when it is read
+    with path.open("rb") as stream:
+        begin = stream.read(2)
+    return "" if begin == b"PK" or begin[:1] == b"\x80" else "is no file of weights"  # a zip file, or an older pickle

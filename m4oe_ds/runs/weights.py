@@ -22,13 +22,12 @@ from m4oe_ds.errors import CheckpointError
 from m4oe_ds.layers.experts import ExpertWeights
 from m4oe_ds.progress import Progress
 from m4oe_ds.runs.folder import RunFolder
+from m4oe_ds.runs.source_files import CARD_SUFFIX, CONFIG_SUFFIX
 from m4oe_ds.runs.state_files import StateReader
 from m4oe_ds.runs.weight_files import INDEX_SUFFIX, find_weights, read_manifest, remedy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHOWN = 8  # names in a message
-# of the configuration and the card that an export writes next to the weights: model.safetensors.yaml
-CONFIG_SUFFIX, CARD_SUFFIX = ".yaml", ".card.yaml"
 
 
 def consolidate(checkpoint: Path, path: Path, dtype: str = "fp32", max_file_gb: float = 0.0) -> list[Path]:

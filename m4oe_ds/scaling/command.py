@@ -156,10 +156,12 @@ def _run(options: argparse.Namespace) -> int:
     from m4oe_ds import config_loader
     from m4oe_ds.command_line import check_output
     from m4oe_ds.errors import ConfigError
+    from m4oe_ds.runs.apart import check_apart
     from m4oe_ds.scaling import study
     from m4oe_ds.scaling.rows import write_left_out
 
     check_output(Path(options.output), "--output")
+    check_apart(Path(options.output), "--output")
     config = config_loader.load(options.config, options.set)
     _check_json(options.ds_config)
     digest = study.digest(options.config, options.ds_config, options.set)
@@ -233,7 +235,7 @@ def numbers(text: str, option: str) -> list[int]:
     from m4oe_ds.option_lists import comma_list
 
     advice = "write whole numbers from 1, e.g. 16,32,64"
-    return comma_list(text, option, int, least=1, required=True, advice=advice)
+    return comma_list(text, option, int, least=1, required=True, once=True, advice=advice)
 
 
 def _point(options: argparse.Namespace) -> int:
@@ -241,8 +243,10 @@ def _point(options: argparse.Namespace) -> int:
 
     from m4oe_ds import config_loader
     from m4oe_ds.command_line import check_output
+    from m4oe_ds.runs.apart import check_apart
 
     check_output(Path(options.output), "--output")
+    check_apart(Path(options.output), "--output")
     config_loader.load(options.config, options.set)
     _check_json(options.ds_config)
 
@@ -277,13 +281,15 @@ def _simulate(options: argparse.Namespace) -> int:
     from m4oe_ds.command_line import check_output
     from m4oe_ds.option_lists import comma_list
     from m4oe_ds.planning.hardware import accelerator
+    from m4oe_ds.runs.apart import check_apart
     from m4oe_ds.scaling.rows import write_csv, write_left_out
 
     check_output(Path(options.output), "--output")
+    check_apart(Path(options.output), "--output")
     mixtures = comma_list(options.gpu, "--gpu", str, required=True, advice="write kinds, e.g. A100-80,A100-80+L40S")
     clusters = [[kind.strip() for kind in mixed.split("+")] for mixed in mixtures]
     for kind in {kind for kinds in clusters for kind in kinds}:
-        accelerator(kind)
+        accelerator(kind, option="--gpu")
     experts, worlds, modes = (
         numbers(options.experts, "--experts"),
         numbers(options.worlds, "--worlds"),

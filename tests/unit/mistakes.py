@@ -8,6 +8,7 @@ mistakes are to be found before torch is imported.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from m4oe_ds import shipped
@@ -141,6 +142,72 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
         ("unknown key", "write a blank after the colon"),
     ),
     "114": (f"{TRAIN} --output /proc/run", ("cannot write to /proc", "choose another --output")),
+    "out": (f"{TRAIN} --output {{w}}/shards", ("{w}/shards: holds shards", "choose another --output")),
+    "out2": (f"{TRAIN} --output {{w}}/runs", ("{w}/runs: holds other runs", "choose another --output")),
+    "out3": ("diff {w}/runs/one {w}/checkpointed --output {w}/runs/one", ("is the folder of a run", "--output")),
+    "out4": ("export {w}/runs/one --checkpoint latest --out {w}/shards", ("no latest checkpoint",)),
+    "out5": ("export {w}/runs/one --checkpoint step-00000001 --out {w}/shards", ("holds shards", "another --out")),
+    "out6": ("export {w}/runs/one --checkpoint step-00000001 --out {w}/x.pt", ("is not named *.safetensors",)),
+    "out7": ("scale run --output {w}/shards --dry-run", ("{w}/shards: holds shards", "choose another --output")),
+    "out8": ("compare --output {w}/runs/one --dry-run", ("is the folder of a run", "choose another --output")),
+    "out9": ("figures --output {w}/shards --dry-run", ("{w}/shards: holds shards", "choose another --output")),
+    "out10": ("predict {w}/runs/one --dicom {w}/rsna --out /proc/p", ("cannot write to /proc", "another --out")),
+    "out11": (
+        "plan --config demo --ds_config {w}/batch.json --out {w}/batch.json",
+        ("--out {w}/batch.json: is the file of --ds_config", "name another file"),
+    ),
+    "salt": (
+        "predict {w}/runs/one --dicom {w}/rsna --out {w}/p --salt-file {w}/rsna",
+        ("--salt-file: {w}/rsna is a folder", "name a file"),
+    ),
+    "moved": (
+        "predict {w}/runs/one --dicom {w}/rsna --out {w}/p --data {w}/no",
+        ("--data: no shard folder", "leave it out"),
+    ),
+    "scheme": (f"{TRAIN} --set data.root=htp://x/y", ("data.root: unknown kind of address htp://", "use http")),
+    "s3": (f"{TRAIN} --set data.root=s3://bucket/x", ("data.cache_dir: is empty", "name a local folder")),
+    "phantoms": (f"{TRAIN} --set data.root={{w}}/rsna --set data.phantom.root={{w}}/rsna", ("no train split in",)),
+    "phantoms2": (f"{TRAIN} --set data.root={{w}}/right.yaml", ("is a file, not a folder of shards",)),
+    "phantoms3": (f"{TRAIN} --set data.root=/proc/x --set data.phantom.root=/proc/x", ("cannot write to /proc",)),
+    "init_from": (f"{TRAIN} --set model.init_from={{w}}/rsna", ("neither a run nor an export", "it must hold")),
+    "init_from2": (f"{TRAIN} --set model.init_from={{w}}/damaged", ("is damaged: 100 bytes", "m4oe export")),
+    "init_from3": (f"{TRAIN} --set model.init_from={{w}}/right.yaml", ("is a file, but no *.safetensors",)),
+    "weights": (f"{TRAIN} --set model.embedder.weights={{w}}/rsna", ("is a folder, not a file of weights",)),
+    "weights2": (f"{TRAIN} --set model.embedder.weights={{w}}/right.yaml", ("is no file of weights", "give a")),
+    "configuration": ("models --card {w}/right.yaml", ("is a configuration, not a card", "give it to --config")),
+    "dear": ("scale simulate --output {w}/s --gpu A1000", ("--gpu: unknown accelerator", "did you mean A100-80?")),
+    "one_of": ("predict {w}/runs/one --out {w}/p", ("--table or --dicom is needed", "m4oe predict --help")),
+    "excluded": (
+        "predict {w}/runs/one --out {w}/p --dicom {w}/rsna --table {w}/sweep.csv",
+        ("--table: excludes --dicom; give one of them",),
+    ),
+    "minus": ("plan --config demo --cluster -1xA100-80", ("--cluster: needs a value", "written --cluster=-")),
+    "twice1": ("analyze {w}/runs/one --only utilisation,utilisation", ("--only: has utilisation twice",)),
+    "twice2": ("compare --seeds 0,0 --dry-run", ("--seeds: has 0 twice; leave one out",)),
+    "twice3": ("scale run --output {w}/s --experts 8,8 --dry-run", ("--experts: has 8 twice",)),
+    "twice4": (
+        "analyze {w}/runs/one --unimodal ffdm_cc={w}/runs/one --unimodal ffdm_cc={w}/bare",
+        ("--unimodal: has ffdm_cc twice",),
+    ),
+    "nothing": ("analyze {w}/runs/one --only ,", ("--only: cannot read ','", "write names")),
+    "nothing2": ("figures --only , --dry-run", ("--only: cannot read ','", "write names")),
+    "idle": ("analyze {w}/runs/one --metric auroc", ("--metric: does nothing without --sweep",)),
+    "idle2": ("compare --samples embed=5 --dry-run", ("--samples: is for an estimate", "--cluster")),
+    "itself": ("analyze {w}/runs/one --baseline {w}/runs/one", ("is the run itself; name another run",)),
+    "collect": ("compare --collect --cell 0", ("--collect: runs nothing", "leave it out, or --cell")),
+    "collect2": ("compare --collect --output {w}/none", ("{w}/none: no such comparison", "leave out --collect")),
+    "edited": ("evaluate {w}/runs/one --data {w}/edited", ("manifest.json: damaged: num_samples is 99", "hold 2")),
+    "edited2": (f"{TRAIN} --set data.root={{w}}/edited", ("manifest.json: damaged: num_samples is 99", "hold 4")),
+    "cut2": ("evaluate {w}/runs/one --data {w}/short", ("100 bytes instead of", "copy it again")),
+    "cut3": (f"{TRAIN} --set data.root={{w}}/short", ("100 bytes instead of", "copy it again")),
+    "lost": ("analyze {w}/runs/one --data {w}/lost --only utilisation", ("is missing", "copy it again")),
+    "lost2": (f"{TRAIN} --set data.root={{w}}/lost", ("is missing", "copy it again")),
+    "other": (
+        f"{TRAIN} --set data.dataset=vindr",
+        ("holds embed, but data.dataset is vindr", "set data.dataset=embed"),
+    ),
+    "hollow": ("evaluate {w}/hollow", ("config.yaml: is damaged: 0 bytes", "copy the run again")),
+    "hollow2": ("report {w}/hollow", ("config.yaml: is damaged: it has no options", "copy the run again")),
     "gpus": (f"{TRAIN} --gpus -2", ("--gpus", "write a whole number from 1")),
 }
 
@@ -149,6 +216,14 @@ def folder(root: Path) -> Path:
     """Makes what ``{w}`` stands for."""
     shards.write(root / "shards", {"train": 4, "val": 2, "test": 2})
     shards.write(root / "part", {"train": 4, "test": 2})
+    for name in ("edited", "short", "lost"):
+        shutil.copytree(root / "shards", root / name)
+    for manifest in (root / "edited").glob("*/manifest.json"):
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "num_samples": 99}))
+    for shard in (root / "short").glob("*/*.tar"):
+        shard.write_bytes(shard.read_bytes()[:100])
+    for shard in (root / "lost").glob("*/*.tar"):
+        shard.unlink()
     (root / "rsna").mkdir()
     (root / "rsna" / "train.csv").write_text("patient_id\n")
     texts = {
@@ -175,6 +250,9 @@ def folder(root: Path) -> Path:
         ("damaged", bytes(100), 1),
     ):
         _run(root / name, root / "shards", weights, checkpoints)
+    _run(root / "hollow", root / "shards", b"", 0)
+    (root / "hollow" / "config.yaml").write_text("")
+    (root / "hollow" / "metrics.json").write_text('{"test": {"n": 0, "n_groups": 0, "tasks": {}}}')
     _run(root / "reported", root / "shards", b"", 0)
     (root / "reported" / "metrics.json").write_text('{"test": {"n": 0, "n_groups": 0, "tasks": {}}}')
     (root / "reported" / "environment.json").write_text('{"a":')

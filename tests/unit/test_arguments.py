@@ -46,7 +46,7 @@ def refusal(parser: Parser, line: list[str], capsys: pytest.CaptureFixture[str])
         (["fetch", "x", "--out", "d", "--zero", "5"], "error: --zero: 5 is not known (known: 1, 2)"),
         (["fetch", "x", "--out", ""], "error: --out: is empty; write a value, or leave it out"),
         (["fetch", " ", "--out", "d"], "error: SOURCE: is empty"),
-        (["fetch", "x", "--out"], "error: --out: expected one argument"),
+        (["fetch", "x", "--out"], "error: --out: needs a value; one that begins with - is written --out=-.."),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -244,3 +244,40 @@ def test_an_expectation_of_a_number_is_not_met_by_true() -> None:
 def test_precision_is_what_is_turned_on() -> None:
     assert deepspeed_json.precision({}) == "fp32"
     assert deepspeed_json.precision({"bf16": {"enabled": False}, "fp16": {"enabled": True}}) == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("tensor_parallel", {"autotp_size": 2}, "tensor_parallel is not for this trainer"),
+        ("pipeline", {"stages": 2}, "pipeline is not for this trainer"),
+        ("data_efficiency", {"enabled": True}, "data_efficiency is not for this trainer"),
+        ("autotuning", {"enabled": True}, "autotuning is not for this trainer: `m4oe plan`"),
+        ("zero_optimization.zero_hpz_partition_size", 7, "zero_hpz_partition_size is not for this trainer"),
+        ("zero_optimization.zero_quantized_gradients", True, "zero_quantized_gradients is not for this trainer"),
+        ("zero_optimization.offload_param", {"device": "cpu"}, "does nothing below ZeRO stage 3; use none"),
+        ("zero_optimization.offload_optimizer", {"device": "nvme"}, "stage 3; use none or cpu"),
+        ("prescale_gradients", "yes", 'prescale_gradients must be true or false, got "yes"'),
+        ("optimizer.params.amsgrad", 1, "optimizer.params.amsgrad must be true or false, got 1"),
+        ("train_batch_size", -32, "train_batch_size must be a whole number from 1, got -32"),
+        ("train_micro_batch_size_per_gpu", "auto", "must be a whole number from 1, got"),
+    ],
+)
+def test_what_deepspeed_would_do_on_its_own_is_refused(key: str, value: Any, words: str) -> None:
+    (line,) = findings(changed(key, value))
+    assert words in line
+
+
+def test_what_is_turned_off_is_no_mistake() -> None:
+    for key, value in (
+        ("autotuning", {"enabled": False}),
+        ("zero_optimization.zero_hpz_partition_size", 1),
+        ("zero_optimization.zero_quantized_gradients", False),
+        ("zero_optimization.offload_param", {"device": "none"}),
+    ):
+        assert findings(changed(key, value)) == []
+
+
+def test_a_wrong_batch_is_not_said_to_differ_from_what_is_expected() -> None:
+    with pytest.raises(ConfigError, match=r"train_batch_size must be a whole number from 1, got 0"):
+        deepspeed_json.check(changed("train_batch_size", 0), "ds.json", {"train_batch_size": 32}, "run.yaml")

@@ -39,8 +39,9 @@ FLOORS = (
     "data_tools.archives", "data_tools.phantom", "data_tools.sheet", "data_tools.inspect", "data_tools.convert",
     "data_tools.cards", "m4oe_ds.config_fields", "m4oe_ds.config", "data_tools.demo", "m4oe_ds.free_options",
     "m4oe_ds.deepspeed_json", "m4oe_ds.layers", "m4oe_ds.losses", "m4oe_ds.models", "m4oe_ds.config_names",
-    "m4oe_ds.config_checks", "m4oe_ds.config_loader", "m4oe_ds.parallel", "m4oe_ds.evaluation", "m4oe_ds.runs",
-    "m4oe_ds.report", "m4oe_ds.diff", "m4oe_ds.planning", "m4oe_ds.training", "m4oe_ds.compare",
+    "m4oe_ds.config_tasks", "m4oe_ds.config_checks", "m4oe_ds.config_loader", "m4oe_ds.parallel",
+    "m4oe_ds.evaluation", "m4oe_ds.runs", "m4oe_ds.report", "m4oe_ds.diff", "m4oe_ds.planning", "m4oe_ds.training",
+    "m4oe_ds.compare",
     "m4oe_ds.analysis.information", "m4oe_ds.analysis.pid", "m4oe_ds.analysis", "m4oe_ds.predict", "m4oe_ds.scaling",
     "m4oe_ds.figures", "m4oe_ds.entry", "m4oe_ds.start", "m4oe_ds.doctor", "m4oe_ds.cli", "m4oe_ds.__main__",
 )  # fmt: skip

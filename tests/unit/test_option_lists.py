@@ -65,3 +65,9 @@ def test_nan_is_below_any_least() -> None:
 
 def test_advice_can_be_given() -> None:
     assert message("x", int, advice="write 8 or 16") == "--these: cannot read 'x'; write 8 or 16"
+
+
+def test_a_repetition_is_refused_where_an_item_counts_once() -> None:
+    with pytest.raises(ConfigError, match=r"--only: has b twice; leave one out"):
+        comma_list("a,b,b", "--only", str, once=True)
+    assert comma_list("a,b", "--only", str, once=True) == ["a", "b"]

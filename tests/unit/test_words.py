@@ -40,6 +40,8 @@ ALLOWED: dict[str, dict[str, str]] = {  # file: word: why
     "m4oe_ds/config.py": {"embed": "the default of data.dataset: a configuration without one is that of the demo"},
     "m4oe_ds/models/systems.py": dict.fromkeys(("breast", "cancer", "mammography", "eye", "gamma", "glaucoma"), CITED),
     "m4oe_ds/models/embedders.py": {"embed": "patch_embed, the name that timm gives the first layer"},
+    "m4oe_ds/config_tasks.py": {"gamma": "loss.default.gamma, the exponent of the focal loss"},
+    "m4oe_ds/models/backbone_names.py": {"embed": "embed_dim and no_embed_class, options of timm"},
     "m4oe_ds/models/parts.py": {
         "embed": "what names of parameters hold: pos_embed, task_embed",
         "gamma": "the scale of a layer, as timm calls it",

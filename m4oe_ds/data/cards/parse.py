@@ -32,6 +32,7 @@ _RESERVED = (
     "xpu", "zero_grad",
 )  # fmt: skip
 RESERVED = frozenset(_RESERVED)
+_OF_A_CONFIGURATION = {"run", "data", "model", "loss", "schedule", "optim", "parallel", "evaluation", "extends"}
 
 
 def read_card(path: Path) -> Card:
@@ -58,6 +59,8 @@ def parse_card(tree: Node, name: str) -> Card:
         raise ConfigError(
             "is not a card: a mapping with name, modalities and tasks", name, "see docs/guide/your-own-data.md"
         )
+    if "modalities" not in tree.value and tree.value.keys() & _OF_A_CONFIGURATION:
+        raise ConfigError("is a configuration, not a card", name, "give it to --config, and the card of the data here")
     top = Part(tree, "", problems)
     top.require("name", "modalities", "tasks")
     inputs = _modalities(top.part("modalities"))

@@ -151,7 +151,9 @@ def test_weight_and_kind_of_the_term_come_from_the_configuration() -> None:
     ],
 )
 def test_a_loss_that_does_not_fit_its_task_is_refused(kind: str, loss: str, fits: str) -> None:
-    config = problem.config(f"loss.default.kind={loss}")
+    config = problem.config()
+    default = replace(config.loss.default, kind=loss)  # of a card that is not the configuration's
+    config = replace(config, loss=replace(config.loss, default=default))
     task = TaskSpec("lamp", kind, 2, horizons=(1.0, 2.0) if kind == "survival" else ())
     spec = replace(spec_for(config), tasks=(task,))
     with pytest.raises(ConfigError, match=f"loss {loss} does not fit the {kind} task lamp.*use auto or {fits}$"):
