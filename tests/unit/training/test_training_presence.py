@@ -61,11 +61,11 @@ def test_the_model_card_says_what_was_missing_and_dropped(root: Path) -> None:
     config, manifests = loaded(root)
     found, _ = assemble.training_presence(config, spec_for(config), manifests["train"])
     environment = {"dataset": "embed", "presence": found.as_dict()}
-    text = dict(card(environment, {}, [], "data: {modality_dropout: 0.3}", "", {}, None))["Data"]
+    text = dict(card(environment, {}, [], {"data": {"modality_dropout": 0.3}}, {}, {}, None))["Data"]
     assert "67 % of the training samples have every modality; missing: syn_cc in 33 %" in text
     assert "left out with probability 0.3" in text
     whole = {**environment, "presence": {"samples": 24, "lacking": {"a": 0}, "complete": 24}}
-    text = dict(card(whole, {}, [], "data: {modality_dropout: 0.0}", "", {}, None))["Data"]
+    text = dict(card(whole, {}, [], {"data": {"modality_dropout": 0.0}}, {}, {}, None))["Data"]
     assert "missing" not in text
     assert "left out" not in text
 
