@@ -18,7 +18,7 @@ import torch
 from m4oe_ds import deepspeed_json
 from m4oe_ds.config import Config, to_dict
 from m4oe_ds.config_loader import place_of
-from m4oe_ds.coordinates import resolve
+from m4oe_ds.coordinates import LaunchEnvironment, resolve
 from m4oe_ds.data.cards import find_card, write_card
 from m4oe_ds.data.manifest import Manifest
 from m4oe_ds.data.missing import Presence
@@ -106,12 +106,12 @@ def run(prepared: Prepared, observers: MakeObserver | None = None) -> bool:
     if prepared.request.dry_run:
         with folder_beside(prepared.folder, device) as folder:
             small_one = dataclasses.replace(prepared, config=small(prepared.config))
-            ready = _make_ready(small_one, folder, device, observers)
+            ready = _make_ready(small_one, folder, place, device, observers)
             _say("\n".join(try_out(ready.loop, folder, prepared.folder, ready.statistics)))
         launch.stop()
         return True
     _prepare_folder(prepared.folder, prepared.request)
-    ready = _make_ready(prepared, prepared.folder, device, observers)
+    ready = _make_ready(prepared, prepared.folder, place, device, observers)
     outcome = ready.loop.run()
     if outcome.stopped_by:
         _say(f"stopped by signal {outcome.stopped_by} at step {outcome.position.step}; resume with --resume auto")
@@ -138,17 +138,19 @@ class _Ready:
     synthetic: bool
 
 
-def _make_ready(prepared: Prepared, folder: Path, device: torch.device, observers: MakeObserver | None) -> _Ready:
+def _make_ready(
+    prepared: Prepared, folder: Path, place: LaunchEnvironment, device: torch.device, observers: MakeObserver | None
+) -> _Ready:
     """Data, model and engine of a run; writes into ``folder`` what it is made from.
 
     Args:
         prepared: the request; a checkpoint to continue from is looked for in its folder.
         folder: where the run writes.
+        place: of this rank, as it was before the process group was made, which sets the variables of a launcher.
         device: of this rank.
         observers: see :func:`run`.
     """
     request, config, ds_config = prepared.request, prepared.config, prepared.ds_config
-    place = resolve(os.environ)
     sizes = deepspeed_json.batch_sizes(ds_config, place.world, request.ds_config)
     with _timed("data"):
         manifests = _manifests(config, device)
