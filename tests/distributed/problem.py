@@ -30,8 +30,9 @@ TINY = (
 
 
 def config(*overrides: str) -> Config:
-    """The small M4oE, all seven EMBED tasks."""
-    return config_loader.load(None, (*TINY, *overrides))
+    """The small M4oE, or the system named, with the other side where it compares both; all seven EMBED tasks."""
+    sides = ("data.contralateral=true",) if "model.name=asymmirai" in overrides else ()
+    return config_loader.load(None, (*TINY, *sides, *overrides))
 
 
 def samples(spec: ModelSpec, count: int, seed: int) -> Batch:

@@ -193,8 +193,10 @@ def test_wrong_options_name_what_to_do(data: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", data)
     with pytest.raises(ConfigError, match="no analysis everything"):
         analyze(str(run), "--only", "everything")
-    with pytest.raises(DataError, match="not analysed yet"):
+    with pytest.raises(ConfigError, match="is the run itself"):
         analyze(str(run), "--baseline", str(run))
+    with pytest.raises(DataError, match="not analysed yet"):
+        analyze(str(run), "--baseline", str(make_run(tmp_path / "other", data)))
     with pytest.raises(ConfigError, match="no classification task cup"):
         analyze(str(run), "--tasks", "cup")
     with pytest.raises(ConfigError, match="MODALITY=RUN"):
