@@ -183,6 +183,7 @@ def test_short_numbers_of_patients_are_found_by_their_place(shards: Path, field:
 def change_manifest(folder: Path, change: Any) -> None:
     content = json.loads((folder / "manifest.json").read_text())
     change(content["shards"][0])
+    content["num_samples"] = sum(shard["num_samples"] for shard in content["shards"])
     (folder / "manifest.json").write_text(json.dumps(content))
 
 
@@ -191,8 +192,8 @@ def test_a_manifest_that_tells_of_other_samples_is_found(shards: Path) -> None:
 
     def fewer(shard: dict[str, Any]) -> None:
         shard["num_samples"] -= 1
-        for name in ("groups", "present", "exams"):
-            shard[name].pop()
+        for values in (*(shard[name] for name in ("groups", "present", "exams")), *shard["labels"].values()):
+            values.pop()
 
     assert inspect.inspect(shards)[1] == []
     change_manifest(shards / "train", fewer)
