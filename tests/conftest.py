@@ -9,6 +9,7 @@ import json
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ def seed() -> int:
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)
     return SEED
+
+
+@pytest.fixture(autouse=True)
+def launch_variables() -> Iterator[None]:
+    """Takes away what a process group made in a test sets, or the commands of later tests are ranks of it."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    yield
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(before)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
