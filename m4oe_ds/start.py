@@ -13,7 +13,6 @@ from m4oe_ds.coordinates import check_accelerator, resolve
 from m4oe_ds.deepspeed_json import batch_sizes
 from m4oe_ds.errors import ConfigError
 from m4oe_ds.launcher import launch_environment, launcher, visible_devices
-from m4oe_ds.runs.opening import check_splits
 from m4oe_ds.runs.request import Prepared, makes_phantoms, needed_splits, prepare
 
 
@@ -40,6 +39,8 @@ def main(options: argparse.Namespace) -> int:
         entry.leave(entry.run_rank(entry.request_of(options), place.rank, options.debug))
     prepared = prepare(entry.request_of(options))
     if not makes_phantoms(prepared.config):
+        from m4oe_ds.runs.opening import check_splits  # numpy, which `--help` of any command does without
+
         check_splits(prepared.config, needed_splits(prepared.config), "data.root")
     check_accelerator(os.environ)
     if options.ranks:
