@@ -85,11 +85,12 @@ def _parts(config: Config, where: str, found: Places) -> Iterator[str]:
             if name not in known:
                 place = found.place(f"{option}.{name}", option, otherwise=where)
                 yield f"{place}: unknown name {name!r} in {option}{nearest(name, known)}"
-    yield from _twice(config, where, found)
+        yield from config_names.repeated(option, names, found.place(option, otherwise=where))
+    trackers = found.place("run.trackers", otherwise=where)
+    yield from config_names.repeated("run.trackers", config.run.trackers, trackers)
     for name in config.run.trackers:
         if name not in TRACKERS and not outside.is_written(name):
-            place = found.place("run.trackers", otherwise=where)
-            yield f"{place}: unknown tracker {name!r}{nearest(name, TRACKERS)}; or write {outside.FORM}"
+            yield f"{trackers}: unknown tracker {name!r}{nearest(name, TRACKERS)}; or write {outside.FORM}"
     for name in config.optim.parts:
         by = "model.freeze" if name in frozen else "model.embedder.freeze"
         if name in frozen or (name == "backbone" and config.model.embedder.freeze):
@@ -103,17 +104,6 @@ def _parts(config: Config, where: str, found: Places) -> Iterator[str]:
             yield f"{place}: frozen experts have no gradients: set run.conflict_every_steps=0; {fix}"
         if config.loss.gradient_policy != "sum":
             yield f"{place}: frozen experts have no gradients: set loss.gradient_policy=sum; {fix}"
-
-
-def _twice(config: Config, where: str, found: Places) -> Iterator[str]:
-    """Names that a list has twice; of data, tasks and splits :mod:`m4oe_ds.config_names` says it."""
-    for option, names in (
-        ("model.freeze", config.model.freeze),
-        ("optim.no_decay", config.optim.no_decay),
-        ("run.trackers", config.run.trackers),
-    ):
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            yield f"{found.place(option, otherwise=where)}: {option} lists {', '.join(twice)} twice"
 
 
 def _factors(config: Config, where: str, found: Places) -> Iterator[str]:

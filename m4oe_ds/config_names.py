@@ -63,8 +63,19 @@ def unknown(config: Config, where: str, found: Places) -> Iterator[str]:
             if name not in known:
                 place = found.place(f"{option}.{name}", option, otherwise=where)
                 yield f"{place}: {option}: {name!r} is not one of {words}{nearest(name, known)}"
-        if twice := sorted({name for name in values if values.count(name) > 1}):
-            yield f"{place}: {option} lists {', '.join(twice)} twice"
+        yield from repeated(option, values, place)
+
+
+def repeated(option: str, names: Sequence[str], place: str) -> Iterator[str]:
+    """A line if a list has names twice.
+
+    Args:
+        option: dotted name of the list.
+        names: in it.
+        place: where it was given.
+    """
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        yield f"{place}: {option} lists {', '.join(twice)} twice"
 
 
 def _named(section: Any, path: str) -> Iterator[tuple[str, Names, Sequence[str]]]:

@@ -78,20 +78,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(arguments)
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     return run_rank(request_of(options), rank, options.debug)
 
 
-def run_rank(request: Request, rank: int, debug: bool) -> int:
+def run_rank(request: Request, rank: str, debug: bool) -> int:
     """One rank to its exit status; a user error becomes one line on standard error, with the number of the rank.
 
     Args:
         request: what the options ask for.
-        rank: of this process.
+        rank: of this process, as the environment has it: whether it is a number is found with the other variables.
         debug: let user errors end in a traceback, too.
     """
-    prefix = f"[rank {rank}] " if rank else ""
-    return guarded(lambda: _as_rank(request, not rank), debug=debug, prefix=prefix)
+    first = rank == "0"
+    prefix = "" if first else f"[rank {rank}] "
+    return guarded(lambda: _as_rank(request, first), debug=debug, prefix=prefix)
 
 
 def _as_rank(request: Request, first: bool) -> int:

@@ -36,7 +36,7 @@ def main(options: argparse.Namespace) -> int:
         if options.ranks:
             fix = "leave --gpus away under srun or another launcher"
             raise ConfigError(f"{place.world} ranks were started already", "--gpus", fix)
-        entry.leave(entry.run_rank(entry.request_of(options), place.rank, options.debug))
+        entry.leave(entry.run_rank(entry.request_of(options), str(place.rank), options.debug))
     prepared = prepare(entry.request_of(options))
     if not makes_phantoms(prepared.config):
         from m4oe_ds.runs.opening import check_splits  # numpy, which `--help` of any command does without

@@ -94,12 +94,13 @@ def test_existing_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     assert "already holds a run" in line
 
 
-def test_incomplete_launch_environment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", ["0", "x"])
+def test_incomplete_launch_environment(rank: str) -> None:
     import subprocess
 
     result = subprocess.run(
         commands.command(["--ds_config", DS]),
-        env=commands.environment(RANK="0", WORLD_SIZE="2"),
+        env=commands.environment(RANK=rank, WORLD_SIZE="2"),
         cwd=commands.ROOT,
         capture_output=True,
         text=True,
@@ -107,3 +108,4 @@ def test_incomplete_launch_environment(tmp_path: Path) -> None:
     )
     assert result.returncode != 0
     assert "LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in result.stderr
+    assert "Traceback" not in result.stderr
